@@ -1,0 +1,159 @@
+"""Everything written to disk: whole or not at all, without pickle."""
+
+import json
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = [
+    "environment",
+    "load_state",
+    "load_tensors",
+    "read_json",
+    "save_tensors",
+    "sync_directory",
+    "write_bytes",
+    "write_json",
+]
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` whole or not at all: aside, fsynced, then moved into place.
+
+    Raises:
+        OSError: the disk is full or not writable; what stood at ``path`` is still there.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        with open(aside, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(aside, path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make a rename inside ``path`` durable (a no-op where directories cannot be opened)."""
+    if os.name == "posix":
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write ``value`` as JSON, atomically; NaN and Inf are refused (ValueError): they are not JSON."""
+    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+
+
+def read_json(path: str | Path) -> Any:
+    """Read a JSON file; a ValueError names the file where it is not complete JSON."""
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: not a complete JSON file ({error})") from None
+
+
+def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
+    """Save tensors as safetensors, atomically.
+
+    safetensors refuses shared storage and non-contiguous layouts, so each tensor is made contiguous and a tensor that
+    is another one (same memory, shape and strides; tied weights) is stored once and recorded as an alias.
+    """
+    from safetensors.torch import save
+
+    unique: dict[str, Tensor] = {}
+    aliases: dict[str, str] = {}
+    seen: dict[tuple[Any, ...], str] = {}
+    for name, tensor in tensors.items():
+        tensor = tensor.detach()
+        key = (tensor.device, tensor.data_ptr(), tuple(tensor.shape), tensor.stride(), tensor.dtype)
+        if tensor.numel() and key in seen:
+            aliases[name] = seen[key]
+            continue
+        seen[key] = name
+        copy = tensor.to("cpu").contiguous()
+        unique[name] = copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
+    write_bytes(path, save(unique, metadata={"aliases": json.dumps(aliases)}))
+
+
+def load_tensors(path: str | Path) -> dict[str, Tensor]:
+    """Load what ``save_tensors`` wrote, or any safetensors file, to the CPU.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: truncated, or not safetensors (pickled weights are never loaded).
+    """
+    from safetensors import SafetensorError, safe_open
+
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with safe_open(str(path), framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+    except (SafetensorError, OSError) as error:
+        raise ValueError(f"{path}: not a complete safetensors file ({error})") from None
+    return tensors | {name: tensors[of] for name, of in aliases.items()}
+
+
+def load_state(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path = "the checkpoint") -> None:
+    """Load ``tensors`` into ``module``, all or nothing.
+
+    Raises:
+        ValueError: names every missing, unexpected and misshapen tensor; the module is then unchanged.
+    """
+    own = module.state_dict()
+    problems = [f"missing {name}" for name in own if name not in tensors]
+    problems += [f"unexpected {name}" for name in tensors if name not in own]
+    problems += [
+        f"{name} is {tuple(tensors[name].shape)}, the network has {tuple(own[name].shape)}"
+        for name in own
+        if name in tensors and tensors[name].shape != own[name].shape
+    ]
+    if problems:
+        raise ValueError(f"{source} does not fit this network: {'; '.join(problems)}")
+    module.load_state_dict(tensors)
+
+
+def environment() -> dict[str, str | int]:
+    """Versions, hardware and thread count, for every report."""
+    import numpy
+    import torchvision
+
+    from robustgen import __version__
+
+    return {
+        "robustgen": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
+        "numpy": numpy.__version__,
+        "platform": sys.platform,
+        "cpu": _cpu_name(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else "none",
+    }
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()

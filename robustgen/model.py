@@ -1,0 +1,112 @@
+"""What the library needs to know of a user's model: its logits, and how to query it without leaving a trace."""
+
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["Model", "Normalize", "evaluating", "logits_of", "untouched", "warn_if_probabilities"]
+
+Model = Callable[[Tensor], Any]  # x (N, ...) in bounds -> logits (N, C), or an object with a .logits field
+
+
+class Normalize(nn.Module):
+    """(x - mean) / std for each channel, so that a model takes pixels in [0, 1] and attacks see the pixel space.
+
+    Args:
+        mean, std: one number for each channel of x (N, C, ...).
+
+    Raises:
+        ValueError: different lengths, or a std that is not positive.
+
+    >>> Normalize([0.5], [0.25])(torch.ones(1, 1, 2, 2)).unique()
+    tensor([2.])
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        super().__init__()
+        if len(mean) != len(std) or not all(s > 0 for s in std):
+            raise ValueError(f"mean and std must have one entry for each channel, std > 0; got {mean} and {std}")
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[1] != len(self.mean):
+            raise ValueError(f"expected {len(self.mean)} channels in dimension 1, got shape {tuple(x.shape)}")
+        shape = (1, -1) + (1,) * (x.ndim - 2)
+        return (x - self.mean.reshape(shape)) / self.std.reshape(shape)
+
+
+def logits_of(output: object) -> Tensor:
+    """The logits (N, C) in a model's output: the tensor itself or its ``.logits`` field.
+
+    Raises:
+        TypeError: neither.
+        ValueError: not two-dimensional, or fewer than two classes.
+    """
+    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(logits, Tensor):
+        raise TypeError(f"the model must return logits (N, C) or an object with .logits, not {type(output).__name__}")
+    if logits.ndim != 2 or logits.shape[1] < 2:
+        raise ValueError(f"the model must return logits (N, C) with C >= 2, got shape {tuple(logits.shape)}")
+    return logits
+
+
+def warn_if_probabilities(logits: Tensor) -> None:
+    """Warn where every row is non-negative and sums to one: a softmax at the end hides gradients from attacks."""
+    if len(logits) and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
+        warnings.warn("the model's output looks like probabilities; return logits (before softmax)", stacklevel=3)
+
+
+@contextmanager
+def evaluating(model: object) -> Iterator[None]:
+    """Put every submodule of ``model`` in eval mode; restore each one's own flag afterwards, also on an exception."""
+    modules = list(model.modules()) if isinstance(model, nn.Module) else []
+    flags = [m.training for m in modules]
+    try:
+        for m in modules:
+            m.training = False
+        yield
+    finally:
+        for m, flag in zip(modules, flags, strict=True):
+            m.training = flag
+
+
+@contextmanager
+def untouched(model: object, seed: int = 0) -> Iterator[None]:
+    """Query ``model`` and leave no trace: eval mode, parameters frozen, random state forked and seeded.
+
+    Restored afterwards, also on an exception: train / eval of every submodule, ``requires_grad`` of every parameter,
+    the values of buffers that the forward pass changed, and the global random state of the CPU and of every GPU.
+    Inside, a recurrent network on a GPU runs without cuDNN, which cannot backpropagate through one in eval mode.
+    """
+    module = model if isinstance(model, nn.Module) else None
+    parameters = list(module.parameters()) if module else []
+    required = [p.requires_grad for p in parameters]
+    buffers = [(m, k, b) for m in module.modules() for k, b in m._buffers.items() if b is not None] if module else []
+    saved = [(b._version, b.detach().clone()) for _, _, b in buffers]
+    recurrent = module is not None and any(isinstance(m, nn.RNNBase) for m in module.modules())
+    with ExitStack() as stack:
+        stack.enter_context(evaluating(model))
+        stack.enter_context(torch.random.fork_rng())
+        if recurrent and torch.cuda.is_available():
+            stack.enter_context(torch.backends.cudnn.flags(enabled=False))
+        torch.manual_seed(seed)
+        try:
+            for p in parameters:
+                p.requires_grad_(False)
+            yield
+        finally:
+            for p, flag in zip(parameters, required, strict=True):
+                p.requires_grad_(flag)
+            for (owner, key, buffer), (version, value) in zip(buffers, saved, strict=True):
+                owner._buffers[key] = buffer  # a forward pass may have put another tensor in its place
+                if buffer._version != version:
+                    with torch.no_grad():
+                        buffer.copy_(value)
