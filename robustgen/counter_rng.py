@@ -44,7 +44,11 @@ def _bits(seed: int, ids: Tensor, stream: tuple[int, ...], count: int) -> Tensor
 
 
 def uniform(
-    seed: int, ids: Tensor, shape: tuple[int, ...], stream: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+    seed: int,
+    ids: Tensor,
+    shape: tuple[int, ...],
+    stream: tuple[int, ...] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Uniform numbers in [0, 1) on a grid of 2^-24, shape (N, *shape), for int64 ``ids`` (N,).
 
@@ -57,7 +61,11 @@ def uniform(
 
 
 def normal(
-    seed: int, ids: Tensor, shape: tuple[int, ...], stream: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+    seed: int,
+    ids: Tensor,
+    shape: tuple[int, ...],
+    stream: tuple[int, ...] = (),
+    dtype: torch.dtype = torch.float32,
 ) -> Tensor:
     """Standard normal numbers (N, *shape) by the Box-Muller transform of two uniforms."""
     count = math.prod(shape)

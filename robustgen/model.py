@@ -94,7 +94,8 @@ def untouched(model: object, seed: int = 0) -> Iterator[None]:
     recurrent = module is not None and any(isinstance(m, nn.RNNBase) for m in module.modules())
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
-        stack.enter_context(torch.random.fork_rng())
+        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
+        stack.enter_context(torch.random.fork_rng(devices))
         if recurrent and torch.cuda.is_available():
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         torch.manual_seed(seed)

@@ -1,5 +1,6 @@
 """Small classifiers for the demo, the command and the experiments. Inputs are pixels in [0, 1]."""
 
+import itertools
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
@@ -55,7 +56,10 @@ class ConvNet(nn.Sequential):
         channels = [in_channels, width, 2 * width, 2 * width]
         layers: list[nn.Module] = []
         for i, (kernel, stride, padding) in enumerate(shapes):
-            layers += [nn.Conv2d(channels[i], channels[i + 1], kernel, stride, padding), activation_module(activation)]
+            layers += [
+                nn.Conv2d(channels[i], channels[i + 1], kernel, stride, padding),
+                activation_module(activation),
+            ]
             size = tuple((s + 2 * padding - kernel) // stride + 1 for s in size)  # type: ignore[assignment]
         super().__init__(*layers, nn.Flatten(), nn.Linear(2 * width * size[0] * size[1], n_classes))
 
@@ -71,7 +75,7 @@ class MLP(nn.Sequential):
     def __init__(self, n_inputs: int, hidden: Sequence[int], n_classes: int, activation: str = "relu") -> None:
         widths = [n_inputs, *hidden]
         layers: list[nn.Module] = [nn.Flatten()]
-        for a, b in zip(widths, widths[1:], strict=False):
+        for a, b in itertools.pairwise(widths):
             layers += [nn.Linear(a, b), activation_module(activation)]
         super().__init__(*layers, nn.Linear(widths[-1], n_classes))
 

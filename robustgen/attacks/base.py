@@ -1,0 +1,157 @@
+"""The contract of every attack: an object of hyperparameters that is called with a model, inputs and labels."""
+
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks.ball import Ball, perturbation_norm
+from robustgen.attacks.losses import LOSSES
+from robustgen.attacks.problem import Problem
+from robustgen.checks import check_bounds, check_ids, check_images, check_labels
+from robustgen.model import Model, untouched
+
+__all__ = ["Attack", "AttackResult"]
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """What an attack found on a batch.
+
+    Attributes:
+        x_adv: (N, ...) in the ball and the bounds; the iterate of lowest margin where the attack failed.
+        success: bool (N,). Untargeted: the prediction differs from y (also where it did before the attack).
+            Targeted: it is the target. For a stochastic model: in the majority of fresh draws.
+        distance: float64 (N,), norm of x_adv - x.
+        forwards, backwards: int64 (N,), queries of the model for each sample.
+    """
+
+    x_adv: Tensor
+    success: Tensor
+    distance: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attack(ABC):
+    """Hyperparameters common to all attacks; a subclass adds its own and :meth:`_search`.
+
+    Args:
+        eps: radius of the ball, in units of the input (0.3 of a [0, 1] pixel range). A tensor (N,) given at the call
+            overrides it for each sample; zero is allowed.
+        norm: of the ball; a norm that the attack does not support is a ValueError.
+        targeted: ``y`` holds the classes to reach instead of the true ones to leave.
+        bounds: lowest and highest value of the input space.
+        early_stop: a sample that is solved, or misclassified from the start, takes no further work (the latter is
+            returned unchanged). False, for adversarial training: every sample runs every step.
+        seed: of all random numbers. They depend on (seed, id of the sample) only, not on the batch.
+        votes: fresh draws of a stochastic model of which a success needs the majority.
+
+    The model, an ``nn.Module`` or any callable x -> logits, is queried in eval mode with frozen parameters and is
+    left exactly as it was; the global random state is not advanced.
+    """
+
+    norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+
+    eps: float = 0.3
+    norm: str = "Linf"
+    targeted: bool = False
+    bounds: tuple[float, float] = (0.0, 1.0)
+    early_stop: bool = True
+    seed: int = 0
+    votes: int = 9
+
+    def __post_init__(self) -> None:
+        name = type(self).__name__
+        if self.norm not in self.norms:
+            raise ValueError(f"{name} supports norm {' or '.join(self.norms)}, not {self.norm!r}")
+        if not 0 <= self.eps < float("inf"):
+            raise ValueError(f"eps must be a finite number >= 0, got {self.eps}")
+        if self.votes < 1:
+            raise ValueError(f"votes must be at least 1, got {self.votes}")
+        object.__setattr__(self, "bounds", check_bounds(self.bounds))
+        loss = getattr(self, "loss", "ce")
+        if loss not in LOSSES:
+            raise ValueError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
+        for field in ("steps", "restarts", "eot_samples", "n_queries"):
+            if getattr(self, field, 1) < 1:
+                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+
+    def __call__(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        ids: Tensor | None = None,
+        eps: Tensor | float | None = None,
+    ) -> Tensor:
+        """Adversarial inputs (N, ...); see :meth:`run`."""
+        return self.run(model, x, y, ids=ids, eps=eps).x_adv
+
+    def run(
+        self,
+        model: Model,
+        x: Tensor,
+        y: Tensor,
+        *,
+        ids: Tensor | None = None,
+        eps: Tensor | float | None = None,
+    ) -> AttackResult:
+        """Attack ``model`` at ``x`` (N, ...) with labels ``y`` (N,).
+
+        Args:
+            ids: int64 (N,), what random numbers are keyed by; default ``arange(N)``.
+            eps: number or tensor (N,) that replaces the attack's own.
+
+        Raises:
+            TypeError: x is not a float32 / float64 tensor, y or ids not int64, or the model does not return logits.
+            ValueError: shapes that do not fit, NaN / Inf / out-of-bounds inputs, labels outside [0, C), a negative
+                eps, NaN logits on clean inputs, or a model that is not differentiable in x where the attack needs it.
+        """
+        x = check_images(x, self.bounds).detach()
+        y = check_labels(y, len(x)).to(x.device)
+        ids = check_ids(ids, len(x), x.device)
+        radius = _per_sample(self.eps if eps is None else eps, x)
+        if not len(x):
+            empty = torch.zeros_like(y)
+            return AttackResult(x.clone(), empty.bool(), radius, empty, empty.clone())
+        with torch.inference_mode(False), torch.no_grad(), untouched(model, self.seed):
+            x, y, ids, radius = (t.clone() if t.is_inference() else t for t in (x, y, ids, radius))
+            problem = Problem(
+                model,
+                x,
+                y,
+                ids,
+                Ball(x, radius, self.norm, self.bounds),
+                targeted=self.targeted,
+                early_stop=self.early_stop,
+                votes=self.votes,
+            )
+            if len(problem.active()):
+                self._search(problem)
+            problem.finish()
+        distance = perturbation_norm(problem.best_x - x, self.norm)
+        return AttackResult(problem.best_x, problem.solved, distance, problem.forwards, problem.backwards)
+
+    @abstractmethod
+    def _search(self, problem: Problem) -> None:
+        """Look for adversarial inputs of ``problem.active()`` and hand every candidate to ``problem.record``."""
+
+    def describe(self) -> dict[str, Any]:
+        """The attack's name and every hyperparameter, as JSON-able values."""
+        return {"attack": type(self).__name__} | asdict(self)
+
+
+def _per_sample(eps: Tensor | float, x: Tensor) -> Tensor:
+    radius = torch.as_tensor(eps, dtype=torch.float64, device=x.device).detach()
+    if radius.ndim == 0:
+        radius = radius.expand(len(x)).clone()
+    if radius.shape != (len(x),):
+        raise ValueError(f"eps must be a number or have shape ({len(x)},), got {tuple(radius.shape)}")
+    if not bool((radius >= 0).all()) or bool(radius.isinf().any()):
+        raise ValueError("eps must be finite and >= 0 for every sample")
+    return radius

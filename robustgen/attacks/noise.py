@@ -1,0 +1,39 @@
+"""Random search in the ball: the floor that any gradient attack must beat."""
+
+from dataclasses import dataclass
+
+from robustgen.attacks.base import Attack
+from robustgen.attacks.problem import Problem
+
+__all__ = ["NoiseSearch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoiseSearch(Attack):
+    """Draw points around x until one fools the model. It needs no gradient.
+
+    A network that falls to noise but stands against gradients has masked gradients, not robustness.
+
+    Args:
+        n_queries: points tried for each sample.
+        distribution: "uniform" in the ball, or "gaussian" (std eps for Linf, eps / sqrt(D) for L2, cut to the ball).
+
+    The others are those of :class:`~robustgen.attacks.Attack`.
+    """
+
+    n_queries: int = 100
+    distribution: str = "uniform"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.distribution not in ("uniform", "gaussian"):
+            raise ValueError(f"distribution must be 'uniform' or 'gaussian', got {self.distribution!r}")
+
+    def _search(self, problem: Problem) -> None:
+        draw = problem.ball.uniform if self.distribution == "uniform" else problem.ball.gaussian
+        for query in range(self.n_queries):
+            i = problem.active()
+            if not len(i):
+                return
+            x = draw(i, self.seed, problem.ids[i], (query,))
+            problem.record(i, x, problem.logits(i, x))

@@ -1,0 +1,54 @@
+"""Black-box transfer: attack a substitute trained on the same kind of data, show the result to the target once.
+
+Papernot, McDaniel and Goodfellow, "Transferability in Machine Learning", 2016; the black-box threat model of Lamb,
+"Generative Models: A Critical Review", 2018, section 2.6.1: the attacker has the training data, not the model.
+"""
+
+from dataclasses import dataclass, field, fields, replace
+from typing import Any
+
+from robustgen.attacks.base import Attack
+from robustgen.attacks.problem import Problem
+from robustgen.model import Model
+
+__all__ = ["TransferAttack"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransferAttack(Attack):
+    """Run ``attack`` on ``surrogate`` and hand what it finds to the model.
+
+    Args:
+        surrogate: the substitute model.
+        attack: what runs on it, always with ``early_stop=False``: it cannot know when the target falls. Its eps, norm,
+            bounds and the other common settings are those of the transfer attack.
+
+    Counted queries are those of the target model (one forward after the clean ones).
+    """
+
+    surrogate: Model
+    attack: Attack
+    eps: float = field(init=False)
+    norm: str = field(init=False)
+    targeted: bool = field(init=False)
+    bounds: tuple[float, float] = field(init=False)
+    early_stop: bool = field(init=False)
+    seed: int = field(init=False)
+    votes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        for common in fields(Attack):
+            object.__setattr__(self, common.name, getattr(self.attack, common.name))
+
+    def _search(self, problem: Problem) -> None:
+        i = problem.active()
+        on_surrogate = replace(self.attack, early_stop=False)
+        x = on_surrogate(self.surrogate, problem.x[i], problem.y[i], ids=problem.ids[i], eps=problem.ball.eps[i])
+        problem.record(i, x, problem.logits(i, x))
+
+    def describe(self) -> dict[str, Any]:
+        return {
+            "attack": "TransferAttack",
+            "surrogate": type(self.surrogate).__name__,
+            "of": self.attack.describe(),
+        }
