@@ -33,11 +33,12 @@ class Ball:
             self.low = -_rounded_down(-(x.double() - radius).clamp(min=bounds[0]), x.dtype)
             self.high = _rounded_down((x.double() + radius).clamp(max=bounds[1]), x.dtype)
         else:  # x + delta is rounded element by element: leave room for it
-            ulp = torch.finfo(x.dtype).eps * max(map(abs, bounds))
-            self.radius = (eps.double() - ulp * x[:1].numel() ** 0.5).clamp(min=0)
+            ulp = torch.finfo(x.dtype).eps
+            slack = ulp * max(map(abs, bounds)) * x[:1].numel() ** 0.5
+            self.radius = (eps.double() * (1 - 4 * ulp) - slack).clamp(min=0)
 
     def project(self, i: Tensor, z: Tensor) -> Tensor:
-        """The rows ``i`` of the set nearest to ``z`` (L2: on the ball first, then on the bounds, which stays inside)."""
+        """``z`` (n, ...) moved into the set: L2 first into the ball, then into the bounds, which stays inside it."""
         if self.norm == "Linf":
             return torch.minimum(torch.maximum(z, self.low[i]), self.high[i])
         delta = z - self.x[i]

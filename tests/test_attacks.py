@@ -1,0 +1,462 @@
+"""The promises of every attack. Members are found in ``attacks.__all__``: a new one is covered the day it is born."""
+
+import copy
+import warnings
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+
+from robustgen import attacks
+from robustgen.attacks import FGSM, PGD, Attack, NoiseSearch, TransferAttack
+from robustgen.attacks.ball import Ball, perturbation_norm
+from robustgen.attacks.losses import cross_entropy_direction, margin
+
+MEMBERS = [n for n in attacks.__all__ if n not in ("Attack", "AttackResult")]
+GRADIENT = [n for n in MEMBERS if n != "NoiseSearch"]
+
+
+def make(name: str, model: object, **common) -> Attack:
+    """An instance of a member; one that needs more than common settings has a line here."""
+    if name == "TransferAttack":
+        return TransferAttack(surrogate=model, attack=PGD(steps=10, **common))
+    extra = {"PGD": {"steps": 10, "restarts": 2}, "NoiseSearch": {"n_queries": 8}}.get(name, {})
+    return getattr(attacks, name)(**extra, **common)
+
+
+class Awkward(nn.Module):
+    """Batch norm, dropout, a shared and a frozen weight, a buffer that counts calls, mixed train / eval flags."""
+
+    def __init__(self, dtype=torch.float32):
+        super().__init__()
+        self.conv = nn.Conv2d(1, 4, 3, padding=1)
+        self.norm = nn.BatchNorm2d(4)
+        self.drop = nn.Dropout(0.5)
+        self.read_out = nn.Linear(4 * 25, 3)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+        self.norm.running_mean.normal_()
+        self.conv.weight.requires_grad_(False)
+        self.to(dtype)
+        self.train()
+        self.norm.eval()
+
+    def forward(self, x):
+        self.calls += 1
+        return self.read_out(self.drop(torch.relu(self.norm(self.conv(x)))).flatten(1))
+
+
+@pytest.fixture
+def batch():
+    x = torch.rand(7, 1, 5, 5)
+    return x, torch.randint(3, (7,))
+
+
+def snapshot(model):
+    return (
+        {k: v.clone() for k, v in model.state_dict().items()},
+        [p.requires_grad for p in model.parameters()],
+        [None if p.grad is None else p.grad.clone() for p in model.parameters()],
+        [m.training for m in model.modules()],
+        [dict(m._forward_hooks) for m in model.modules()],
+        {k: id(v) for k, v in [*model.named_parameters(), *model.named_buffers()]},
+    )
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("early_stop", [True, False])
+class TestContract:
+    def test_stays_in_ball_and_bounds_exactly(self, name, norm, early_stop, batch):
+        x, y = batch
+        model = Awkward()
+        eps = torch.tensor([0.0, 0.01, 0.1, 0.3, 0.5, 1.0, 3.0])
+        result = make(name, model, norm=norm, early_stop=early_stop).run(model, x, y, eps=eps)
+        assert bool((perturbation_norm(result.x_adv - x, norm) <= eps.double() * (1 + 1e-6)).all())
+        exact = (result.x_adv.double() - x.double()).flatten(1)
+        size = exact.abs().amax(1) if norm == "Linf" else exact.norm(dim=1)
+        assert bool((size <= eps.double()).all())
+        assert result.x_adv.min() >= 0
+        assert result.x_adv.max() <= 1
+        assert torch.equal(result.x_adv[0], x[0])
+        assert result.distance.shape == result.success.shape == result.forwards.shape == result.backwards.shape == (7,)
+
+    def test_success_is_the_prediction_of_the_original_model(self, name, norm, early_stop, batch):
+        x, y = batch
+        model = Awkward()
+        result = make(name, model, norm=norm, early_stop=early_stop, eps=0.2).run(model, x, y)
+        model.eval()
+        assert torch.equal(result.success, model(result.x_adv).argmax(1) != y)
+
+    def test_leaves_the_model_as_it_was(self, name, norm, early_stop, batch):
+        x, y = batch
+        model = Awkward()
+        model.read_out.register_forward_hook(lambda *a: None)
+        model.read_out.weight.grad = torch.ones_like(model.read_out.weight)
+        before, random_state = snapshot(model), torch.get_rng_state()
+        make(name, model, norm=norm, early_stop=early_stop)(model, x, y)
+        assert same(before, snapshot(model))
+        assert torch.equal(random_state, torch.get_rng_state())
+
+    def test_leaves_the_model_as_it_was_after_an_exception(self, name, norm, early_stop, batch):
+        x, y = batch
+        model = Awkward()
+
+        def fail(module, args, output):
+            if int(model.calls) >= 3:
+                raise RuntimeError("the power went out")
+
+        model.read_out.register_forward_hook(fail)
+        before, random_state = snapshot(model), torch.get_rng_state()
+        with pytest.raises(RuntimeError, match="power"):
+            make(name, model, norm=norm, early_stop=early_stop, eps=0.001)(model, x, y)
+        assert same(before, snapshot(model))
+        assert torch.equal(random_state, torch.get_rng_state())
+
+    def test_a_sample_does_not_depend_on_its_batch(self, name, norm, early_stop, batch):
+        x, y = batch[0].double(), batch[1]
+        model = Awkward(torch.float64)
+        ids = torch.tensor([3, 99, -4, 2**40, 5, 0, 7])
+        attack = make(name, model, norm=norm, early_stop=early_stop, eps=0.1, seed=5)
+        whole = attack(model, x, y, ids=ids)
+        order = torch.randperm(7)
+        shuffled = attack(model, x[order], y[order], ids=ids[order])
+        alone = torch.cat([attack(model, x[k : k + 1], y[k : k + 1], ids=ids[k : k + 1]) for k in range(7)])
+        assert torch.allclose(whole[order], shuffled, atol=1e-12, rtol=0)
+        assert torch.allclose(whole, alone, atol=1e-12, rtol=0)
+
+    def test_any_bounds_and_any_input_shape(self, name, norm, early_stop):
+        for bounds, shape in [((-3.0, 7.0), (6,)), ((0.0, 255.0), (2, 3, 4)), ((-1.0, -0.5), (4, 3))]:
+            model = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), 2))
+            x = bounds[0] + (bounds[1] - bounds[0]) * torch.rand(5, *shape)
+            attack = make(name, model, norm=norm, early_stop=early_stop, eps=0.5, bounds=bounds)
+            x_adv = attack(model, x, torch.zeros(5, dtype=torch.int64))
+            exact = (x_adv.double() - x.double()).flatten(1)
+            assert (exact.abs().max() if norm == "Linf" else exact.norm(dim=1).max()) <= 0.5
+            assert bounds[0] <= x_adv.min()
+            assert x_adv.max() <= bounds[1]
+
+    def test_empty_batch(self, name, norm, early_stop):
+        model = Awkward()
+        attack = make(name, model, norm=norm, early_stop=early_stop)
+        result = attack.run(model, torch.zeros(0, 1, 5, 5), torch.zeros(0, dtype=torch.int64))
+        assert result.x_adv.shape == (0, 1, 5, 5)
+        assert result.success.shape == result.distance.shape == (0,)
+
+    def test_targeted_reaches_the_target(self, name, norm, early_stop):
+        model = nn.Linear(10, 3).double()
+        x = 0.4 + 0.2 * torch.rand(20, 10, dtype=torch.float64)
+        target = (model(x).argmax(1) + 1) % 3
+        attack = make(name, model, norm=norm, early_stop=early_stop, eps=0.4, targeted=True)
+        result = attack.run(model, x, target)
+        assert torch.equal(result.success, model(result.x_adv).argmax(1) == target)
+        if name in GRADIENT and norm == "Linf":
+            moved_closer = margin(model(result.x_adv), target, True) < margin(model(x), target, True)
+            assert moved_closer.all()
+            assert result.success.float().mean() > 0.5
+
+    def test_runs_inside_no_grad_and_inference_mode(self, name, norm, early_stop, batch):
+        x, y = batch
+        model = Awkward()
+        attack = make(name, model, norm=norm, early_stop=early_stop)
+        expected = attack(model, x, y)
+        with torch.no_grad():
+            assert torch.equal(attack(model, x, y), expected)
+        with torch.inference_mode():
+            assert torch.equal(attack(model, x.clone(), y.clone()), expected)
+
+    def test_understands_an_output_object(self, name, norm, early_stop, batch):
+        x, y = batch
+        model = Awkward().eval()
+        wrapped = lambda z: SimpleNamespace(logits=model(z))
+        attack = make(name, wrapped, norm=norm, early_stop=early_stop)
+        assert torch.equal(attack(wrapped, x, y), attack(model, x, y))
+
+    def test_a_stochastic_model_needs_a_majority(self, name, norm, early_stop):
+        class Flicker(nn.Module):
+            """Right on average; a single draw is wrong one time in five. eps = 0 cannot change that."""
+
+            def forward(self, x):
+                noise = torch.rand(len(x), 1, dtype=x.dtype) < 0.2
+                return torch.cat([torch.where(noise, -1.0, 1.0), torch.zeros(len(x), 1)], 1) + 0 * x.sum()
+
+        model, x, y = Flicker(), torch.rand(40, 3), torch.zeros(40, dtype=torch.int64)
+        random_state = torch.get_rng_state()
+        result = make(name, model, norm=norm, early_stop=early_stop, eps=0.0, votes=15).run(model, x, y)
+        assert result.success.float().mean() <= 0.05
+        assert torch.equal(random_state, torch.get_rng_state())
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+class TestWork:
+    def test_solved_samples_take_no_work_and_return_unchanged(self, name, batch):
+        x, _ = batch
+        model = Awkward()
+        predicted = copy.deepcopy(model).eval()(x).argmax(1)
+        y = torch.where(torch.arange(7) < 4, (predicted + 1) % 3, predicted)  # the first four are already wrong
+        result = make(name, model, eps=1e-4).run(model, x, y)
+        assert torch.equal(result.x_adv[:4], x[:4])
+        assert bool(result.success[:4].all())
+        assert result.forwards[:4].max() <= 3  # clean, and for a few two more to see whether the model is stochastic
+        assert result.backwards[:4].max() == 0
+        assert result.forwards[4:].min() >= 2
+
+    def test_returns_the_iterate_of_lowest_margin(self, name):
+        """On a wavy loss the last iterate is not the best one; everything the model saw is on record."""
+        seen: list[torch.Tensor] = []
+
+        def wavy(x):
+            seen.append(x.detach().clone())
+            m = torch.cos(9 * x.double()).sum(1, keepdim=True) + 3
+            return torch.cat([m, torch.zeros_like(m)], 1)
+
+        x, y = torch.rand(6, 2), torch.zeros(6, dtype=torch.int64)
+        x_adv = make(name, wavy, eps=0.4, early_stop=False)(wavy, x, y)
+        queries = [z for z in seen if z.shape == x.shape and not torch.equal(z, x)]
+        if name in ("FGSM", "TransferAttack"):  # one candidate
+            assert torch.equal(x_adv, queries[-1])
+        else:
+            best = torch.stack([torch.cos(9 * z.double()).sum(1) for z in queries]).amin(0)
+            assert torch.allclose(torch.cos(9 * x_adv.double()).sum(1), best)
+            if name == "PGD":
+                assert (torch.cos(9 * queries[-1].double()).sum(1) > best + 1e-6).any()
+
+    def test_every_option_is_checked(self, name):
+        model = nn.Linear(2, 2)
+        for wrong in ({"norm": "L7"}, {"eps": -0.1}, {"eps": float("nan")}, {"bounds": (1.0, 0.0)}, {"votes": 0}):
+            with pytest.raises(ValueError, match=next(iter(wrong)) if "norm" not in wrong else "Linf or L2"):
+                make(name, model, **wrong)
+        with pytest.raises(TypeError):
+            make(name, model, epsilon=0.1)
+
+    @pytest.mark.parametrize(
+        ("x", "y", "error", "message"),
+        [
+            (torch.full((2, 2), float("nan")), torch.tensor([0, 1]), ValueError, "NaN"),
+            (torch.full((2, 2), float("inf")), torch.tensor([0, 1]), ValueError, "NaN or Inf"),
+            (torch.full((2, 2), 1.5), torch.tensor([0, 1]), ValueError, "outside the bounds"),
+            (torch.zeros(2, 2, dtype=torch.uint8), torch.tensor([0, 1]), TypeError, "float32"),
+            (torch.zeros(2, 2, dtype=torch.bfloat16), torch.tensor([0, 1]), TypeError, "float32"),
+            ([[0.0, 0.0]], torch.tensor([0]), TypeError, r"torch\.Tensor"),
+            (torch.zeros(2), torch.tensor([0, 1]), ValueError, "batch"),
+            (torch.zeros(2, 2), torch.tensor([0, 2]), ValueError, "label"),
+            (torch.zeros(2, 2), torch.tensor([0, -1]), ValueError, "label"),
+            (torch.zeros(2, 2), torch.tensor([0]), ValueError, "shape"),
+            (torch.zeros(2, 2), torch.tensor([0.0, 1.0]), TypeError, "int64"),
+        ],
+    )
+    def test_wrong_input(self, name, x, y, error, message):
+        model = nn.Linear(2, 2)
+        with pytest.raises(error, match=message):
+            make(name, model)(model, x, y)
+
+    def test_wrong_model(self, name):
+        x, y = torch.rand(2, 4), torch.tensor([0, 1])
+        with pytest.raises(TypeError, match="logits"):
+            make(name, nn.Linear(4, 2))(lambda z: None, x, y)
+        with pytest.raises(ValueError, match="logits"):
+            make(name, nn.Linear(4, 2))(nn.Linear(4, 1), x, y)
+        with pytest.raises(ValueError, match="NaN or Inf logits for 2 of 2"):
+            make(name, nn.Linear(4, 2))(lambda z: z[:, :2] / 0 * 0, x, y)
+        for wrong in (torch.tensor([0.1]), -torch.ones(2)):
+            with pytest.raises(ValueError, match="eps"):
+                make(name, nn.Linear(4, 2))(nn.Linear(4, 2), x, y, eps=wrong)
+        with pytest.warns(UserWarning, match="probabilities"):
+            make(name, nn.Linear(4, 2))(nn.Sequential(nn.Linear(4, 2), nn.Softmax(1)), x, y)
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+@pytest.mark.parametrize("n_classes", [2, 5])
+def test_strength_against_a_closed_form(name, norm, loss, n_classes):
+    """For logits W x + b the smallest adversarial radius is min_j (z_y - z_j) / dual norm of (w_y - w_j)."""
+    if name == "FGSM" and n_classes > 2:
+        pytest.skip("one step along a mixture of classes is not optimal for more than two")
+    torch.manual_seed(1)
+    model = nn.Linear(12, n_classes).double()
+    if loss == "ce":  # at small logits the cross-entropy climbs towards all classes at once, not the nearest
+        model.weight.data.mul_(200)
+    x = 0.4 + 0.2 * torch.rand(200, 12, dtype=torch.float64)
+    z = model(x).detach()
+    y = z.argmax(1)
+    w = model.weight.detach()
+    gap = z.gather(1, y[:, None]) - z
+    size = (w[y][:, None] - w[None]).norm(p=1 if norm == "Linf" else 2, dim=2)
+    radius = torch.where(size > 0, gap / size, float("inf")).amin(1)
+    near = radius < 0.3  # the bounds do not bind
+    x, y, radius = x[near], y[near], radius[near]
+    assert len(x) > 40
+    common = {"norm": norm, "loss": loss} if name != "TransferAttack" else {"norm": norm}
+    attack = make(name, model, **common)
+    if name == "PGD":
+        attack = PGD(norm=norm, loss=loss, steps=50, restarts=5)
+    if name == "TransferAttack":
+        attack = TransferAttack(surrogate=model, attack=PGD(norm=norm, loss=loss, steps=50, restarts=5))
+    assert attack.run(model, x, y, eps=1.1 * radius).success.float().mean() >= 0.95
+    assert attack.run(model, x, y, eps=0.999 * radius).success.sum() == 0
+
+
+@pytest.mark.parametrize("name", GRADIENT)
+def test_a_confident_network_does_not_mask_its_gradient(name):
+    """Logits a hundred thousand times larger: the cross-entropy's own gradient is exactly zero in float32."""
+    model = nn.Linear(12, 2)
+    x = 0.4 + 0.2 * torch.rand(50, 12)
+    y = model(x).argmax(1)
+    loud = lambda z: 1e5 * model(z)
+    leaf = x.clone().requires_grad_(True)
+    nn.functional.cross_entropy(loud(leaf), y).backward()
+    assert (leaf.grad == 0).all(1).any()
+    assert torch.equal(make(name, loud)(loud, x, y), make(name, model)(model, x, y))
+
+
+@pytest.mark.parametrize("name", [n for n in GRADIENT if n != "TransferAttack"])
+def test_models_without_a_gradient(name):
+    x, y = torch.rand(3, 4), torch.zeros(3, dtype=torch.int64)
+    step = lambda z: torch.stack([2 + 0 * z.detach()[:, 0], z.detach()[:, 0] * 0], 1)
+    with pytest.raises(ValueError, match="differentiable"):
+        make(name, step)(step, x, y)
+    root = lambda z: torch.stack([2 + (0 * z).sum(1).sqrt(), z[:, 0] * 0], 1)
+    with pytest.warns(UserWarning, match="NaN or Inf"):
+        make(name, root)(root, x, y)
+
+
+def test_ce_direction_is_that_of_the_cross_entropy():
+    logits = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    y = torch.randint(4, (6,))
+    (ours,) = torch.autograd.grad(cross_entropy_direction(logits, y).sum(), logits)
+    (plain,) = torch.autograd.grad(nn.functional.cross_entropy(logits, y, reduction="sum"), logits)
+    cosine = nn.functional.cosine_similarity(ours, plain, dim=1)
+    assert torch.allclose(cosine, torch.ones_like(cosine))
+
+
+def test_fgsm_is_its_formula():
+    model = Awkward(torch.float64).eval()
+    x, y = torch.rand(5, 1, 5, 5, dtype=torch.float64), torch.randint(3, (5,))
+    leaf = x.clone().requires_grad_(True)
+    (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(leaf), y), leaf)
+    expected = (x + 0.1 * gradient.sign()).clamp(0, 1)
+    assert torch.allclose(FGSM(eps=0.1, early_stop=False)(model, x, y), expected, atol=1e-12)
+    unit = gradient / gradient.flatten(1).norm(dim=1)[:, None, None, None]
+    expected = (x + 0.1 * unit).clamp(0, 1)
+    assert torch.allclose(FGSM(eps=0.1, norm="L2", early_stop=False)(model, x, y), expected, atol=1e-12)
+
+
+def test_pgd_is_its_formula_from_a_clean_start():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(25, 20), nn.Tanh(), nn.Linear(20, 3)).double()
+    x, y = torch.rand(5, 1, 5, 5, dtype=torch.float64), torch.randint(3, (5,))
+    expected, best, lowest = x.clone(), x.clone(), torch.full((5,), float("inf"), dtype=torch.float64)
+    for _ in range(8):
+        leaf = expected.clone().requires_grad_(True)
+        (gradient,) = torch.autograd.grad(nn.functional.cross_entropy(model(leaf), y), leaf)
+        expected = (x + (expected + 0.05 * gradient.sign() - x).clamp(-0.2, 0.2)).clamp(0, 1)
+        m = margin(model(expected).detach(), y)
+        best[m < lowest], lowest = expected[m < lowest], torch.minimum(m, lowest)
+    ours = PGD(eps=0.2, steps=8, step_size=0.05, random_start=False, early_stop=False)(model, x, y)
+    assert torch.allclose(ours, best, atol=1e-9)
+
+
+def test_random_starts_differ_by_seed_restart_and_id():
+    x = torch.full((3, 4), 0.5, dtype=torch.float64)
+    ball = Ball(x, torch.full((3,), 0.2), "Linf", (0.0, 1.0))
+    rows = torch.arange(3)
+    draws = [ball.uniform(rows, seed, rows, (restart,)) for seed in (0, 1) for restart in (0, 1)]
+    assert len({tuple(row.tolist()) for d in draws for row in d}) == 12
+
+
+def test_averaged_gradients_help_on_a_noisy_model():
+    weights = torch.linspace(-1, 1, 40)
+
+    def noisy(x):
+        m = (x - 0.5) @ weights + 0.5 + 30 * (x @ torch.randn(40) - x.detach() @ torch.zeros(40)) * 0.05
+        return torch.stack([m, torch.zeros_like(m)], 1)
+
+    x, y = torch.full((30, 40), 0.5), torch.zeros(30, dtype=torch.int64)
+    clean_margin = lambda z: ((z - 0.5) @ weights).mean()
+    one = FGSM(eps=0.1, eot_samples=1, early_stop=False)(noisy, x, y)
+    many = FGSM(eps=0.1, eot_samples=64, early_stop=False)(noisy, x, y)
+    assert clean_margin(many) < clean_margin(one) - 0.1
+
+
+def test_transfer_runs_on_the_surrogate_and_counts_target_queries_only():
+    target, surrogate = nn.Linear(6, 3), nn.Linear(6, 3)
+    x, y = torch.rand(8, 6), torch.randint(3, (8,))
+    attack = TransferAttack(surrogate=surrogate, attack=FGSM(eps=0.3))
+    result = attack.run(target, x, y)
+    moved = ~(result.x_adv == x).flatten(1).all(1)
+    expected = FGSM(eps=0.3, early_stop=False)(surrogate, x, y)
+    assert torch.equal(result.x_adv[moved], expected[moved])
+    assert result.backwards.max() == 0
+
+
+def test_noise_search_distributions():
+    x, y = torch.full((200, 10), 0.5), torch.zeros(200, dtype=torch.int64)
+    always = lambda z: torch.stack([2 + z.sum(1) * 0, z.sum(1) * 0], 1)
+    for distribution in ("uniform", "gaussian"):
+        for norm in ("Linf", "L2"):
+            attack = NoiseSearch(eps=0.3, norm=norm, n_queries=1, distribution=distribution)
+            delta = attack(always, x, y) - x
+            assert delta.mean().abs() < 0.02
+            assert delta.std() > 0.03
+    with pytest.raises(ValueError, match="distribution"):
+        NoiseSearch(distribution="cauchy")
+
+
+def test_an_rnn_and_a_frozen_batch_norm_survive():
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.rnn = nn.LSTM(3, 8, batch_first=True, dropout=0.0)
+            self.out = nn.Linear(8, 2)
+
+        def forward(self, x):
+            return self.out(self.rnn(x)[0][:, -1])
+
+    model = Reader().train()
+    x, y = torch.rand(4, 6, 3), torch.randint(2, (4,))
+    PGD(eps=0.1, steps=3)(model, x, y)
+    assert model.training
+    assert model.rnn.training
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    eps=st.floats(0, 4, allow_nan=False, width=32),
+    low=st.floats(-300, 0, width=32),
+    span=st.floats(0.5, 300, width=32),
+    norm=st.sampled_from(["Linf", "L2"]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
+    seed=st.integers(0, 10**6),
+)
+def test_projection_is_exact_and_idempotent(eps, low, span, norm, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    bounds = (low, low + span)
+    x = (low + span * torch.rand(4, 9, generator=generator, dtype=torch.float64)).to(dtype).clamp(*bounds)
+    ball = Ball(x, torch.full((4,), eps, dtype=torch.float64), norm, bounds)
+    z = ball.project(torch.arange(4), x + 3 * span * torch.randn(4, 9, generator=generator, dtype=dtype))
+    exact = z.double() - x.double()
+    assert (exact.abs().amax(1) if norm == "Linf" else exact.norm(dim=1)).max() <= eps
+    assert z.double().min() >= bounds[0]
+    assert z.double().max() <= bounds[1]
+    again = ball.project(torch.arange(4), z)
+    assert torch.allclose(again, z, atol=1e-5 * max(1.0, abs(low) + span) if dtype == torch.float32 else 1e-10)
+
+
+def test_every_member_is_an_attack_with_explicit_keywords():
+    for name in MEMBERS:
+        cls = getattr(attacks, name)
+        assert issubclass(cls, Attack)
+        with pytest.raises(TypeError), warnings.catch_warnings():
+            cls(0.3)  # keywords only
