@@ -36,7 +36,7 @@ def check_images(x: object, bounds: tuple[float, float] | None = None, name: str
     low, high = (v.item() for v in torch.aminmax(x.detach()))  # NaN propagates through aminmax
     if not (float("-inf") < low and high < float("inf")):
         raise ValueError(f"{name} holds NaN or Inf")
-    if bounds is not None and (low < bounds[0] or high > bounds[1]):
+    if bounds is not None and (low < x.new_tensor(bounds[0]).item() or high > x.new_tensor(bounds[1]).item()):
         raise ValueError(f"{name} has values in [{low:.4g}, {high:.4g}], outside the bounds {tuple(bounds)}")
     return x
 

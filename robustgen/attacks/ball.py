@@ -29,9 +29,7 @@ class Ball:
     def __init__(self, x: Tensor, eps: Tensor, norm: str, bounds: tuple[float, float]) -> None:
         self.x, self.norm, self.bounds, self.eps = x, norm, bounds, eps
         if norm == "Linf":
-            radius = eps.double().reshape(-1, *[1] * (x.ndim - 1))
-            self.low = -_rounded_down(-(x.double() - radius).clamp(min=bounds[0]), x.dtype)
-            self.high = _rounded_down((x.double() + radius).clamp(max=bounds[1]), x.dtype)
+            self.low, self.high = (_limit(x, eps, sign).clamp(*bounds) for sign in (-1, 1))
         else:  # x + delta is rounded element by element: leave room for it
             ulp = torch.finfo(x.dtype).eps
             slack = ulp * max(map(abs, bounds)) * x[:1].numel() ** 0.5
@@ -74,8 +72,9 @@ class Ball:
         return direction * _column(scale, direction)
 
 
-def _rounded_down(value: Tensor, dtype: torch.dtype) -> Tensor:
-    """float64 ``value`` in ``dtype``, never larger."""
-    near = value.to(dtype)
-    below = torch.nextafter(near, torch.full_like(near, float("-inf")))
-    return torch.where(near.double() > value, below, near)
+def _limit(x: Tensor, eps: Tensor, sign: int) -> Tensor:
+    """x + sign * eps in the dtype of ``x``, rounded towards x where rounding would leave the ball."""
+    eps = eps.double().reshape(-1, *[1] * (x.ndim - 1))
+    limit = (x.double() + sign * eps).to(x.dtype)
+    outside = sign * (limit.double() - x.double()) > eps
+    return torch.where(outside, torch.nextafter(limit, x), limit)
