@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Model", "Normalize", "evaluating", "logits_of", "untouched", "warn_if_probabilities"]
+__all__ = ["Model", "Normalize", "evaluating", "logits_of", "output_tensor", "untouched", "warn_if_probabilities"]
 
 Model = Callable[[Tensor], Any]  # x (N, ...) in bounds -> logits (N, C), or an object with a .logits field
 
@@ -43,16 +43,22 @@ class Normalize(nn.Module):
         return (x - self.mean.reshape(shape)) / self.std.reshape(shape)
 
 
+def output_tensor(output: object) -> Tensor:
+    """The tensor in a model's output: the output itself or its ``.logits`` field; TypeError for anything else."""
+    tensor = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"the model must return a tensor or an object with .logits, not {type(output).__name__}")
+    return tensor
+
+
 def logits_of(output: object) -> Tensor:
-    """The logits (N, C) in a model's output: the tensor itself or its ``.logits`` field.
+    """The logits (N, C) in a classifier's output, which is a tensor or an object with a ``.logits`` field.
 
     Raises:
         TypeError: neither.
         ValueError: not two-dimensional, or fewer than two classes.
     """
-    logits = output if isinstance(output, Tensor) else getattr(output, "logits", None)
-    if not isinstance(logits, Tensor):
-        raise TypeError(f"the model must return logits (N, C) or an object with .logits, not {type(output).__name__}")
+    logits = output_tensor(output)
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"the model must return logits (N, C) with C >= 2, got shape {tuple(logits.shape)}")
     return logits

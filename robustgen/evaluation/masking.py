@@ -1,0 +1,92 @@
+"""Tests for gradient masking: signs that an attack is weak rather than the network robust.
+
+Lamb, "Generative Models: A Critical Review", 2018, section 2.6.2 (black-box attacks are a subset of white-box ones, an
+unbounded attack must succeed, many small steps beat one large one), after Athalye, Carlini and Wagner, "Obfuscated
+Gradients Give a False Sense of Security", 2018; and, on one fixed network, accuracy must fall as eps grows.
+"""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["HOLDS", "NOT_RUN", "VIOLATED", "MaskingTest", "at_most", "monotone", "not_run", "reaches_zero"]
+
+HOLDS, VIOLATED, NOT_RUN = "holds", "violated", "not run"
+
+
+@dataclass(frozen=True)
+class MaskingTest:
+    """One verdict with the numbers behind it.
+
+    Attributes:
+        name: what must hold.
+        verdict: "holds", "violated" (beyond two standard errors) or "not run".
+        detail: the numbers in one sentence, or why the test was not run.
+        difference: by how much it is violated, in accuracy (negative: with room to spare); None if not run.
+        standard_error: of the difference, paired over examples.
+        n: examples.
+    """
+
+    name: str
+    verdict: str
+    detail: str
+    difference: float | None = None
+    standard_error: float | None = None
+    n: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able."""
+        return asdict(self)
+
+
+def not_run(name: str, why: str) -> MaskingTest:
+    """A test that was not run, and why."""
+    return MaskingTest(name, NOT_RUN, why)
+
+
+def _paired(difference: Tensor) -> tuple[float, float]:
+    d = difference.double()
+    error = d.std().item() / len(d) ** 0.5 if len(d) > 1 else 0.0
+    return d.mean().item(), error
+
+
+def _verdict(excess: float, error: float) -> str:
+    return VIOLATED if excess > 0 and excess > 2 * error else HOLDS
+
+
+def at_most(name: str, stronger: tuple[str, Tensor], weaker: tuple[str, Tensor]) -> MaskingTest:
+    """Accuracy under the first attack must be at most that under the second.
+
+    Args:
+        stronger, weaker: (name of the attack, bool (N,) which examples still stand), on the same examples.
+    """
+    (strong_name, strong), (weak_name, weak) = stronger, weaker
+    excess, error = _paired(strong.double() - weak.double())
+    detail = (
+        f"{strong_name} leaves {strong.double().mean():.1%}, {weak_name} {weak.double().mean():.1%} "
+        f"(difference {100 * excess:+.1f} points, standard error {100 * error:.1f})"
+    )
+    return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(strong))
+
+
+def reaches_zero(name: str, standing: Tensor) -> MaskingTest:
+    """An attack without a bound must leave nothing standing."""
+    excess, error = _paired(standing)
+    detail = f"{standing.double().mean():.1%} of {len(standing)} still stand (standard error {100 * error:.1f} points)"
+    return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(standing))
+
+
+def monotone(name: str, eps: Sequence[float], standing: Sequence[Tensor]) -> MaskingTest:
+    """Accuracy must not rise from one eps to the next; the worst step decides."""
+    steps = [_paired(b.double() - a.double()) for a, b in zip(standing[:-1], standing[1:], strict=True)]
+    worst = max(range(len(steps)), key=lambda k: steps[k][0] - 2 * steps[k][1])
+    excess, error = steps[worst]
+    path = ", ".join(f"{s.double().mean():.1%} at {e:.3g}" for e, s in zip(eps, standing, strict=True))
+    detail = (
+        f"{path}; largest step {100 * excess:+.1f} points, from {eps[worst]:.3g} to {eps[worst + 1]:.3g} "
+        f"(standard error {100 * error:.1f})"
+    )
+    return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(torch.atleast_1d(standing[0])))

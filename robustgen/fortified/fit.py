@@ -1,0 +1,85 @@
+"""Training the autoencoders of a pretrained network, the backbone frozen."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.model import evaluating
+from robustgen.training import Batch, Trainer, as_source, unwrap
+
+if TYPE_CHECKING:
+    from robustgen.fortified.network import FortifiedNetwork
+
+__all__ = ["fit_autoencoders"]
+
+
+class _AutoencoderObjective:
+    """Sum over layers of the mean squared error, in units of the layer's scale, on the original network's states."""
+
+    def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        net: Any = unwrap(model)
+        net.backbone.eval()  # batch statistics and dropout of the frozen network stay as they are
+        _, states = model(batch.x, return_states=True, detach_states=True, replace=False)
+        scales = dict(zip(net.layers, (a.scale for a in net.autoencoders()), strict=True))
+        losses = {n: ((d - s) / scales[n.split("#")[0]]).square().mean() for n, (s, d) in states.items()}
+        total = torch.stack(list(losses.values())).sum()
+        return {"loss": total} | {f"relative_error/{n}": loss.detach() for n, loss in losses.items()}
+
+
+def fit_autoencoders(
+    net: "FortifiedNetwork",
+    data: Any,
+    *,
+    epochs: int,
+    lr: float,
+    batch_size: int,
+    seed: int,
+    progress: bool,
+    run_dir: str | Path | None,
+    resume: bool,
+) -> list[dict[str, float]]:
+    """See :meth:`FortifiedNetwork.fit_autoencoders`."""
+    if net.input_layer is not None and net.config["layers"]:
+        raise ValueError("an input autoencoder with its loss in hidden states is trained with FortifiedObjective")
+    _measure_scales(net, data, batch_size)
+    parameters = list(net.backbone.parameters())
+    required = [p.requires_grad for p in parameters]
+    adam: Callable[[Any], torch.optim.Optimizer] = partial(torch.optim.Adam, lr=lr)
+    trainer = Trainer(
+        _AutoencoderObjective(),
+        optimizer=adam,
+        epochs=epochs,
+        batch_size=batch_size,
+        seed=seed,
+        run_dir=run_dir,
+        resume=resume,
+        progress=progress,
+    )
+    try:
+        for p in parameters:
+            p.requires_grad_(False)
+        return trainer.fit(net, data)
+    finally:
+        for p, flag in zip(parameters, required, strict=True):
+            p.requires_grad_(flag)
+
+
+def _measure_scales(net: "FortifiedNetwork", data: Any, batch_size: int, batches: int = 10) -> None:
+    source = as_source(data)
+    device = next(net.parameters()).device
+    squares = {name: torch.zeros((), dtype=torch.float64, device=device) for name in net.layers}
+    counts = dict.fromkeys(net.layers, 0)
+    with evaluating(net), torch.no_grad():
+        for start in range(0, min(len(source), batches * batch_size), batch_size):
+            x, _ = source.batch(torch.arange(start, min(start + batch_size, len(source))))
+            _, states = net(x.to(device), return_states=True, replace=False)
+            for name, (state, _) in states.items():
+                squares[name.split("#")[0]] += state.double().square().sum()
+                counts[name.split("#")[0]] += state.numel()
+    for name, autoencoder in zip(net.layers, net.autoencoders(), strict=True):
+        rms = (squares[name] / max(1, counts[name])).sqrt()
+        autoencoder.scale.copy_(torch.where(rms > 0, rms, torch.ones_like(rms)))

@@ -1,0 +1,326 @@
+"""``fortify`` an existing network: denoising autoencoders replace the outputs of the layers that the user names."""
+
+import copy as copying
+import warnings
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.files import load_state, load_tensors, read_json, save_tensors, write_json
+from robustgen.fortified.autoencoder import ConvAutoencoder, DenoisingAutoencoder, DenseAutoencoder
+from robustgen.fortified.layer import FortifiedLayer, Tape, recording
+from robustgen.fortified.placement import Placement, auto_layers, call_model, place
+from robustgen.model import evaluating, output_tensor, untouched
+
+__all__ = ["FortifiedNetwork", "fortify"]
+
+INPUT = "input"  # the name under which an input autoencoder without hidden layers reports
+
+
+def fortify(
+    model: nn.Module,
+    layers: str | Sequence[str],
+    *,
+    example_input: Any,
+    hidden: int | None = None,
+    activation: str = "leaky_relu",
+    decoder_activation: str = "linear",
+    noise_std: float = 0.1,
+    noise_at_test: bool = False,
+    batch_dim: int | None = None,
+    input_autoencoder: bool = False,
+    copy: bool = True,
+) -> "FortifiedNetwork":
+    """Put a denoising autoencoder on the output of each named layer of ``model``; later layers see the decoded state.
+
+    Lamb, "Generative Models: A Critical Review", 2018, section 2.5. The autoencoders start at random: train the
+    network jointly with :class:`FortifiedObjective`, or keep a pretrained one and call ``fit_autoencoders``.
+
+    Args:
+        model: any ``nn.Module``; x (N, ...) -> logits (N, C), or an object with ``.logits``.
+        layers: names as in ``model.named_modules()``, or "auto": the middle and the last hidden activation (see
+            :func:`~robustgen.fortified.placement.auto_layers`). Each must give a float tensor (N, D), (N, T, D) or
+            (N, C, H, W), or a tuple whose first item is one (an nn.LSTM: its output at every time step).
+        example_input: what the model is called with to find the shapes: a tensor, a tuple of positional or a dict of
+            keyword arguments.
+        hidden: units (channels) of each autoencoder; None means 2 D up to 1024 but at least min(D, 1024) for dense
+            states and C for maps.
+        activation, decoder_activation: leaky_relu, relu, tanh or linear.
+        noise_std: of the corruption noise on the states.
+        noise_at_test: corrupt in eval mode too. The network is then stochastic and attacks treat it so.
+        batch_dim: the dimension of the states that counts examples; None finds it by calling the model on the example
+            twice over.
+        input_autoencoder: one autoencoder on the input instead; ``layers`` (may be empty) then only say where its
+            loss is measured: between the state of the clean and that of the reconstructed input (Liao et al.,
+            "Defense against Adversarial Attacks Using High-Level Representation Guided Denoiser", 2018).
+        copy: False fortifies ``model`` itself instead of a copy.
+
+    Raises:
+        TypeError: model is not an nn.Module.
+        ValueError: a layer that cannot be fortified (unknown, never called, wrong output), or a wrong option.
+
+    >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    >>> fortified = fortify(net, ["1"], example_input=torch.zeros(2, 8))
+    >>> fortified(torch.zeros(2, 8)).shape, list(fortified.reconstruction_errors(torch.zeros(2, 8)))
+    (torch.Size([2, 3]), ['1'])
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"fortify needs an nn.Module, got {type(model).__name__}")
+    if layers == "auto":
+        layers = auto_layers(model, example_input)
+    elif isinstance(layers, str):
+        layers = [layers]
+    if not layers and not input_autoencoder:
+        raise ValueError("no layers to fortify: name at least one, or pass 'auto'")
+    placements = place(model, layers, example_input, batch_dim)
+    options = {
+        "activation": activation,
+        "decoder_activation": decoder_activation,
+        "noise_std": noise_std,
+        "noise_at_test": noise_at_test,
+    }
+    if input_autoencoder:
+        layer_specs = [_spec(p, hidden, observe_only=True) for p in placements]
+        input_spec = _spec(_input_placement(example_input), hidden)
+    else:
+        layer_specs = [_spec(p, hidden) for p in placements]
+        input_spec = None
+    config = {"layers": layer_specs, "input": input_spec, "options": options}
+    net = FortifiedNetwork(copying.deepcopy(model) if copy else model, config)
+    reference = next(iter(model.parameters()), None)
+    if reference is not None:
+        for layer in net.autoencoders():
+            layer.to(device=reference.device, dtype=reference.dtype)
+    net.train(model.training)
+    _warn_of_ignored_layers(net, example_input)
+    return net
+
+
+def _spec(placement: Placement, hidden: int | None, observe_only: bool = False) -> dict[str, Any]:
+    """JSON-able description of one fortified layer."""
+    if hidden is None:
+        wide = max(min(2 * placement.features, 1024), min(placement.features, 1024))
+        hidden = placement.features if placement.kind == "conv" else wide
+    return asdict(placement) | {"hidden": None if observe_only else hidden}
+
+
+def _input_placement(x: object) -> Placement:
+    if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim not in (2, 3, 4):
+        raise ValueError("an input autoencoder needs a model with one float input (N, D), (N, T, D) or (N, C, H, W)")
+    return Placement(INPUT, "conv" if x.ndim == 4 else "dense", x.shape[1] if x.ndim == 4 else x.shape[-1], 0)
+
+
+def _warn_of_ignored_layers(net: "FortifiedNetwork", example: Any) -> None:
+    layers = [layer for layer in net.fortified_layers if layer.autoencoder is not None]
+    with untouched(net), torch.enable_grad():
+        biases = [layer.autoencoder.decoder_bias.requires_grad_(True) for layer in layers]  # untouched() undoes it
+        total = call_model(net, example).sum()
+        reached = torch.autograd.grad(total, biases, allow_unused=True) if total.requires_grad else [None] * len(biases)
+    for layer, gradient in zip(layers, reached, strict=True):
+        if gradient is None:
+            warnings.warn(
+                f"the logits do not depend on the output of layer {layer.name!r}: fortifying it has no effect on them "
+                "(does the model read an RNN's final state instead of its output?)",
+                stacklevel=3,
+            )
+
+
+class FortifiedNetwork(nn.Module):
+    """An existing network with fortified layers; made by :func:`fortify` or :meth:`load`.
+
+    Attributes:
+        backbone: the network; the fortified layers hang on it as forward hooks, its structure is unchanged.
+        layers: names under which states and errors are reported.
+        config: what :func:`fortify` decided, JSON-able; enough to build the network again around the same model.
+    """
+
+    def __init__(self, backbone: nn.Module, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.backbone, self.config = backbone, config
+        self.fortified_layers = nn.ModuleList(_build_layer(spec, config["options"]) for spec in config["layers"])
+        self.input_layer = None if config["input"] is None else _build_layer(config["input"], config["options"])
+        self.layers: tuple[str, ...] = tuple(spec["name"] for spec in config["layers"]) or (INPUT,)
+        for layer in self.fortified_layers:
+            backbone.get_submodule(layer.name).register_forward_hook(layer.hook)
+
+    def forward(
+        self,
+        *args: Any,
+        return_states: bool = False,
+        detach_states: bool = False,
+        replace: bool = True,
+        **kwargs: Any,
+    ) -> Any:
+        """Logits of the fortified network; with ``return_states`` also what its autoencoders saw.
+
+        Args:
+            *args, **kwargs: the model's own inputs.
+            return_states: return ``(logits, {layer: (state, decoded)})``. A layer called k times in one pass appears
+                as ``layer``, ``layer#2``, ... ``layer#k``. With an input autoencoder a pair holds the layer's state on
+                the raw and on the reconstructed input.
+            detach_states: record autoencoder outputs for detached states, so that losses on them train the
+                autoencoders alone.
+            replace: False passes the undecoded states on, as in the original network (needs ``return_states``).
+        """
+        if not return_states:
+            return output_tensor(self.backbone(*self._inputs(args), **kwargs))
+        if self.input_layer is not None:
+            return self._states_around_input(args, kwargs, detach_states)
+        logits, entries = self._recorded(args, kwargs, Tape(detach=detach_states, replace=replace))
+        states: dict[str, tuple[Tensor, Tensor]] = {}
+        calls: dict[str, int] = {}
+        for layer, state, decoded in entries:
+            k = calls[layer.name] = calls.get(layer.name, 0) + 1
+            states[layer.name if k == 1 else f"{layer.name}#{k}"] = (state, decoded)
+        return logits, states
+
+    def _inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self.input_layer is None:
+            return args
+        return (self.input_layer.autoencoder(args[0]), *args[1:])
+
+    def _recorded(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], tape: Tape
+    ) -> tuple[Tensor, list[tuple[FortifiedLayer, Tensor, Tensor]]]:
+        token = recording.set(tape)
+        try:
+            logits = output_tensor(self.backbone(*args, **kwargs))
+        finally:
+            recording.reset(token)
+        own = set(self.fortified_layers)  # a fortified network inside this one records its own layers
+        return logits, [entry for entry in tape.entries if entry[0] in own]
+
+    def _states_around_input(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], detach: bool
+    ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        reconstructed = self._inputs(args)
+        logits, after = self._recorded(reconstructed, kwargs, Tape())
+        if not self.config["layers"]:
+            return logits, {INPUT: (args[0], reconstructed[0])}
+        _, before = self._recorded(args, kwargs, Tape())
+        pairs = zip(before, after, strict=True)
+        return logits, {b[0].name: (b[1].detach() if detach else b[1], a[1]) for b, a in pairs}
+
+    def autoencoders(self) -> list[DenoisingAutoencoder]:
+        """The autoencoders, in the order of ``layers`` (or the one on the input)."""
+        layers = [self.input_layer] if self.input_layer is not None else list(self.fortified_layers)
+        return [layer.autoencoder for layer in layers]
+
+    def per_example(self, name: str, values: Tensor) -> Tensor:
+        """``values`` shaped like the states of ``name``, as (N, everything else)."""
+        base = name.split("#")[0]
+        for layer in self.fortified_layers:
+            if layer.name == base:
+                return layer.per_example(values)
+        return values.flatten(1)
+
+    def reconstruction_errors(self, *args: Any, relative: bool = False, **kwargs: Any) -> dict[str, Tensor]:
+        """Mean squared error between state and decoded state, for each layer and example: {layer: (N,)}.
+
+        In eval mode, whatever the network's mode; without gradient unless an input requires it. A layer called several
+        times reports the mean over its calls.
+
+        Args:
+            *args, **kwargs: the model's inputs.
+            relative: divide by the mean square of the state, which does not change with the state's scale.
+        """
+        inputs = [*args, *kwargs.values()]
+        wants_grad = any(isinstance(v, Tensor) and v.requires_grad for v in inputs)
+        with evaluating(self), torch.set_grad_enabled(wants_grad):
+            _, states = self(*args, return_states=True, **kwargs)
+            found: dict[str, list[Tensor]] = {name: [] for name in self.layers}
+            for name, (state, decoded) in states.items():
+                error = self.per_example(name, decoded - state).square().mean(1)
+                if relative:
+                    error = error / self.per_example(name, state).square().mean(1).clamp(min=1e-12)
+                found[name.split("#")[0]].append(error)
+            return {name: torch.stack(errors).mean(0) for name, errors in found.items()}
+
+    def unfortified(self) -> nn.Module:
+        """The original module, without fortified layers, with its current weights: a copy that shares nothing."""
+        plain = copying.deepcopy(self.backbone)
+        for module in plain.modules():
+            for key, hook in list(module._forward_hooks.items()):
+                if isinstance(getattr(hook, "__self__", None), FortifiedLayer):
+                    del module._forward_hooks[key]
+        return plain
+
+    def fit_autoencoders(
+        self,
+        data: Any,
+        *,
+        epochs: int = 5,
+        lr: float = 1e-3,
+        batch_size: int = 128,
+        seed: int = 0,
+        progress: bool = True,
+        run_dir: str | Path | None = None,
+        resume: bool = False,
+    ) -> list[dict[str, float]]:
+        """Fortify a pretrained network: train only the autoencoders, on its own clean states; the backbone is frozen.
+
+        First sets each autoencoder's ``scale`` to the root mean square of its layer's states over up to ten batches;
+        then minimises the mean squared error in that unit with corrupted states, every layer seeing the states of the
+        original network.
+
+        Args:
+            data: inputs as :class:`~robustgen.training.Trainer` takes them; labels, if any, are not used.
+            epochs, lr, batch_size, seed, progress, run_dir, resume: of the training, by Adam.
+
+        Returns:
+            One dict for each epoch, with the mean loss and the relative error of every layer.
+
+        Raises:
+            ValueError: no data, or a network whose autoencoder sits on the input with its loss in hidden states.
+        """
+        from robustgen.fortified.fit import fit_autoencoders
+
+        return fit_autoencoders(
+            self,
+            data,
+            epochs=epochs,
+            lr=lr,
+            batch_size=batch_size,
+            seed=seed,
+            progress=progress,
+            run_dir=run_dir,
+            resume=resume,
+        )
+
+    def save(self, directory: str | Path) -> None:
+        """Write weights and fortify options to ``directory``; the architecture stays the user's code."""
+        write_json(Path(directory) / "config.json", {"format": 1, "model": self.config})
+        save_tensors(Path(directory) / "model.safetensors", self.state_dict())
+
+    @classmethod
+    def load(cls, directory: str | Path, *, model: nn.Module) -> "FortifiedNetwork":
+        """Rebuild a network that :meth:`save` or a training run wrote, around ``model``, freshly built and unfortified.
+
+        Raises:
+            FileNotFoundError: nothing there.
+            ValueError: truncated files, not a fortified network, or another architecture (differing tensors named).
+        """
+        from robustgen.training import latest_checkpoint
+
+        directory = latest_checkpoint(directory) or Path(directory)
+        config = read_json(directory / "config.json").get("model")
+        if not isinstance(config, dict) or not {"layers", "input", "options"} <= config.keys():
+            raise ValueError(f"{directory} does not hold a fortified network")
+        known = dict(model.named_modules(remove_duplicate=False))
+        missing = [spec["name"] for spec in config["layers"] if spec["name"] not in known]
+        if missing:
+            raise ValueError(f"{directory} fortifies layers that this model lacks: {', '.join(missing)}")
+        net = cls(copying.deepcopy(model), config)
+        load_state(net, load_tensors(directory / "model.safetensors"), directory)
+        return net
+
+
+def _build_layer(spec: dict[str, Any], options: dict[str, Any]) -> FortifiedLayer:
+    if spec["hidden"] is None:
+        return FortifiedLayer(spec["name"], None, spec["batch_dim"])
+    cls = ConvAutoencoder if spec["kind"] == "conv" else DenseAutoencoder
+    return FortifiedLayer(spec["name"], cls(spec["features"], spec["hidden"], **options), spec["batch_dim"])

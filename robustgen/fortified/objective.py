@@ -1,0 +1,111 @@
+"""The joint objective of fortified networks.
+
+Lamb, "Generative Models: A Critical Review", 2018, section 2.5:
+L = L_c(y) + L_c(y~) + lambda_rec * sum_k L_rec,k + lambda_adv * sum_k L_adv,k.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from robustgen.model import logits_of
+from robustgen.training import Batch, adversarial_inputs, unwrap
+
+__all__ = ["FortifiedObjective"]
+
+
+class FortifiedObjective:
+    """Classification on clean and adversarial inputs plus the autoencoders' losses, for ``Trainer``.
+
+    L_rec,k = mean over examples of ||D(E(h + n)) - h||^2; L_adv,k = the same from the adversarial state, its target
+    being the CLEAN state. Both halves go through the network in one concatenated forward.
+
+    Args:
+        attack: makes the adversarial inputs from the network as it is at that step; None trains on clean inputs only
+            (no L_c(y~), no L_adv). Every sample runs every step (its ``early_stop`` is ignored).
+        lambda_rec, lambda_adv: 0 switches a loss off; both 0 leaves layers without any autoencoder loss.
+        detach_states: the autoencoder losses train the autoencoders only, not the backbone.
+        clean_weight: of L_c(y); 1 in the source, 0 trains on adversarial inputs only.
+        label_smoothing: of both cross-entropies.
+        reduction: "sum" over the units of a state, as in the source, or "mean", which makes the weights independent of
+            the layer's size.
+
+    Logged beside the losses, for each layer: the norm of the clean state and the relative error
+    ||decoded - h||^2 / ||h||^2, since joint training can lower its losses by shrinking h.
+
+    Raises:
+        ValueError: a negative weight, an unknown reduction, or weights without the attack that they need.
+        TypeError: at the call, a network that is not fortified.
+    """
+
+    def __init__(
+        self,
+        attack: Any = None,
+        *,
+        lambda_rec: float = 0.01,
+        lambda_adv: float = 0.01,
+        detach_states: bool = False,
+        clean_weight: float = 1.0,
+        label_smoothing: float = 0.0,
+        reduction: str = "sum",
+    ) -> None:
+        if min(lambda_rec, lambda_adv, clean_weight) < 0:
+            raise ValueError("lambda_rec, lambda_adv and clean_weight must be >= 0")
+        if reduction not in ("sum", "mean"):
+            raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+        if attack is None and clean_weight == 0:
+            raise ValueError("clean_weight=0 without an attack leaves nothing to train on")
+        self.attack, self.lambda_rec, self.lambda_adv = attack, lambda_rec, lambda_adv
+        self.detach_states, self.clean_weight = detach_states, clean_weight
+        self.label_smoothing, self.reduction = label_smoothing, reduction
+
+    def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+        net: Any = unwrap(model)
+        if not hasattr(net, "per_example"):
+            raise TypeError(f"FortifiedObjective trains a FortifiedNetwork, not {type(net).__name__}")
+        x, y, n = batch.x, batch.y, len(batch.x)
+        if self.attack is not None:
+            x = torch.cat([x, adversarial_inputs(self.attack, net, batch, step)])
+        output, states = model(x, return_states=True, detach_states=self.detach_states)
+        logits = logits_of(output)
+        clean_loss = F.cross_entropy(logits[:n], y, label_smoothing=self.label_smoothing)
+        loss = self.clean_weight * clean_loss
+        logged = {"clean_loss": clean_loss, "accuracy": (logits[:n].argmax(1) == y).float().mean()}
+        if self.attack is not None:
+            adv_loss = F.cross_entropy(logits[n:], y, label_smoothing=self.label_smoothing)
+            loss = loss + adv_loss
+            logged |= {"adv_loss": adv_loss, "adv_accuracy": (logits[n:].argmax(1) == y).float().mean()}
+        zero = logits.new_zeros(())
+        rec, adv = zero, zero
+        for name, (state, decoded) in states.items():
+            h, d = net.per_example(name, state), net.per_example(name, decoded)
+            squares = (d[:n] - h[:n]).square().sum(1)  # (n,)
+            units = h.shape[1] if self.reduction == "mean" else 1
+            rec = rec + squares.mean() / units
+            if self.attack is not None:
+                adv = adv + (d[n:] - h[:n]).square().sum(1).mean() / units
+            norm = h[:n].detach().square().sum(1)
+            logged[f"state_norm/{name}"] = norm.sqrt().mean()
+            logged[f"relative_error/{name}"] = (squares.detach() / norm.clamp(min=1e-12)).mean()
+        if self.lambda_rec:
+            loss = loss + self.lambda_rec * rec
+        if self.lambda_adv and self.attack is not None:
+            loss = loss + self.lambda_adv * adv
+        logged |= {"rec_loss": rec, "adv_rec_loss": adv}
+        return {"loss": loss} | {name: value.detach() for name, value in logged.items()}
+
+    def describe(self) -> dict[str, Any]:
+        """Every setting, JSON-able."""
+        attack = self.attack.describe() if hasattr(self.attack, "describe") else repr(self.attack)
+        return {
+            "objective": "FortifiedObjective",
+            "attack": None if self.attack is None else attack,
+            "lambda_rec": self.lambda_rec,
+            "lambda_adv": self.lambda_adv,
+            "detach_states": self.detach_states,
+            "clean_weight": self.clean_weight,
+            "label_smoothing": self.label_smoothing,
+            "reduction": self.reduction,
+        }
