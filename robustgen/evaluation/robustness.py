@@ -15,6 +15,7 @@ from robustgen.attacks.problem import Problem
 from robustgen.checks import check_bounds, check_ids, check_images, check_labels, nearest
 from robustgen.evaluation.masking import MaskingTest, at_most, monotone, not_run, reaches_zero
 from robustgen.evaluation.metrics import wilson_interval
+from robustgen.evaluation.report import encode_pictures, write_report
 from robustgen.files import environment, load_tensors, read_json, save_tensors, write_json
 from robustgen.model import Model
 
@@ -136,10 +137,16 @@ class RobustnessReport:
                 "broken_by": {name: o.success.tolist() for name, o in self.outcomes.items()},
                 "distance": {name: [round(d, 6) for d in o.distance.tolist()] for name, o in self.outcomes.items()},
             },
+            "pictures": {} if self.examples is None else encode_pictures(*self.examples, self.bounds),
             "seed": self.seed,
             "environment": self.environment,
             "wall_seconds": round(self.wall_seconds, 2),
         }
+
+    def save(self, directory: str | Path, *, command: str | None = None) -> Path:
+        """Write ``report.json`` and ``report.html`` to ``directory``; returns the path of the page."""
+        report = {"title": f"Robustness of {self.name}", "command": command, "seed": self.seed}
+        return write_report(report | {"environment": self.environment, "networks": [self.to_dict()]}, directory)
 
     def __str__(self) -> str:
         def line(name: str, hits: Tensor) -> str:

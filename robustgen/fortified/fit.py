@@ -58,6 +58,7 @@ def fit_autoencoders(
         run_dir=run_dir,
         resume=resume,
         progress=progress,
+        clip_norm=1.0,  # wide convolutional autoencoders diverge without it
     )
     try:
         for p in parameters:

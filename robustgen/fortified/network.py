@@ -293,7 +293,7 @@ class FortifiedNetwork(nn.Module):
 
     def save(self, directory: str | Path) -> None:
         """Write weights and fortify options to ``directory``; the architecture stays the user's code."""
-        write_json(Path(directory) / "config.json", {"format": 1, "model": self.config})
+        write_json(Path(directory) / "config.json", {"format": 1, "config": {"model": self.config}})
         save_tensors(Path(directory) / "model.safetensors", self.state_dict())
 
     @classmethod
@@ -307,7 +307,9 @@ class FortifiedNetwork(nn.Module):
         from robustgen.training import latest_checkpoint
 
         directory = latest_checkpoint(directory) or Path(directory)
-        config = read_json(directory / "config.json").get("model")
+        if not (directory / "config.json").is_file():
+            raise FileNotFoundError(f"{directory}: no fortified network here")
+        config = read_json(directory / "config.json").get("config", {}).get("model")
         if not isinstance(config, dict) or not {"layers", "input", "options"} <= config.keys():
             raise ValueError(f"{directory} does not hold a fortified network")
         known = dict(model.named_modules(remove_duplicate=False))

@@ -1,0 +1,298 @@
+"""The command ``robustgen``: parses, calls the library, prints. torch is imported only by what needs it."""
+
+import json
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robustgen import __version__
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Generative models that guard networks: fortify, attack, and score inputs for distribution shift.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+# Options that several commands share.
+DataOption = Annotated[
+    str | None,
+    typer.Option("--data", help="digits, mnist, fashion-mnist, cifar10, svhn, or the path of an .npz or image folder."),
+]
+RootOption = Annotated[str | None, typer.Option("--data-root", help="Folder of the named sets (torchvision's layout).")]
+DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch a missing named set into --data-root.")]
+RunOption = Annotated[Path | None, typer.Option("--run", help="Directory of a run of `robustgen train`.")]
+ModelOption = Annotated[
+    str | None, typer.Option("--model", help="A network that is not ours: module:function, called without arguments.")
+]
+WeightsOption = Annotated[
+    Path | None, typer.Option("--weights", help="Its weights: a .safetensors file, or a run directory.")
+]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
+SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+LimitOption = Annotated[int | None, typer.Option("--limit", help="Use at most so many examples.")]
+EpsOption = Annotated[float, typer.Option("--eps", help="Radius of the attack, pixels in [0, 1].")]
+NormOption = Annotated[str, typer.Option("--norm", help="Linf or L2.")]
+
+
+def _command() -> str:
+    return shlex.join(["robustgen", *sys.argv[1:]])
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"robustgen {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Directory of report.json and report.html.")] = Path("demo-report"),
+    seed: SeedOption = 0,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A few seconds of the same, to see that it runs.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fortify, attack and score on scikit-learn's handwritten digits; no network access, under three minutes."""
+    from robustgen.experiments.demo import SMOKE, Scale, run_demo
+
+    run_demo(out, scale=SMOKE if smoke else Scale(), seed=seed, progress=not quiet, command=_command())
+
+
+@app.command()
+def train(
+    run: Annotated[Path, typer.Option("--run", help="Directory for checkpoints and metrics.")],
+    data: DataOption = "digits",
+    data_root: RootOption = None,
+    download: DownloadOption = False,
+    hold_out: Annotated[list[str], typer.Option("--hold-out", help="Class to leave out; may be repeated.")] = [],
+    limit: LimitOption = None,
+    model: Annotated[str, typer.Option("--model", help="convnet, mlp, or module:function of your own.")] = "convnet",
+    width: Annotated[int | None, typer.Option("--width", help="Channels of convnet's first layer; units of mlp.")] = None,
+    activation: Annotated[str, typer.Option("--activation", help="Of convnet and mlp: relu, leaky_relu, tanh.")] = "relu",
+    weights: Annotated[Path | None, typer.Option("--weights", help="Start from these (.safetensors, or a run).")] = None,
+    attack: Annotated[str, typer.Option("--attack", help="Adversarial training: none, fgsm or pgd.")] = "none",
+    eps: EpsOption = 0.3,
+    norm: NormOption = "Linf",
+    steps: Annotated[int, typer.Option("--steps", help="Of pgd.")] = 7,
+    clean_weight: Annotated[
+        float, typer.Option("--clean-weight", help="Of the clean loss beside the adversarial one; 0: Madry et al.")
+    ] = 1.0,
+    fortify: Annotated[
+        str | None, typer.Option("--fortify", help="Layers to fortify: auto, or names separated by commas.")
+    ] = None,
+    hidden: Annotated[int | None, typer.Option("--hidden", help="Units or channels of each autoencoder.")] = None,
+    noise_std: Annotated[float, typer.Option("--noise-std", help="Of the corruption of hidden states.")] = 0.1,
+    noise_at_test: Annotated[bool, typer.Option("--noise-at-test", help="Corrupt at test time too.")] = False,
+    lambda_rec: Annotated[float, typer.Option("--lambda-rec", help="Weight of the clean reconstruction loss.")] = 0.01,
+    lambda_adv: Annotated[float, typer.Option("--lambda-adv", help="Of the adversarial reconstruction loss.")] = 0.01,
+    detach_states: Annotated[
+        bool, typer.Option("--detach-states", help="Reconstruction losses train the autoencoders only.")
+    ] = False,
+    freeze_backbone: Annotated[
+        bool, typer.Option("--freeze-backbone", help="Keep a pretrained network; train only its autoencoders.")
+    ] = False,
+    epochs: Annotated[int, typer.Option("--epochs")] = 10,
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 128,
+    lr: Annotated[float, typer.Option("--lr", help="Of Adam.")] = 1e-3,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted, exactly.")] = False,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Train a classifier: plain, adversarially (--attack), fortified (--fortify), or both."""
+    from robustgen.commands import DataSpec, FortifySpec, train_network, training_attack
+
+    spec = None
+    if fortify is not None:
+        spec = FortifySpec(
+            fortify, hidden, noise_std, noise_at_test, lambda_rec, lambda_adv, detach_states, freeze_backbone
+        )
+    found = train_network(
+        run=run,
+        data=DataSpec(data or "digits", data_root, download, tuple(hold_out), limit),
+        model=model,
+        width=width,
+        activation=activation,
+        weights=weights,
+        attack=training_attack(attack, eps, norm, steps, seed),
+        clean_weight=clean_weight,
+        fortified=spec,
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        seed=seed,
+        device=device,
+        resume=resume,
+        progress=not quiet,
+        command=_command(),
+    )
+    _print(found, as_json)
+
+
+@app.command()
+def attack(
+    run: RunOption = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    data: DataOption = None,
+    data_root: RootOption = None,
+    download: DownloadOption = False,
+    limit: LimitOption = None,
+    split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
+    eps: EpsOption = 0.3,
+    norm: NormOption = "Linf",
+    suite: Annotated[str, typer.Option("--suite", help="quick: noise, FGSM, PGD-40 on two losses.")] = "quick",
+    surrogate: Annotated[
+        Path | None, typer.Option("--surrogate", help="Run of a substitute network, for black-box transfer.")
+    ] = None,
+    masking_tests: Annotated[
+        bool, typer.Option("--masking-tests/--no-masking-tests", help="PGD at many eps and without bound.")
+    ] = True,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Directory of report.json and report.html; finished chunks too.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the evaluation in --out.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size")] = 250,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    as_json: JsonOption = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Attack a network and report how robust it is, with tests for gradient masking."""
+    from robustgen.commands import DataSpec, attack_network
+
+    report, page = attack_network(
+        run=run,
+        model=model,
+        weights=weights,
+        data=DataSpec(data or "", data_root, download, (), limit),
+        eps=eps,
+        norm=norm,
+        suite=suite,
+        part=split,
+        surrogate=surrogate,
+        masking_tests=masking_tests,
+        batch_size=batch_size,
+        seed=seed,
+        device=device,
+        out=out,
+        resume=resume,
+        progress=not quiet,
+        command=_command(),
+    )
+    if as_json:
+        print(json.dumps(report.to_dict()))
+    else:
+        print(report)
+        if page is not None:
+            print(f"report: {page}")
+
+
+@app.command()
+def score(
+    data: Annotated[str, typer.Option("--data", help="What to score: a named set, an .npz file or an image folder.")],
+    run: RunOption = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    data_root: RootOption = None,
+    download: DownloadOption = False,
+    limit: LimitOption = None,
+    split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
+    fit_data: Annotated[
+        str | None, typer.Option("--fit-data", help="In-distribution inputs, for a network without a detector.")
+    ] = None,
+    layers: Annotated[str, typer.Option("--layers", help="Where its autoencoders go: auto, or names.")] = "auto",
+    epochs: Annotated[int, typer.Option("--epochs", help="Of their training.")] = 3,
+    fpr: Annotated[float, typer.Option("--fpr", help="Nominal false-alarm rate of the flag.")] = 0.05,
+    out: Annotated[Path | None, typer.Option("--out", help="A .csv or .jsonl file; default: CSV to stdout.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON (with --out).")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score inputs for being off the training manifold: reconstruction error, p-value and flag for each."""
+    from robustgen.commands import DataSpec, score_inputs, write_rows
+
+    rows = score_inputs(
+        run=run,
+        model=model,
+        weights=weights,
+        data=DataSpec(data, data_root, download, (), limit),
+        part=split,
+        fit_data=None if fit_data is None else DataSpec(fit_data, data_root, download),
+        layers=layers,
+        epochs=epochs,
+        fpr=fpr,
+        seed=seed,
+        device=device,
+        progress=not quiet,
+    )
+    write_rows(rows, out)
+    if out is not None:
+        flagged = sum(row["flag"] for row in rows) / len(rows)
+        _print({"inputs": len(rows), "flagged": flagged, "nominal": fpr, "written": str(out)}, as_json)
+
+
+@app.command()
+def report(
+    path: Annotated[Path, typer.Argument(help="A report.json, or the directory that holds one.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Page to write; default: report.html beside it.")] = None,
+) -> None:
+    """Draw report.html from a report.json."""
+    from robustgen.evaluation.report import draw_html, load_report
+    from robustgen.files import write_bytes
+
+    page = out or (path if path.is_dir() else path.parent) / "report.html"
+    write_bytes(page, draw_html(load_report(path)).encode())
+    print(page)
+
+
+def _print(found: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(found))
+        return
+    for name, value in found.items():
+        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command. Exit codes: 0 done, 1 failed, 2 wrong use; errors are one line on stderr.
+
+    ``ROBUSTGEN_DEBUG=1`` in the environment shows the traceback instead.
+    """
+    try:
+        typer.main.get_command(app).main(args=arguments, standalone_mode=False, prog_name="robustgen")
+        return 0
+    except KeyboardInterrupt:
+        return _fail(1, "interrupted; what was finished is kept (--resume continues)")
+    except Exception as error:
+        if os.environ.get("ROBUSTGEN_DEBUG"):
+            raise
+        if hasattr(error, "format_message"):  # the parser's own: wrong use
+            return _fail(2, f"{error.format_message()} (see robustgen --help)")
+        if type(error).__name__ == "Abort":
+            return _fail(1, "interrupted")
+        wrong_use = isinstance(error, ValueError | TypeError | FileNotFoundError)
+        return _fail(2 if wrong_use else 1, f"{error}" or type(error).__name__)
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"robustgen: error: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,128 @@
+"""A labelled set of images (or vectors) held as one tensor: a batch is one ``index_select``."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustgen.checks import check_ids, check_images, check_labels
+
+__all__ = ["ArrayDataset", "require_nonempty"]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class ArrayDataset:
+    """Pixels, labels and where each example came from; nothing is copied, and the tensors are not to be modified.
+
+    Args:
+        x: uint8 images (N, C, H, W), or float32 (N, ...) in [0, 1].
+        y: int64 labels (N,) in [0, len(classes)), or None.
+        classes: the name of each label, no name twice.
+        name: what reports and errors call this set.
+        ids: int64 (N,), the index of each example in the original set, kept by every subset; default ``arange(N)``.
+        sources: the file of each example, for sets read from files.
+
+    Raises:
+        TypeError: x is neither uint8 nor float32, or y or ids are not int64.
+        ValueError: a shape does not fit, a label is outside [0, len(classes)), or a float is NaN or outside [0, 1].
+
+    >>> data = ArrayDataset(torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(3, 1, 1, 1), name="grey")
+    >>> data
+    ArrayDataset('grey', 3 x (1, 1, 1) uint8, no labels)
+    >>> data.images().flatten()
+    tensor([0.0000, 0.2000, 1.0000])
+    """
+
+    x: Tensor
+    y: Tensor | None = None
+    classes: tuple[str, ...] = ()
+    name: str = "data"
+    ids: Tensor = None
+    sources: tuple[str, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.x, Tensor) and self.x.dtype == torch.uint8:
+            if self.x.ndim != 4:
+                raise ValueError(f"{self.name}: uint8 x must be images (N, C, H, W), got shape {tuple(self.x.shape)}")
+        elif check_images(self.x, (0.0, 1.0), f"{self.name}: x").dtype != torch.float32:
+            raise TypeError(f"{self.name}: x must be uint8 or float32, got {self.x.dtype}")
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"{self.name}: a class name occurs twice in {self.classes}")
+        if self.y is not None:
+            check_labels(self.y, len(self), self.n_classes, f"{self.name}: y")
+        if self.sources is not None and len(self.sources) != len(self):
+            raise ValueError(f"{self.name}: {len(self.sources)} sources for {len(self)} examples")
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "ids", check_ids(self.ids, len(self), self.x.device))
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __repr__(self) -> str:
+        labels = "no labels" if self.y is None else f"{self.n_classes} classes"
+        kind = str(self.x.dtype).removeprefix("torch.")
+        return f"ArrayDataset({self.name!r}, {len(self)} x {tuple(self.x.shape[1:])} {kind}, {labels})"
+
+    @property
+    def n_classes(self) -> int:
+        return len(self.classes)
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The examples at ``indices`` (B,): x float32 (B, ...) in [0, 1], fresh memory, and y int64 (B,) or None.
+
+        Raises:
+            TypeError: indices are not an int64 tensor.
+            IndexError: an index outside [0, N).
+        """
+        indices = self._check(indices)
+        y = None if self.y is None else self.y.index_select(0, indices)
+        return _unit(self.x.index_select(0, indices)), y
+
+    def images(self) -> Tensor:
+        """All of x as a new float32 tensor (N, ...) in [0, 1]."""
+        return _unit(self.x.clone())
+
+    def labels(self) -> Tensor:
+        """All of y, int64 (N,); ValueError where the set has no labels."""
+        if self.y is None:
+            raise ValueError(f"{self.name}: the data set has no labels")
+        return self.y
+
+    def subset(self, indices: Tensor) -> "ArrayDataset":
+        """The examples at ``indices`` (B,), in that order, with their ids; raises as :meth:`batch` does."""
+        indices = self._check(indices)
+        return ArrayDataset(
+            x=self.x.index_select(0, indices),
+            y=None if self.y is None else self.y.index_select(0, indices),
+            classes=self.classes,
+            name=self.name,
+            ids=self.ids.index_select(0, indices),
+            sources=None if self.sources is None else tuple(self.sources[i] for i in indices.tolist()),
+        )
+
+    def take(self, n: int) -> "ArrayDataset":
+        """The first n examples (all of them where there are fewer); ValueError for a negative n."""
+        if n < 0:
+            raise ValueError(f"n must not be negative, got {n}")
+        return self.subset(torch.arange(min(n, len(self)), device=self.x.device))
+
+    def _check(self, indices: Tensor) -> Tensor:
+        if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:
+            raise TypeError("indices must be an int64 tensor (B,)")
+        return indices.to(self.x.device)
+
+
+def require_nonempty(dataset: ArrayDataset) -> ArrayDataset:
+    """Return ``dataset``; ValueError if it holds no example.
+
+    >>> require_nonempty(ArrayDataset(torch.zeros(0, 2), name="mine"))
+    Traceback (most recent call last):
+    ValueError: mine: the data set is empty
+    """
+    if len(dataset) == 0:
+        raise ValueError(f"{dataset.name}: the data set is empty")
+    return dataset
+
+
+def _unit(x: Tensor) -> Tensor:
+    return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x

@@ -1,0 +1,81 @@
+"""One way in: a data set by name or by path."""
+
+from dataclasses import replace
+from pathlib import Path
+
+from robustgen.checks import nearest
+from robustgen.data.array import ArrayDataset
+from robustgen.data.digits import digits
+from robustgen.data.folder import load_folder
+from robustgen.data.npz import load_npz
+from robustgen.data.vision import VISION, load_vision
+
+__all__ = ["load"]
+
+_NAMES = {name.replace("-", ""): name for name in ("digits", *VISION)}  # torchvision writes FashionMNIST
+
+
+def load(
+    source: str | Path,
+    *,
+    split: str = "test",
+    root: str | Path | None = None,
+    download: bool = False,
+    channels: int | None = None,
+    size: tuple[int, int] | None = None,
+    n: int | None = None,
+) -> ArrayDataset:
+    """Load a data set.
+
+    Args:
+        source: a name (digits, mnist, fashion-mnist, cifar10, svhn; torchvision's spellings too, in any case), else the
+            path of an ``.npz`` file or of an image folder. ``./digits``, or a ``Path``, is always a path.
+        split: "train" or "test" ("all" for digits). A folder that holds a folder ``train`` or ``test`` is read from the
+            one asked for; any other path is a single set, and split is then ignored.
+        root: where the named sets other than digits are kept, see :func:`load_vision`.
+        download: fetch a missing named set into root.
+        channels, size: for image folders, see :func:`load_folder`.
+        n: at most n examples: the first ones, or evenly spaced ones of an image folder (which is sorted by class).
+
+    Raises:
+        FileNotFoundError: the set is not in root.
+        ValueError: neither a known name nor a path, a name that needs a root without one, or data that cannot be used.
+
+    >>> load("digits", n=100)
+    ArrayDataset('digits/test', 100 x (1, 8, 8) uint8, 10 classes)
+    >>> load("minst")
+    Traceback (most recent call last):
+    ValueError: unknown data set 'minst', and no such path exists; did you mean 'mnist'?
+    """
+    if n is not None and n < 0:
+        raise ValueError(f"n must not be negative, got {n}")
+    name = _NAMES.get(source.lower().replace("-", "").replace("_", "")) if isinstance(source, str) else None
+    if name is None:
+        dataset = _from_path(source, split, channels, size, n)
+    elif name == "digits":
+        dataset = digits(split)
+    elif root is None:
+        raise ValueError(f"{name}: pass --data-root, the folder that holds it in torchvision's layout")
+    else:
+        dataset = load_vision(name, root, split, download)
+    return dataset if n is None else dataset.take(n)
+
+
+def _from_path(
+    source: str | Path, split: str, channels: int | None, size: tuple[int, int] | None, n: int | None
+) -> ArrayDataset:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        parts = [p for p in ("train", "test") if (path / p).is_dir()]
+        if not parts:
+            return load_folder(path, channels=channels, size=size, n=n)
+        if split not in parts:
+            raise ValueError(f"{path}: no folder {split!r} in it, only {' and '.join(map(repr, parts))}")
+        dataset = load_folder(path / split, channels=channels, size=size, n=n)
+        return replace(dataset, name=f"{path.resolve().name}/{split}")
+    if path.is_file():
+        if path.suffix != ".npz":
+            raise ValueError(f"{path}: a data set is an .npz file or an image folder")
+        return load_npz(path)
+    hint = nearest(str(source), _NAMES.values())
+    raise ValueError(f"unknown data set {str(source)!r}, and no such path exists; {hint}")

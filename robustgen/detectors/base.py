@@ -1,0 +1,234 @@
+"""The contract of every detector: fit, score, calibrate, flag."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.calibration import ConformalCalibration
+from robustgen.checks import check_images
+from robustgen.detectors.fingerprint import fingerprint, model_fingerprint
+from robustgen.files import load_tensors, read_json, save_tensors, write_json
+from robustgen.model import untouched
+from robustgen.training import Source, as_source
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Detector"]
+
+FORMAT = 1  # of the saved files
+
+
+class Detector(ABC):
+    """Scores inputs for being off the distribution it was fitted on; higher is more anomalous, always.
+
+    ``fit`` on in-distribution data, ``calibrate`` on other in-distribution data, then ``p_value`` or ``flag``. The
+    model is queried in eval mode with frozen parameters and is left exactly as it was.
+
+    A subclass is one paper: it gives ``_fit`` and ``_score``, and its constructor takes the model first, then
+    JSON-able options, each kept in an attribute of the same name.
+
+    Args:
+        model: the network that the scores come from.
+        batch_size: inputs scored at once; the scores do not depend on it.
+
+    Attributes:
+        statistics_: what ``fit`` learned, by name; None before.
+        calibration_: what ``calibrate`` learned; None before, and again after another ``fit``.
+    """
+
+    def __init__(self, model: nn.Module, batch_size: int = 256) -> None:
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"{type(self).__name__} needs an nn.Module, got {type(model).__name__}")
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        self.model, self.batch_size = model, batch_size
+        self.statistics_: dict[str, Tensor] | None = None
+        self.calibration_: ConformalCalibration | None = None
+
+    @abstractmethod
+    def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+        """What there is to learn from batches of x (B, ...) on the model's device and y (B,) or None."""
+
+    @abstractmethod
+    def _score(self, x: Tensor) -> Tensor:
+        """Scores (N,) of x (N, ...), N > 0, on the model's device, by ``self.statistics``; recorded by autograd."""
+
+    @property
+    def statistics(self) -> dict[str, Tensor]:
+        """What ``fit`` learned; NotFittedError before."""
+        self._require_fit()
+        assert self.statistics_ is not None
+        return self.statistics_
+
+    @property
+    def calibration(self) -> ConformalCalibration:
+        """What ``calibrate`` learned; NotFittedError before."""
+        self._require_fit()
+        if self.calibration_ is None:
+            raise _not_fitted(f"this {type(self).__name__} is not calibrated: call calibrate(x_id) first")
+        return self.calibration_
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments except the model, JSON-able."""
+        names = list(inspect.signature(type(self)).parameters)[1:]
+        return {name: getattr(self, name) for name in names}
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
+
+    def fit(self, data: Any, y: Tensor | None = None) -> "Self":
+        """Learn what in-distribution data look like.
+
+        Args:
+            data: floats (N, ...), a tuple (x, y), or anything else that :func:`robustgen.training.as_source` takes.
+            y: int64 labels (N,), for the detectors that use them.
+
+        Raises:
+            TypeError: not such data.
+            ValueError: no data, NaN or Inf in them, scores that are NaN on them, or a model that is stochastic in
+                eval mode (the score of an input would depend on the batch that it is in).
+        """
+        source = as_source(data if y is None else (data, y))
+        with torch.inference_mode(False), torch.no_grad(), untouched(self.model):
+            statistics = {name: s.detach().cpu() for name, s in self._fit(self._batches(source)).items()}
+            self.statistics_, self.calibration_ = statistics, None
+            try:
+                self._check_scores(next(self._batches(source))[0])
+            except ValueError:
+                self.statistics_ = None
+                raise
+        return self
+
+    def score(self, x: Tensor) -> Tensor:
+        """Scores (N,) of x (N, ...), in any range, higher = more anomalous; each depends on its own input only.
+
+        Differentiable in x where x requires grad (then in one batch), otherwise without graph.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            TypeError, ValueError: x is not a batch of finite float32 or float64, see :mod:`robustgen.checks`.
+        """
+        self._require_fit()
+        with_grad = check_images(x).requires_grad and torch.is_grad_enabled()
+        if not len(x):
+            return x.flatten(1).sum(1)
+        if not with_grad:
+            x = x.detach()
+        chunks = (x,) if with_grad else x.split(self.batch_size)
+        with untouched(self.model), torch.set_grad_enabled(with_grad):
+            return torch.cat([self._score(chunk.to(self._device)) for chunk in chunks]).to(x.device)
+
+    def calibrate(self, x_id: Any) -> "Self":
+        """Learn what scores in-distribution data get, from data (as in ``fit``) that were not fitted on.
+
+        Neither may the model have been trained on them: p-values and flags are valid for inputs that are exchangeable
+        with these, see :class:`~robustgen.calibration.ConformalCalibration`.
+
+        Raises:
+            NotFittedError: before ``fit``.
+            ValueError: no data, or a score that is NaN.
+        """
+        self._require_fit()
+        with torch.no_grad():
+            scores = torch.cat([self.score(x) for x, _ in self._batches(as_source(x_id))])
+        self.calibration_ = ConformalCalibration(scores.cpu())
+        return self
+
+    def p_value(self, x: Tensor) -> Tensor:
+        """(1 + #{calibration score >= s}) / (n + 1) for the score s of each input: float64 (N,), small = anomalous.
+
+        Raises:
+            NotFittedError: before ``fit`` and ``calibrate``.
+            TypeError, ValueError: as ``score`` does, or a score that is NaN.
+        """
+        calibration = self.calibration
+        with torch.no_grad():
+            return calibration.p_value(self.score(x))
+
+    def flag(self, x: Tensor, fpr: float = 0.05) -> Tensor:
+        """``p_value(x) <= fpr``, bool (N,): in-distribution inputs are flagged at a rate of at most ``fpr``.
+
+        Raises:
+            NotFittedError: before ``fit`` and ``calibrate``.
+            TypeError, ValueError: as ``p_value`` does, or too few calibration scores for ``fpr``.
+        """
+        calibration = self.calibration
+        with torch.no_grad():
+            return calibration.flag(self.score(x), fpr)
+
+    def save(self, directory: str | Path) -> None:
+        """Write ``detector.json`` and ``detector.safetensors``; the model is the user's and is not written.
+
+        Raises:
+            NotFittedError: before ``fit``.
+        """
+        tensors = {f"fitted.{name}": s for name, s in self.statistics.items()}
+        if self.calibration_ is not None:
+            tensors["calibration.scores"] = self.calibration_.scores
+        record = {
+            "format": FORMAT,
+            "detector": type(self).__name__,
+            "config": self.config,
+            "model": model_fingerprint(self.model),
+            "tensors": fingerprint(tensors),
+        }
+        save_tensors(Path(directory) / "detector.safetensors", tensors)
+        write_json(Path(directory) / "detector.json", record)
+
+    @classmethod
+    def load(cls, directory: str | Path, *, model: nn.Module) -> "Self":
+        """Read what ``save`` wrote, for the same model with the same weights.
+
+        Raises:
+            FileNotFoundError: no detector in ``directory``.
+            ValueError: files that are damaged, from another version or detector, or a model with other weights, for
+                which fit and calibration would be silently wrong.
+        """
+        path = Path(directory) / "detector.json"
+        record = read_json(path)
+        if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("detector") != cls.__name__:
+            raise ValueError(f"{path}: not a {cls.__name__} in format {FORMAT}")
+        tensors = load_tensors(path.with_name("detector.safetensors"))
+        if record["tensors"] != fingerprint(tensors):
+            raise ValueError(f"{directory}: detector.json and detector.safetensors are not from the same save")
+        if record["model"] != model_fingerprint(model):
+            raise ValueError(f"{directory}: fitted on a model with other weights; fit and calibrate again for this one")
+        detector = cls(model, **record["config"])
+        scores = tensors.pop("calibration.scores", None)
+        detector.statistics_ = {name.removeprefix("fitted."): s for name, s in tensors.items()}
+        detector.calibration_ = None if scores is None else ConformalCalibration(scores)
+        return detector
+
+    @property
+    def _device(self) -> torch.device:
+        parameter = next(self.model.parameters(), None)
+        return torch.device("cpu") if parameter is None else parameter.device
+
+    def _require_fit(self) -> None:
+        if self.statistics_ is None:
+            raise _not_fitted(f"this {type(self).__name__} is not fitted: call fit(data) first")
+
+    def _batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor | None]]:
+        for indices in torch.arange(len(source)).split(self.batch_size):
+            x, y = source.batch(indices)
+            yield check_images(x).detach().to(self._device), y
+
+    def _check_scores(self, x: Tensor) -> None:
+        once, again = self._score(x), self._score(x)
+        if once.isnan().any():
+            raise ValueError(f"{type(self).__name__} gives NaN scores on the data it was fitted on")
+        if not torch.allclose(once, again, rtol=1e-4, atol=1e-4):  # above the noise of nondeterministic GPU kernels
+            raise ValueError("the model is stochastic in eval mode: an input's score would depend on its batch")
+
+
+def _not_fitted(message: str) -> Exception:
+    from sklearn.exceptions import NotFittedError
+
+    return NotFittedError(message)

@@ -1,0 +1,37 @@
+"""Evaluation: robustness and tests for gradient masking, detection metrics, the report."""
+
+from robustgen.evaluation.detection import evaluate_detection
+from robustgen.evaluation.masking import MaskingTest
+from robustgen.evaluation.metrics import (
+    AUPR,
+    RocCurve,
+    auroc,
+    aupr_trapezoid,
+    average_precision,
+    detection_metrics,
+    fpr_at_tpr,
+    roc_curve,
+    wilson_interval,
+)
+from robustgen.evaluation.report import draw_html, load_report, write_report
+from robustgen.evaluation.robustness import AttackOutcome, RobustnessReport, evaluate_robustness
+
+__all__ = [
+    "AUPR",
+    "AttackOutcome",
+    "MaskingTest",
+    "RobustnessReport",
+    "RocCurve",
+    "aupr_trapezoid",
+    "auroc",
+    "average_precision",
+    "detection_metrics",
+    "draw_html",
+    "evaluate_detection",
+    "evaluate_robustness",
+    "fpr_at_tpr",
+    "load_report",
+    "roc_curve",
+    "wilson_interval",
+    "write_report",
+]

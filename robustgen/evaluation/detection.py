@@ -1,0 +1,57 @@
+"""How well a detector tells populations of inputs from in-distribution ones."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+from robustgen.detectors import Detector
+from robustgen.evaluation.metrics import detection_metrics
+
+__all__ = ["evaluate_detection"]
+
+
+def evaluate_detection(
+    detector: Detector, x_id: Tensor, populations: Mapping[str, Tensor], *, network: str = "network", fpr: float = 0.05
+) -> dict[str, Any]:
+    """Score in-distribution inputs and every other population with a fitted, calibrated detector.
+
+    Args:
+        detector: higher scores are more anomalous.
+        x_id: (N, ...) in-distribution inputs on which it was neither fitted nor calibrated.
+        populations: inputs by name; each in turn is the positive class.
+        network: name in the report.
+        fpr: nominal false-alarm rate of the flags.
+
+    Returns:
+        JSON-able: scores, and for each population AUROC, average precision with chance and prevalence, FPR95 and the
+        share that is flagged. "in-distribution (false alarms)" reports the flags on ``x_id`` itself.
+
+    Raises:
+        ValueError: an empty population.
+    """
+    for name, x in {"in-distribution": x_id, **populations}.items():
+        if not len(x):
+            raise ValueError(f"population {name!r} is empty")
+    known = detector.score(x_id).detach().cpu()
+    entry: dict[str, Any] = {
+        "network": network,
+        "detector": type(detector).__name__,
+        "fpr": fpr,
+        "in_distribution": _rounded(known),
+        "false_alarms": detector.flag(x_id, fpr).double().mean().item(),
+        "populations": {},
+    }
+    for name, x in populations.items():
+        scores = detector.score(x).detach().cpu()
+        entry["populations"][name] = {
+            "n": len(x),
+            "scores": _rounded(scores),
+            **detection_metrics(known, scores),
+            "flagged": detector.flag(x, fpr).double().mean().item(),
+        }
+    return entry
+
+
+def _rounded(scores: Tensor) -> list[float]:
+    return [float(f"{s:.6g}") for s in scores.tolist()]

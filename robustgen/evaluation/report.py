@@ -1,0 +1,233 @@
+"""The report: ``report.json`` is the truth, ``report.html`` one self-contained page drawn from it."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from robustgen.files import read_json, write_bytes, write_json
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["draw_html", "encode_pictures", "load_report", "write_report"]
+
+FORMAT = 1
+_COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e6c8a", "#c98a1b", "#444444")
+
+
+def encode_pictures(x: Tensor, x_adv: Tensor, bounds: tuple[float, float]) -> dict[str, Any]:
+    """Images (n, C, H, W) and their adversarial versions as 8-bit values for display; empty for other inputs."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3):
+        return {}
+    both = torch.stack([x, x_adv]).double().sub(bounds[0]).div(bounds[1] - bounds[0])
+    values = both.mul(255).round().clamp(0, 255).to(torch.uint8).numpy()
+    return {"shape": list(values.shape), "uint8": base64.b64encode(values.tobytes()).decode()}
+
+
+def write_report(report: dict[str, Any], directory: str | Path) -> Path:
+    """Write ``report.json`` and ``report.html`` to ``directory``; returns the path of the page."""
+    directory = Path(directory)
+    report = {"format": FORMAT} | report
+    write_json(directory / "report.json", report)
+    page = directory / "report.html"
+    write_bytes(page, draw_html(report).encode())
+    return page
+
+
+def load_report(path: str | Path) -> dict[str, Any]:
+    """Read a ``report.json`` (or the directory that holds one).
+
+    Raises:
+        FileNotFoundError: not there.
+        ValueError: incomplete, or not a report of this format.
+    """
+    path = Path(path)
+    path = path / "report.json" if path.is_dir() else path
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such report")
+    report = read_json(path)
+    if not isinstance(report, dict) or report.get("format") != FORMAT or "networks" not in report:
+        raise ValueError(f"{path}: not a robustgen report of format {FORMAT}")
+    return report
+
+
+def draw_html(report: dict[str, Any]) -> str:
+    """The page, with every picture inside it and nothing loaded from elsewhere."""
+    parts = [f"<h1>{_text(report.get('title', 'Robustness report'))}</h1>"]
+    parts += [f"<p>{_text(line)}</p>" for line in report.get("remarks", [])]
+    networks, detection = report["networks"], report.get("detection", [])
+    if networks:
+        parts += ["<h2>Accuracy under attack</h2>", _accuracy_table(networks)]
+        parts.append(
+            "<p class=note>Robust accuracies are upper bounds: a stronger attack can only lower them. "
+            "Brackets are 95 % Wilson intervals.</p>"
+        )
+        if any(n["curve"] for n in networks):
+            parts.append(_figure(_draw_curves(networks), "Accuracy of one fixed network under PGD as eps grows"))
+        parts += ["<h2>Do the attacks work?</h2>", _masking_table(networks)]
+    if detection:
+        parts += ["<h2>Signals off the manifold</h2>", _detection_table(detection)]
+        parts.append(
+            "<p class=note>Higher scores are more anomalous; the other population is the positive class. AUPR chance is "
+            "what a random ranking would expect. FPR95: in-distribution inputs above the threshold that finds 95 % of "
+            "the others.</p>"
+        )
+        for entry in detection:
+            parts.append(_figure(_draw_detection(entry), f"Scores of {entry['detector']} on {entry['network']}"))
+    for network in networks:
+        if network.get("pictures"):
+            parts.append(f"<h2>Adversarial inputs: {_text(network['name'])}</h2>")
+            parts.append(_figure(_draw_pictures(network["pictures"]), "Clean, adversarial and their difference (x 1)"))
+    facts = {"seed": report.get("seed"), "command": report.get("command")} | report.get("environment", {})
+    rows = [[k, v] for k, v in facts.items() if v is not None]
+    parts += ["<h2>How it was made</h2>", _table(["", ""], rows)]
+    body = "\n".join(parts)
+    return f"<!doctype html><html lang=en><head><meta charset=utf-8><title>robustgen report</title>{_STYLE}</head>\n<body>{body}</body></html>\n"
+
+
+_STYLE = """<style>
+body{font:15px/1.5 system-ui,sans-serif;max-width:62rem;margin:2rem auto;padding:0 1rem;color:#222}
+h1{font-size:1.6rem}h2{font-size:1.2rem;margin-top:2.2rem;border-bottom:1px solid #ddd}
+table{border-collapse:collapse;margin:.6rem 0;display:block;overflow-x:auto}
+td,th{padding:.25rem .7rem;border-bottom:1px solid #eee;text-align:left;vertical-align:top}
+th{background:#f5f5f5}.note{color:#666;font-size:.9rem}figure{margin:1rem 0}figcaption{color:#666;font-size:.9rem}
+svg{max-width:100%;height:auto}.violated{color:#b00020;font-weight:600}.holds{color:#1a7f37}.not{color:#777}
+</style>"""
+
+
+def _text(value: object) -> str:
+    return html.escape(str(value))
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    def cells(row: Sequence[object], tag: str) -> str:
+        return "".join(f"<{tag}>{c if isinstance(c, _Markup) else _text(c)}</{tag}>" for c in row)
+
+    body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
+    return f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
+
+
+class _Markup(str):
+    """HTML that is already escaped."""
+
+
+def _percent(share: dict[str, Any]) -> str:
+    return f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
+
+
+def _accuracy_table(networks: list[dict[str, Any]]) -> str:
+    labels = list(dict.fromkeys(label for n in networks for label in n["attacks"]))
+    threat = "; ".join(dict.fromkeys(f"{n['threat_model']['norm']} eps {n['threat_model']['eps']:g}" for n in networks))
+    rows = [["clean", *(_percent(n["clean_accuracy"]) for n in networks)]]
+    for label in labels:
+        found = [n["attacks"].get(label) for n in networks]
+        rows.append([label, *("not measured" if a is None else _percent(a["robust_accuracy"]) for a in found)])
+    rows.append(["worst case per example", *(_percent(n["worst_case_accuracy"]) for n in networks)])
+    return _table([threat, *(f"{n['name']} (n = {n['clean_accuracy']['n']})" for n in networks)], rows)
+
+
+def _masking_table(networks: list[dict[str, Any]]) -> str:
+    rows = [
+        [n["name"], t["name"], _Markup(f"<span class='{t['verdict']}'>{_text(t['verdict'])}</span>"), t["detail"]]
+        for n in networks
+        for t in n["masking_tests"]
+    ]
+    return _table(["network", "test", "verdict", "numbers"], rows)
+
+
+def _detection_table(detection: list[dict[str, Any]]) -> str:
+    rows = [
+        [
+            f"{entry['network']}, {entry['detector']}",
+            f"{name} (n = {p['n']})",
+            f"{p['auroc']:.3f}",
+            f"{p['average_precision']:.3f} (chance {p['chance']:.3f}, prevalence {p['prevalence']:.3f})",
+            f"{p['fpr_at_95_tpr']:.3f}",
+            f"{p['flagged']:.1%}",
+        ]
+        for entry in detection
+        for name, p in entry["populations"].items()
+    ]
+    flagged = f"flagged at a nominal {detection[0]['fpr']:.0%} false alarms"
+    return _table(["detector", "population", "AUROC", "average precision", "FPR95", flagged], rows)
+
+
+def _figure(figure: "Figure", caption: str) -> str:
+    import matplotlib
+
+    out = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "robustgen", "svg.fonttype": "none", "svg.image_inline": True}):
+        figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+    svg = out.getvalue()
+    return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+def _axes(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple["Figure", Any]:
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    return figure, figure.subplots(rows, columns, squeeze=False)
+
+
+def _draw_curves(networks: list[dict[str, Any]]) -> "Figure":
+    figure, axes = _axes(7.5, 3.6)
+    for colour, network in zip(_COLOURS * len(networks), networks, strict=False):
+        eps = [p["eps"] for p in network["curve"]]
+        axes[0][0].plot(eps, [p["value"] for p in network["curve"]], "o-", color=colour, label=network["name"])
+        low, high = ([p[k] for p in network["curve"]] for k in ("low", "high"))
+        axes[0][0].fill_between(eps, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes[0][0].axvline(networks[0]["threat_model"]["eps"], color="#999", linestyle=":", label="eps of the table")
+    axes[0][0].set(xlabel="eps", ylabel="accuracy", ylim=(-0.02, 1.02))
+    axes[0][0].legend(frameon=False)
+    return figure
+
+
+def _draw_detection(entry: dict[str, Any]) -> "Figure":
+    from robustgen.evaluation.metrics import roc_curve
+
+    figure, axes = _axes(10, 3.6, columns=2)
+    histogram, roc = axes[0]
+    known = np.asarray(entry["in_distribution"])
+    everything = np.concatenate([known, *(np.asarray(p["scores"]) for p in entry["populations"].values())])
+    bins = np.linspace(*np.quantile(everything, [0, 0.995]), 50)
+    histogram.hist(known, bins, density=True, color="#999", alpha=0.6, label="in-distribution")
+    for colour, (name, population) in zip(_COLOURS * 9, entry["populations"].items(), strict=False):
+        scores = np.asarray(population["scores"])
+        histogram.hist(scores, bins, density=True, histtype="step", linewidth=1.5, color=colour, label=name)
+        curve = roc_curve(known, scores)
+        roc.plot(curve.fpr, curve.tpr, color=colour, label=f"{name} ({population['auroc']:.2f})")
+    histogram.set(xlabel="score (the top 0.5 % are cut off)", ylabel="density")
+    histogram.legend(frameon=False, fontsize=8)
+    roc.plot([0, 1], [0, 1], color="#999", linestyle=":")
+    roc.set(xlabel="false positive rate", ylabel="true positive rate")
+    roc.legend(frameon=False, fontsize=8, title="AUROC", title_fontsize=8)
+    return figure
+
+
+def _draw_pictures(pictures: dict[str, Any]) -> "Figure":
+    values = np.frombuffer(base64.b64decode(pictures["uint8"]), np.uint8).reshape(pictures["shape"]) / 255.0
+    clean, adversarial = values  # (n, C, H, W) each
+    n = len(clean)
+    figure, axes = _axes(1.2 * n, 3.6, columns=n, rows=3)
+    signed = (adversarial - clean).mean(1)
+    rows = [("clean", clean), ("adversarial", adversarial), ("difference", signed)]
+    for row, (title, images) in enumerate(rows):
+        for column in range(n):
+            ax, image = axes[row][column], images[column]
+            if image.ndim == 2:
+                ax.imshow(image, cmap="RdBu_r", vmin=-1, vmax=1)
+            elif image.shape[0] == 1:
+                ax.imshow(image[0], cmap="gray", vmin=0, vmax=1)
+            else:
+                ax.imshow(image.transpose(1, 2, 0))
+            ax.set(xticks=[], yticks=[])
+            if column == 0:
+                ax.set_ylabel(title)
+    return figure

@@ -1,0 +1,22 @@
+"""One training loop for classifiers and every generative model, handed an objective; checkpoints; exact resume."""
+
+from robustgen.training.batches import Batch, Source, as_source
+from robustgen.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from robustgen.training.distributed import unwrap
+from robustgen.training.objective import ClassifierObjective, Objective, adversarial_inputs
+from robustgen.training.trainer import Trainer
+
+__all__ = [
+    "Batch",
+    "Checkpoint",
+    "ClassifierObjective",
+    "Objective",
+    "Source",
+    "Trainer",
+    "adversarial_inputs",
+    "as_source",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "save_checkpoint",
+    "unwrap",
+]

@@ -1,0 +1,151 @@
+"""Checkpoints: whole or not at all, whatever kills the writer; safetensors and JSON, no pickle.
+
+``run_dir/checkpoints/step-00000123/`` holds ``config.json``, ``model.safetensors``, ``training_state.safetensors`` and
+``training_state.json``. It is written aside, fsynced, renamed, and only then made current by atomically replacing the
+one-line file ``run_dir/checkpoints/latest``; older ones are removed after that.
+"""
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from robustgen.files import load_tensors, read_json, save_tensors, sync_directory, write_bytes, write_json
+from robustgen.training.packing import pack, unpack
+
+__all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+
+FORMAT = 1
+_NAME = re.compile(r"step-\d{8,}(-again)?")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A loaded checkpoint.
+
+    Attributes:
+        path: its directory.
+        step: completed steps.
+        model_state: the weights to use (with EMA, the averages), on the CPU; ``robustgen.files.load_state`` puts them
+            into a module and names every tensor that does not fit.
+        training_state: nested dicts, lists, tensors and scalars: what a resumed run needs beside the weights.
+        config: JSON-able description of the run.
+    """
+
+    path: Path
+    step: int
+    model_state: dict[str, Tensor]
+    training_state: dict[str, Any]
+    config: dict[str, Any]
+
+
+def save_checkpoint(
+    run_dir: str | Path,
+    step: int,
+    model_state: Mapping[str, Tensor],
+    training_state: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> Path:
+    """Write a checkpoint, make it the latest, and keep only it and the one before.
+
+    Args:
+        run_dir: made if missing.
+        step: completed steps, >= 0.
+        model_state: a state dict of tensors; tied ones are stored once.
+        training_state: nested dicts, lists and tuples of tensors and JSON scalars.
+        config: JSON-able.
+
+    Returns:
+        The checkpoint's directory.
+
+    Raises:
+        OSError: the disk is full or not writable; the checkpoint before is still the latest and whole.
+        TypeError: a training state or a config that JSON and tensors cannot hold.
+
+    >>> import tempfile, torch
+    >>> with tempfile.TemporaryDirectory() as run:
+    ...     path = save_checkpoint(run, 7, {"w": torch.ones(2)}, {"lr": 0.1}, {"seed": 0})
+    ...     path.name, load_checkpoint(run).model_state
+    ('step-00000007', {'w': tensor([1., 1.])})
+    """
+    root = Path(run_dir) / "checkpoints"
+    before = None
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        _remove(root, ".*.part")  # left by a writer that was killed
+        before = latest_checkpoint(run_dir)
+        path = root / f"step-{step:08d}"
+        if path == before:
+            path = root / f"{path.name}-again"  # the latest is never touched, not even to write it anew
+        aside = root / f".{path.name}.{os.getpid()}.part"
+        tensors: dict[str, Tensor] = {}
+        packed = pack(training_state, tensors)
+        try:
+            aside.mkdir()
+            write_json(aside / "config.json", {"format": FORMAT, "step": step, "config": dict(config)})
+            save_tensors(aside / "model.safetensors", model_state)
+            save_tensors(aside / "training_state.safetensors", tensors)
+            write_json(aside / "training_state.json", packed)
+            if path.exists():
+                shutil.rmtree(path)  # renamed by a killed writer and never made the latest
+            os.rename(aside, path)
+        except BaseException:
+            shutil.rmtree(aside, ignore_errors=True)
+            raise
+        sync_directory(root)
+        write_bytes(root / "latest", f"{path.name}\n".encode())
+    except OSError as error:
+        kept = f"the last good one is {before}" if before else "there is none before it"
+        line = f"the checkpoint of step {step} could not be written ({error.strerror}); {kept}"
+        raise OSError(error.errno, line, str(root)) from error
+    _remove(root, "step-*", keep=(path, before))
+    return path
+
+
+def latest_checkpoint(run_dir: str | Path) -> Path | None:
+    """The directory of the latest checkpoint in ``run_dir``, or None if there is none.
+
+    Raises:
+        ValueError: the ``latest`` file names no checkpoint.
+    """
+    latest = Path(run_dir) / "checkpoints" / "latest"
+    if not latest.is_file():
+        return None
+    name = latest.read_text(encoding="utf-8", errors="replace").strip()
+    if not _NAME.fullmatch(name) or not (latest.parent / name).is_dir():
+        raise ValueError(f"{latest}: names {name!r}, which is not a checkpoint there")
+    return latest.parent / name
+
+
+def load_checkpoint(run_dir: str | Path) -> Checkpoint:
+    """Load the latest checkpoint of ``run_dir``, to the CPU.
+
+    Raises:
+        FileNotFoundError: there is no checkpoint, or one of its files is missing.
+        ValueError: a truncated or foreign file, named, or a checkpoint of another format version.
+    """
+    path = latest_checkpoint(run_dir)
+    if path is None:
+        raise FileNotFoundError(f"{run_dir}: no checkpoint here")
+    head = read_json(path / "config.json")
+    found = head.get("format") if isinstance(head, dict) else None
+    if found != FORMAT:
+        raise ValueError(f"{path / 'config.json'}: checkpoint format {found}, this robustgen reads format {FORMAT}")
+    tensors = load_tensors(path / "training_state.safetensors")
+    state = unpack(read_json(path / "training_state.json"), tensors)
+    return Checkpoint(path, head["step"], load_tensors(path / "model.safetensors"), state, head["config"])
+
+
+def _remove(root: Path, pattern: str, keep: tuple[Path | None, ...] = ()) -> None:
+    for path in root.glob(pattern):
+        if path in keep:
+            continue
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)

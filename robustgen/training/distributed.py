@@ -1,0 +1,92 @@
+"""One process or many: started by ``torchrun``, each rank takes a share of every batch (DistributedDataParallel)."""
+
+import atexit
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+__all__ = ["World", "join", "seeded", "set_seed", "unwrap"]
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The network itself, where ``model`` may be wrapped in DistributedDataParallel.
+
+    >>> unwrap(nn.Identity())
+    Identity()
+    """
+    return model.module if isinstance(model, DistributedDataParallel) else model
+
+
+@dataclass(frozen=True)
+class World:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    size: int = 1
+
+    def share(self, indices: Tensor) -> Tensor:
+        """This rank's part of a batch; the sizes differ by at most one."""
+        return indices.tensor_split(self.size)[self.rank]
+
+    def reduce(self, tensor: Tensor, lowest: bool = False) -> Tensor:
+        """The sum (or the lowest) of ``tensor`` over all ranks, on each of them."""
+        if self.size > 1:
+            dist.all_reduce(tensor, dist.ReduceOp.MIN if lowest else dist.ReduceOp.SUM)
+        return tensor
+
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Give every rank the values of rank 0."""
+        if self.size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
+
+    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
+        """``model`` with gradients averaged over all ranks."""
+        if self.size == 1:
+            return model
+        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def join(device: torch.device | str | None, model: nn.Module) -> tuple[World, torch.device]:
+    """Join the other processes, if there are any, and say which device this one trains on.
+
+    Under ``torchrun`` (RANK and WORLD_SIZE are set) the process group is initialised here, NCCL on GPUs and gloo
+    otherwise. The device defaults to the GPU of LOCAL_RANK with NCCL, and to where the model already is without.
+    """
+    wanted = None if device is None else torch.device(device)
+    if not dist.is_initialized() and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        on_gpu = torch.cuda.is_available() and (wanted is None or wanted.type == "cuda")
+        dist.init_process_group("nccl" if on_gpu else "gloo")
+        atexit.register(_leave)
+    world = World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
+    if world.size > 1 and dist.get_backend() == "nccl" and (wanted is None or wanted.index is None):
+        wanted = torch.device("cuda", int(os.environ.get("LOCAL_RANK", world.rank % torch.cuda.device_count())))
+    if wanted is None:
+        wanted = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return world, wanted
+
+
+def _leave() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+@contextmanager
+def seeded(device: torch.device) -> Iterator[None]:
+    """Whatever is drawn inside leaves the caller's random state, on the CPU and on ``device``, as it was."""
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        yield
+
+
+def set_seed(seed: int, device: torch.device) -> None:
+    """Seed the generators that :func:`seeded` restores, and no others."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)

@@ -1,0 +1,71 @@
+"""Means of logged scalars, kept on the device: nothing waits for a GPU until an epoch ends."""
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustgen.files import write_bytes
+from robustgen.training.distributed import World
+
+__all__ = ["Means", "append_row", "write_rows"]
+
+
+class Means:
+    """Running means over examples of the scalars that an objective returns."""
+
+    def __init__(self, device: torch.device) -> None:
+        dtype = torch.float32 if device.type == "mps" else torch.float64
+        self._names: list[str] = []
+        self._sums = torch.zeros(1, dtype=dtype, device=device)  # the count, then one sum for each name
+
+    def add(self, scalars: Mapping[str, Any], n: int) -> None:
+        """Add the means over a batch of ``n`` examples; ValueError if other scalars than before."""
+        if not self._names:
+            self._names = sorted(scalars)
+            self._sums = self._sums.new_zeros(1 + len(scalars))
+        if self._names != sorted(scalars):
+            raise ValueError(f"the objective returned {sorted(scalars)}, before it was {self._names}")
+        values = [torch.as_tensor(scalars[name]).detach().to(self._sums) for name in self._names]
+        self._sums += n * torch.stack([torch.ones_like(self._sums[0]), *values])
+
+    def read(self, world: World) -> dict[str, float]:
+        """The means over the examples of all ranks."""
+        count, *sums = world.reduce(self._sums.clone()).tolist()
+        return {name: total / count for name, total in zip(self._names, sums, strict=True)}
+
+    def state(self, world: World) -> dict[str, Any]:
+        """What :meth:`restore` needs. All sums move to rank 0, which writes the checkpoint."""
+        world.reduce(self._sums)
+        state = {"names": list(self._names), "sums": self._sums.clone()}
+        if world.rank:
+            self._sums.zero_()
+        return state
+
+    def restore(self, state: Mapping[str, Any], world: World) -> None:
+        self._names = list(state["names"])
+        self._sums = state["sums"].to(self._sums).clone()
+        if world.rank:
+            self._sums.zero_()
+
+
+def append_row(path: Path, row: Mapping[str, Any]) -> None:
+    """Append a line of JSON and make it durable; NaN and Inf, which JSON lacks, are written as null."""
+    with open(path, "a", encoding="utf-8") as file:
+        file.write(_line(row))
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Replace the file, atomically, by these rows."""
+    write_bytes(path, "".join(map(_line, rows)).encode())
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    finite = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in row.items()}
+    return json.dumps(finite) + "\n"

@@ -1,0 +1,63 @@
+"""Nested state (an optimizer's, say) as JSON beside a flat dict of tensors, and back: exact, and without pickle."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["pack", "unpack"]
+
+
+def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """Return ``value`` as JSON, with its tensors moved into ``tensors`` under their path.
+
+    Dicts (of str or int keys), lists, tuples, tensors, numbers, strings, bools and None, nested at will; floats are
+    exact, also NaN and Inf.
+
+    Raises:
+        TypeError: anything else, named by its path.
+
+    >>> import torch
+    >>> tensors = {}
+    >>> pack({0: (1.5, torch.ones(2))}, tensors)
+    {'dict': [[0, {'tuple': [1.5, {'tensor': '0.1'}]}]]}
+    >>> tensors
+    {'0.1': tensor([1., 1.])}
+    """
+    if isinstance(value, Tensor):
+        name = path or "tensor"
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, (str, int)) for key in value):
+            raise TypeError(f"training state {path!r} has keys that are neither str nor int")
+        return {"dict": [[key, pack(item, tensors, _join(path, key))] for key, item in value.items()]}
+    if isinstance(value, (tuple, list)):
+        items = [pack(item, tensors, _join(path, i)) for i, item in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"training state {path!r} is a {type(value).__name__}, which neither JSON nor a tensor can hold")
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What :func:`pack` was given; ValueError where a tensor is missing."""
+    if isinstance(packed, list):
+        return [unpack(item, tensors) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    ((kind, value),) = packed.items()
+    if kind == "tensor":
+        if value not in tensors:
+            raise ValueError(f"the training state lacks its tensor {value!r}")
+        return tensors[value]
+    if kind == "dict":
+        return {key: unpack(item, tensors) for key, item in value}
+    return tuple(unpack(item, tensors) for item in value) if kind == "tuple" else float(value)
+
+
+def _join(path: str, key: str | int) -> str:
+    return f"{path}.{key}" if path else str(key)

@@ -1,0 +1,313 @@
+"""One run of a trainer: the loop, and everything that it changes."""
+
+import json
+import re
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from robustgen.counter_rng import derive_seed
+from robustgen.files import load_state
+from robustgen.model import evaluating
+from robustgen.training.batches import Batch, Source, epoch_order
+from robustgen.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from robustgen.training.distributed import World, set_seed
+from robustgen.training.ema import EMA
+from robustgen.training.interrupt import Interrupt, Stopped
+from robustgen.training.metrics import Means, append_row, write_rows
+
+if TYPE_CHECKING:
+    from robustgen.training.trainer import Trainer
+
+__all__ = ["Run", "training_mode"]
+
+_NEVER = 2**62  # a step that no run reaches
+_POLL = 50  # steps between looks at what a GPU or another process would make us wait for
+
+
+class Run:
+    """The state of a run; a checkpoint is this state after a completed step."""
+
+    def __init__(
+        self,
+        trainer: "Trainer",
+        model: nn.Module,
+        source: Source,
+        val: Source | None,
+        world: World,
+        device: torch.device,
+        interrupt: Interrupt,
+    ) -> None:
+        self.trainer, self.model, self.source, self.val = trainer, model, source, val
+        self.world, self.device, self.interrupt = world, device, interrupt
+        self.weights = [p for p in model.parameters() if p.requires_grad]
+        if not self.weights:
+            raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
+        self.order = epoch_order(len(source), trainer.batch_size, trainer.seed, 0)
+        self.per_epoch = len(self.order)
+        self.total = trainer.epochs * self.per_epoch
+        for what, n in {
+            "batches": len(self.order[-1]),
+            "validation data": world.size if val is None else len(val),
+        }.items():
+            if n < world.size:
+                raise ValueError(f"{what} of {n} examples cannot be shared by {world.size} processes")
+        self.optimizer = trainer.optimizer(self.weights)
+        self.base_lr = [group.get("lr") for group in self.optimizer.param_groups]
+        self.config = self._describe()
+        self.ema = None if trainer.ema is None else EMA(self.weights, trainer.ema)
+        self.means = Means(device)
+        self.step = 0  # completed
+        self.history: list[dict[str, float]] = []
+        self.diverged = torch.tensor(_NEVER, device=device)  # the first step whose loss was not finite
+        self.prompt = world.size == 1 and device.type == "cpu"  # nothing to wait for: look after each step
+        self.saved: tuple[int, int] | None = None
+
+    def go(self) -> list[dict[str, float]]:
+        """Start or resume, train to the end, and return the history."""
+        trainer = self.trainer
+        self._start()
+        wrapped = self.world.wrap(self.model, self.device)
+        every = trainer.checkpoint_every or self.per_epoch
+        quiet = not trainer.progress or self.world.rank > 0
+        with tqdm(total=self.total, initial=self.step, unit="step", disable=quiet) as bar:
+            try:
+                while self.step < self.total or self._epoch_ended():
+                    if self._epoch_ended():
+                        self._close_epoch()
+                        bar.set_postfix(epoch=len(self.history), loss=self.history[-1]["loss"])
+                    else:
+                        self._train_step(wrapped)
+                        bar.update()
+                    if (self.step % every == 0 or self.step == self.total) and not self._epoch_ended():
+                        self._save()
+                    self._poll()
+            except Stopped:
+                self._save()
+                raise
+            finally:
+                self.optimizer.zero_grad(set_to_none=True)
+        if self.ema:
+            self.ema.apply()
+        return self.history
+
+    def _train_step(self, wrapped: nn.Module) -> None:
+        trainer = self.trainer
+        epoch, i = divmod(self.step, self.per_epoch)
+        if i == 0:
+            self.order = epoch_order(len(self.source), trainer.batch_size, trainer.seed, epoch)
+        if trainer.schedule is not None:
+            factor = trainer.schedule(self.step / self.total)
+            for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+                group["lr"] = lr * factor
+        set_seed(derive_seed(trainer.seed, self.step, self.world.rank), self.device)
+        batch = self.source.fetch(self.world.share(self.order[i]), self.device)
+        scalars = self._objective(wrapped, batch)
+        loss = scalars["loss"]
+        self._watch(loss)
+        if self.world.size > 1:  # DDP averages over ranks: weigh each by its share of the batch
+            loss = loss * (len(batch.ids) * self.world.size / len(self.order[i]))
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        if trainer.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.weights, trainer.clip_norm)
+        self.optimizer.step()
+        if self.ema:
+            self.ema.update(first=self.step == 0)
+        self.means.add(scalars, len(batch.ids))
+        self.step += 1
+
+    def _objective(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainer.precision == "bfloat16"):
+            scalars = self.trainer.objective(model, batch, self.step)
+        if not isinstance(scalars, dict) or not isinstance(scalars.get("loss"), Tensor) or scalars["loss"].ndim:
+            raise ValueError('the objective must return a dict of scalars with a tensor "loss"')
+        return scalars
+
+    def _epoch_ended(self) -> bool:
+        """Whether the epoch's last step is done and its row of the history is not."""
+        return self.step // self.per_epoch > len(self.history)
+
+    def _close_epoch(self) -> None:
+        self._check_loss()
+        self.world.broadcast(self.model.buffers())  # as DDP does before the next step
+        row = {"epoch": len(self.history) + 1, "step": self.step, **self.means.read(self.world)}
+        if self.val is not None:
+            row |= {f"val_{name}": value for name, value in self._validate(self.val).items()}
+        self.means = Means(self.device)
+        self.history.append(row)
+        if self.trainer.run_dir is not None and self.world.rank == 0:
+            append_row(self.trainer.run_dir / "metrics.jsonl", row)
+
+    def _validate(self, val: Source) -> dict[str, float]:
+        means = Means(self.device)
+        mine = self.world.share(torch.arange(len(val)))
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(self.model))
+            stack.enter_context(torch.no_grad())
+            if self.ema:
+                stack.enter_context(self.ema.applied())
+            for i, indices in enumerate(mine.split(self.trainer.batch_size)):
+                set_seed(derive_seed(self.trainer.seed, i, self.world.rank, 1), self.device)  # alike in each epoch
+                batch = val.fetch(indices, self.device)
+                means.add(self._objective(self.model, batch), len(indices))
+                if self.world.size == 1 and self.interrupt.requested:
+                    raise Stopped  # the epoch is closed again, with validation, when the run is resumed
+        return means.read(self.world)
+
+    def _watch(self, loss: Tensor) -> None:
+        """Note a loss that is not finite, without waiting for it."""
+        bad = torch.where(loss.detach().isfinite(), _NEVER, self.step)
+        self.diverged = torch.minimum(self.diverged, bad)
+        if self.prompt:
+            self._check_loss()
+
+    def _check_loss(self) -> None:
+        step = int(self.world.reduce(self.diverged.clone(), lowest=True))
+        if step != _NEVER:
+            raise FloatingPointError(f"the loss is not finite at step {step}{self._advice()}")
+
+    def _check_weights(self) -> None:
+        kept = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
+        if not all(bool(t.isfinite().all()) for t in [*self.weights, *kept]):
+            raise FloatingPointError(
+                f"weights or optimizer state are not finite after step {self.step}{self._advice()}"
+            )
+
+    def _advice(self) -> str:
+        saved = None if self.trainer.run_dir is None else latest_checkpoint(self.trainer.run_dir)
+        return "; lower the learning rate or set clip_norm" + (f"; the last good state is in {saved}" if saved else "")
+
+    def _poll(self) -> None:
+        """Stop on Ctrl-C, on all ranks at the same step."""
+        if self.world.size > 1:
+            if self.step % _POLL:
+                return
+            go_on = torch.tensor(0 if self.interrupt.requested else 1, device=self.device)
+            self.interrupt.requested = not int(self.world.reduce(go_on, lowest=True))
+        if not self.prompt and self.step % _POLL == 0:
+            self._check_loss()
+        if self.interrupt.requested:
+            raise Stopped
+
+    def _start(self) -> None:
+        """Load the checkpoint to resume from, or write the first one: the weights that this run began with."""
+        run_dir = self.trainer.run_dir
+        if run_dir is None:
+            return
+        rows = run_dir / "metrics.jsonl"
+        held = latest_checkpoint(run_dir) is not None
+        if (held or rows.exists()) and not self.trainer.resume:
+            raise ValueError(f"{run_dir} already holds a run: pass resume=True or another run_dir")
+        if held:
+            self._restore(load_checkpoint(run_dir))
+        self._wait()  # every rank has looked before rank 0 writes
+        if self.world.rank == 0 and (held or rows.exists()):
+            write_rows(rows, self.history)  # drops what was written after the checkpoint
+        if not held:
+            self._save()
+
+    def _save(self) -> None:
+        if self.trainer.run_dir is None or self.saved == (self.step, len(self.history)):
+            return
+        self._check_loss()
+        self._check_weights()
+        averages = dict(zip(map(id, self.weights), self.ema.averages, strict=True)) if self.ema else {}
+        state = {
+            "history": self.history,
+            "means": self.means.state(self.world),
+            "optimizer": self.optimizer.state_dict(),
+            "live_weights": [w.detach() for w in self.weights] if self.ema else [],  # the model state has averages
+        }
+        if self.world.rank == 0:
+            model_state = {k: averages.get(id(v), v) for k, v in self.model.state_dict(keep_vars=True).items()}
+            save_checkpoint(self.trainer.run_dir, self.step, model_state, state, self.config)
+        self._wait()
+        self.saved = self.step, len(self.history)
+
+    def _wait(self) -> None:
+        """Until every rank is here."""
+        self.world.reduce(torch.zeros((), device=self.device))
+
+    @torch.no_grad()
+    def _restore(self, checkpoint: Checkpoint) -> None:
+        self._compare(checkpoint)
+        load_state(self.model, checkpoint.model_state, checkpoint.path)
+        state = checkpoint.training_state
+        if self.ema:
+            for average, weight, live in zip(self.ema.averages, self.weights, state["live_weights"], strict=True):
+                average.copy_(weight)
+                weight.copy_(live)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.means.restore(state["means"], self.world)
+        self.step, self.history = checkpoint.step, list(state["history"])
+        epoch = self.step // self.per_epoch
+        self.order = epoch_order(len(self.source), self.trainer.batch_size, self.trainer.seed, epoch)
+        self.saved = self.step, len(self.history)
+
+    def _compare(self, checkpoint: Checkpoint) -> None:
+        """ValueError if the checkpoint is of another architecture or of a run with other settings."""
+        own = {name: t.shape for name, t in self.model.state_dict().items()}
+        if own != {name: t.shape for name, t in checkpoint.model_state.items()}:
+            load_state(self.model, checkpoint.model_state, checkpoint.path)  # raises, naming the tensors
+        old, new = dict(checkpoint.config), self.config
+        if new["schedule"] is None and new["epochs"] > old["epochs"]:
+            old["epochs"] = new["epochs"]  # only adds steps; with a schedule it would change those already taken
+        differ = [f"{k} was {_short(old[k])}, now {_short(new[k])}" for k in new if k in old and old[k] != new[k]]
+        if differ:
+            raise ValueError(f"{self.trainer.run_dir} holds a run with other settings: {'; '.join(differ)}")
+
+    def _describe(self) -> dict[str, Any]:
+        """What a resumed run must share with the first, entry by entry."""
+        t = self.trainer
+        config = {
+            "objective": describe(t.objective),
+            "optimizer": type(self.optimizer).__name__,
+            "schedule": None if t.schedule is None else describe(t.schedule),
+            "epochs": t.epochs,
+            "batch_size": t.batch_size,
+            "seed": t.seed,
+            "precision": t.precision,
+            "ema": t.ema,
+            "clip_norm": t.clip_norm,
+            "number of examples": len(self.source),
+            "number of processes": self.world.size,
+            "trained parameters": [name for name, p in self.model.named_parameters() if p.requires_grad],
+            "model": self.model.config if isinstance(getattr(self.model, "config", None), dict) else None,
+            "dtypes": sorted({str(p.dtype) for p in self.model.parameters()}),
+        }
+        for i, group in enumerate(self.optimizer.param_groups):
+            config |= {f"optimizer {k} of group {i}": v for k, v in group.items() if k != "params"}
+        return json.loads(json.dumps(config, default=describe))  # as it reads back from a file
+
+
+@contextmanager
+def training_mode(model: nn.Module) -> Iterator[None]:
+    """Train mode, but eval for submodules all of whose parameters are frozen; every flag is restored afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    try:
+        model.train()
+        for module in model.modules():
+            parameters = list(module.parameters())
+            if parameters and not any(p.requires_grad for p in parameters):
+                module.eval()
+        yield
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+def describe(thing: Any) -> Any:
+    """What ``thing.describe()`` says, or its repr without addresses, which differ from process to process."""
+    if callable(getattr(thing, "describe", None)):
+        return thing.describe()
+    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 200 else f"{text[:200]}..."

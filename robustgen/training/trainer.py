@@ -1,0 +1,128 @@
+"""The trainer: what a run is made of. The loop itself is in ``run.py``."""
+
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustgen.training.batches import as_source
+from robustgen.training.distributed import join, seeded
+from robustgen.training.interrupt import deferred_interrupt
+from robustgen.training.objective import Objective
+from robustgen.training.run import Run, training_mode
+
+__all__ = ["Trainer"]
+
+
+def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+    """The default optimizer: Adam (Kingma and Ba, 2015) with its paper's learning rate."""
+    return torch.optim.Adam(parameters, lr=1e-3)
+
+
+class Trainer:
+    """Trains a network on an objective; killed at any moment, it resumes exactly.
+
+    Everything random in a step (batch order, dropout, noise) is a function of (seed, step) and is drawn from torch's
+    global generators, which are forked: no random state is saved and the caller's is not advanced. On the CPU, with
+    the same number of threads, a run that was killed and resumed ends bitwise as if it had not been.
+
+    Under ``torchrun`` each process takes a share of every batch and gradients are averaged, weighted by the shares:
+    the same objective value and weights as one process, up to float order. Rank 0 writes.
+
+    Args:
+        objective: ``objective(model, batch, step) -> {"loss": scalar, ...}``, means over the batch; the other entries
+            are logged. See :class:`ClassifierObjective`.
+        optimizer: makes the optimizer from the parameters that require a gradient; the default is Adam, lr 1e-3.
+        schedule: learning-rate factor as a function of the progress in [0, 1), or None.
+        epochs, batch_size: an epoch is a permutation of the data in batches of at most ``batch_size`` (over all
+            processes) whose sizes differ by at most one.
+        seed: of everything random.
+        device: where to train; default: where the model is, under NCCL the GPU of LOCAL_RANK.
+        precision: "float32", or "bfloat16" for autocast (weights and loss stay as they are).
+        ema: decay in [0, 1) of an exponential moving average of the weights. Validation uses the averages, and a
+            finished ``fit`` leaves them in the model.
+        clip_norm: largest norm of the whole gradient.
+        run_dir: where checkpoints and ``metrics.jsonl`` (the history, one line an epoch) go; None writes nothing.
+        resume: go on from the latest checkpoint in ``run_dir``, or start where there is none.
+        checkpoint_every: steps between checkpoints; default once an epoch. The first and last state are always saved.
+        progress: a progress bar on stderr.
+
+    Raises:
+        ValueError: an argument out of range.
+
+    >>> x, y = torch.rand(64, 8), torch.arange(64) % 2
+    >>> from robustgen.training import ClassifierObjective
+    >>> trainer = Trainer(ClassifierObjective(), epochs=2, batch_size=16, progress=False)
+    >>> history = trainer.fit(nn.Linear(8, 2), (x, y), val=(x, y))
+    >>> [(row["epoch"], row["step"]) for row in history], sorted(history[0])
+    ([(1, 4), (2, 8)], ['accuracy', 'epoch', 'loss', 'step', 'val_accuracy', 'val_loss'])
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        *,
+        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = adam,
+        schedule: Callable[[float], float] | None = None,
+        epochs: int = 1,
+        batch_size: int = 128,
+        seed: int = 0,
+        device: torch.device | str | None = None,
+        precision: str = "float32",
+        ema: float | None = None,
+        clip_norm: float | None = None,
+        run_dir: str | Path | None = None,
+        resume: bool = False,
+        checkpoint_every: int | None = None,
+        progress: bool = True,
+    ) -> None:
+        for name, value in {"epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}.items():
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
+        if ema is not None and not 0 <= ema < 1:
+            raise ValueError(f"ema must be a decay in [0, 1), got {ema}")
+        if clip_norm is not None and not 0 < clip_norm < float("inf"):
+            raise ValueError(f"clip_norm must be a finite number > 0, got {clip_norm}")
+        if resume and run_dir is None:
+            raise ValueError("resume=True needs the run_dir to resume from")
+        self.objective, self.optimizer, self.schedule = objective, optimizer, schedule
+        self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
+        self.device, self.precision = device, precision
+        self.ema, self.clip_norm = ema, clip_norm
+        self.run_dir = None if run_dir is None else Path(run_dir)
+        self.resume, self.checkpoint_every, self.progress = resume, checkpoint_every, progress
+
+    def fit(self, model: nn.Module, data: Any, val: Any = None) -> list[dict[str, float]]:
+        """Train ``model`` in place.
+
+        The whole model is put in train mode, save for submodules all of whose parameters are frozen: these are in eval
+        mode, so that batch statistics of a frozen backbone do not move. Every flag is restored afterwards.
+
+        Args:
+            model: its parameters that require a gradient are trained. Left on the device where it was trained.
+            data: see :func:`as_source`: (x, y) tensors, an ``ArrayDataset``, a map-style ``Dataset``.
+            val: the same, or None: the objective on it, in eval mode, at the end of each epoch.
+
+        Returns:
+            One dict an epoch: ``epoch`` and ``step`` (completed), means of the objective's entries over the epoch,
+            and those of ``val`` prefixed ``val_``. With ``resume`` it starts at the run's first epoch.
+
+        Raises:
+            ValueError: an empty data set, no parameter to train, a ``run_dir`` that already holds a run (without
+                ``resume``), or a run with other settings or another architecture (each difference is named).
+            FloatingPointError: the loss or the weights are no longer finite; the last good checkpoint stays.
+            OSError: a checkpoint cannot be written; the one before stays.
+            KeyboardInterrupt: Ctrl-C, after the step is completed and a checkpoint written; the second one at once.
+        """
+        source, val_source = as_source(data), None if val is None else as_source(val)
+        world, device = join(self.device, model)
+        with ExitStack() as stack:
+            interrupt = stack.enter_context(deferred_interrupt())
+            stack.enter_context(training_mode(model))
+            stack.enter_context(seeded(device))
+            return Run(self, model.to(device), source, val_source, world, device, interrupt).go()
