@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -90,7 +91,11 @@ class ConformalCalibration:
 
 
 def _read(scores: Tensor | ArrayLike, name: str) -> Tensor:
-    s = torch.as_tensor(scores, dtype=torch.float64).detach().contiguous()
+    if not isinstance(scores, Tensor):
+        scores = torch.from_numpy(
+            np.array(scores, dtype=np.float64, order="C")
+        )  # a copy: torch warns of read-only ones
+    s = scores.detach().double().contiguous()
     if s.ndim != 1:
         raise ValueError(f"{name} must be 1-D, one for each input; got shape {tuple(s.shape)}")
     if s.isnan().any():

@@ -76,12 +76,20 @@ def train(
     data: DataOption = "digits",
     data_root: RootOption = None,
     download: DownloadOption = False,
-    hold_out: Annotated[list[str], typer.Option("--hold-out", help="Class to leave out; may be repeated.")] = [],
+    hold_out: Annotated[
+        list[str] | None, typer.Option("--hold-out", help="Class to leave out; may be repeated.")
+    ] = None,
     limit: LimitOption = None,
     model: Annotated[str, typer.Option("--model", help="convnet, mlp, or module:function of your own.")] = "convnet",
-    width: Annotated[int | None, typer.Option("--width", help="Channels of convnet's first layer; units of mlp.")] = None,
-    activation: Annotated[str, typer.Option("--activation", help="Of convnet and mlp: relu, leaky_relu, tanh.")] = "relu",
-    weights: Annotated[Path | None, typer.Option("--weights", help="Start from these (.safetensors, or a run).")] = None,
+    width: Annotated[
+        int | None, typer.Option("--width", help="Channels of convnet's first layer; units of mlp.")
+    ] = None,
+    activation: Annotated[
+        str, typer.Option("--activation", help="Of convnet and mlp: relu, leaky_relu, tanh.")
+    ] = "relu",
+    weights: Annotated[
+        Path | None, typer.Option("--weights", help="Start from these (.safetensors, or a run).")
+    ] = None,
     attack: Annotated[str, typer.Option("--attack", help="Adversarial training: none, fgsm or pgd.")] = "none",
     eps: EpsOption = 0.3,
     norm: NormOption = "Linf",
@@ -95,8 +103,8 @@ def train(
     hidden: Annotated[int | None, typer.Option("--hidden", help="Units or channels of each autoencoder.")] = None,
     noise_std: Annotated[float, typer.Option("--noise-std", help="Of the corruption of hidden states.")] = 0.1,
     noise_at_test: Annotated[bool, typer.Option("--noise-at-test", help="Corrupt at test time too.")] = False,
-    lambda_rec: Annotated[float, typer.Option("--lambda-rec", help="Weight of the clean reconstruction loss.")] = 0.01,
-    lambda_adv: Annotated[float, typer.Option("--lambda-adv", help="Of the adversarial reconstruction loss.")] = 0.01,
+    lambda_rec: Annotated[float, typer.Option("--lambda-rec", help="Weight of the clean reconstruction loss.")] = 0.1,
+    lambda_adv: Annotated[float, typer.Option("--lambda-adv", help="Of the adversarial reconstruction loss.")] = 0.1,
     detach_states: Annotated[
         bool, typer.Option("--detach-states", help="Reconstruction losses train the autoencoders only.")
     ] = False,
@@ -122,7 +130,7 @@ def train(
         )
     found = train_network(
         run=run,
-        data=DataSpec(data or "digits", data_root, download, tuple(hold_out), limit),
+        data=DataSpec(data or "digits", data_root, download, tuple(hold_out or ()), limit),
         model=model,
         width=width,
         activation=activation,

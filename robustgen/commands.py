@@ -50,7 +50,9 @@ class DataSpec:
         found = load(self.source, split=part, root=self.root, download=self.download, channels=channels, n=self.limit)
         require_nonempty(found)
         if shape is not None and tuple(found.x.shape[1:]) != shape:
-            raise ValueError(f"{found.name} holds inputs of shape {tuple(found.x.shape[1:])}, the network takes {shape}")
+            raise ValueError(
+                f"{found.name} holds inputs of shape {tuple(found.x.shape[1:])}, the network takes {shape}"
+            )
         if not self.hold_out:
             return found
         unlabelled = found.y is None
@@ -85,8 +87,8 @@ class FortifySpec:
     hidden: int | None = None
     noise_std: float = 0.1
     noise_at_test: bool = False
-    lambda_rec: float = 0.01
-    lambda_adv: float = 0.01
+    lambda_rec: float = 0.1
+    lambda_adv: float = 0.1
     detach_states: bool = False
     freeze_backbone: bool = False
 
@@ -381,9 +383,9 @@ def score_inputs(
     rows = []
     for chosen in torch.arange(len(dataset)).split(1000):
         x = dataset.batch(chosen)[0].to(where)
-        scores, p = detector.score(x).tolist(), detector.p_value(x).tolist()
-        flags = detector.flag(x, fpr).tolist()
-        for k, score, p_value, flag in zip(chosen.tolist(), scores, p, flags, strict=True):
+        scores = detector.score(x)
+        p, flags = detector.calibration.p_value(scores), detector.calibration.flag(scores, fpr)
+        for k, score, p_value, flag in zip(chosen.tolist(), scores.tolist(), p.tolist(), flags.tolist(), strict=True):
             source = dataset.sources[k] if dataset.sources else int(dataset.ids[k])
             rows.append({"input": source, "score": score, "p_value": p_value, "flag": flag})
     return rows

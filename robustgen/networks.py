@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-__all__ = ["MLP", "ConvNet", "activation_module", "build"]
+__all__ = ["activation_module", "build", "convnet", "mlp"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -22,7 +22,13 @@ def activation_module(name: str) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
-class ConvNet(nn.Sequential):
+def convnet(
+    in_channels: int = 1,
+    n_classes: int = 10,
+    image_size: int | tuple[int, int] = 28,
+    width: int = 64,
+    activation: str = "relu",
+) -> nn.Sequential:
     """Three convolutions and a linear read-out, (N, C, H, W) -> logits (N, n_classes).
 
     For 28x28 and larger images: 8x8 stride 2 (size-preserving padding), 6x6 stride 2, 5x5 stride 1 with ``width``,
@@ -36,48 +42,32 @@ class ConvNet(nn.Sequential):
         activation: of every layer, see :func:`activation_module`.
 
     >>> import torch
-    >>> ConvNet(1, 10, image_size=28)(torch.zeros(2, 1, 28, 28)).shape
+    >>> convnet(1, 10, image_size=28)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
-
-    def __init__(
-        self,
-        in_channels: int = 1,
-        n_classes: int = 10,
-        image_size: int | tuple[int, int] = 28,
-        width: int = 64,
-        activation: str = "relu",
-    ) -> None:
-        size = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if min(size) >= 24:
-            shapes = [(8, 2, 3), (6, 2, 0), (5, 1, 0)]  # kernel, stride, padding
-        else:
-            shapes = [(3, 1, 1), (3, 2, 1), (3, 1, 1)]
-        channels = [in_channels, width, 2 * width, 2 * width]
-        layers: list[nn.Module] = []
-        for i, (kernel, stride, padding) in enumerate(shapes):
-            layers += [
-                nn.Conv2d(channels[i], channels[i + 1], kernel, stride, padding),
-                activation_module(activation),
-            ]
-            size = tuple((s + 2 * padding - kernel) // stride + 1 for s in size)  # type: ignore[assignment]
-        super().__init__(*layers, nn.Flatten(), nn.Linear(2 * width * size[0] * size[1], n_classes))
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    large = [(8, 2, 3), (6, 2, 0), (5, 1, 0)]  # kernel, stride, padding
+    shapes = large if min(size) >= 24 else [(3, 1, 1), (3, 2, 1), (3, 1, 1)]
+    channels = [in_channels, width, 2 * width, 2 * width]
+    layers: list[nn.Module] = []
+    for i, (kernel, stride, padding) in enumerate(shapes):
+        layers += [nn.Conv2d(channels[i], channels[i + 1], kernel, stride, padding), activation_module(activation)]
+        height, breadth = ((s + 2 * padding - kernel) // stride + 1 for s in size)
+        size = (height, breadth)
+    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2 * width * size[0] * size[1], n_classes))
 
 
-class MLP(nn.Sequential):
+def mlp(n_inputs: int, hidden: Sequence[int], n_classes: int, activation: str = "relu") -> nn.Sequential:
     """Fully connected layers with one activation between them, (N, ...) -> logits (N, n_classes).
 
     >>> import torch
-    >>> MLP(64, [32], 10)(torch.zeros(2, 1, 8, 8)).shape
+    >>> mlp(64, [32], 10)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
-
-    def __init__(self, n_inputs: int, hidden: Sequence[int], n_classes: int, activation: str = "relu") -> None:
-        widths = [n_inputs, *hidden]
-        layers: list[nn.Module] = [nn.Flatten()]
-        for a, b in itertools.pairwise(widths):
-            layers += [nn.Linear(a, b), activation_module(activation)]
-        super().__init__(*layers, nn.Linear(widths[-1], n_classes))
+    layers: list[nn.Module] = [nn.Flatten()]
+    for a, b in itertools.pairwise([n_inputs, *hidden]):
+        layers += [nn.Linear(a, b), activation_module(activation)]
+    return nn.Sequential(*layers, nn.Linear([n_inputs, *hidden][-1], n_classes))
 
 
 def build(name: str, example: Tensor, n_classes: int, width: int | None = None, activation: str = "relu") -> nn.Module:
@@ -87,10 +77,10 @@ def build(name: str, example: Tensor, n_classes: int, width: int | None = None, 
         ValueError: an unknown name, or a convnet for inputs that are not images (N, C, H, W).
     """
     if name == "mlp":
-        return MLP(example[0].numel(), [width or 256] * 2, n_classes, activation)
+        return mlp(example[0].numel(), [width or 256] * 2, n_classes, activation)
     if name != "convnet":
         raise ValueError(f"unknown network {name!r}; known: convnet, mlp (or module:function for your own)")
     if example.ndim != 4:
         raise ValueError(f"convnet takes images (N, C, H, W), got shape {tuple(example.shape)}")
     _, channels, height, breadth = example.shape
-    return ConvNet(channels, n_classes, (height, breadth), width or 64, activation)
+    return convnet(channels, n_classes, (height, breadth), width or 64, activation)

@@ -3,10 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustgen.calibration import ConformalCalibration
+
+settings.register_profile("no deadline", deadline=None)  # a busy machine is not a failure
+settings.load_profile("no deadline")
 
 INF = float("inf")
 tied = st.lists(st.sampled_from([-INF, -2.0, -1.0, 0.0, 1.0, 2.0, INF]), min_size=1, max_size=25)
@@ -65,7 +68,7 @@ def test_false_alarm_rate_over_many_draws(fpr):
 def test_too_few_scores_for_the_rate():
     nineteen = ConformalCalibration(torch.arange(19))
     assert nineteen.flag([100.0], 0.05).tolist() == [True]
-    with pytest.raises(ValueError, match="18 calibration scores .* of 0.05: 19 are needed"):
+    with pytest.raises(ValueError, match=r"18 calibration scores .* of 0\.05: 19 are needed"):
         ConformalCalibration(torch.arange(18)).flag([100.0], 0.05)
 
 

@@ -16,7 +16,7 @@ from robustgen.training import latest_checkpoint, load_checkpoint, save_checkpoi
 from robustgen.training.packing import pack, unpack
 
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["pytest", "robustgen.data", "robustgen.training"])
+CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "robustgen.data", "robustgen.training"])  # imported once
 
 
 def equal(a, b):

@@ -5,8 +5,8 @@ from robustgen.evaluation.masking import MaskingTest
 from robustgen.evaluation.metrics import (
     AUPR,
     RocCurve,
-    auroc,
     aupr_trapezoid,
+    auroc,
     average_precision,
     detection_metrics,
     fpr_at_tpr,

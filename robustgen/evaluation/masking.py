@@ -7,6 +7,7 @@ Gradients Give a False Sense of Security", 2018; and, on one fixed network, accu
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -81,7 +82,7 @@ def reaches_zero(name: str, standing: Tensor) -> MaskingTest:
 
 def monotone(name: str, eps: Sequence[float], standing: Sequence[Tensor]) -> MaskingTest:
     """Accuracy must not rise from one eps to the next; the worst step decides."""
-    steps = [_paired(b.double() - a.double()) for a, b in zip(standing[:-1], standing[1:], strict=True)]
+    steps = [_paired(b.double() - a.double()) for a, b in pairwise(standing)]
     worst = max(range(len(steps)), key=lambda k: steps[k][0] - 2 * steps[k][1])
     excess, error = steps[worst]
     path = ", ".join(f"{s.double().mean():.1%} at {e:.3g}" for e, s in zip(eps, standing, strict=True))

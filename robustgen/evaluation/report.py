@@ -75,7 +75,7 @@ def draw_html(report: dict[str, Any]) -> str:
     if detection:
         parts += ["<h2>Signals off the manifold</h2>", _detection_table(detection)]
         parts.append(
-            "<p class=note>Higher scores are more anomalous; the other population is the positive class. AUPR chance is "
+            "<p class=note>Higher scores are more anomalous; the other population is the positive class. Chance is "
             "what a random ranking would expect. FPR95: in-distribution inputs above the threshold that finds 95 % of "
             "the others.</p>"
         )
@@ -89,7 +89,8 @@ def draw_html(report: dict[str, Any]) -> str:
     rows = [[k, v] for k, v in facts.items() if v is not None]
     parts += ["<h2>How it was made</h2>", _table(["", ""], rows)]
     body = "\n".join(parts)
-    return f"<!doctype html><html lang=en><head><meta charset=utf-8><title>robustgen report</title>{_STYLE}</head>\n<body>{body}</body></html>\n"
+    head = f"<meta charset=utf-8><title>robustgen report</title>{_STYLE}"
+    return f"<!doctype html><html lang=en><head>{head}</head>\n<body>{body}</body></html>\n"
 
 
 _STYLE = """<style>
@@ -196,7 +197,8 @@ def _draw_detection(entry: dict[str, Any]) -> "Figure":
     histogram, roc = axes[0]
     known = np.asarray(entry["in_distribution"])
     everything = np.concatenate([known, *(np.asarray(p["scores"]) for p in entry["populations"].values())])
-    bins = np.linspace(*np.quantile(everything, [0, 0.995]), 50)
+    low, high = np.quantile(everything, [0, 0.995])
+    bins = np.linspace(low, high if high > low else low + 1, 50)
     histogram.hist(known, bins, density=True, color="#999", alpha=0.6, label="in-distribution")
     for colour, (name, population) in zip(_COLOURS * 9, entry["populations"].items(), strict=False):
         scores = np.asarray(population["scores"])

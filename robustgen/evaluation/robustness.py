@@ -372,7 +372,9 @@ class _Store:
             if not resume:
                 raise ValueError(f"{directory} already holds an evaluation; pass resume=True or another run_dir")
             if read_json(plan) != _as_json(key):
-                raise ValueError(f"{directory} holds another evaluation (other attacks or examples); pass another run_dir")
+                raise ValueError(
+                    f"{directory} holds another evaluation (other attacks or examples); pass another run_dir"
+                )
         else:
             write_json(plan, _as_json(key))
 

@@ -15,7 +15,7 @@ from robustgen.detectors import ReconstructionError
 from robustgen.evaluation import RobustnessReport, evaluate_detection, evaluate_robustness, write_report
 from robustgen.files import environment
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
-from robustgen.networks import MLP, ConvNet
+from robustgen.networks import convnet, mlp
 from robustgen.training import ClassifierObjective, Trainer
 
 __all__ = ["Scale", "run_demo"]
@@ -75,10 +75,10 @@ def run_demo(
         Trainer(objective, epochs=scale.epochs, batch_size=64, seed=seed, progress=progress).fit(network, train)
         return network.eval()
 
-    def convnet(k: int) -> ConvNet:
+    def backbone(k: int) -> nn.Module:
         with torch.random.fork_rng():
             torch.manual_seed(seed * 1000 + k)
-            return ConvNet(1, n_classes, 8, width=scale.width)
+            return convnet(1, n_classes, 8, width=scale.width)
 
     def fortified(network: nn.Module, k: int) -> FortifiedNetwork:
         with torch.random.fork_rng():
@@ -86,15 +86,15 @@ def run_demo(
             return fortify(network, LAYERS, example_input=x[:2])
 
     attack = PGD(eps=EPS, steps=scale.pgd_steps, early_stop=False)
-    plain = fit(ClassifierObjective(), convnet(0), "plain network")
-    adversarial = fit(ClassifierObjective(attack), convnet(1), "adversarially trained network")
-    joint = fortified(convnet(1), 1)  # the same initial weights as its unfortified twin
+    plain = fit(ClassifierObjective(), backbone(0), "plain network")
+    adversarial = fit(ClassifierObjective(attack), backbone(1), "adversarially trained network")
+    joint = fortified(backbone(1), 1)  # the same initial weights as its unfortified twin
     fit(FortifiedObjective(attack), joint, "fortified, adversarially trained network")
     afterwards = fortified(plain, 0)
     afterwards.fit_autoencoders(train, epochs=scale.epochs, batch_size=64, seed=seed, progress=progress)
     with torch.random.fork_rng():
         torch.manual_seed(seed * 1000 + 2)
-        substitute = MLP(64, [128, 128], n_classes)
+        substitute = mlp(64, [128, 128], n_classes)
     fit(ClassifierObjective(), substitute, "substitute of the black-box attacker")
 
     networks = {
@@ -161,7 +161,9 @@ def _verdicts(baseline: RobustnessReport, fortified: RobustnessReport) -> list[s
     for name, (without, with_) in rows.items():
         d = with_.double() - without.double()
         gain, error = d.mean().item(), d.std().item() / len(d) ** 0.5
-        verdict = "no measurable difference" if abs(gain) <= 2 * error else "helps" if gain > 0 else "does not help: hurts"
+        verdict = (
+            "no measurable difference" if abs(gain) <= 2 * error else "helps" if gain > 0 else "does not help: hurts"
+        )
         lines.append(
             f"Fortification against adversarial training alone, {name}: {verdict} "
             f"({100 * gain:+.1f} points, standard error {100 * error:.1f}, one training run each)."
@@ -170,7 +172,10 @@ def _verdicts(baseline: RobustnessReport, fortified: RobustnessReport) -> list[s
 
 
 def _summary(
-    reports: dict[str, RobustnessReport], detection: list[dict[str, Any]], remarks: list[str], say: Callable[[str], None]
+    reports: dict[str, RobustnessReport],
+    detection: list[dict[str, Any]],
+    remarks: list[str],
+    say: Callable[[str], None],
 ) -> None:
     labels = list(next(iter(reports.values())).outcomes)
     say(f"\naccuracy, %, Linf eps {EPS:g} (robust ones are upper bounds)")

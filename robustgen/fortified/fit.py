@@ -1,5 +1,6 @@
 """Training the autoencoders of a pretrained network, the backbone frozen."""
 
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -63,10 +64,29 @@ def fit_autoencoders(
     try:
         for p in parameters:
             p.requires_grad_(False)
-        return trainer.fit(net, data)
+        history = trainer.fit(net, data)
     finally:
         for p, flag in zip(parameters, required, strict=True):
             p.requires_grad_(flag)
+    _warn_of_disagreement(net, data, batch_size)
+    return history
+
+
+def _warn_of_disagreement(net: "FortifiedNetwork", data: Any, batch_size: int, most: float = 0.01) -> None:
+    """Warn where the fortified predictions differ from the original network's on too many of the first inputs."""
+    source, device = as_source(data), next(net.parameters()).device
+    n, different = min(len(source), 2000), 0
+    with evaluating(net), torch.no_grad():
+        for rows in torch.arange(n).split(batch_size):
+            x = source.batch(rows)[0].to(device)
+            original, _ = net(x, return_states=True, replace=False)
+            different += int((net(x).argmax(-1) != original.argmax(-1)).reshape(len(x), -1).any(1).sum())
+    if different > most * n:
+        warnings.warn(
+            f"the fortified network decides otherwise than the original on {different / n:.1%} of {n} training inputs: "
+            "train its autoencoders for more epochs, or make them wider",
+            stacklevel=4,
+        )
 
 
 def _measure_scales(net: "FortifiedNetwork", data: Any, batch_size: int, batches: int = 10) -> None:

@@ -179,9 +179,7 @@ class FortifiedNetwork(nn.Module):
         return logits, states
 
     def _inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        if self.input_layer is None:
-            return args
-        return (self.input_layer.autoencoder(args[0]), *args[1:])
+        return args if self.input_layer is None else (self.autoencoders()[0](args[0]), *args[1:])
 
     def _recorded(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], tape: Tape
@@ -207,8 +205,8 @@ class FortifiedNetwork(nn.Module):
 
     def autoencoders(self) -> list[DenoisingAutoencoder]:
         """The autoencoders, in the order of ``layers`` (or the one on the input)."""
-        layers = [self.input_layer] if self.input_layer is not None else list(self.fortified_layers)
-        return [layer.autoencoder for layer in layers]
+        layers = self.fortified_layers if self.input_layer is None else [self.input_layer]
+        return [layer.autoencoder for layer in layers if layer.autoencoder is not None]
 
     def per_example(self, name: str, values: Tensor) -> Tensor:
         """``values`` shaped like the states of ``name``, as (N, everything else)."""

@@ -19,8 +19,8 @@ __all__ = ["FortifiedObjective"]
 class FortifiedObjective:
     """Classification on clean and adversarial inputs plus the autoencoders' losses, for ``Trainer``.
 
-    L_rec,k = mean over examples of ||D(E(h + n)) - h||^2; L_adv,k = the same from the adversarial state, its target
-    being the CLEAN state. Both halves go through the network in one concatenated forward.
+    L_rec,k = mean over examples of ||D(E(h + n)) - h||^2 / (number of units); L_adv,k = the same from the adversarial
+    state, its target being the CLEAN state. Both halves go through the network in one concatenated forward.
 
     Args:
         attack: makes the adversarial inputs from the network as it is at that step; None trains on clean inputs only
@@ -29,8 +29,8 @@ class FortifiedObjective:
         detach_states: the autoencoder losses train the autoencoders only, not the backbone.
         clean_weight: of L_c(y); 1 in the source, 0 trains on adversarial inputs only.
         label_smoothing: of both cross-entropies.
-        reduction: "sum" over the units of a state, as in the source, or "mean", which makes the weights independent of
-            the layer's size.
+        reduction: over the units of a state: "mean" (the source leaves the normalisation open), or "sum", for which a
+            weight that suits one layer can let another, larger one collapse to zero.
 
     Logged beside the losses, for each layer: the norm of the clean state and the relative error
     ||decoded - h||^2 / ||h||^2, since joint training can lower its losses by shrinking h.
@@ -44,17 +44,19 @@ class FortifiedObjective:
         self,
         attack: Any = None,
         *,
-        lambda_rec: float = 0.01,
-        lambda_adv: float = 0.01,
+        lambda_rec: float = 0.1,
+        lambda_adv: float = 0.1,
         detach_states: bool = False,
         clean_weight: float = 1.0,
         label_smoothing: float = 0.0,
-        reduction: str = "sum",
+        reduction: str = "mean",
     ) -> None:
         if min(lambda_rec, lambda_adv, clean_weight) < 0:
             raise ValueError("lambda_rec, lambda_adv and clean_weight must be >= 0")
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         if attack is None and clean_weight == 0:
             raise ValueError("clean_weight=0 without an attack leaves nothing to train on")
         self.attack, self.lambda_rec, self.lambda_adv = attack, lambda_rec, lambda_adv

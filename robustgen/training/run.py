@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robustgen.counter_rng import derive_seed
+from robustgen.counter_rng import derive_seed, integers
 from robustgen.files import load_state
 from robustgen.model import evaluating
 from robustgen.training.batches import Batch, Source, epoch_order
@@ -47,8 +47,8 @@ class Run:
         self.weights = [p for p in model.parameters() if p.requires_grad]
         if not self.weights:
             raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
-        self.order = epoch_order(len(source), trainer.batch_size, trainer.seed, 0)
-        self.per_epoch = len(self.order)
+        self.per_epoch = -(-len(source) // trainer.batch_size)  # batches
+        self._enter_epoch(0)
         self.total = trainer.epochs * self.per_epoch
         for what, n in {
             "batches": len(self.order[-1]),
@@ -95,16 +95,22 @@ class Run:
             self.ema.apply()
         return self.history
 
+    def _enter_epoch(self, epoch: int) -> None:
+        """The batches of an epoch, and for each of its steps a seed, made here at once: one at a time is slow."""
+        self.order = epoch_order(len(self.source), self.trainer.batch_size, self.trainer.seed, epoch)
+        steps = torch.arange(epoch * self.per_epoch, (epoch + 1) * self.per_epoch)
+        self.seeds = integers(self.trainer.seed, steps, (), 2**62, stream=(self.world.rank,)).tolist()
+
     def _train_step(self, wrapped: nn.Module) -> None:
         trainer = self.trainer
         epoch, i = divmod(self.step, self.per_epoch)
         if i == 0:
-            self.order = epoch_order(len(self.source), trainer.batch_size, trainer.seed, epoch)
+            self._enter_epoch(epoch)
         if trainer.schedule is not None:
             factor = trainer.schedule(self.step / self.total)
             for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
                 group["lr"] = lr * factor
-        set_seed(derive_seed(trainer.seed, self.step, self.world.rank), self.device)
+        set_seed(self.seeds[i], self.device)
         batch = self.source.fetch(self.world.share(self.order[i]), self.device)
         scalars = self._objective(wrapped, batch)
         loss = scalars["loss"]
@@ -160,9 +166,10 @@ class Run:
         return means.read(self.world)
 
     def _watch(self, loss: Tensor) -> None:
-        """Note a loss that is not finite, without waiting for it."""
-        bad = torch.where(loss.detach().isfinite(), _NEVER, self.step)
-        self.diverged = torch.minimum(self.diverged, bad)
+        """Note a loss that is not finite, without waiting for it where it is not at hand."""
+        finite = loss.detach().isfinite()
+        if not self.prompt or not finite:
+            self.diverged = torch.minimum(self.diverged, torch.where(finite, _NEVER, self.step))
         if self.prompt:
             self._check_loss()
 
@@ -245,8 +252,7 @@ class Run:
         self.optimizer.load_state_dict(state["optimizer"])
         self.means.restore(state["means"], self.world)
         self.step, self.history = checkpoint.step, list(state["history"])
-        epoch = self.step // self.per_epoch
-        self.order = epoch_order(len(self.source), self.trainer.batch_size, self.trainer.seed, epoch)
+        self._enter_epoch(self.step // self.per_epoch)
         self.saved = self.step, len(self.history)
 
     def _compare(self, checkpoint: Checkpoint) -> None:
@@ -282,7 +288,8 @@ class Run:
         }
         for i, group in enumerate(self.optimizer.param_groups):
             config |= {f"optimizer {k} of group {i}": v for k, v in group.items() if k != "params"}
-        return json.loads(json.dumps(config, default=describe))  # as it reads back from a file
+        text = re.sub(r" at 0x[0-9a-fA-F]+", "", json.dumps(config, default=describe))  # addresses differ by process
+        return json.loads(text)  # as it reads back from a file
 
 
 @contextmanager
@@ -302,10 +309,8 @@ def training_mode(model: nn.Module) -> Iterator[None]:
 
 
 def describe(thing: Any) -> Any:
-    """What ``thing.describe()`` says, or its repr without addresses, which differ from process to process."""
-    if callable(getattr(thing, "describe", None)):
-        return thing.describe()
-    return re.sub(r" at 0x[0-9a-fA-F]+", "", repr(thing))
+    """What ``thing.describe()`` says, or its repr."""
+    return thing.describe() if callable(getattr(thing, "describe", None)) else repr(thing)
 
 
 def _short(value: Any) -> str:

@@ -1,0 +1,426 @@
+"""One contract for every detector, found in ``detectors.__all__``; then what is particular to each."""
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from sklearn.base import clone
+from sklearn.exceptions import NotFittedError
+from torch import nn
+
+import robustgen.detectors as room
+from robustgen import fortify
+from robustgen.data import ArrayDataset
+from robustgen.detectors import Detector, OutlierEstimator, ReconstructionError, as_sklearn
+from robustgen.detectors.fingerprint import fingerprint, model_fingerprint
+from robustgen.evaluation.metrics import auroc
+
+DETECTORS = [n for n in room.__all__ if isinstance(getattr(room, n), type) and issubclass(getattr(room, n), Detector)]
+DETECTORS.remove("Detector")
+
+
+class Subspace(nn.Module):
+    """What ReconstructionError needs of a fortified network, in closed form: distances to a plane, on two scales.
+
+    It has all that a careless detector would disturb: batch norm, dropout, a frozen parameter, a hook and a
+    non-persistent buffer.
+    """
+
+    layers = ("near", "far")
+
+    def __init__(self, basis: torch.Tensor) -> None:
+        super().__init__()
+        self.basis = nn.Parameter(basis)  # (D, 2), orthonormal
+        self.scale = nn.Parameter(torch.tensor(10.0, dtype=basis.dtype), requires_grad=False)
+        self.norm = nn.BatchNorm1d(len(basis)).to(basis.dtype)
+        self.drop = nn.Dropout()
+        self.register_buffer("shift", torch.zeros((), dtype=basis.dtype), persistent=False)
+        self.norm.register_forward_hook(lambda *_: None)
+        self.drop.eval()  # flags differ between submodules
+
+    def reconstruction_errors(self, x: torch.Tensor, relative: bool = False) -> dict[str, torch.Tensor]:
+        h = self.drop(self.norm(x)) + self.shift
+        error = (h @ self.basis @ self.basis.T - h).square().mean(1)
+        if relative:
+            error = error / h.square().mean(1)
+        return {"near": error, "far": self.scale * error}
+
+
+@dataclass
+class Case:
+    """A detector that is not fitted, how to build its model again, and in-distribution data."""
+
+    detector: Detector
+    again: Any
+
+    def sample(self, n: int, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        z = torch.randn(n, 2, generator=generator, dtype=torch.float64)
+        noise = 0.1 * torch.randn(n, 8, generator=generator, dtype=torch.float64)
+        return z @ _basis().T + noise
+
+    def fitted(self) -> Detector:
+        return self.detector.fit(self.sample(300, 1))
+
+    def calibrated(self, n: int = 500) -> Detector:
+        return self.fitted().calibrate(self.sample(n, 2))
+
+
+def _basis() -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.linalg.qr(torch.randn(8, 2, generator=generator, dtype=torch.float64)).Q
+
+
+def _fortified() -> nn.Module:
+    torch.manual_seed(3)
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 3)).double()
+    return fortify(net, ["0", "2"], example_input=torch.zeros(4, 8).double())
+
+
+# Each detector has at least one factory here; one without fails the test below.
+FACTORIES = {
+    "ReconstructionError": [
+        lambda **options: Case(ReconstructionError(Subspace(_basis()), **options), lambda: Subspace(_basis())),
+        lambda **options: Case(ReconstructionError(_fortified(), **options), _fortified),
+    ],
+}
+contract = pytest.mark.parametrize(
+    "factory", [pytest.param(f, id=f"{n}-{i}") for n in DETECTORS for i, f in enumerate(FACTORIES.get(n, []))]
+)
+
+
+@pytest.mark.parametrize("name", DETECTORS)
+def test_every_detector_is_under_contract(name):
+    assert FACTORIES.get(name), f"add a factory for {name} to FACTORIES"
+
+
+@contract
+def test_gross_noise_scores_higher(factory):
+    case = factory()
+    detector = case.fitted()
+    noise = 5 * torch.randn(200, 8, dtype=torch.float64)
+    assert auroc(detector.score(case.sample(300, 1)), detector.score(noise)) > 0.95
+
+
+@contract
+def test_scores_do_not_depend_on_the_batch(factory):
+    case = factory()
+    x = case.sample(40, 5)
+    whole = case.fitted().score(x)
+    assert whole.shape == (40,)
+    order = torch.randperm(40)
+    alone = torch.cat([case.detector.score(x[i : i + 1]) for i in range(40)])
+    small = factory(batch_size=7).fitted()
+    for other in (alone, case.detector.score(x[order])[order.argsort()], small.score(x)):
+        torch.testing.assert_close(other, whole, rtol=1e-12, atol=1e-12)
+
+
+@contract
+def test_differentiable_in_x(factory):
+    case = factory()
+    detector = case.fitted()
+    x = case.sample(6, 5).requires_grad_()
+    assert torch.autograd.gradcheck(detector.score, x)
+    jacobian = torch.autograd.functional.jacobian(detector.score, x.detach()).abs().sum(-1)  # (6, 6)
+    assert (jacobian.diagonal() > 0).all()
+    assert (jacobian - jacobian.diagonal().diag()).max() == 0  # each score depends on its own input only
+    with torch.no_grad():
+        assert not detector.score(x).requires_grad
+    assert not detector.score(x.detach()).requires_grad
+    assert detector.score(x).detach().equal(detector.score(x.detach()))
+
+
+@contract
+def test_p_values_are_super_uniform_on_fresh_data(factory):
+    case = factory()
+    n, m = 1000, 2000
+    p = case.calibrated(n).p_value(case.sample(m, 3))
+    assert p.shape == (m,)
+    assert p.dtype == torch.float64
+    for a in (0.01, 0.05, 0.2, 0.5):
+        flagged = case.detector.flag(case.sample(m, 3), a)
+        assert flagged.dtype == torch.bool
+        assert flagged.equal(p <= a)
+        slack = 4 * (a * (1 - a) * (1 / n + 1 / m)) ** 0.5  # of one calibration set and one test set
+        assert flagged.double().mean() <= a + slack
+    assert case.detector.p_value(1e3 * torch.ones(1, 8).double()).item() == 1 / (n + 1)
+
+
+@contract
+def test_too_few_calibration_scores(factory):
+    case = factory()
+    detector = case.calibrated(18)
+    with pytest.raises(ValueError, match="19 are needed"):
+        detector.flag(case.sample(3, 3), fpr=0.05)
+    assert detector.flag(case.sample(3, 3), fpr=0.1).shape == (3,)
+
+
+@contract
+def test_stages(factory, tmp_path):
+    case = factory()
+    x = case.sample(30, 4)
+    for act in (case.detector.score, case.detector.calibrate, case.detector.p_value, case.detector.save):
+        with pytest.raises(NotFittedError, match="not fitted"):
+            act(tmp_path if act == case.detector.save else x)
+    detector = case.fitted()
+    for act in (detector.p_value, detector.flag):
+        with pytest.raises(NotFittedError, match="not calibrated"):
+            act(x)
+    assert detector.calibrate(x) is detector
+    detector.flag(x, 0.1)
+    detector.fit(x)  # other statistics: the old calibration is void
+    with pytest.raises(NotFittedError, match="not calibrated"):
+        detector.flag(x)
+
+
+@contract
+def test_save_and_load(factory, tmp_path):
+    case = factory()
+    x = case.sample(20, 4)
+    case.fitted().save(tmp_path / "fitted")
+    assert room.load(tmp_path / "fitted", model=case.again()).calibration_ is None
+    case.calibrated().save(tmp_path)
+    for loaded in (room.load(tmp_path, model=case.again()), type(case.detector).load(tmp_path, model=case.again())):
+        assert type(loaded) is type(case.detector)
+        assert loaded.config == case.detector.config
+        assert loaded.score(x).equal(case.detector.score(x))
+        assert loaded.p_value(x).equal(case.detector.p_value(x))
+    assert {p.name for p in tmp_path.iterdir()} == {"detector.json", "detector.safetensors", "fitted"}
+
+    other = case.again()
+    with torch.no_grad():
+        next(iter(other.buffers())).add_(1e-3)
+    with pytest.raises(ValueError, match="other weights"):
+        room.load(tmp_path, model=other)
+    (tmp_path / "detector.safetensors").write_bytes((tmp_path / "fitted" / "detector.safetensors").read_bytes())
+    with pytest.raises(ValueError, match="same save"):
+        room.load(tmp_path, model=case.again())
+    with pytest.raises(FileNotFoundError):
+        room.load(tmp_path / "nowhere", model=case.again())
+    record = json.loads((tmp_path / "detector.json").read_text())
+    for wrong, message in (({"detector": "Mahalanobi"}, "unknown detector"), ({"format": 0}, "format 1")):
+        (tmp_path / "detector.json").write_text(json.dumps(record | wrong))
+        with pytest.raises(ValueError, match=message):
+            room.load(tmp_path, model=case.again())
+
+
+@contract
+def test_the_model_is_left_as_it_was(factory):
+    case = factory()
+    model = case.detector.model
+    next(model.parameters()).grad = torch.ones_like(next(model.parameters()))
+
+    def state():
+        return (
+            model_fingerprint(model),
+            [m.training for m in model.modules()],
+            [(p.requires_grad, None if p.grad is None else p.grad.sum().item()) for p in model.parameters()],
+            [(len(m._forward_hooks), len(m._forward_pre_hooks), len(m._backward_hooks)) for m in model.modules()],
+            torch.get_rng_state().tolist(),
+            torch.is_grad_enabled(),
+        )
+
+    before = state()
+    x = case.sample(50, 4)
+    case.calibrated().flag(x)
+    x.requires_grad_()
+    case.detector.score(x).sum().backward()
+    assert state() == before
+    with pytest.raises(RuntimeError):
+        case.detector.score(torch.zeros(2, 9).double())  # fails inside the model
+    assert state() == before
+
+
+@contract
+def test_wrong_inputs(factory):
+    case = factory()
+    x = case.sample(30, 4)
+    holed = x.clone()
+    holed[3, 1] = float("nan")
+    with pytest.raises(ValueError, match="NaN"):
+        case.detector.fit(holed)
+    detector = case.calibrated(100)
+    for act in (detector.score, detector.p_value, detector.flag):
+        with pytest.raises(ValueError, match="NaN"):
+            act(holed)
+        with pytest.raises(ValueError, match="batch"):
+            act(x[0])
+        with pytest.raises(TypeError, match="float32 or float64"):
+            act(x.long())
+        with pytest.raises(TypeError, match=r"torch\.Tensor"):
+            act(x.numpy())
+    with pytest.raises(ValueError, match="NaN"):
+        detector.calibrate(holed)
+    for act in (detector.fit, detector.calibrate):
+        with pytest.raises(ValueError, match="empty"):
+            act(x[:0])
+        with pytest.raises(TypeError, match="pass a tensor"):
+            act(3)
+
+
+@contract
+def test_empty_batch(factory):
+    detector = factory().calibrated(100)
+    empty = torch.zeros(0, 8, dtype=torch.float64)
+    assert detector.score(empty).shape == detector.p_value(empty).shape == (0,)
+    assert detector.flag(empty).dtype == torch.bool
+    assert detector.score(empty.requires_grad_()).requires_grad
+
+
+@contract
+def test_every_kind_of_data(factory):
+    case = factory()
+    x, y = case.sample(300, 1), torch.zeros(300, dtype=torch.int64)
+    expected = case.fitted().score(x)
+
+    class Indexed:
+        def __len__(self):
+            return 300
+
+        def batch(self, indices):
+            return x[indices], None
+
+    for data in ((x, y), Indexed(), torch.utils.data.TensorDataset(x, y)):
+        assert factory().detector.fit(data).score(x).equal(expected)
+    assert factory().detector.fit(x, y).score(x).equal(expected)
+    assert case.detector.calibrate(Indexed()).calibration.scores.equal(expected.sort().values)
+
+
+@contract
+def test_works_under_inference_mode(factory):
+    case = factory()
+    x = case.sample(50, 4)
+    with torch.inference_mode():
+        inside = case.calibrated().score(x)
+    case.detector.score(x.requires_grad_()).sum().backward()  # what was learned there still serves autograd
+    torch.testing.assert_close(inside, case.detector.score(x.detach()), rtol=1e-12, atol=1e-12)
+
+
+@contract
+def test_as_sklearn(factory):
+    case = factory()
+    x = case.sample(300, 4)
+    estimator = clone(as_sklearn(case.detector, fpr=0.1))
+    assert isinstance(estimator, OutlierEstimator)
+    with pytest.raises(NotFittedError):
+        estimator.predict(x.numpy())
+    labels = estimator.fit_predict(x.numpy())
+    assert set(labels) == {-1, 1}
+    assert abs((labels == -1).mean() - 0.1) < 0.05
+    inner = estimator.detector_
+    assert len(inner.calibration) == 90
+    assert inner.model is estimator.detector.model
+    assert estimator.detector.statistics_ is None
+    np.testing.assert_array_equal(estimator.score_samples(x.numpy()), -inner.score(x).numpy())
+    np.testing.assert_array_equal(estimator.predict(x.numpy()) == -1, inner.flag(x, 0.1).numpy())
+    np.testing.assert_array_equal(estimator.decision_function(x.numpy()) < 0, inner.flag(x, 0.1).numpy())
+    with pytest.raises(ValueError, match="are needed"):
+        as_sklearn(case.detector, fpr=0.001).fit(x.numpy())
+    with pytest.raises(ValueError, match="NaN"):
+        estimator.predict(np.full((2, 8), np.nan))
+    at_once = as_sklearn(case.calibrated(), shape=(8,))
+    np.testing.assert_array_equal(at_once.predict(x.numpy()) == -1, case.detector.flag(x, 0.05).numpy())
+
+
+# ReconstructionError
+
+
+def test_reconstruction_score_is_the_sum_of_standardised_errors():
+    case = FACTORIES["ReconstructionError"][0]()
+    net, x, fresh = case.detector.net, case.sample(300, 1), case.sample(20, 2)
+    net.eval()
+    for relative in (False, True):
+        for layers in (None, "far", ["far", "near"]):
+            detector = ReconstructionError(net, layers, relative=relative).fit(x)
+            known, new = (net.reconstruction_errors(v, relative=relative) for v in (x, fresh))
+            expected = sum((new[k] - known[k].mean()) / known[k].std(correction=0) for k in detector.layers)
+            torch.testing.assert_close(detector.score(fresh), expected.detach())
+
+
+def test_one_layer_ranks_as_its_error_does():
+    case = FACTORIES["ReconstructionError"][0]()
+    detector = ReconstructionError(case.detector.net, ["near"]).fit(case.sample(100, 1))
+    x = case.sample(50, 2)
+    errors = case.detector.net.eval().reconstruction_errors(x)["near"]
+    assert detector.score(x).argsort().equal(errors.argsort())
+
+
+def test_wrong_layers():
+    net = Subspace(_basis())
+    with pytest.raises(ValueError, match="unknown layer 'nearr'; did you mean 'near'"):
+        ReconstructionError(net, ["nearr"])
+    for layers in ([], ["near", "near"]):
+        with pytest.raises(ValueError, match="each once"):
+            ReconstructionError(net, layers)
+    with pytest.raises(TypeError, match="fortified network"):
+        ReconstructionError(nn.Linear(2, 2))
+    with pytest.raises(TypeError, match=r"nn\.Module"):
+        ReconstructionError(lambda x: x)
+    with pytest.raises(ValueError, match="batch_size"):
+        ReconstructionError(net, batch_size=0)
+
+
+def test_constant_errors_stay_finite():
+    class Constant(Subspace):
+        def reconstruction_errors(self, x, relative=False):
+            errors = super().reconstruction_errors(x, relative)
+            return errors | {"near": errors["near"] * 0, "far": errors["far"] * 0 + 2}
+
+    case = FACTORIES["ReconstructionError"][0]()
+    assert ReconstructionError(Constant(_basis())).fit(case.sample(9, 1)).score(case.sample(5, 2)).tolist() == [0.0] * 5
+    one = case.detector.fit(case.sample(1, 1))
+    assert one.score(case.sample(5, 2)).isfinite().all()
+
+
+def test_a_stochastic_network_is_refused():
+    net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    net = fortify(net, ["1"], example_input=torch.zeros(4, 8), noise_at_test=True)
+    detector = ReconstructionError(net)
+    with pytest.raises(ValueError, match="stochastic"):
+        detector.fit(torch.rand(20, 8))
+    with pytest.raises(NotFittedError):
+        detector.score(torch.rand(20, 8))
+
+
+def test_nan_scores_are_refused():
+    class Broken(Subspace):
+        def reconstruction_errors(self, x, relative=False):
+            return {k: e / 0 * 0 for k, e in super().reconstruction_errors(x).items()}
+
+    with pytest.raises(ValueError, match="NaN scores"):
+        ReconstructionError(Broken(_basis())).fit(torch.rand(9, 8).double())
+
+
+def test_a_trained_fortified_network_sees_noise_and_inversion():
+    from robustgen.data import digits
+
+    x = digits("all").images().flatten(1)  # (1797, 64)
+    y = digits("all").y
+    net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+    adam = torch.optim.Adam(net.parameters(), 3e-3)
+    for _ in range(60):
+        adam.zero_grad()
+        nn.functional.cross_entropy(net(x[:900]), y[:900]).backward()
+        adam.step()
+    net = fortify(net, ["1"], example_input=x[:2], hidden=32)
+    net.fit_autoencoders(x[:900], epochs=20, progress=False)
+    detector = ReconstructionError(net).fit(ArrayDataset(x[:900])).calibrate(x[900:1350])
+    fresh = x[1350:]
+    assert detector.flag(fresh, 0.05).double().mean() < 0.1
+    assert auroc(detector.score(fresh), detector.score(torch.rand_like(fresh))) > 0.95
+    assert auroc(detector.score(fresh), detector.score(1 - fresh)) > 0.95
+
+
+def test_fingerprint_covers_every_tensor():
+    net = Subspace(_basis())
+    first = model_fingerprint(net)
+    assert first == model_fingerprint(Subspace(_basis()).train())
+    net.shift += 1  # not in the state_dict
+    assert model_fingerprint(net) != first
+    assert fingerprint({"a": torch.zeros(0, 2)}) != fingerprint({"a": torch.zeros(2, 0)})
+    image = torch.rand(2, 3, 4, 4)
+    assert fingerprint({"a": image}) == fingerprint({"a": image.to(memory_format=torch.channels_last)})
+    assert model_fingerprint(nn.Linear(2, 2).bfloat16())
