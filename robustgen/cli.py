@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import warnings
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -225,46 +226,94 @@ def score(
     layers: Annotated[str, typer.Option("--layers", help="Where its autoencoders go: auto, or names.")] = "auto",
     epochs: Annotated[int, typer.Option("--epochs", help="Of their training.")] = 3,
     fpr: Annotated[float, typer.Option("--fpr", help="Nominal false-alarm rate of the flag.")] = 0.05,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", help="Tell --data from: a data set, noise, fgsm, pgd, heldout; may be repeated."),
+    ] = None,
+    eps: EpsOption = 0.3,
+    norm: NormOption = "Linf",
     out: Annotated[Path | None, typer.Option("--out", help="A .csv or .jsonl file; default: CSV to stdout.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Directory of the report of --against.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a summary as JSON (with --out).")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Score inputs for being off the training manifold: reconstruction error, p-value and flag for each."""
-    from robustgen.commands import DataSpec, score_inputs, write_rows
+    """Score inputs for being off the training manifold: reconstruction error, p-value and flag for each.
 
-    rows = score_inputs(
+    With --against, print instead how well the score tells --data from other inputs (AUROC and more).
+    """
+    from robustgen.commands import (
+        DataSpec,
+        compare_populations,
+        in_distribution,
+        open_detector,
+        score_inputs,
+        write_rows,
+    )
+
+    if out is not None and out.suffix not in (".csv", ".jsonl"):
+        raise ValueError(f"{out}: name it .csv or .jsonl")
+    if report is not None and not against:
+        raise ValueError("--report is about --against")
+    detector, shape, info = open_detector(
         run=run,
         model=model,
         weights=weights,
-        data=DataSpec(data, data_root, download, (), limit),
-        part=split,
         fit_data=None if fit_data is None else DataSpec(fit_data, data_root, download),
         layers=layers,
         epochs=epochs,
-        fpr=fpr,
         seed=seed,
         device=device,
         progress=not quiet,
     )
-    write_rows(rows, out)
-    if out is not None:
+    spec = DataSpec(data, data_root, download, (), limit)
+    if out is not None or not against:
+        rows = score_inputs(detector, spec.read(split, shape), fpr)
+        write_rows(rows, out)
         flagged = sum(row["flag"] for row in rows) / len(rows)
-        _print({"inputs": len(rows), "flagged": flagged, "nominal": fpr, "written": str(out)}, as_json)
+        if out is not None:
+            _print({"inputs": len(rows), "flagged": flagged, "nominal": fpr, "written": str(out)}, as_json)
+    if against:
+        others = {name: DataSpec(name, data_root, download, (), limit) for name in against}
+        entry = compare_populations(
+            detector,
+            in_distribution(spec, info),
+            others,
+            part=split,
+            shape=shape,
+            name=str(run or model),
+            fpr=fpr,
+            eps=eps,
+            norm=norm,
+            seed=seed,
+        )
+        _print_detection(entry, as_json)
+        if report is not None:
+            from robustgen.evaluation import write_report
+            from robustgen.files import environment
+
+            found = {"title": f"Scores of {run or model} on {data}", "command": _command(), "seed": seed}
+            found |= {"environment": environment(), "networks": [], "detection": [entry]}
+            print(f"report: {write_report(found, report)}")
 
 
 @app.command()
 def report(
     path: Annotated[Path, typer.Argument(help="A report.json, or the directory that holds one.")],
     out: Annotated[Path | None, typer.Option("--out", help="Page to write; default: report.html beside it.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables instead.")] = False,
 ) -> None:
-    """Draw report.html from a report.json."""
-    from robustgen.evaluation.report import draw_html, load_report
+    """Draw report.html from a report.json, or print its tables as Markdown."""
+    from robustgen.evaluation.report import draw_html, draw_markdown, load_report
     from robustgen.files import write_bytes
 
+    found = load_report(path)
+    if markdown:
+        print(draw_markdown(found))
+        return
     page = out or (path if path.is_dir() else path.parent) / "report.html"
-    write_bytes(page, draw_html(load_report(path)).encode())
+    write_bytes(page, draw_html(found).encode())
     print(page)
 
 
@@ -276,23 +325,43 @@ def _print(found: dict[str, Any], as_json: bool) -> None:
         print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")
 
 
+def _print_detection(entry: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(entry))
+        return
+    print(f"{len(entry['in_distribution'])} in-distribution inputs, {entry['false_alarms']:.1%} flagged")
+    for name, p in entry["populations"].items():
+        print(
+            f"{name}: AUROC {p['auroc']:.3f}, average precision {p['average_precision']:.3f} "
+            f"(chance {p['chance']:.3f}, prevalence {p['prevalence']:.3f}), FPR95 {p['fpr_at_95_tpr']:.3f}, "
+            f"{p['flagged']:.1%} flagged"
+        )
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Run the command. Exit codes: 0 done, 1 failed, 2 wrong use; errors are one line on stderr.
 
     ``ROBUSTGEN_DEBUG=1`` in the environment shows the traceback instead.
     """
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"robustgen: warning: {message}", file=sys.stderr)
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    interrupted = "interrupted; what was finished is kept (--resume continues)"
     try:
-        typer.main.get_command(app).main(args=arguments, standalone_mode=False, prog_name="robustgen")
-        return 0
+        code = typer.main.get_command(app).main(args=arguments, standalone_mode=False, prog_name="robustgen")
+        return _fail(1, interrupted) if code == 130 else 0  # how newer versions of typer report Ctrl-C
     except KeyboardInterrupt:
-        return _fail(1, "interrupted; what was finished is kept (--resume continues)")
+        return _fail(1, interrupted)
     except Exception as error:
+        if type(error).__name__ == "Abort":  # how older ones do
+            return _fail(1, interrupted)
         if os.environ.get("ROBUSTGEN_DEBUG"):
             raise
         if hasattr(error, "format_message"):  # the parser's own: wrong use
             return _fail(2, f"{error.format_message()} (see robustgen --help)")
-        if type(error).__name__ == "Abort":
-            return _fail(1, "interrupted")
         wrong_use = isinstance(error, ValueError | TypeError | FileNotFoundError)
         return _fail(2 if wrong_use else 1, f"{error}" or type(error).__name__)
 

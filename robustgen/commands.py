@@ -11,7 +11,7 @@ import json
 import os
 import sys
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,16 +20,27 @@ import torch
 from torch import nn
 
 from robustgen.attacks import FGSM, PGD, Attack
-from robustgen.data import ArrayDataset, heldout_classes, load, require_nonempty, split
+from robustgen.data import ArrayDataset, heldout_classes, load, noise, require_nonempty, split
 from robustgen.detectors import ReconstructionError
-from robustgen.evaluation import RobustnessReport, evaluate_robustness
+from robustgen.evaluation import RobustnessReport, evaluate_detection, evaluate_robustness
 from robustgen.files import load_state, load_tensors, read_json, write_bytes, write_json
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
 from robustgen.model import evaluating, logits_of
 from robustgen.networks import build
 from robustgen.training import ClassifierObjective, Trainer, latest_checkpoint, load_checkpoint
 
-__all__ = ["DataSpec", "FortifySpec", "NetworkSpec", "attack_network", "score_inputs", "train_network"]
+__all__ = [
+    "DataSpec",
+    "FortifySpec",
+    "NetworkSpec",
+    "attack_network",
+    "compare_populations",
+    "in_distribution",
+    "open_detector",
+    "score_inputs",
+    "train_network",
+    "write_rows",
+]
 
 CALIBRATION = 0.1  # share of the training data that is kept from training, for the detector's thresholds
 
@@ -53,13 +64,18 @@ class DataSpec:
             raise ValueError(
                 f"{found.name} holds inputs of shape {tuple(found.x.shape[1:])}, the network takes {shape}"
             )
+        return found if not self.hold_out else self._parted(found)[0]
+
+    def read_held_out(self, part: str) -> ArrayDataset:
+        """The classes that :meth:`read` leaves out."""
         if not self.hold_out:
-            return found
-        unlabelled = found.y is None
-        if unlabelled:
-            raise ValueError(f"{found.name} has no labels: no class can be held out")
-        classes = [int(c) if c.isdecimal() and c not in found.classes else c for c in self.hold_out]
-        return heldout_classes(found, classes)[0]
+            raise ValueError(f"no class of {self.source} was held out")
+        return self._parted(replace(self, hold_out=()).read(part))[1]
+
+    def _parted(self, dataset: ArrayDataset) -> tuple[ArrayDataset, ArrayDataset]:
+        dataset.labels()  # a clear error where there are none
+        numbers = [int(c) if c.isdecimal() and c not in dataset.classes else c for c in self.hold_out]
+        return heldout_classes(dataset, numbers)
 
 
 @dataclass(frozen=True)
@@ -200,7 +216,7 @@ def train_network(
     }
     found["held-back accuracy"] = accuracy(network, calibration)
     if isinstance(network, FortifiedNetwork):
-        ReconstructionError(network).fit(train).calibrate(calibration).save(run / "detector")
+        ReconstructionError(network, relative=True).fit(train).calibrate(calibration).save(run / "detector")
         found["layers"] = list(network.layers)
     return found
 
@@ -295,7 +311,7 @@ def attack_network(
 ) -> tuple[RobustnessReport, Path | None]:
     """Attack a trained network on a data set; returns the report and, with ``out``, where its page is."""
     network, info = open_network(run, model, weights)
-    chosen = _data_of(data, info)
+    chosen = in_distribution(data, info)
     dataset = chosen.read(part, tuple(info["network"]["shape"]) if info else None)
     substitute = None if surrogate is None else load_run(surrogate)[0]
     for module in (network, substitute):
@@ -322,7 +338,7 @@ def attack_network(
     return report, None if out is None else report.save(out, command=command)
 
 
-def _data_of(data: DataSpec | None, info: dict[str, Any]) -> DataSpec:
+def in_distribution(data: DataSpec | None, info: dict[str, Any]) -> DataSpec:
     """The data asked for; by default, and for classes held out, those of the run."""
     recorded = DataSpec(**info["data"] | {"hold_out": tuple(info["data"]["hold_out"]), "limit": None}) if info else None
     if data is None or not data.source:
@@ -335,23 +351,20 @@ def _data_of(data: DataSpec | None, info: dict[str, Any]) -> DataSpec:
     return data
 
 
-def score_inputs(
+def open_detector(
     *,
     run: Path | None,
     model: str | None,
     weights: Path | None,
-    data: DataSpec,
-    part: str = "test",
     fit_data: DataSpec | None = None,
     layers: str = "auto",
     epochs: int = 3,
-    fpr: float = 0.05,
     batch_size: int = 128,
     seed: int = 0,
     device: str | None = None,
     progress: bool = True,
-) -> list[dict[str, Any]]:
-    """Score inputs for being off the training manifold: one dict each with input, score, p_value and flag.
+) -> tuple[ReconstructionError, tuple[int, ...] | None, dict[str, Any]]:
+    """A fitted, calibrated detector, the shape of its inputs (None: unknown) and run.json.
 
     A run of a fortified network has its detector. For another network, autoencoders are fitted on ``fit_data`` and
     calibrated on a tenth of it that was kept back.
@@ -361,29 +374,28 @@ def score_inputs(
     if run is not None and isinstance(network, FortifiedNetwork):
         if device is not None:
             network.to(device)
-        detector = ReconstructionError.load(run / "detector", model=network)
-    else:
-        if fit_data is None:
-            raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
-        known = fit_data.read("train", shape)
-        shape = tuple(known.x.shape[1:])
-        stratified = known.y is not None
-        train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=seed, stratified=stratified)
-        names = layers if layers == "auto" else layers.split(",")
-        with torch.random.fork_rng():
-            torch.manual_seed(seed)
-            fortified = fortify(network, names, example_input=train.batch(torch.arange(2))[0])
-        if device is not None:
-            fortified.to(device)
-        fortified.fit_autoencoders(train, epochs=epochs, batch_size=batch_size, seed=seed, progress=progress)
-        network = fortified.eval()
-        detector = ReconstructionError(network).fit(train).calibrate(calibration)
-    dataset = data.read(part, shape)
-    where = _device_of(network)
+        return ReconstructionError.load(run / "detector", model=network), shape, info
+    if fit_data is None:
+        raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
+    known = fit_data.read("train", shape)
+    shape = tuple(known.x.shape[1:])
+    train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=seed, stratified=known.y is not None)
+    names = layers if layers == "auto" else layers.split(",")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fortified = fortify(network, names, example_input=train.batch(torch.arange(2))[0])
+    if device is not None:
+        fortified.to(device)
+    fortified.fit_autoencoders(train, epochs=epochs, batch_size=batch_size, seed=seed, progress=progress)
+    return ReconstructionError(fortified.eval(), relative=True).fit(train).calibrate(calibration), shape, info
+
+
+def score_inputs(detector: ReconstructionError, dataset: ArrayDataset, fpr: float = 0.05) -> list[dict[str, Any]]:
+    """One dict for each input: input (file or id), score, p_value and flag."""
+    where = _device_of(detector.net)
     rows = []
     for chosen in torch.arange(len(dataset)).split(1000):
-        x = dataset.batch(chosen)[0].to(where)
-        scores = detector.score(x)
+        scores = detector.score(dataset.batch(chosen)[0].to(where))
         p, flags = detector.calibration.p_value(scores), detector.calibration.flag(scores, fpr)
         for k, score, p_value, flag in zip(chosen.tolist(), scores.tolist(), p.tolist(), flags.tolist(), strict=True):
             source = dataset.sources[k] if dataset.sources else int(dataset.ids[k])
@@ -391,10 +403,48 @@ def score_inputs(
     return rows
 
 
+def compare_populations(
+    detector: ReconstructionError,
+    known: DataSpec,
+    others: dict[str, DataSpec],
+    *,
+    part: str,
+    shape: tuple[int, ...] | None,
+    name: str,
+    fpr: float = 0.05,
+    eps: float = 0.3,
+    norm: str = "Linf",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How well the detector tells ``known`` from other populations; see :func:`evaluate_detection`.
+
+    A population is a data set or one of "noise" (uniform), "fgsm" and "pgd" (of the labelled inputs of ``known``) and
+    "heldout" (the classes that the run left out of ``known``).
+    """
+    where = _device_of(detector.net)
+    dataset = known.read(part, shape)
+    x = dataset.images()
+    populations = {}
+    for label, spec in others.items():
+        if label == "noise":
+            populations["uniform noise"] = noise(len(x), tuple(x.shape[1:]), seed=seed).images().to(where)
+        elif label in ("fgsm", "pgd"):
+            attack = training_attack(label, eps, norm, 40, seed)
+            assert attack is not None
+            rows = torch.arange(len(x)).split(250)
+            found = [attack(detector.net, x[i].to(where), dataset.labels()[i], ids=dataset.ids[i]) for i in rows]
+            populations[f"{label.upper()}, {norm} eps {eps:g}"] = torch.cat(found)
+        elif label == "heldout":
+            left_out = known.read_held_out(part)
+            populations[f"held-out {', '.join(known.hold_out)}"] = left_out.images().to(where)
+        else:
+            other = spec.read(part, shape)
+            populations[other.name] = other.images().to(where)
+    return evaluate_detection(detector, x.to(where), populations, network=name, fpr=fpr)
+
+
 def write_rows(rows: list[dict[str, Any]], out: Path | None) -> None:
     """Write one line an input: JSON lines where the file is named .jsonl, else CSV; to stdout without a file."""
-    if out is not None and out.suffix not in (".csv", ".jsonl"):
-        raise ValueError(f"{out}: name it .csv or .jsonl")
     if out is not None and out.suffix == ".jsonl":
         text = "".join(json.dumps(row) + "\n" for row in rows)
     else:

@@ -15,8 +15,8 @@ import robustgen.detectors as room
 from robustgen import fortify
 from robustgen.data import ArrayDataset
 from robustgen.detectors import Detector, OutlierEstimator, ReconstructionError, as_sklearn
-from robustgen.detectors.fingerprint import fingerprint, model_fingerprint
 from robustgen.evaluation.metrics import auroc
+from robustgen.fingerprint import fingerprint, model_fingerprint
 
 DETECTORS = [n for n in room.__all__ if isinstance(getattr(room, n), type) and issubclass(getattr(room, n), Detector)]
 DETECTORS.remove("Detector")

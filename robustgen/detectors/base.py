@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from robustgen.calibration import ConformalCalibration
 from robustgen.checks import check_images
-from robustgen.detectors.fingerprint import fingerprint, model_fingerprint
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
+from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.model import untouched
 from robustgen.training import Source, as_source
 

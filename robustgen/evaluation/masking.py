@@ -5,7 +5,7 @@ unbounded attack must succeed, many small steps beat one large one), after Athal
 Gradients Give a False Sense of Security", 2018; and, on one fixed network, accuracy must fall as eps grows.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
@@ -13,9 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["HOLDS", "NOT_RUN", "VIOLATED", "MaskingTest", "at_most", "monotone", "not_run", "reaches_zero"]
+from robustgen.attacks import FGSM, PGD, Attack, NoiseSearch, TransferAttack
 
-HOLDS, VIOLATED, NOT_RUN = "holds", "violated", "not run"
+__all__ = [
+    "HOLDS",
+    "NOT_RUN",
+    "VERDICTS",
+    "VIOLATED",
+    "MaskingTest",
+    "at_most",
+    "monotone",
+    "reaches_zero",
+    "run_masking_tests",
+]
+
+VERDICTS = HOLDS, VIOLATED, NOT_RUN = "holds", "violated", "not run"
 
 
 @dataclass(frozen=True)
@@ -41,11 +53,6 @@ class MaskingTest:
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
         return asdict(self)
-
-
-def not_run(name: str, why: str) -> MaskingTest:
-    """A test that was not run, and why."""
-    return MaskingTest(name, NOT_RUN, why)
 
 
 def _paired(difference: Tensor) -> tuple[float, float]:
@@ -91,3 +98,50 @@ def monotone(name: str, eps: Sequence[float], standing: Sequence[Tensor]) -> Mas
         f"(standard error {100 * error:.1f})"
     )
     return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(torch.atleast_1d(standing[0])))
+
+
+def run_masking_tests(
+    attacks: Mapping[str, Attack],
+    standing: Mapping[str, Tensor],
+    unbounded: Tensor | None,
+    curve: Sequence[tuple[float, Tensor]] | None,
+) -> list[MaskingTest]:
+    """All tests that these outcomes allow; the others are listed as not run.
+
+    Args:
+        attacks: by name.
+        standing: bool (N,) for each attack: what it left.
+        unbounded: bool (n,), what PGD without a bound left; None: not run.
+        curve: (eps, bool (n,)) in the order of eps; None: not run.
+    """
+
+    def group(*kinds: type[Attack]) -> dict[str, Tensor]:
+        return {name: standing[name] for name, attack in attacks.items() if isinstance(attack, kinds)}
+
+    def compare(
+        name: str, strong_title: str, strong: dict[str, Tensor], weak_title: str, weak: dict[str, Tensor]
+    ) -> None:
+        missing = strong_title if not strong else weak_title if not weak else None
+        if missing:
+            tests.append(MaskingTest(name, NOT_RUN, f"no {missing} attack was run"))
+            return
+        sides = [
+            (next(iter(side)) if len(side) == 1 else title, torch.stack(list(side.values())).all(0))
+            for title, side in ((strong_title, strong), (weak_title, weak))
+        ]
+        tests.append(at_most(name, *sides))
+
+    tests: list[MaskingTest] = []
+    white = group(FGSM, PGD)
+    black = group(TransferAttack)
+    compare("white-box is at least as strong as black-box", "white-box", white, "black-box (surrogate)", black)
+    compare("PGD is at least as strong as FGSM", "PGD", group(PGD), "FGSM", group(FGSM))
+    compare("gradients are at least as strong as noise", "white-box", white, "noise", group(NoiseSearch))
+    name = "unbounded PGD breaks everything"
+    tests.append(MaskingTest(name, NOT_RUN, "switched off") if unbounded is None else reaches_zero(name, unbounded))
+    name = "accuracy falls as eps grows"
+    if curve is None:
+        tests.append(MaskingTest(name, NOT_RUN, "switched off"))
+    else:
+        tests.append(monotone(name, [eps for eps, _ in curve], [s for _, s in curve]))
+    return tests

@@ -11,12 +11,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustgen.evaluation.masking import VERDICTS
 from robustgen.files import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_html", "encode_pictures", "load_report", "write_report"]
+__all__ = ["draw_html", "draw_markdown", "encode_pictures", "load_report", "write_report"]
 
 FORMAT = 1
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e6c8a", "#c98a1b", "#444444")
@@ -64,16 +65,16 @@ def draw_html(report: dict[str, Any]) -> str:
     parts += [f"<p>{_text(line)}</p>" for line in report.get("remarks", [])]
     networks, detection = report["networks"], report.get("detection", [])
     if networks:
-        parts += ["<h2>Accuracy under attack</h2>", _accuracy_table(networks)]
+        parts += ["<h2>Accuracy under attack</h2>", _html_table(*_accuracy_table(networks))]
         parts.append(
             "<p class=note>Robust accuracies are upper bounds: a stronger attack can only lower them. "
             "Brackets are 95 % Wilson intervals.</p>"
         )
         if any(n["curve"] for n in networks):
             parts.append(_figure(_draw_curves(networks), "Accuracy of one fixed network under PGD as eps grows"))
-        parts += ["<h2>Do the attacks work?</h2>", _masking_table(networks)]
+        parts += ["<h2>Do the attacks work?</h2>", _html_table(*_masking_table(networks))]
     if detection:
-        parts += ["<h2>Signals off the manifold</h2>", _detection_table(detection)]
+        parts += ["<h2>Signals off the manifold</h2>", _html_table(*_detection_table(detection))]
         parts.append(
             "<p class=note>Higher scores are more anomalous; the other population is the positive class. Chance is "
             "what a random ranking would expect. FPR95: in-distribution inputs above the threshold that finds 95 % of "
@@ -85,9 +86,7 @@ def draw_html(report: dict[str, Any]) -> str:
         if network.get("pictures"):
             parts.append(f"<h2>Adversarial inputs: {_text(network['name'])}</h2>")
             parts.append(_figure(_draw_pictures(network["pictures"]), "Clean, adversarial and their difference (x 1)"))
-    facts = {"seed": report.get("seed"), "command": report.get("command")} | report.get("environment", {})
-    rows = [[k, v] for k, v in facts.items() if v is not None]
-    parts += ["<h2>How it was made</h2>", _table(["", ""], rows)]
+    parts += ["<h2>How it was made</h2>", _html_table(["", ""], _facts(report))]
     body = "\n".join(parts)
     head = f"<meta charset=utf-8><title>robustgen report</title>{_STYLE}"
     return f"<!doctype html><html lang=en><head>{head}</head>\n<body>{body}</body></html>\n"
@@ -107,44 +106,63 @@ def _text(value: object) -> str:
     return html.escape(str(value))
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+def _html_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     def cells(row: Sequence[object], tag: str) -> str:
-        return "".join(f"<{tag}>{c if isinstance(c, _Markup) else _text(c)}</{tag}>" for c in row)
+        coloured = (f" class={str(c).split()[0]}" if c in VERDICTS else "" for c in row)
+        return "".join(f"<{tag}{colour}>{_text(c)}</{tag}>" for c, colour in zip(row, coloured, strict=True))
 
     body = "".join(f"<tr>{cells(row, 'td')}</tr>" for row in rows)
     return f"<table><thead><tr>{cells(head, 'th')}</tr></thead><tbody>{body}</tbody></table>"
 
 
-class _Markup(str):
-    """HTML that is already escaped."""
+def draw_markdown(report: dict[str, Any]) -> str:
+    """The report's tables as Markdown."""
+
+    def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+        lines = [head, ["---"] * len(head), *rows]
+        return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines)
+
+    parts = [f"## {report.get('title', 'Report')}", *report.get("remarks", [])]
+    if report["networks"]:
+        parts += [table(*_accuracy_table(report["networks"])), table(*_masking_table(report["networks"]))]
+    if report.get("detection"):
+        parts.append(table(*_detection_table(report["detection"])))
+    parts.append("; ".join(f"{name}: {value}" for name, value in _facts(report)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _facts(report: dict[str, Any]) -> list[list[object]]:
+    facts = {name: report.get(name) for name in ("command", "seed", "wall_seconds")} | report.get("environment", {})
+    return [[name, value] for name, value in facts.items() if value is not None]
+
+
+_Table = tuple[list[str], list[list[object]]]
 
 
 def _percent(share: dict[str, Any]) -> str:
     return f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
 
 
-def _accuracy_table(networks: list[dict[str, Any]]) -> str:
+def _accuracy_table(networks: list[dict[str, Any]]) -> _Table:
     labels = list(dict.fromkeys(label for n in networks for label in n["attacks"]))
     threat = "; ".join(dict.fromkeys(f"{n['threat_model']['norm']} eps {n['threat_model']['eps']:g}" for n in networks))
-    rows = [["clean", *(_percent(n["clean_accuracy"]) for n in networks)]]
+    rows: list[list[object]] = [["clean", *(_percent(n["clean_accuracy"]) for n in networks)]]
     for label in labels:
         found = [n["attacks"].get(label) for n in networks]
         rows.append([label, *("not measured" if a is None else _percent(a["robust_accuracy"]) for a in found)])
     rows.append(["worst case per example", *(_percent(n["worst_case_accuracy"]) for n in networks)])
-    return _table([threat, *(f"{n['name']} (n = {n['clean_accuracy']['n']})" for n in networks)], rows)
+    return [threat, *(f"{n['name']} (n = {n['clean_accuracy']['n']})" for n in networks)], rows
 
 
-def _masking_table(networks: list[dict[str, Any]]) -> str:
-    rows = [
-        [n["name"], t["name"], _Markup(f"<span class='{t['verdict']}'>{_text(t['verdict'])}</span>"), t["detail"]]
-        for n in networks
-        for t in n["masking_tests"]
+def _masking_table(networks: list[dict[str, Any]]) -> _Table:
+    rows: list[list[object]] = [
+        [n["name"], t["name"], t["verdict"], t["detail"]] for n in networks for t in n["masking_tests"]
     ]
-    return _table(["network", "test", "verdict", "numbers"], rows)
+    return ["network", "masking test", "verdict", "numbers"], rows
 
 
-def _detection_table(detection: list[dict[str, Any]]) -> str:
-    rows = [
+def _detection_table(detection: list[dict[str, Any]]) -> _Table:
+    rows: list[list[object]] = [
         [
             f"{entry['network']}, {entry['detector']}",
             f"{name} (n = {p['n']})",
@@ -157,7 +175,11 @@ def _detection_table(detection: list[dict[str, Any]]) -> str:
         for name, p in entry["populations"].items()
     ]
     flagged = f"flagged at a nominal {detection[0]['fpr']:.0%} false alarms"
-    return _table(["detector", "population", "AUROC", "average precision", "FPR95", flagged], rows)
+    rows += [
+        [f"{e['network']}, {e['detector']}", "in-distribution", "", "", "", f"{e['false_alarms']:.1%}"]
+        for e in detection
+    ]
+    return ["detector", "population", "AUROC", "average precision", "FPR95", flagged], rows
 
 
 def _figure(figure: "Figure", caption: str) -> str:

@@ -1,22 +1,22 @@
 """How robust a network is: accuracy per attack and in the worst case per example, with tests that the attacks work."""
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from robustgen.attacks import FGSM, PGD, Attack, AttackResult, NoiseSearch, TransferAttack
+from robustgen.attacks import FGSM, PGD, Attack, NoiseSearch, TransferAttack
 from robustgen.attacks.problem import Problem
 from robustgen.checks import check_bounds, check_ids, check_images, check_labels, nearest
-from robustgen.evaluation.masking import MaskingTest, at_most, monotone, not_run, reaches_zero
+from robustgen.evaluation.chunks import Job, run_jobs
+from robustgen.evaluation.masking import MaskingTest, run_masking_tests
 from robustgen.evaluation.metrics import wilson_interval
 from robustgen.evaluation.report import encode_pictures, write_report
-from robustgen.files import environment, load_tensors, read_json, save_tensors, write_json
+from robustgen.files import environment
 from robustgen.model import Model
 
 __all__ = ["SUITES", "AttackOutcome", "RobustnessReport", "evaluate_robustness"]
@@ -145,8 +145,15 @@ class RobustnessReport:
 
     def save(self, directory: str | Path, *, command: str | None = None) -> Path:
         """Write ``report.json`` and ``report.html`` to ``directory``; returns the path of the page."""
-        report = {"title": f"Robustness of {self.name}", "command": command, "seed": self.seed}
-        return write_report(report | {"environment": self.environment, "networks": [self.to_dict()]}, directory)
+        report = {
+            "title": f"Robustness of {self.name}",
+            "command": command,
+            "seed": self.seed,
+            "wall_seconds": round(self.wall_seconds, 1),
+            "environment": self.environment,
+            "networks": [self.to_dict()],
+        }
+        return write_report(report, directory)
 
     def __str__(self) -> str:
         def line(name: str, hits: Tensor) -> str:
@@ -226,63 +233,57 @@ def evaluate_robustness(
             transfer = TransferAttack(surrogate=surrogate, attack=replace(kind, seed=seed))
             chosen[f"transfer {type(kind).__name__}"] = transfer
     few = min(len(x), sweep_examples)
-    jobs: dict[str, tuple[Attack, int]] = {"clean": (_NoAttack(norm=norm, bounds=bounds, seed=seed), len(x))}
-    jobs |= {label: (attack, len(x)) for label, attack in chosen.items()}
     pgd = PGD(eps=eps, norm=norm, bounds=bounds, seed=seed)
     span = (bounds[1] - bounds[0]) * (1 if norm == "Linf" else x[0].numel() ** 0.5)
-    sweep = [m * eps for m in SWEEP if m * eps < span] if masking_tests else []
-    jobs |= {f"sweep {e:.6g}": (replace(pgd, eps=e), few) for e in sweep}
+    sweep = {m * eps: f"sweep {m * eps:.6g}" for m in SWEEP if m * eps < span} if masking_tests else {}
+    jobs = {"clean": Job(_NoAttack(norm=norm, bounds=bounds, seed=seed), len(x))}
+    jobs |= {label: Job(attack, len(x)) for label, attack in chosen.items()}
+    jobs |= {label: Job(replace(pgd, eps=e), few) for e, label in sweep.items()}
     if masking_tests:
-        jobs["unbounded"] = (replace(pgd, eps=span, steps=100), few)
-
-    store = None if run_dir is None else _Store(Path(run_dir), jobs, ids, resume)
-    done: dict[str, AttackResult] = {}
-    with tqdm(total=sum(n for _, n in jobs.values()), disable=not progress, desc=name, unit="example") as bar:
-        for label, (attack, n) in jobs.items():
-            chunks = []
-            bar.set_postfix_str(label)
-            for start in range(0, n, batch_size):
-                rows = slice(start, min(start + batch_size, n))
-                result = store.load(label, start) if store else None
-                if result is None:
-                    result = attack.run(model, x[rows], y[rows], ids=ids[rows])
-                    if store:
-                        store.save(label, start, result)
-                chunks.append(result)
-                bar.update(len(result.success))
-            done[label] = _concatenate(chunks)
+        jobs["unbounded"] = Job(replace(pgd, eps=span, steps=100), few)
+    done = run_jobs(
+        jobs,
+        model,
+        x,
+        y,
+        ids,
+        batch_size=batch_size,
+        run_dir=run_dir,
+        resume=resume,
+        progress=progress,
+        title=name,
+    )
 
     clean = ~done["clean"].success
-    outcomes = {
-        label: AttackOutcome(a.describe(), r.success, r.distance, r.forwards, r.backwards)
-        for label, a in chosen.items()
-        for r in (done[label],)
-    }
-    worst = x.clone()
-    for label in chosen:  # a later attack replaces the picture only where no earlier one succeeded
-        fresh = done[label].success & (worst == x).flatten(1).all(1)
-        worst[fresh] = done[label].x_adv[fresh].to(worst.device)
-    curve = [(0.0, clean[:few].cpu())] + [(e, (~done[f"sweep {e:.6g}"].success).cpu()) for e in sweep]
-    report = RobustnessReport(
+    curve = [(0.0, clean[:few]), *((e, ~done[label].success) for e, label in sweep.items())]
+    pictures = x[:8].cpu().clone()
+    for label in reversed(chosen):  # of the first attack that succeeded
+        broken = done[label].success[:8]
+        pictures[broken] = done[label].x_adv[:8][broken]
+    return RobustnessReport(
         name=name,
         eps=eps,
         norm=norm,
         bounds=bounds,
         ids=ids.cpu(),
         y=y.cpu(),
-        clean=clean.cpu(),
-        outcomes={k: AttackOutcome(o.settings, *(t.cpu() for t in _tensors(o))) for k, o in outcomes.items()},
-        curve=curve if masking_tests else [],
-        examples=(x[:8].cpu(), worst[:8].cpu()),
+        clean=clean,
+        outcomes={
+            label: AttackOutcome(attack.describe(), r.success, r.distance, r.forwards, r.backwards)
+            for label, attack in chosen.items()
+            for r in (done[label],)
+        },
+        curve=curve if sweep else [],
+        masking=run_masking_tests(
+            chosen,
+            {label: ~done[label].success for label in chosen},
+            unbounded=~done["unbounded"].success if masking_tests else None,
+            curve=curve if sweep else None,
+        ),
+        examples=(x[:8].cpu(), pictures),
         seed=seed,
+        wall_seconds=time.monotonic() - started,
     )
-    report.masking = _masking_tests(report, chosen, done, masking_tests)
-    report.wall_seconds = time.monotonic() - started
-    return report
-
-
-def _tensors(outcome: AttackOutcome) -> Iterator[Tensor]:
-    return iter((outcome.success, outcome.distance, outcome.forwards, outcome.backwards))
 
 
 def _choose(
@@ -318,79 +319,3 @@ def _choose(
         if attack.eps > eps * (1 + 1e-9):
             raise ValueError(f"attack {label!r} has eps {attack.eps:g}, above the threat model's {eps:g}")
     return dict(attacks)
-
-
-def _concatenate(chunks: list[AttackResult]) -> AttackResult:
-    return AttackResult(*(torch.cat([getattr(c, f) for c in chunks]) for f in AttackResult.__dataclass_fields__))
-
-
-def _masking_tests(
-    report: RobustnessReport, chosen: Mapping[str, Attack], done: Mapping[str, AttackResult], ran: bool
-) -> list[MaskingTest]:
-    white = {k: report.outcomes[k].standing for k, a in chosen.items() if isinstance(a, FGSM | PGD)}
-    black = {k: report.outcomes[k].standing for k, a in chosen.items() if isinstance(a, TransferAttack)}
-    noise = {k: report.outcomes[k].standing for k, a in chosen.items() if isinstance(a, NoiseSearch)}
-    steps = {k: report.outcomes[k].standing for k, a in chosen.items() if isinstance(a, PGD)}
-    single = {k: report.outcomes[k].standing for k, a in chosen.items() if isinstance(a, FGSM)}
-
-    def worst(group: Mapping[str, Tensor], title: str) -> tuple[str, Tensor]:
-        return (next(iter(group)) if len(group) == 1 else title), torch.stack(list(group.values())).all(0)
-
-    def compare(test: str, a: Mapping[str, Tensor], a_title: str, b: Mapping[str, Tensor], b_title: str) -> MaskingTest:
-        if not a or not b:
-            return not_run(test, f"needs {a_title if not a else b_title}")
-        return at_most(test, worst(a, a_title), worst(b, b_title))
-
-    tests = [
-        compare("white-box is at least as strong as black-box", white, "white-box", black, "a surrogate for transfer"),
-        compare("PGD is at least as strong as FGSM", steps, "PGD", single, "FGSM"),
-        compare("gradients are at least as strong as noise", white, "white-box", noise, "noise search"),
-    ]
-    if ran:
-        tests.append(reaches_zero("unbounded PGD breaks everything", ~done["unbounded"].success.cpu()))
-        eps = [e for e, _ in report.curve]
-        tests.append(monotone("accuracy falls as eps grows", eps, [s for _, s in report.curve]))
-    else:
-        tests += [
-            not_run("unbounded PGD breaks everything", "switched off"),
-            not_run("accuracy falls as eps grows", "switched off"),
-        ]
-    return tests
-
-
-class _Store:
-    """The outcome of every finished chunk on disk, so that a killed evaluation goes on where it stopped."""
-
-    def __init__(self, directory: Path, jobs: Mapping[str, tuple[Attack, int]], ids: Tensor, resume: bool) -> None:
-        self.directory = directory / "chunks"
-        key = {
-            "jobs": {k: [a.describe(), n] for k, (a, n) in jobs.items()},
-            "ids": [int(ids[0]), int(ids[-1]), int(ids.sum()), len(ids)],
-        }
-        plan = self.directory / "plan.json"
-        if plan.exists():
-            if not resume:
-                raise ValueError(f"{directory} already holds an evaluation; pass resume=True or another run_dir")
-            if read_json(plan) != _as_json(key):
-                raise ValueError(
-                    f"{directory} holds another evaluation (other attacks or examples); pass another run_dir"
-                )
-        else:
-            write_json(plan, _as_json(key))
-
-    def _path(self, label: str, start: int) -> Path:
-        return self.directory / f"{label.replace(' ', '_')}-{start:08d}.safetensors"
-
-    def load(self, label: str, start: int) -> AttackResult | None:
-        path = self._path(label, start)
-        return AttackResult(**load_tensors(path)) if path.exists() else None
-
-    def save(self, label: str, start: int, result: AttackResult) -> None:
-        save_tensors(self._path(label, start), vars(result))
-
-
-def _as_json(value: Any) -> Any:
-    """What comes back from JSON: tuples are lists."""
-    import json
-
-    return json.loads(json.dumps(value))

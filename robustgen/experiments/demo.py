@@ -89,7 +89,9 @@ def run_demo(
     plain = fit(ClassifierObjective(), backbone(0), "plain network")
     adversarial = fit(ClassifierObjective(attack), backbone(1), "adversarially trained network")
     joint = fortified(backbone(1), 1)  # the same initial weights as its unfortified twin
-    fit(FortifiedObjective(attack), joint, "fortified, adversarially trained network")
+    # Detached: the autoencoder losses cannot shrink the states, and the autoencoders learn to tell what is off.
+    fortified_objective = FortifiedObjective(attack, lambda_rec=1.0, lambda_adv=1.0, detach_states=True)
+    fit(fortified_objective, joint, "fortified, adversarially trained network")
     afterwards = fortified(plain, 0)
     afterwards.fit_autoencoders(train, epochs=scale.epochs, batch_size=64, seed=seed, progress=progress)
     with torch.random.fork_rng():
@@ -120,7 +122,7 @@ def run_demo(
     detection = []
     for name in ("plain, fortified afterwards", "fortified adversarial"):
         network = networks[name]
-        detector = ReconstructionError(network).fit(train).calibrate(calibration)
+        detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
         populations = {
             "FGSM": FGSM(eps=EPS, seed=seed, early_stop=False)(network, x, y),
             "PGD": PGD(eps=EPS, seed=seed, early_stop=False)(network, x, y),

@@ -1,0 +1,106 @@
+"""Attacks run chunk by chunk; with a directory, every finished chunk is kept there and a killed run goes on."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from robustgen.attacks import Attack, AttackResult
+from robustgen.files import load_tensors, read_json, save_tensors, write_json
+from robustgen.fingerprint import fingerprint, model_fingerprint
+from robustgen.model import Model
+
+__all__ = ["Job", "run_jobs"]
+
+
+class Job(NamedTuple):
+    """One attack on the first ``n`` examples."""
+
+    attack: Attack
+    n: int
+
+
+def run_jobs(
+    jobs: Mapping[str, Job],
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    *,
+    batch_size: int,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = False,
+    title: str = "attacks",
+) -> dict[str, AttackResult]:
+    """Run every job in chunks of ``batch_size``; the results are whole.
+
+    Raises:
+        ValueError: ``run_dir`` holds an evaluation already (without ``resume``), or one of another model, of other
+            examples or of other attacks.
+    """
+    store = None if run_dir is None else _Store(Path(run_dir), _plan(jobs, model, x, y, ids, batch_size), resume)
+    done: dict[str, AttackResult] = {}
+    with tqdm(total=sum(job.n for job in jobs.values()), disable=not progress, desc=title, unit="example") as bar:
+        for label, job in jobs.items():
+            bar.set_postfix_str(label)
+            chunks = []
+            for start in range(0, job.n, batch_size):
+                rows = slice(start, min(start + batch_size, job.n))
+                result = store.load(label, start) if store else None
+                if result is None:
+                    result = job.attack.run(model, x[rows], y[rows], ids=ids[rows])
+                    if store:
+                        store.save(label, start, result)
+                chunks.append(result)
+                bar.update(len(result.success))
+            done[label] = _whole(chunks)
+    return done
+
+
+def _whole(chunks: list[AttackResult]) -> AttackResult:
+    names = AttackResult.__dataclass_fields__
+    return AttackResult(**{name: torch.cat([getattr(c, name).cpu() for c in chunks]) for name in names})
+
+
+def _plan(jobs: Mapping[str, Job], model: Model, x: Tensor, y: Tensor, ids: Tensor, batch_size: int) -> dict[str, Any]:
+    """Everything on which a chunk depends."""
+    return {
+        "model": model_fingerprint(model) if isinstance(model, nn.Module) else "not a module: not checked",
+        "examples": fingerprint({"x": x, "y": y, "ids": ids}),
+        "attacks": {label: [job.attack.describe(), job.n] for label, job in jobs.items()},
+        "batch size": batch_size,
+        "threads": torch.get_num_threads(),
+    }
+
+
+class _Store:
+    """``run_dir/chunks``: the plan, and one safetensors file for each finished chunk."""
+
+    def __init__(self, run_dir: Path, plan: dict[str, Any], resume: bool) -> None:
+        self.directory = run_dir / "chunks"
+        plan = json.loads(json.dumps(plan))  # as it reads back: tuples are lists
+        path = self.directory / "plan.json"
+        if not path.exists():
+            write_json(path, plan)
+            return
+        if not resume:
+            raise ValueError(f"{run_dir} already holds an evaluation: resume it, or choose another directory")
+        found = read_json(path)
+        different = [name for name in plan if found.get(name) != plan[name]]
+        if different:
+            raise ValueError(f"{run_dir} holds another evaluation: {', '.join(different)} differ")
+
+    def _path(self, label: str, start: int) -> Path:
+        return self.directory / f"{label.replace(' ', '_')}-{start:08d}.safetensors"
+
+    def load(self, label: str, start: int) -> AttackResult | None:
+        path = self._path(label, start)
+        return AttackResult(**load_tensors(path)) if path.exists() else None
+
+    def save(self, label: str, start: int, result: AttackResult) -> None:
+        save_tensors(self._path(label, start), vars(result))

@@ -1,0 +1,314 @@
+"""The command as a user meets it: exit codes, one-line errors, files written, runs resumed."""
+
+import csv
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from robustgen import cli, data
+from robustgen.files import save_tensors
+from robustgen.networks import convnet
+
+DIGITS = ["--data", "digits", "--width", "4", "--quiet"]
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout and stderr of one call."""
+    code = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def process(*arguments, **options):
+    command = [sys.executable, "-m", "robustgen.cli", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
+
+
+@pytest.fixture(scope="module")
+def fortified_run(tmp_path_factory):
+    where = tmp_path_factory.mktemp("runs") / "fortified"
+    code = cli.main(["train", "--run", str(where), *DIGITS, "--attack", "fgsm", "--eps", "0.1", "--fortify", "auto",
+                     "--detach-states", "--epochs", "2", "--hold-out", "9"])  # fmt: skip
+    assert code == 0
+    return where
+
+
+@pytest.fixture(scope="module")
+def plain_run(tmp_path_factory):
+    where = tmp_path_factory.mktemp("runs") / "plain"
+    assert cli.main(["train", "--run", str(where), *DIGITS, "--epochs", "8"]) == 0
+    return where
+
+
+@pytest.fixture
+def own_model(tmp_path, monkeypatch):
+    """A network that is not ours: a module in the current folder, and its weights."""
+    (tmp_path / "my_module_for_tests.py").write_text(
+        "from torch import nn\n"
+        "def build():\n"
+        "    return nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.ReLU(), nn.Linear(32, 10))\n"
+        "def not_a_network():\n    return 3\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import importlib
+
+    network = importlib.import_module("my_module_for_tests").build()
+    save_tensors(tmp_path / "w.safetensors", network.state_dict())
+    return "my_module_for_tests:build", tmp_path / "w.safetensors"
+
+
+def test_help_is_fast_and_does_not_import_torch():
+    for arguments in ([], ["train"], ["attack"], ["score"], ["report"], ["demo"]):
+        probe = "import sys; from robustgen.cli import main; main(sys.argv[1:]); print('torch' in sys.modules)"
+        found = subprocess.run([sys.executable, "-c", probe, *arguments, "--help"], capture_output=True, text=True)
+        assert found.stdout.strip().endswith("False"), found.stderr
+        assert "Usage: robustgen" in found.stdout
+
+
+def test_version(capsys):
+    assert run(capsys, "--version")[:2] == (0, "robustgen 0.1.0\n")
+
+
+def test_train_attack_score_report(capsys, fortified_run, tmp_path):
+    info = json.loads((fortified_run / "run.json").read_text())
+    assert info["fortify"]["chosen"] == ["3", "5"]
+    assert info["network"]["n_classes"] == 9
+    out = tmp_path / "attack"
+    common = ["--run", fortified_run, "--eps", "0.1", "--limit", "60", "--quiet"]
+    code, text, _ = run(capsys, "attack", *common, "--out", out)
+    assert code == 0
+    assert "worst case (upper bound)" in text
+    assert "masking test" in text
+    report = json.loads((out / "report.json").read_text())
+    assert report["networks"][0]["clean_accuracy"]["n"] < 60  # the held-out class is left out of the first 60
+    (out / "report.html").unlink()
+    assert run(capsys, "report", out)[0] == 0
+    assert (out / "report.html").stat().st_size > 10_000
+    code, text, _ = run(capsys, "attack", *common, "--json", "--no-masking-tests", "--norm", "L2")
+    assert json.loads(text)["threat_model"]["norm"] == "L2"
+
+    code, text, _ = run(capsys, "score", "--run", fortified_run, "--data", "digits", "--limit", "20")
+    rows = list(csv.DictReader(text.splitlines()))
+    assert code == 0
+    assert list(rows[0]) == ["input", "score", "p_value", "flag"]
+    assert len(rows) == 20
+    assert all(0 < float(r["p_value"]) <= 1 for r in rows)
+    noise = tmp_path / "noise.npz"
+    np.savez(noise, x=np.random.default_rng(0).integers(0, 256, (30, 8, 8), dtype=np.uint8))
+    lines = tmp_path / "scores.jsonl"
+    code, text, _ = run(capsys, "score", "--run", fortified_run, "--data", noise, "--out", lines, "--json")
+    assert json.loads(text)["inputs"] == 30
+    assert [json.loads(line)["input"] for line in lines.read_text().splitlines()] == list(range(30))
+
+    chosen = ["--run", fortified_run, "--data", "digits", "--limit", "50", "--eps", "0.1"]
+    against = [word for other in ("noise", "fgsm", "pgd", "heldout", noise) for word in ("--against", other)]
+    code, text, err = run(capsys, "score", *chosen, *against, "--report", tmp_path / "detection")
+    assert code == 0, err
+    assert text.count("AUROC") == 5
+    entry = json.loads((tmp_path / "detection" / "report.json").read_text())["detection"][0]
+    assert f"uniform noise: AUROC {entry['populations']['uniform noise']['auroc']:.3f}" in text
+    assert "| FGSM, Linf eps 0.1 (n = " in run(capsys, "report", tmp_path / "detection", "--markdown")[1]
+
+
+def test_an_image_folder_is_scored_by_file_name(capsys, fortified_run, tmp_path):
+    from PIL import Image
+
+    for k in range(3):
+        Image.fromarray(np.full((8, 8, 3), 40 * k, np.uint8)).save(tmp_path / f"{k}.png")
+    code, text, err = run(capsys, "score", "--run", fortified_run, "--data", tmp_path)
+    assert code == 0, err
+    assert [row["input"].endswith(f"{k}.png") for k, row in enumerate(csv.DictReader(text.splitlines()))] == [True] * 3
+
+
+@pytest.mark.filterwarnings("default:the fortified network decides")
+def test_a_network_that_is_not_ours(capsys, own_model, tmp_path):
+    model, weights = own_model
+    chosen = ["--model", model, "--weights", weights, "--limit", "40", "--quiet"]
+    code, text, err = run(capsys, "attack", *chosen, "--data", "digits", "--eps", "0.1", "--no-masking-tests")
+    assert code == 0, err
+    assert "PGD-40" in text
+    code, text, err = run(capsys, "score", *chosen, "--data", "digits", "--fit-data", "digits", "--epochs", "1")
+    assert code == 0, err
+    assert "robustgen: warning: the fortified network decides otherwise than the original" in err
+    assert len(text.splitlines()) == 41
+
+
+@pytest.mark.filterwarnings("ignore:the fortified network decides")
+def test_a_pretrained_network_is_fortified_afterwards(capsys, plain_run, tmp_path):
+    where = tmp_path / "afterwards"
+    code, _, err = run(capsys, "train", "--run", where, *DIGITS, "--weights", plain_run, "--fortify", "auto",
+                          "--freeze-backbone", "--epochs", "30", "--batch-size", "32")  # fmt: skip
+    assert code == 0, err
+    from robustgen.commands import load_run
+
+    network, _ = load_run(where)
+    original, _ = load_run(plain_run)
+    x = data.digits("test").images()
+    assert torch.equal(network.unfortified()(x), original(x))
+
+
+def test_black_box_surrogate(capsys, fortified_run, plain_run):
+    chosen = ["--run", plain_run, "--surrogate", plain_run, "--eps", "0.1", "--limit", "30"]
+    code, text, err = run(capsys, "attack", *chosen, "--no-masking-tests", "--quiet")
+    assert code == 0, err
+    assert "transfer PGD" in text
+    assert "white-box is at least as strong as black-box: holds" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "No such command 'nonsense'"),
+        (["train"], "--run"),
+        (["train", "--run", "{tmp}/r", "--epochs", "many"], "--epochs"),
+        (["train", "--run", "{tmp}/r", "--data", "minst"], "did you mean 'mnist'"),
+        (["train", "--run", "{tmp}/r", "--data", "mnist"], "--data-root"),
+        (["train", "--run", "{tmp}/r", "--data", "mnist", "--data-root", "{tmp}"], "MNIST not found in"),
+        (["train", "--run", "{tmp}/r", "--model", "resnet"], "unknown network 'resnet'"),
+        (["train", "--run", "{tmp}/r", "--model", "no_such_module:build"], "cannot import 'no_such_module'"),
+        (["train", "--run", "{tmp}/r", "--model", "robustgen.networks:nothing"], "no function 'nothing'"),
+        (["train", "--run", "{tmp}/r", "--attack", "cw"], "unknown attack 'cw'"),
+        (["train", "--run", "{tmp}/r", "--fortify", "3x", "--width", "4"], "no layer '3x'; did you mean '3'"),
+        (["train", "--run", "{tmp}/r", "--fortify", "auto", "--freeze-backbone"], "pass its --weights"),
+        (["train", "--run", "{tmp}/r", "--epochs", "0", "--width", "4"], "epochs must be at least 1"),
+        (["train", "--run", "{tmp}/r", "--hold-out", "77"], "77"),
+        (["train", "--run", "{tmp}/r", "--data", "{tmp}/empty"], "empty"),
+        (["train", "--run", "{tmp}/r", "--limit", "0"], "empty"),
+        (["attack", "--eps", "0.1"], "say which network"),
+        (["attack", "--run", "{tmp}/nothing"], "no finished robustgen run"),
+        (["attack", "--model", "convnet", "--data", "digits"], "module:function"),
+        (["attack", "--run", "{fortified}", "--suite", "huge", "--limit", "10"], "unknown suite 'huge'"),
+        (["attack", "--run", "{fortified}", "--eps", "-1", "--limit", "10"], "eps"),
+        (["attack", "--run", "{fortified}", "--norm", "L3", "--limit", "10"], "Linf or L2"),
+        (["attack", "--run", "{fortified}", "--limit", "0"], "empty"),
+        (["score", "--run", "{fortified}", "--data", "{tmp}/broken.npz"], "broken.npz"),
+        (["score", "--run", "{fortified}", "--data", "{tmp}/large.npz"], "the network takes (1, 8, 8)"),
+        (["score", "--run", "{fortified}", "--data", "digits", "--out", "{tmp}/x.txt"], ".csv or .jsonl"),
+        (
+            ["score", "--run", "{fortified}", "--data", "digits", "--fpr", "0.0001"],
+            "cannot give a false-alarm rate of 0.0001",
+        ),
+        (["score", "--run", "{plain}", "--data", "digits"], "pass --fit-data"),
+        (["report", "{tmp}/nothing"], "no such report"),
+    ],
+)
+def test_wrong_use_is_one_line_and_exit_code_2(capsys, fortified_run, plain_run, tmp_path, arguments, message):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.npz").write_bytes(b"PK\x03\x04 not quite")
+    np.savez(tmp_path / "large.npz", x=np.zeros((2, 9, 9), np.uint8))
+    names = {"tmp": tmp_path, "fortified": fortified_run, "plain": plain_run}
+    code, out, err = run(
+        capsys, *(a.format(**names) for a in arguments), *(["--quiet"] if arguments[0] == "train" else [])
+    )
+    assert code == 2, (out, err)
+    assert message in err
+    assert err.startswith("robustgen: error: ")
+    assert len(err.strip().splitlines()) == 1
+
+
+def test_weights_of_another_architecture_are_named(capsys, own_model, tmp_path):
+    model, weights = own_model
+    save_tensors(weights, convnet(1, 10, 8, width=4).state_dict())
+    code, _, err = run(capsys, "attack", "--model", model, "--weights", weights, "--data", "digits")
+    assert code == 2
+    assert "missing 1.weight" in err
+    assert "unexpected 0.weight" in err
+    weights.write_bytes(weights.read_bytes()[:100])
+    assert "not a complete safetensors file" in run(capsys, "attack", "--model", model, "--weights", weights)[2]
+    code, _, err = run(capsys, "attack", "--model", "my_module_for_tests:not_a_network", "--data", "digits")
+    assert (code, "returned int" in err) == (2, True)
+
+
+def test_a_run_is_not_overwritten(capsys, plain_run):
+    code, _, err = run(capsys, "train", "--run", plain_run, *DIGITS)
+    assert code == 2
+    assert "already holds a run" in err
+
+
+def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
+    arguments = ["train", "--run", tmp_path / "r", *DIGITS, "--width", "16"]
+    assert process(*arguments, "--epochs", "1").returncode == 0
+    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+    failed = process(*arguments, "--epochs", "3", "--resume", preexec_fn=limit)
+    assert failed.returncode == 1
+    assert "could not be written" in failed.stderr
+    assert "Traceback" not in failed.stderr
+    assert process(*arguments, "--epochs", "3", "--resume").returncode == 0
+
+
+def test_ctrl_c_in_training_is_resumable_and_exact(tmp_path):
+    arguments = ["train", *DIGITS, "--width", "8", "--epochs", "60", "--fortify", "auto", "--attack", "fgsm"]
+    command = [sys.executable, "-m", "robustgen.cli", *map(str, arguments), "--run", str(tmp_path / "cut")]
+    child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
+    while not (tmp_path / "cut" / "checkpoints" / "latest").exists():
+        time.sleep(0.05)
+    time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    _, err = child.communicate(timeout=60)
+    assert child.returncode == 1, err
+    assert "interrupted" in err
+    assert "Traceback" not in err
+    assert process(*arguments, "--run", tmp_path / "cut", "--resume").returncode == 0
+    assert process(*arguments, "--run", tmp_path / "whole").returncode == 0
+    from robustgen.training import load_checkpoint
+
+    cut, whole = (load_checkpoint(tmp_path / name).model_state for name in ("cut", "whole"))
+    assert all(torch.equal(cut[k], whole[k]) for k in whole)
+
+
+def test_debug_shows_the_traceback(monkeypatch, capsys):
+    monkeypatch.setenv("ROBUSTGEN_DEBUG", "1")
+    with pytest.raises(ValueError, match="say which network"):
+        cli.main(["attack"])
+
+
+def test_the_demo_smoke_run_writes_what_it_prints(tmp_path):
+    found = process("demo", "--smoke", "--out", tmp_path, "--quiet")
+    assert found.returncode == 0, found.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    names = [n["name"] for n in report["networks"]]
+    assert names == ["plain", "plain, fortified afterwards", "adversarial", "fortified adversarial"]
+    for network in report["networks"]:
+        assert f"{100 * network['worst_case_accuracy']['value']:.1f}" in found.stdout
+    assert len(report["detection"]) == 2
+    verdicts = [line for line in report["remarks"] if line.startswith("Fortification")]
+    assert verdicts
+    assert all(line in found.stdout for line in verdicts)
+
+
+def test_training_from_python_and_from_the_command_agree(capsys, tmp_path):
+    """The command is a thin layer: the same settings in Python give the same weights."""
+    from robustgen.data import split
+    from robustgen.training import ClassifierObjective, Trainer, load_checkpoint
+
+    assert run(capsys, "train", "--run", tmp_path, *DIGITS, "--epochs", "1")[0] == 0
+    train, _ = split(data.digits("train"), (0.9, 0.1), seed=0)
+    torch.manual_seed(0)
+    network = convnet(1, 10, 8, width=4)
+    Trainer(ClassifierObjective(), epochs=1, progress=False).fit(network, train)
+    saved = load_checkpoint(tmp_path).model_state
+    assert all(torch.equal(v, saved[k]) for k, v in network.state_dict().items())
+
+
+def test_import_is_lazy():
+    script = textwrap.dedent(
+        """
+        import sys, robustgen
+        assert "torch" not in sys.modules
+        assert robustgen.fortify and robustgen.attacks.PGD and "torch" in sys.modules
+        assert set(robustgen.__all__) <= set(dir(robustgen))
+        for name in robustgen.__all__:
+            getattr(robustgen, name)
+        """
+    )
+    assert subprocess.run([sys.executable, "-c", script]).returncode == 0
