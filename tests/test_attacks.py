@@ -270,6 +270,10 @@ class TestWork:
             make(name, nn.Linear(4, 2))(nn.Linear(4, 1), x, y)
         with pytest.raises(ValueError, match="NaN or Inf logits for 2 of 2"):
             make(name, nn.Linear(4, 2))(lambda z: z[:, :2] / 0 * 0, x, y)
+        with pytest.raises(ValueError, match=r"the model fails on inputs of shape \(4,\), torch.float32"):
+            make(name, nn.Linear(4, 2))(nn.Linear(5, 2), x, y)
+        with pytest.raises(ValueError, match=r"the model fails on inputs of shape \(4,\), torch.float64"):
+            make(name, nn.Linear(4, 2))(nn.Linear(4, 2), x.double(), y)
         for wrong in (torch.tensor([0.1]), -torch.ones(2)):
             with pytest.raises(ValueError, match="eps"):
                 make(name, nn.Linear(4, 2))(nn.Linear(4, 2), x, y, eps=wrong)

@@ -149,7 +149,7 @@ def test_a_pretrained_network_is_fortified_afterwards(capsys, plain_run, tmp_pat
     code, _, err = run(capsys, "train", "--run", where, *DIGITS, "--weights", plain_run, "--fortify", "auto",
                           "--freeze-backbone", "--epochs", "30", "--batch-size", "32")  # fmt: skip
     assert code == 0, err
-    from robustgen.commands import load_run
+    from robustgen.commands.runs import load_run
 
     network, _ = load_run(where)
     original, _ = load_run(plain_run)

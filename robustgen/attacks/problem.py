@@ -122,7 +122,14 @@ class Problem:
 
     def _is_stochastic(self) -> bool:
         few = torch.arange(min(len(self.y), 4), device=self.x.device)
-        first, second = self.logits(few, self.x[few]), self.logits(few, self.x[few])
+        try:
+            first = self.logits(few, self.x[few])
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:  # what torch raises for another number of channels, another size or dtype
+            shape, line = tuple(self.x.shape[1:]), " ".join(str(error).split())
+            raise ValueError(f"the model fails on inputs of shape {shape}, {self.x.dtype}: {line}") from error
+        second = self.logits(few, self.x[few])
         # Two passes of a deterministic model may still differ in the last bits (atomics on a GPU).
         return not torch.allclose(first, second, rtol=1e-5, atol=1e-6, equal_nan=True)
 

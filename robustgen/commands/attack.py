@@ -1,0 +1,57 @@
+"""``robustgen attack``: how robust a trained network is on a data set."""
+
+from pathlib import Path
+
+from robustgen.commands.runs import DataSpec, device_of, in_distribution, load_run, open_network
+from robustgen.evaluation import RobustnessReport, evaluate_robustness
+
+__all__ = ["attack_network"]
+
+
+def attack_network(
+    *,
+    run: Path | None,
+    model: str | None,
+    weights: Path | None,
+    data: DataSpec | None,
+    eps: float,
+    norm: str = "Linf",
+    suite: str = "quick",
+    part: str = "test",
+    surrogate: Path | None = None,
+    masking_tests: bool = True,
+    batch_size: int = 250,
+    seed: int = 0,
+    device: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    command: str | None = None,
+) -> tuple[RobustnessReport, Path | None]:
+    """Attack a trained network on a data set; returns the report and, with ``out``, where its page is."""
+    network, info = open_network(run, model, weights)
+    chosen = in_distribution(data, info)
+    dataset = chosen.read(part, tuple(info["network"]["shape"]) if info else None)
+    substitute = None if surrogate is None else load_run(surrogate)[0]
+    for module in (network, substitute):
+        if module is not None and device is not None:
+            module.to(device)
+    where = device_of(network)
+    report = evaluate_robustness(
+        network,
+        dataset.images().to(where),
+        dataset.labels().to(where),
+        suite=suite,
+        eps=eps,
+        norm=norm,
+        ids=dataset.ids.to(where),
+        run_dir=out,
+        resume=resume,
+        seed=seed,
+        surrogate=substitute,
+        masking_tests=masking_tests,
+        batch_size=batch_size,
+        name=f"{run or model} on {dataset.name}",
+        progress=progress,
+    )
+    return report, None if out is None else report.save(out, command=command)

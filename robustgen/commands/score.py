@@ -1,0 +1,128 @@
+"""``robustgen score``: is an input off the training manifold?"""
+
+import csv
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustgen.commands.runs import CALIBRATION, DataSpec, device_of, open_network
+from robustgen.commands.train import training_attack
+from robustgen.data import ArrayDataset, noise, split
+from robustgen.detectors import ReconstructionError
+from robustgen.evaluation import evaluate_detection
+from robustgen.files import write_bytes
+from robustgen.fortified import FortifiedNetwork, fortify
+
+__all__ = ["compare_populations", "open_detector", "score_inputs", "write_rows"]
+
+
+def open_detector(
+    *,
+    run: Path | None,
+    model: str | None,
+    weights: Path | None,
+    fit_data: DataSpec | None = None,
+    layers: str = "auto",
+    epochs: int = 3,
+    batch_size: int = 128,
+    seed: int = 0,
+    device: str | None = None,
+    progress: bool = True,
+) -> tuple[ReconstructionError, tuple[int, ...] | None, dict[str, Any]]:
+    """A fitted, calibrated detector, the shape of its inputs (None: unknown) and run.json.
+
+    A run of a fortified network has its detector. For another network, autoencoders are fitted on ``fit_data`` and
+    calibrated on a tenth of it that was kept back.
+    """
+    network, info = open_network(run, model, weights)
+    shape: tuple[int, ...] | None = tuple(info["network"]["shape"]) if info else None
+    if run is not None and isinstance(network, FortifiedNetwork):
+        if device is not None:
+            network.to(device)
+        return ReconstructionError.load(run / "detector", model=network), shape, info
+    if fit_data is None:
+        raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
+    known = fit_data.read("train", shape)
+    shape = tuple(known.x.shape[1:])
+    train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=seed, stratified=known.y is not None)
+    names = layers if layers == "auto" else layers.split(",")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        fortified = fortify(network, names, example_input=train.batch(torch.arange(2))[0])
+    if device is not None:
+        fortified.to(device)
+    fortified.fit_autoencoders(train, epochs=epochs, batch_size=batch_size, seed=seed, progress=progress)
+    return ReconstructionError(fortified.eval(), relative=True).fit(train).calibrate(calibration), shape, info
+
+
+def score_inputs(detector: ReconstructionError, dataset: ArrayDataset, fpr: float = 0.05) -> list[dict[str, Any]]:
+    """One dict for each input: input (file or id), score, p_value and flag."""
+    where = device_of(detector.net)
+    rows = []
+    for chosen in torch.arange(len(dataset)).split(1000):
+        scores = detector.score(dataset.batch(chosen)[0].to(where))
+        p, flags = detector.calibration.p_value(scores), detector.calibration.flag(scores, fpr)
+        for k, score, p_value, flag in zip(chosen.tolist(), scores.tolist(), p.tolist(), flags.tolist(), strict=True):
+            source = dataset.sources[k] if dataset.sources else int(dataset.ids[k])
+            rows.append({"input": source, "score": score, "p_value": p_value, "flag": flag})
+    return rows
+
+
+def compare_populations(
+    detector: ReconstructionError,
+    known: DataSpec,
+    others: dict[str, DataSpec],
+    *,
+    part: str,
+    shape: tuple[int, ...] | None,
+    name: str,
+    fpr: float = 0.05,
+    eps: float = 0.3,
+    norm: str = "Linf",
+    seed: int = 0,
+) -> dict[str, Any]:
+    """How well the detector tells ``known`` from other populations; see :func:`evaluate_detection`.
+
+    A population is a data set or one of "noise" (uniform), "fgsm" and "pgd" (of the labelled inputs of ``known``) and
+    "heldout" (the classes that the run left out of ``known``).
+    """
+    where = device_of(detector.net)
+    dataset = known.read(part, shape)
+    x = dataset.images()
+    populations = {}
+    for label, spec in others.items():
+        if label == "noise":
+            populations["uniform noise"] = noise(len(x), tuple(x.shape[1:]), seed=seed).images().to(where)
+        elif label in ("fgsm", "pgd"):
+            attack = training_attack(label, eps, norm, 40, seed)
+            assert attack is not None
+            rows = torch.arange(len(x)).split(250)
+            found = [attack(detector.net, x[i].to(where), dataset.labels()[i], ids=dataset.ids[i]) for i in rows]
+            populations[f"{label.upper()}, {norm} eps {eps:g}"] = torch.cat(found)
+        elif label == "heldout":
+            left_out = known.read_held_out(part)
+            populations[f"held-out {', '.join(known.hold_out)}"] = left_out.images().to(where)
+        else:
+            other = spec.read(part, shape)
+            populations[other.name] = other.images().to(where)
+    return evaluate_detection(detector, x.to(where), populations, network=name, fpr=fpr)
+
+
+def write_rows(rows: list[dict[str, Any]], out: Path | None) -> None:
+    """Write one line an input: JSON lines where the file is named .jsonl, else CSV; to stdout without a file."""
+    if out is not None and out.suffix == ".jsonl":
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+    else:
+        buffer = io.StringIO()
+        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        text = buffer.getvalue()
+    if out is None:
+        sys.stdout.write(text)
+    else:
+        write_bytes(out, text.encode())
