@@ -115,6 +115,9 @@ def train(
     epochs: Annotated[int, typer.Option("--epochs")] = 10,
     batch_size: Annotated[int, typer.Option("--batch-size")] = 128,
     lr: Annotated[float, typer.Option("--lr", help="Of Adam.")] = 1e-3,
+    schedule: Annotated[
+        str, typer.Option("--schedule", help="Of the learning rate: constant or cosine (to 0).")
+    ] = "constant",
     seed: SeedOption = 0,
     device: DeviceOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted, exactly.")] = False,
@@ -142,6 +145,7 @@ def train(
         epochs=epochs,
         batch_size=batch_size,
         lr=lr,
+        schedule=schedule,
         seed=seed,
         device=device,
         resume=resume,

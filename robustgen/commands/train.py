@@ -1,5 +1,6 @@
 """``robustgen train``: a classifier, plain, adversarial, fortified, or fortified afterwards."""
 
+import math
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -21,6 +22,14 @@ from robustgen.training import ClassifierObjective, Trainer
 __all__ = ["train_network", "training_attack"]
 
 
+def cosine(progress: float) -> float:
+    """Learning-rate factor from 1 down to 0 (Loshchilov and Hutter, "SGDR", 2017, equation 5, without restarts)."""
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+_SCHEDULES: dict[str, Callable[[float], float] | None] = {"constant": None, "cosine": cosine}
+
+
 def train_network(
     *,
     run: Path,
@@ -35,6 +44,7 @@ def train_network(
     epochs: int = 10,
     batch_size: int = 128,
     lr: float = 1e-3,
+    schedule: str = "constant",
     seed: int = 0,
     device: str | None = None,
     resume: bool = False,
@@ -42,6 +52,8 @@ def train_network(
     command: str | None = None,
 ) -> dict[str, Any]:
     """Train a classifier, plain, adversarially or fortified, and write it to ``run``; returns what to print."""
+    if schedule not in _SCHEDULES:
+        raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(_SCHEDULES)}")
     whole = data.read("train")
     whole.labels()  # a clear error where there are none
     if (run / "run.json").exists() and not resume:
@@ -75,7 +87,7 @@ def train_network(
         "fortify": None if fortified is None else asdict(fortified) | {"chosen": list(network.layers)},
         "attack": None if attack is None else attack.describe(),
         "clean_weight": clean_weight,
-        "training": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "seed": seed},
+        "training": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed},
         "command": command,
     }
     write_json(run / "run.json", info)
@@ -88,6 +100,7 @@ def train_network(
         trainer = Trainer(
             _objective(attack, clean_weight, fortified),
             optimizer=partial(torch.optim.Adam, lr=lr),
+            schedule=_SCHEDULES[schedule],
             run_dir=run,
             resume=resume,
             device=device,
