@@ -54,9 +54,9 @@ def sync_directory(path: Path) -> None:
             os.close(handle)
 
 
-def write_json(path: str | Path, value: Any) -> None:
+def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
     """Write ``value`` as JSON, atomically; NaN and Inf are refused (ValueError): they are not JSON."""
-    write_bytes(path, (json.dumps(value, indent=1, allow_nan=False) + "\n").encode())
+    write_bytes(path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
 
 
 def read_json(path: str | Path) -> Any:

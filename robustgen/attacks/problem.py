@@ -37,12 +37,12 @@ class Problem:
         self.best_margin = torch.full_like(y, 0, dtype=x.dtype).fill_(float("inf"))
         self.solved = torch.zeros_like(y, dtype=torch.bool)
         self.forwards, self.backwards = torch.zeros_like(y), torch.zeros_like(y)
-        everyone = torch.arange(len(y), device=x.device)
-        self.stochastic = self._is_stochastic()
-        logits = self.logits(everyone, x)
-        self._check_clean(logits)
+        first = self._first_look()
         if early_stop:  # what is solved from the start takes no work
-            self.solved = self._majority_fooled(everyone, x)[0] if self.stochastic else self._fooled(everyone, logits)
+            everyone = torch.arange(len(y), device=x.device)
+            first = self.logits(everyone, x)
+            self.solved = self._majority_fooled(everyone, x)[0] if self.stochastic else self._fooled(everyone, first)
+        self._check_clean(first)
 
     def active(self) -> Tensor:
         """The rows still to work on: those not solved, or all with ``early_stop=False``."""
@@ -54,7 +54,10 @@ class Problem:
         """The model's logits (n, C) at ``z``, without gradient."""
         self.forwards[i] += 1
         with torch.no_grad():
-            return logits_of(self.model(z))
+            logits = logits_of(self.model(z))
+        if len(logits) != len(z):
+            raise ValueError(f"the model returned {len(logits)} rows of logits for {len(z)} inputs")
+        return logits
 
     def gradient(self, i: Tensor, z: Tensor, loss: str, samples: int = 1) -> tuple[Tensor, Tensor]:
         """Logits (n, C) at ``z`` and the direction (n, ...) that raises ``loss``, each a mean of ``samples`` passes.
@@ -120,7 +123,8 @@ class Problem:
             distance += margin(logits, self.y[i], self.targeted).to(z.dtype) / self.votes
         return 2 * count > self.votes, distance
 
-    def _is_stochastic(self) -> bool:
+    def _first_look(self) -> Tensor:
+        """Query a few clean inputs twice: does the model take them, and is it stochastic? Returns their logits."""
         few = torch.arange(min(len(self.y), 4), device=self.x.device)
         try:
             first = self.logits(few, self.x[few])
@@ -131,14 +135,13 @@ class Problem:
             raise ValueError(f"the model fails on inputs of shape {shape}, {self.x.dtype}: {line}") from error
         second = self.logits(few, self.x[few])
         # Two passes of a deterministic model may still differ in the last bits (atomics on a GPU).
-        return not torch.allclose(first, second, rtol=1e-5, atol=1e-6, equal_nan=True)
+        self.stochastic = not torch.allclose(first, second, rtol=1e-5, atol=1e-6, equal_nan=True)
+        return first
 
     def _check_clean(self, logits: Tensor) -> None:
-        if logits.shape[0] != len(self.y):
-            raise ValueError(f"the model returned {logits.shape[0]} rows of logits for {len(self.y)} inputs")
         bad = int((~logits.isfinite().all(1)).sum())
         if bad:
-            raise ValueError(f"the model returns NaN or Inf logits for {bad} of {len(self.y)} clean inputs")
+            raise ValueError(f"the model returns NaN or Inf logits for {bad} of {len(logits)} clean inputs")
         top = int(self.y.max())
         if top >= logits.shape[1]:
             raise ValueError(f"y has label {top}, outside [0, {logits.shape[1]}), the model's classes")

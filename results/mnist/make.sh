@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+# Makes everything in this folder; run from the project's root. Weights go to runs/ and are not kept.
+# Finished steps are passed over or resumed.
+set -euo pipefail
+root=${DATA_ROOT:-../shared/data}
+robustgen=${ROBUSTGEN:-.venv/bin/robustgen}
+out=results/mnist
+
+train() { $robustgen train --data mnist --data-root "$root" --quiet --resume "$@"; }
+attack() { $robustgen attack --data mnist --data-root "$root" --eps 0.3 --surrogate runs/mnist-substitute --quiet --resume "$@"; }
+score() { $robustgen score --data mnist --data-root "$root" --against fashion-mnist --against noise --against fgsm --eps 0.3 --quiet "$@"; }
+
+train --run runs/mnist-plain --epochs 5
+train --run runs/mnist-afterwards --weights runs/mnist-plain --fortify auto --freeze-backbone --epochs 5
+train --run runs/mnist-fortified-fgsm @FGSM@
+train --run runs/mnist-substitute --model mlp --width 512 --epochs 5 --seed 1
+
+for name in plain afterwards fortified-fgsm; do attack --run runs/mnist-$name --out $out/attack-$name; done
+for name in afterwards fortified-fgsm; do score --run runs/mnist-$name --report $out/score-$name; done
+
+{
+  echo "# MNIST"
+  echo
+  echo "Made by [make.sh](make.sh): the whole test set, one training run each, no tuning on the test set beyond what it says."
+  for report in $out/*/report.json; do echo; $robustgen report "$report" --markdown; done
+} > $out/README.md
