@@ -281,7 +281,7 @@ def test_the_demo_smoke_run_writes_what_it_prints(tmp_path):
     for network in report["networks"]:
         assert f"{100 * network['worst_case_accuracy']['value']:.1f}" in found.stdout
     assert len(report["detection"]) == 2
-    verdicts = [line for line in report["remarks"] if line.startswith("Fortification")]
+    verdicts = [line for line in report["remarks"] if line.startswith("Fortification, ")]
     assert verdicts
     assert all(line in found.stdout for line in verdicts)
 

@@ -134,6 +134,7 @@ def run_demo(
     remarks = [
         f"Data: {data.digits('all').name}, {len(train)} training, {len(calibration)} calibration and {len(x)} test "
         f"images of 8x8 pixels; digits {HELD_OUT[0]} and {HELD_OUT[1]} held out of training.",
+        "Does fortification help beyond adversarial training? Paired over the test images, one training run each:",
         *_verdicts(reports["adversarial"], reports["fortified adversarial"]),
     ]
     page = write_report(
@@ -163,13 +164,8 @@ def _verdicts(baseline: RobustnessReport, fortified: RobustnessReport) -> list[s
     for name, (without, with_) in rows.items():
         d = with_.double() - without.double()
         gain, error = d.mean().item(), d.std().item() / len(d) ** 0.5
-        verdict = (
-            "no measurable difference" if abs(gain) <= 2 * error else "helps" if gain > 0 else "does not help: hurts"
-        )
-        lines.append(
-            f"Fortification against adversarial training alone, {name}: {verdict} "
-            f"({100 * gain:+.1f} points, standard error {100 * error:.1f}, one training run each)."
-        )
+        verdict = "no measurable difference" if abs(gain) <= 2 * error else "helps" if gain > 0 else "hurts"
+        lines.append(f"Fortification, {name}: {verdict} ({100 * gain:+.1f} points, standard error {100 * error:.1f}).")
     return lines
 
 
