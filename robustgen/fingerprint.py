@@ -23,5 +23,10 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """The fingerprint of all parameters and buffers, those that ``state_dict`` leaves out included."""
-    return fingerprint(dict(model.named_parameters()) | dict(model.named_buffers()))
+    """The fingerprint of all parameters and buffers, those that ``state_dict`` leaves out included, and of the repr.
+
+    The repr tells networks apart whose tensors are the same: another activation, another noise level.
+    """
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    architecture = torch.tensor(list(repr(model).encode()), dtype=torch.uint8)
+    return fingerprint(tensors | {"repr": architecture})

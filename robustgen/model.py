@@ -96,7 +96,7 @@ def untouched(model: object, seed: int = 0) -> Iterator[None]:
     parameters = list(module.parameters()) if module else []
     required = [p.requires_grad for p in parameters]
     buffers = [(m, k, b) for m in module.modules() for k, b in m._buffers.items() if b is not None] if module else []
-    saved = [(b._version, b.detach().clone()) for _, _, b in buffers]
+    saved = [b.detach().clone() for _, _, b in buffers]
     recurrent = module is not None and any(isinstance(m, nn.RNNBase) for m in module.modules())
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
@@ -112,8 +112,8 @@ def untouched(model: object, seed: int = 0) -> Iterator[None]:
         finally:
             for p, flag in zip(parameters, required, strict=True):
                 p.requires_grad_(flag)
-            for (owner, key, buffer), (version, value) in zip(buffers, saved, strict=True):
+            for (owner, key, buffer), value in zip(buffers, saved, strict=True):
                 owner._buffers[key] = buffer  # a forward pass may have put another tensor in its place
-                if buffer._version != version:
+                if not torch.equal(buffer, value):
                     with torch.no_grad():
                         buffer.copy_(value)

@@ -13,7 +13,7 @@ def perturbation_norm(delta: Tensor, norm: str) -> Tensor:
     flat = delta.detach().double().flatten(1)
     if not flat.shape[1]:
         return flat.new_zeros(len(flat))
-    return torch.linalg.vector_norm(flat, ord={"Linf": float("inf"), "L2": 2, "L1": 1, "L0": 0}[norm], dim=1)
+    return torch.linalg.vector_norm(flat, ord={"Linf": float("inf"), "L2": 2}[norm], dim=1)
 
 
 def _column(v: Tensor, like: Tensor) -> Tensor:
@@ -47,8 +47,7 @@ class Ball:
         """The step of norm ``size`` (n,) that raises a loss with this gradient most; zero where the gradient is."""
         if self.norm == "Linf":
             return _column(size, gradient) * gradient.sign()
-        scale = size.double() / perturbation_norm(gradient, "L2").clamp(min=1e-300)
-        return (gradient.double() * scale.reshape(-1, *[1] * (gradient.ndim - 1))).to(gradient.dtype)
+        return self._of_length(gradient, size)
 
     def uniform(self, i: Tensor, seed: int, ids: Tensor, stream: tuple[int, ...]) -> Tensor:
         """A point drawn uniformly in the ball (then clamped to the bounds), by counter-based numbers."""
@@ -58,7 +57,7 @@ class Ball:
             return self.project(i, self.x[i] + delta * _column(self.eps[i], delta))
         direction = counter_rng.normal(seed, ids, shape, (*stream, 0), dtype)
         radius = counter_rng.uniform(seed, ids, (), (*stream, 1), torch.float64) ** (1 / max(1, direction[:1].numel()))
-        return self.project(i, self.x[i] + self.step_towards(direction, self.eps[i].double() * radius))
+        return self.project(i, self.x[i] + self._of_length(direction, self.eps[i].double() * radius))
 
     def gaussian(self, i: Tensor, seed: int, ids: Tensor, stream: tuple[int, ...]) -> Tensor:
         """Gaussian noise of expected norm about eps (std eps for Linf, eps / sqrt(D) for L2), cut to the ball."""
@@ -66,10 +65,10 @@ class Ball:
         std = self.eps[i] if self.norm == "Linf" else self.eps[i] / max(1, delta[:1].numel()) ** 0.5
         return self.project(i, self.x[i] + delta * _column(std, delta))
 
-    def step_towards(self, direction: Tensor, length: Tensor) -> Tensor:
-        """``direction`` scaled to L2 norm ``length`` (n,)."""
+    def _of_length(self, direction: Tensor, length: Tensor) -> Tensor:
+        """``direction`` scaled to L2 norm ``length`` (n,), in float64 on the way: gradients may be tiny."""
         scale = length.double() / perturbation_norm(direction, "L2").clamp(min=1e-300)
-        return direction * _column(scale, direction)
+        return (direction.double() * scale.reshape(-1, *[1] * (direction.ndim - 1))).to(direction.dtype)
 
 
 def _limit(x: Tensor, eps: Tensor, sign: int) -> Tensor:

@@ -1,7 +1,7 @@
 """The contract of every attack: an object of hyperparameters that is called with a model, inputs and labels."""
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, ClassVar
 
 import torch
@@ -68,6 +68,8 @@ class Attack(ABC):
         name = type(self).__name__
         if self.norm not in self.norms:
             raise ValueError(f"{name} supports norm {' or '.join(self.norms)}, not {self.norm!r}")
+        if not isinstance(self.eps, int | float):
+            raise TypeError(f"eps must be a number (a tensor (N,) goes to the call), got {type(self.eps).__name__}")
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps must be a finite number >= 0, got {self.eps}")
         if self.votes < 1:
@@ -77,8 +79,8 @@ class Attack(ABC):
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
         for field in ("steps", "restarts", "eot_samples", "n_queries"):
-            if getattr(self, field, 1) < 1:
-                raise ValueError(f"{field} must be at least 1, got {getattr(self, field)}")
+            if not isinstance(getattr(self, field, 1), int) or getattr(self, field, 1) < 1:
+                raise ValueError(f"{field} must be a whole number, at least 1; got {getattr(self, field)}")
 
     def __call__(
         self,
@@ -109,7 +111,8 @@ class Attack(ABC):
 
         Raises:
             TypeError: x is not a float32 / float64 tensor, y or ids not int64, or the model does not return logits.
-            ValueError: shapes that do not fit, NaN / Inf / out-of-bounds inputs, labels outside [0, C), a negative
+            ValueError: shapes that do not fit or that the model does not take, NaN / Inf / out-of-bounds inputs, labels
+                outside [0, C), a negative
                 eps, NaN logits on clean inputs, or a model that is not differentiable in x where the attack needs it.
         """
         x = check_images(x, self.bounds).detach()
@@ -136,6 +139,10 @@ class Attack(ABC):
             problem.finish()
         distance = perturbation_norm(problem.best_x - x, self.norm)
         return AttackResult(problem.best_x, problem.solved, distance, problem.forwards, problem.backwards)
+
+    def for_training(self) -> "Attack":
+        """The same attack with ``early_stop=False``: every sample runs every step."""
+        return replace(self, early_stop=False)
 
     @abstractmethod
     def _search(self, problem: Problem) -> None:

@@ -16,7 +16,7 @@ class Problem:
     """Inputs, labels and the best perturbation so far. Rows are addressed by index tensors ``i`` (n,) of int64.
 
     ``x`` (N, ...), ``y`` (N,), ``ids`` (N,), ``ball`` (where to search), ``best_x``, ``solved`` (N,), ``forwards`` and
-    ``backwards`` (N,): queries of the model for each sample.
+    ``backwards`` (N,): queries of the model for each sample (a first look at four clean inputs is not counted).
     """
 
     def __init__(
@@ -37,12 +37,12 @@ class Problem:
         self.best_margin = torch.full_like(y, 0, dtype=x.dtype).fill_(float("inf"))
         self.solved = torch.zeros_like(y, dtype=torch.bool)
         self.forwards, self.backwards = torch.zeros_like(y), torch.zeros_like(y)
-        first = self._first_look()
+        self._check_clean(self._first_look())
         if early_stop:  # what is solved from the start takes no work
             everyone = torch.arange(len(y), device=x.device)
-            first = self.logits(everyone, x)
-            self.solved = self._majority_fooled(everyone, x)[0] if self.stochastic else self._fooled(everyone, first)
-        self._check_clean(first)
+            logits = self.logits(everyone, x)
+            self._check_clean(logits)
+            self.solved = self._majority_fooled(everyone, x)[0] if self.stochastic else self._fooled(everyone, logits)
 
     def active(self) -> Tensor:
         """The rows still to work on: those not solved, or all with ``early_stop=False``."""
@@ -53,6 +53,9 @@ class Problem:
     def logits(self, i: Tensor, z: Tensor) -> Tensor:
         """The model's logits (n, C) at ``z``, without gradient."""
         self.forwards[i] += 1
+        return self._query(z)
+
+    def _query(self, z: Tensor) -> Tensor:
         with torch.no_grad():
             logits = logits_of(self.model(z))
         if len(logits) != len(z):
@@ -92,7 +95,7 @@ class Problem:
     def record(self, i: Tensor, z: Tensor, logits: Tensor) -> Tensor:
         """Keep ``z`` where its margin is the lowest so far or it solves a sample; returns which rows stay active.
 
-        With a stochastic model, success needs a majority of fresh draws, never one lucky one.
+        With a stochastic model a sample stops once most of some fresh draws are fooled; :meth:`finish` judges it.
         """
         found = self._fooled(i, logits)
         distance = margin(logits, self.y[i], self.targeted)
@@ -106,10 +109,12 @@ class Problem:
         return ~found if self.early_stop else torch.ones_like(found)
 
     def finish(self) -> None:
-        """Give the verdict on a run of a stochastic model that took none on the way."""
-        if self.stochastic and not self.early_stop:
-            everyone = torch.arange(len(self.y), device=self.x.device)
-            self.solved = self._majority_fooled(everyone, self.best_x)[0]
+        """The verdict on a stochastic model: one vote of fresh draws on every sample's best point.
+
+        The votes on the way only say when to stop: of many, one is bound to be lucky.
+        """
+        if self.stochastic:
+            self.solved = self._majority_fooled(torch.arange(len(self.y), device=self.x.device), self.best_x)[0]
 
     def _fooled(self, i: Tensor, logits: Tensor) -> Tensor:
         return fooled(logits, self.y[i], self.targeted)
@@ -124,18 +129,17 @@ class Problem:
         return 2 * count > self.votes, distance
 
     def _first_look(self) -> Tensor:
-        """Query a few clean inputs twice: does the model take them, and is it stochastic? Returns their logits."""
-        few = torch.arange(min(len(self.y), 4), device=self.x.device)
+        """Query a few clean inputs twice, uncounted: does the model take them, is it stochastic? Their logits."""
+        few = self.x[:4]
         try:
-            first = self.logits(few, self.x[few])
+            first = self._query(few)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # what torch raises for another number of channels, another size or dtype
-            shape, line = tuple(self.x.shape[1:]), " ".join(str(error).split())
-            raise ValueError(f"the model fails on inputs of shape {shape}, {self.x.dtype}: {line}") from error
-        second = self.logits(few, self.x[few])
+            shape, line = tuple(few.shape[1:]), " ".join(str(error).split())
+            raise ValueError(f"the model fails on inputs of shape {shape}, {few.dtype}: {line}") from error
         # Two passes of a deterministic model may still differ in the last bits (atomics on a GPU).
-        self.stochastic = not torch.allclose(first, second, rtol=1e-5, atol=1e-6, equal_nan=True)
+        self.stochastic = not torch.allclose(first, self._query(few), rtol=1e-5, atol=1e-6, equal_nan=True)
         return first
 
     def _check_clean(self, logits: Tensor) -> None:

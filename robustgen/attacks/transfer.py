@@ -7,8 +7,11 @@ Papernot, McDaniel and Goodfellow, "Transferability in Machine Learning", 2016; 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from torch import nn
+
 from robustgen.attacks.base import Attack
 from robustgen.attacks.problem import Problem
+from robustgen.fingerprint import model_fingerprint
 from robustgen.model import Model
 
 __all__ = ["TransferAttack"]
@@ -42,13 +45,13 @@ class TransferAttack(Attack):
 
     def _search(self, problem: Problem) -> None:
         i = problem.active()
-        on_surrogate = replace(self.attack, early_stop=False)
+        on_surrogate = self.attack.for_training()
         x = on_surrogate(self.surrogate, problem.x[i], problem.y[i], ids=problem.ids[i], eps=problem.ball.eps[i])
         problem.record(i, x, problem.logits(i, x))
 
+    def for_training(self) -> "TransferAttack":
+        return replace(self, attack=self.attack.for_training())
+
     def describe(self) -> dict[str, Any]:
-        return {
-            "attack": "TransferAttack",
-            "surrogate": type(self.surrogate).__name__,
-            "of": self.attack.describe(),
-        }
+        surrogate = model_fingerprint(self.surrogate) if isinstance(self.surrogate, nn.Module) else repr(self.surrogate)
+        return {"attack": "TransferAttack", "surrogate": surrogate, "of": self.attack.describe()}

@@ -73,14 +73,13 @@ def fit_autoencoders(
 
 
 def _warn_of_disagreement(net: "FortifiedNetwork", data: Any, batch_size: int, most: float = 0.01) -> None:
-    """Warn where the fortified predictions differ from the original network's on too many of the first inputs."""
-    source, device = as_source(data), next(net.parameters()).device
-    n, different = min(len(source), 2000), 0
+    """Warn where the fortified predictions differ from the original network's on too many of a sample of the inputs."""
+    x, n, different = as_source(data).sample(2000)[0].to(next(net.parameters()).device), 0, 0
     with evaluating(net), torch.no_grad():
-        for rows in torch.arange(n).split(batch_size):
-            x = source.batch(rows)[0].to(device)
-            original, _ = net(x, return_states=True, replace=False)
-            different += int((net(x).argmax(-1) != original.argmax(-1)).reshape(len(x), -1).any(1).sum())
+        for chunk in x.split(batch_size):
+            original, _ = net(chunk, return_states=True, replace=False)
+            different += int((net(chunk).argmax(-1) != original.argmax(-1)).reshape(len(chunk), -1).any(1).sum())
+            n += len(chunk)
     if different > most * n:
         warnings.warn(
             f"the fortified network decides otherwise than the original on {different / n:.1%} of {n} training inputs: "
@@ -90,13 +89,11 @@ def _warn_of_disagreement(net: "FortifiedNetwork", data: Any, batch_size: int, m
 
 
 def _measure_scales(net: "FortifiedNetwork", data: Any, batch_size: int, batches: int = 10) -> None:
-    source = as_source(data)
     device = next(net.parameters()).device
     squares = {name: torch.zeros((), dtype=torch.float64, device=device) for name in net.layers}
     counts = dict.fromkeys(net.layers, 0)
     with evaluating(net), torch.no_grad():
-        for start in range(0, min(len(source), batches * batch_size), batch_size):
-            x, _ = source.batch(torch.arange(start, min(start + batch_size, len(source))))
+        for x in as_source(data).sample(batches * batch_size)[0].split(batch_size):
             _, states = net(x.to(device), return_states=True, replace=False)
             for name, (state, _) in states.items():
                 squares[name.split("#")[0]] += state.double().square().sum()

@@ -51,19 +51,23 @@ class FortifiedLayer(nn.Module):
             if tape is not None:
                 tape.entries.append((self, state.clone(), state))
             return None
-        decoded = self.autoencoder(state)
-        if tape is not None:
-            if tape.detach:
-                tape.entries.append((self, state.detach(), self.autoencoder(state.detach())))
-            else:
-                tape.entries.append((self, state, decoded))
+        if tape is None:
+            decoded = self.autoencoder(state)
+        else:
+            seen = state.detach() if tape.detach else state
+            recorded = self.autoencoder(seen)
+            tape.entries.append((self, seen, recorded))
             if not tape.replace:
                 return None
+            decoded = self.autoencoder(state) if tape.detach else recorded
         decoded = decoded.clone()  # the next module may work in place; the record and autograd need this value
         if isinstance(output, tuple | list):
             rest = (decoded, *output[1:])
             return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)
         return decoded
+
+    def extra_repr(self) -> str:
+        return f"{self.name!r}, batch_dim={self.batch_dim}"
 
     def per_example(self, values: Tensor) -> Tensor:
         """``values`` shaped like a state, as (N, everything else)."""

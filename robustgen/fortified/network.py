@@ -91,11 +91,6 @@ def fortify(
         input_spec = None
     config = {"layers": layer_specs, "input": input_spec, "options": options}
     net = FortifiedNetwork(copying.deepcopy(model) if copy else model, config)
-    reference = next(iter(model.parameters()), None)
-    if reference is not None:
-        for layer in net.autoencoders():
-            layer.to(device=reference.device, dtype=reference.dtype)
-    net.train(model.training)
     _warn_of_ignored_layers(net, example_input)
     return net
 
@@ -146,6 +141,12 @@ class FortifiedNetwork(nn.Module):
         self.layers: tuple[str, ...] = tuple(spec["name"] for spec in config["layers"]) or (INPUT,)
         for layer in self.fortified_layers:
             backbone.get_submodule(layer.name).register_forward_hook(layer.hook)
+        like = next((p for p in backbone.parameters() if p.is_floating_point()), None)
+        self.training = backbone.training  # each submodule of the backbone keeps its own flag
+        for layer in (*self.fortified_layers, *([self.input_layer] if self.input_layer is not None else [])):
+            layer.train(backbone.training)
+            if like is not None:
+                layer.to(device=like.device, dtype=like.dtype)
 
     def forward(
         self,
@@ -169,39 +170,44 @@ class FortifiedNetwork(nn.Module):
         if not return_states:
             return output_tensor(self.backbone(*self._inputs(args), **kwargs))
         if self.input_layer is not None:
-            return self._states_around_input(args, kwargs, detach_states)
+            return self._states_around_input(args, kwargs, detach_states, replace)
         logits, entries = self._recorded(args, kwargs, Tape(detach=detach_states, replace=replace))
-        states: dict[str, tuple[Tensor, Tensor]] = {}
-        calls: dict[str, int] = {}
-        for layer, state, decoded in entries:
-            k = calls[layer.name] = calls.get(layer.name, 0) + 1
-            states[layer.name if k == 1 else f"{layer.name}#{k}"] = (state, decoded)
-        return logits, states
+        return logits, _named(entries)
 
     def _inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
         return args if self.input_layer is None else (self.autoencoders()[0](args[0]), *args[1:])
 
     def _recorded(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], tape: Tape
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], tape: Tape, constant: bool = False
     ) -> tuple[Tensor, list[tuple[FortifiedLayer, Tensor, Tensor]]]:
+        """Run the backbone with a record; ``constant``: with its parameters as constants."""
         token = recording.set(tape)
         try:
-            logits = output_tensor(self.backbone(*args, **kwargs))
+            if constant:
+                parameters = {name: p.detach() for name, p in self.backbone.named_parameters()}
+                output = torch.func.functional_call(self.backbone, parameters, args, kwargs)
+            else:
+                output = self.backbone(*args, **kwargs)
         finally:
             recording.reset(token)
         own = set(self.fortified_layers)  # a fortified network inside this one records its own layers
-        return logits, [entry for entry in tape.entries if entry[0] in own]
+        return output_tensor(output), [entry for entry in tape.entries if entry[0] in own]
 
     def _states_around_input(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], detach: bool
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], detach: bool, replace: bool
     ) -> tuple[Tensor, dict[str, tuple[Tensor, Tensor]]]:
+        """States of the raw and of the reconstructed input; with ``detach`` only the autoencoder learns from them."""
         reconstructed = self._inputs(args)
         logits, after = self._recorded(reconstructed, kwargs, Tape())
-        if not self.config["layers"]:
-            return logits, {INPUT: (args[0], reconstructed[0])}
-        _, before = self._recorded(args, kwargs, Tape())
-        pairs = zip(before, after, strict=True)
-        return logits, {b[0].name: (b[1].detach() if detach else b[1], a[1]) for b, a in pairs}
+        if self.config["layers"] or not replace:
+            original, before = self._recorded(args, kwargs, Tape())
+        states = {INPUT: (args[0], reconstructed[0])}
+        if self.config["layers"]:
+            if detach:
+                _, after = self._recorded(reconstructed, kwargs, Tape(), constant=True)
+            pairs = zip(before, after, strict=True)
+            states = _named([(b[0], b[1].detach() if detach else b[1], a[1]) for b, a in pairs])
+        return (logits if replace else original), states
 
     def autoencoders(self) -> list[DenoisingAutoencoder]:
         """The autoencoders, in the order of ``layers`` (or the one on the input)."""
@@ -227,7 +233,7 @@ class FortifiedNetwork(nn.Module):
             relative: divide by the mean square of the state, which does not change with the state's scale.
         """
         inputs = [*args, *kwargs.values()]
-        wants_grad = any(isinstance(v, Tensor) and v.requires_grad for v in inputs)
+        wants_grad = torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in inputs)
         with evaluating(self), torch.set_grad_enabled(wants_grad):
             _, states = self(*args, return_states=True, **kwargs)
             found: dict[str, list[Tensor]] = {name: [] for name in self.layers}
@@ -236,7 +242,10 @@ class FortifiedNetwork(nn.Module):
                 if relative:
                     error = error / self.per_example(name, state).square().mean(1).clamp(min=1e-12)
                 found[name.split("#")[0]].append(error)
-            return {name: torch.stack(errors).mean(0) for name, errors in found.items()}
+        silent = [name for name, errors in found.items() if not errors]
+        if silent:
+            raise ValueError(f"the network did not call {', '.join(map(repr, silent))} on this input")
+        return {name: torch.stack(errors).mean(0) for name, errors in found.items()}
 
     def unfortified(self) -> nn.Module:
         """The original module, without fortified layers, with its current weights: a copy that shares nothing."""
@@ -317,6 +326,16 @@ class FortifiedNetwork(nn.Module):
         net = cls(copying.deepcopy(model), config)
         load_state(net, load_tensors(directory / "model.safetensors"), directory)
         return net
+
+
+def _named(entries: list[tuple[FortifiedLayer, Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:
+    """The record by name: ``layer``, and ``layer#2``, ... for further calls of the same one."""
+    states: dict[str, tuple[Tensor, Tensor]] = {}
+    calls: dict[str, int] = {}
+    for layer, state, decoded in entries:
+        k = calls[layer.name] = calls.get(layer.name, 0) + 1
+        states[layer.name if k == 1 else f"{layer.name}#{k}"] = (state, decoded)
+    return states
 
 
 def _build_layer(spec: dict[str, Any], options: dict[str, Any]) -> FortifiedLayer:

@@ -36,7 +36,7 @@ class FortifiedObjective:
     ||decoded - h||^2 / ||h||^2, since joint training can lower its losses by shrinking h.
 
     Raises:
-        ValueError: a negative weight, an unknown reduction, or weights without the attack that they need.
+        ValueError: a weight out of range, an unknown reduction; at the call, data without labels.
         TypeError: at the call, a network that is not fortified.
     """
 
@@ -51,8 +51,8 @@ class FortifiedObjective:
         label_smoothing: float = 0.0,
         reduction: str = "mean",
     ) -> None:
-        if min(lambda_rec, lambda_adv, clean_weight) < 0:
-            raise ValueError("lambda_rec, lambda_adv and clean_weight must be >= 0")
+        if not all(0 <= weight < float("inf") for weight in (lambda_rec, lambda_adv, clean_weight)):
+            raise ValueError("lambda_rec, lambda_adv and clean_weight must be finite and >= 0")
         if reduction not in ("sum", "mean"):
             raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
         if not 0 <= label_smoothing < 1:
@@ -67,11 +67,14 @@ class FortifiedObjective:
         net: Any = unwrap(model)
         if not hasattr(net, "per_example"):
             raise TypeError(f"FortifiedObjective trains a FortifiedNetwork, not {type(net).__name__}")
+        if batch.y is None:
+            raise ValueError("FortifiedObjective needs labels: pass data as (x, y)")
         x, y, n = batch.x, batch.y, len(batch.x)
         if self.attack is not None:
             x = torch.cat([x, adversarial_inputs(self.attack, net, batch, step)])
         output, states = model(x, return_states=True, detach_states=self.detach_states)
         logits = logits_of(output)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         clean_loss = F.cross_entropy(logits[:n], y, label_smoothing=self.label_smoothing)
         loss = self.clean_weight * clean_loss
         logged = {"clean_loss": clean_loss, "accuracy": (logits[:n].argmax(1) == y).float().mean()}
@@ -82,7 +85,8 @@ class FortifiedObjective:
         zero = logits.new_zeros(())
         rec, adv = zero, zero
         for name, (state, decoded) in states.items():
-            h, d = net.per_example(name, state), net.per_example(name, decoded)
+            h, d = (net.per_example(name, values) for values in (state, decoded))
+            h, d = (v.to(torch.promote_types(v.dtype, torch.float32)) for v in (h, d))  # bfloat16 is too coarse
             squares = (d[:n] - h[:n]).square().sum(1)  # (n,)
             units = h.shape[1] if self.reduction == "mean" else 1
             rec = rec + squares.mean() / units

@@ -9,6 +9,7 @@ from torch.utils.data import TensorDataset, default_collate
 
 from robustgen.checks import check_labels
 from robustgen.counter_rng import derive_seed
+from robustgen.fingerprint import fingerprint
 
 __all__ = ["Batch", "Source", "as_source", "epoch_order"]
 
@@ -30,10 +31,10 @@ class Batch(NamedTuple):
 class Source:
     """Data of a known length, read by index; made by :func:`as_source`."""
 
-    def __init__(self, length: int, read: Callable[[Tensor], tuple[Tensor, Tensor | None]]) -> None:
+    def __init__(self, length: int, read: Callable[[Tensor], tuple[Tensor, Tensor | None]], fixed: bool = True) -> None:
         if length == 0:
             raise ValueError("the data set is empty")
-        self._length, self._read = length, read
+        self._length, self._read, self._fixed = length, read, fixed
 
     def __len__(self) -> int:
         return self._length
@@ -42,6 +43,17 @@ class Source:
         """x (B, ...) and y (B,) or None of the examples at ``indices`` (B,); uint8 x becomes float32 in [0, 1]."""
         x, y = self._read(indices)
         return (x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x), y
+
+    def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
+        """At most n examples, evenly spaced: a folder sorted by class begins with one class."""
+        return self.batch(torch.linspace(0, self._length - 1, min(n, self._length)).round().long())
+
+    def fingerprint(self) -> str | None:
+        """Of a sample of the data; None for a map-style Dataset, which may augment at random."""
+        if not self._fixed:
+            return None
+        x, y = self.sample(500)
+        return fingerprint({"x": x} if y is None else {"x": x, "y": y})
 
     def fetch(self, indices: Tensor, device: torch.device) -> Batch:
         """The batch at ``indices`` (B,) on ``device``."""
@@ -82,7 +94,7 @@ def as_source(data: Any) -> Source:
             f"cannot train on {type(data).__name__}: pass a tensor x, a tuple (x, y) of tensors, a map-style Dataset "
             "(a DataLoader's .dataset), or an object with __len__ and batch(indices)"
         )
-    return Source(len(data), lambda i: _collated(data, i))
+    return Source(len(data), lambda i: _collated(data, i), fixed=False)
 
 
 def epoch_order(n: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor, ...]:

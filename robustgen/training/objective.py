@@ -1,6 +1,5 @@
 """Objectives: what the trainer minimises. This file holds their type and the one for classifiers."""
 
-import dataclasses
 from collections.abc import Callable
 from typing import Any, TypeAlias
 
@@ -91,7 +90,7 @@ def adversarial_inputs(attack: Any, model: nn.Module, batch: Batch, step: int) -
     The ids handed to the attack are ``batch.ids + step * 2**32``, so that random starts differ from step to step. A
     robustgen attack runs with ``early_stop=False``: otherwise inputs that are already misclassified stay clean.
     """
-    if dataclasses.is_dataclass(attack) and not isinstance(attack, type) and getattr(attack, "early_stop", False):
-        attack = dataclasses.replace(attack, early_stop=False)
+    if hasattr(attack, "for_training"):
+        attack = attack.for_training()
     with torch.enable_grad():  # validation runs without gradients; an attack needs them
         return attack(unwrap(model), batch.x, batch.y, ids=batch.ids + step * 2**32).detach()

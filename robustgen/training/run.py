@@ -281,6 +281,8 @@ class Run:
             "ema": t.ema,
             "clip_norm": t.clip_norm,
             "number of examples": len(self.source),
+            "data": self.source.fingerprint(),
+            "architecture": " ".join(repr(self.model).split()),
             "number of processes": self.world.size,
             "trained parameters": [name for name, p in self.model.named_parameters() if p.requires_grad],
             "model": self.model.config if isinstance(getattr(self.model, "config", None), dict) else None,
