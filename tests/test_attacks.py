@@ -1,7 +1,7 @@
 """The promises of every attack. Members are found in ``attacks.__all__``: a new one is covered the day it is born."""
 
 import copy
-import warnings
+import inspect
 from types import SimpleNamespace
 
 import pytest
@@ -130,12 +130,12 @@ class TestContract:
         model = Awkward(torch.float64)
         ids = torch.tensor([3, 99, -4, 2**40, 5, 0, 7])
         attack = make(name, model, norm=norm, early_stop=early_stop, eps=0.1, seed=5)
-        whole = attack(model, x, y, ids=ids)
-        order = torch.randperm(7)
-        shuffled = attack(model, x[order], y[order], ids=ids[order])
-        alone = torch.cat([attack(model, x[k : k + 1], y[k : k + 1], ids=ids[k : k + 1]) for k in range(7)])
-        assert torch.allclose(whole[order], shuffled, atol=1e-12, rtol=0)
-        assert torch.allclose(whole, alone, atol=1e-12, rtol=0)
+        whole = attack.run(model, x, y, ids=ids)
+        for rows in (torch.randperm(7), *torch.arange(7).split(1)):
+            part = attack.run(model, x[rows], y[rows], ids=ids[rows])
+            assert torch.allclose(whole.x_adv[rows], part.x_adv, atol=1e-12, rtol=0)
+            for field in ("success", "forwards", "backwards"):
+                assert torch.equal(getattr(whole, field)[rows], getattr(part, field)), field
 
     def test_any_bounds_and_any_input_shape(self, name, norm, early_stop):
         for bounds, shape in [((-3.0, 7.0), (6,)), ((0.0, 255.0), (2, 3, 4)), ((-1.0, -0.5), (4, 3))]:
@@ -186,17 +186,28 @@ class TestContract:
 
     def test_a_stochastic_model_needs_a_majority(self, name, norm, early_stop):
         class Flicker(nn.Module):
-            """Right on average; a single draw is wrong one time in five. eps = 0 cannot change that."""
+            """Right on average; a single draw is wrong three times in ten, whatever x is.
+
+            Most of 9 draws are wrong one time in ten; an attack that asks often enough must not claim more.
+            """
 
             def forward(self, x):
-                noise = torch.rand(len(x), 1, dtype=x.dtype) < 0.2
-                return torch.cat([torch.where(noise, -1.0, 1.0), torch.zeros(len(x), 1)], 1) + 0 * x.sum()
+                wrong = torch.rand(len(x), 1, dtype=x.dtype) < 0.3
+                return torch.cat([torch.where(wrong, -1.0, 1.0), torch.zeros(len(x), 1)], 1) + 0 * x.sum()
 
-        model, x, y = Flicker(), torch.rand(40, 3), torch.zeros(40, dtype=torch.int64)
+        model, x, y = Flicker(), torch.rand(200, 3), torch.zeros(200, dtype=torch.int64)
         random_state = torch.get_rng_state()
-        result = make(name, model, norm=norm, early_stop=early_stop, eps=0.0, votes=15).run(model, x, y)
-        assert result.success.float().mean() <= 0.05
+        for attack in (make(name, model, norm=norm, early_stop=early_stop), *persistent(name, model, norm, early_stop)):
+            assert 0.03 <= attack.run(model, x, y).success.float().mean() <= 0.2
         assert torch.equal(random_state, torch.get_rng_state())
+
+
+def persistent(name, model, norm, early_stop):
+    """The same attack with many more tries."""
+    if name == "PGD":
+        yield PGD(norm=norm, early_stop=early_stop, steps=40, restarts=3)
+    if name == "NoiseSearch":
+        yield NoiseSearch(norm=norm, early_stop=early_stop, n_queries=60)
 
 
 @pytest.mark.parametrize("name", MEMBERS)
@@ -209,7 +220,7 @@ class TestWork:
         result = make(name, model, eps=1e-4).run(model, x, y)
         assert torch.equal(result.x_adv[:4], x[:4])
         assert bool(result.success[:4].all())
-        assert result.forwards[:4].max() <= 3  # clean, and for a few two more to see whether the model is stochastic
+        assert result.forwards[:4].max() == 1
         assert result.backwards[:4].max() == 0
         assert result.forwards[4:].min() >= 2
 
@@ -462,5 +473,19 @@ def test_every_member_is_an_attack_with_explicit_keywords():
     for name in MEMBERS:
         cls = getattr(attacks, name)
         assert issubclass(cls, Attack)
-        with pytest.raises(TypeError), warnings.catch_warnings():
-            cls(0.3)  # keywords only
+        with pytest.raises(TypeError, match="positional"):
+            cls(0.3)
+        assert not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
+
+
+def test_a_transfer_attack_trains_and_nests():
+    model, x, y = nn.Linear(6, 3), torch.rand(8, 6), torch.randint(3, (8,))
+    inner = TransferAttack(surrogate=nn.Linear(6, 3), attack=PGD(steps=2))
+    assert not inner.for_training().early_stop
+    TransferAttack(surrogate=model, attack=inner)(model, x, y)
+
+
+def test_labels_are_checked_on_stochastic_models_too():
+    noisy = lambda z: torch.randn(len(z), 3) + 0 * z.sum()
+    with pytest.raises(ValueError, match="label 3"):
+        FGSM()(noisy, torch.rand(2, 4), torch.tensor([0, 3]))

@@ -37,7 +37,6 @@ def test_accuracies_are_the_closed_form(linear):
     report = evaluate_robustness(model, x, y, eps=eps, sweep_examples=120)
     assert report.clean_accuracy == 0.9
     assert abs(report.robust_accuracy - (radius > eps).double().mean().item()) <= 1 / 120
-    assert torch.equal(report.standing, report.clean & ~report.outcomes["PGD-40"].success & report.standing)
     for e, standing in report.curve[1:]:
         assert (standing != (radius > e)).sum() <= 1
     verdicts = {t.name: t.verdict for t in report.masking}
@@ -102,10 +101,10 @@ def test_a_stochastic_model_is_judged_by_majorities():
             return torch.stack([m, torch.zeros_like(m)], 1)
 
     report = evaluate_robustness(
-        Noisy(), torch.rand(50, 3), torch.zeros(50, dtype=torch.int64), eps=0.1, masking_tests=False
+        Noisy(), torch.rand(200, 3), torch.zeros(200, dtype=torch.int64), eps=0.1, masking_tests=False
     )
     assert report.clean_accuracy >= 0.95  # a single draw is right 84 times in 100
-    assert report.robust_accuracy >= 0.6
+    assert report.outcomes["PGD-40"].standing.double().mean() >= 0.9  # x has no influence, however often one asks
 
 
 def test_wrong_use(linear, tmp_path):
@@ -176,6 +175,40 @@ def test_a_run_directory_is_tied_to_model_examples_and_attacks(linear, tmp_path)
         evaluate(resume=True)
 
 
+def test_labels_cannot_collide_with_the_evaluation_s_own(linear, tmp_path):
+    model, x, y, _ = linear
+    odd = {"clean": PGD(eps=0.1), "sweep: 0.1": FGSM(eps=0.001), "unbounded": FGSM(eps=0.1), "../up": FGSM(eps=0.1)}
+    report = evaluate_robustness(model, x, y, eps=0.1, attacks=odd, run_dir=tmp_path / "run", sweep_examples=120)
+    assert report.clean_accuracy == 0.9
+    assert torch.equal(report.outcomes["clean"].success, ~dict(report.curve)[0.1])
+    assert {p.name for p in tmp_path.iterdir()} == {"run"}
+    close = {"PGD 1": PGD(eps=0.1), "PGD_1": PGD(eps=0.001)}
+    report = evaluate_robustness(model, x, y, eps=0.1, attacks=close, run_dir=tmp_path / "b", masking_tests=False)
+    assert report.outcomes["PGD 1"].success.sum() > report.outcomes["PGD_1"].success.sum()
+
+
+def test_resume_sees_another_surrogate_or_activation(tmp_path):
+    x, y = torch.rand(20, 6), torch.randint(3, (20,))
+    first, second = (nn.Linear(6, 3) for _ in range(2))
+    model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    options = {"eps": 0.1, "run_dir": tmp_path, "masking_tests": False}
+    evaluate_robustness(model, x, y, surrogate=first, **options)
+    with pytest.raises(ValueError, match="attacks differ"):
+        evaluate_robustness(model, x, y, surrogate=second, resume=True, **options)
+    model[1] = nn.Tanh()
+    with pytest.raises(ValueError, match="model differ"):
+        evaluate_robustness(model, x, y, surrogate=first, resume=True, **options)
+    with pytest.raises(ValueError, match=r"needs an nn\.Module"):
+        evaluate_robustness(lambda z: model(z), x, y, **options)
+
+
+def test_masking_compares_attacks_at_one_eps(linear):
+    model, x, y, _ = linear
+    attacks = [FGSM(eps=0.1), PGD(eps=0.001)]
+    report = evaluate_robustness(model, x, y, eps=0.1, attacks=attacks, masking_tests=False)
+    assert "PGD is at least as strong as FGSM: not run - no PGD attack was run at eps 0.1" in str(report)
+
+
 def test_the_report_is_json_first_and_self_contained(tmp_path):
     digits = data.digits("test").take(40)
     model = mlp(64, [16], 10)
@@ -222,7 +255,7 @@ def test_detection_is_reported_with_chance_and_false_alarms(tmp_path):
         evaluate_detection(detector, x, {"nothing": x[:0]})
 
 
-def test_pgd_with_steps_is_part_of_the_quick_suite(linear):
+def test_a_sequence_of_attacks_is_named_by_class(linear):
     model, x, y, _ = linear
     report = evaluate_robustness(
         model, x, y, eps=0.05, attacks=[PGD(eps=0.05, steps=3), PGD(eps=0.02)], masking_tests=False

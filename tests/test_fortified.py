@@ -311,6 +311,51 @@ class TestFortify:
         with pytest.raises(ValueError, match="found no hidden layer"):
             fortify(nn.Linear(3, 2), "auto", example_input=torch.rand(2, 3))
 
+    def test_auto_on_shared_activations_channels_last_and_attention(self):
+        import torchvision
+
+        x = torch.rand(2, 3, 64, 64)
+        assert fortify(torchvision.models.resnet50(), "auto", example_input=x).layers == ("layer3.0", "layer4.2")
+        swin = fortify(torchvision.models.swin_t().eval(), "auto", example_input=x, hidden=8)
+        assert [spec["kind"] for spec in swin.config["layers"]] == ["dense", "dense"]
+        assert [spec["features"] for spec in swin.config["layers"]] == [1536, 3072]
+        conv = fortify(torchvision.models.convnext_tiny().eval(), "auto", example_input=x, hidden=8).eval()
+        assert [spec["features"] for spec in conv.config["layers"]] == [1536, 3072]
+        assert conv(torch.rand(1, 3, 96, 96)).shape == (1, 1000)  # another image size
+        block = fortify(conv.unfortified(), ["features.1.0"], example_input=x, hidden=8)
+        assert block.config["layers"][0]["kind"] == "conv"  # a ConvNeXt block gives (N, C, H, W)
+
+        class Attention(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.inner, self.act, self.softmax, self.out = (
+                    nn.Linear(6, 6),
+                    nn.ReLU(),
+                    nn.Softmax(-1),
+                    nn.Linear(6, 2),
+                )
+
+            def forward(self, z):
+                h = self.act(self.inner(z))
+                return self.out((self.softmax(h @ h.transpose(1, 2)) @ h).mean(1))
+
+        assert fortify(Attention(), "auto", example_input=torch.rand(3, 5, 6)).layers == ("act",)
+
+    def test_an_ambiguous_batch_dimension_is_refused(self):
+        class SequenceFirst(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.rnn, self.out = nn.LSTM(4, 8), nn.Linear(8, 2)
+
+            def forward(self, x):
+                return self.out(self.rnn(x)[0][-1])
+
+        x = torch.rand(5, 5, 4)  # time first, and as many steps as examples: doubling doubles time
+        with pytest.raises(ValueError, match="more than one dimension may count"):
+            fortify(SequenceFirst(), ["rnn"], example_input=x)
+        net = fortify(SequenceFirst(), ["rnn"], example_input=x, batch_dim=1)
+        assert net.reconstruction_errors(torch.rand(7, 3, 4))["rnn"].shape == (3,)
+
     def test_an_output_object_and_keyword_inputs(self):
         class Tagger(nn.Module):
             def __init__(self):
@@ -375,11 +420,23 @@ class TestSurvival:
         with pytest.raises(FileNotFoundError, match="no fortified network"):
             FortifiedNetwork.load(tmp_path / "nothing", model=small())
 
+    def test_load_takes_mode_and_dtype_from_the_model(self, tmp_path):
+        net = fortify(small().double(), "auto", example_input=X.double()).eval()
+        net.save(tmp_path)
+        loaded = FortifiedNetwork.load(tmp_path, model=small().double().eval())
+        assert torch.equal(loaded(X.double()), net(X.double()))  # no corruption noise
+        assert not any(m.training for m in loaded.modules())
+        mixed = small().train()
+        mixed[1].eval()
+        assert [m.training for m in fortify(mixed, "auto", example_input=X).backbone.modules()] == [
+            m.training for m in mixed.modules()
+        ]
+
     def test_load_from_a_training_run(self, tmp_path):
         net = fortify(small(), "auto", example_input=X)
         Trainer(FortifiedObjective(), epochs=2, progress=False, run_dir=tmp_path).fit(net, (X, Y))
-        loaded = FortifiedNetwork.load(tmp_path, model=small())
-        assert torch.equal(loaded.eval()(X), net.eval()(X))
+        loaded = FortifiedNetwork.load(tmp_path, model=small().eval())
+        assert torch.equal(loaded(X), net.eval()(X))
 
     def test_dtype_device_and_modes(self):
         net = self.net()
@@ -456,6 +513,12 @@ class TestInputAutoencoder:
         assert torch.allclose(states["5"][1], model[:6](reconstructed))
         assert torch.equal(net(X.double()), logits)
 
+    def test_without_replacement_it_is_the_original_network(self):
+        model = small().eval()
+        net = fortify(model, ["3"], example_input=X, input_autoencoder=True).eval()
+        logits, _ = net(X, return_states=True, replace=False)
+        assert torch.equal(logits, model(X))
+
     def test_without_layers_the_loss_is_on_pixels(self):
         net = fortify(small(), [], example_input=X, input_autoencoder=True).eval()
         assert net.layers == ("input",)
@@ -529,9 +592,14 @@ class TestObjective:
 
     def test_hidden_loss_of_an_input_autoencoder(self):
         net = self.net(input_autoencoder=True)
-        found = FortifiedObjective(FGSM(eps=0.1), lambda_rec=1.0, lambda_adv=1.0)(net, self.batch, 0)
-        found["loss"].backward()
-        assert net.autoencoders()[0].weight.grad.abs().sum() > 0
+        without = self.gradients(net, lambda_rec=0.0, lambda_adv=0.0)
+        joint = self.gradients(net, lambda_rec=1.0, lambda_adv=1.0)
+        detached = self.gradients(net, lambda_rec=1.0, lambda_adv=1.0, detach_states=True)
+        for name in without:
+            on_input = name.startswith("input_layer")
+            if on_input or name == "backbone.0.weight":
+                assert not torch.allclose(joint[name], without[name]), name
+            assert torch.allclose(detached[name], without[name]) != on_input, name
 
     def test_one_forward_for_both_halves(self):
         net, sizes = self.net(), []

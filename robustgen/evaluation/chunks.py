@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,9 @@ from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.model import Model
 
-__all__ = ["Job", "run_jobs"]
+__all__ = ["PICTURES", "Job", "run_jobs"]
+
+PICTURES = 8  # adversarial inputs kept for the report
 
 
 class Job(NamedTuple):
@@ -37,26 +40,29 @@ def run_jobs(
     progress: bool = False,
     title: str = "attacks",
 ) -> dict[str, AttackResult]:
-    """Run every job in chunks of ``batch_size``; the results are whole.
+    """Run every job in chunks of ``batch_size``; the results are whole, but for ``x_adv``: its first few rows.
 
     Raises:
         ValueError: ``run_dir`` holds an evaluation already (without ``resume``), or one of another model, of other
             examples or of other attacks.
     """
+    if run_dir is not None and not isinstance(model, nn.Module):
+        raise ValueError("run_dir needs an nn.Module: a plain function cannot be told from another one on resume")
     store = None if run_dir is None else _Store(Path(run_dir), _plan(jobs, model, x, y, ids, batch_size), resume)
     done: dict[str, AttackResult] = {}
     with tqdm(total=sum(job.n for job in jobs.values()), disable=not progress, desc=title, unit="example") as bar:
-        for label, job in jobs.items():
+        for k, (label, job) in enumerate(jobs.items()):
             bar.set_postfix_str(label)
             chunks = []
             for start in range(0, job.n, batch_size):
                 rows = slice(start, min(start + batch_size, job.n))
-                result = store.load(label, start) if store else None
+                result = store.load(k, start) if store else None
                 if result is None:
                     result = job.attack.run(model, x[rows], y[rows], ids=ids[rows])
                     if store:
-                        store.save(label, start, result)
-                chunks.append(result)
+                        store.save(k, start, result)
+                pictures = result.x_adv[: max(0, PICTURES - start)].clone()  # not all of them: a job may be large
+                chunks.append(replace(result, x_adv=pictures))
                 bar.update(len(result.success))
             done[label] = _whole(chunks)
     return done
@@ -70,9 +76,9 @@ def _whole(chunks: list[AttackResult]) -> AttackResult:
 def _plan(jobs: Mapping[str, Job], model: Model, x: Tensor, y: Tensor, ids: Tensor, batch_size: int) -> dict[str, Any]:
     """Everything on which a chunk depends."""
     return {
-        "model": model_fingerprint(model) if isinstance(model, nn.Module) else "not a module: not checked",
+        "model": model_fingerprint(model) if isinstance(model, nn.Module) else None,
         "examples": fingerprint({"x": x, "y": y, "ids": ids}),
-        "attacks": {label: [job.attack.describe(), job.n] for label, job in jobs.items()},
+        "attacks": [[label, job.attack.describe(), job.n] for label, job in jobs.items()],
         "batch size": batch_size,
         "threads": torch.get_num_threads(),
     }
@@ -91,16 +97,16 @@ class _Store:
         if not resume:
             raise ValueError(f"{run_dir} already holds an evaluation: resume it, or choose another directory")
         found = read_json(path)
-        different = [name for name in plan if found.get(name) != plan[name]]
+        different = [name for name in plan if not isinstance(found, dict) or found.get(name) != plan[name]]
         if different:
             raise ValueError(f"{run_dir} holds another evaluation: {', '.join(different)} differ")
 
-    def _path(self, label: str, start: int) -> Path:
-        return self.directory / f"{label.replace(' ', '_')}-{start:08d}.safetensors"
+    def _path(self, job: int, start: int) -> Path:
+        return self.directory / f"{job:03d}-{start:08d}.safetensors"
 
-    def load(self, label: str, start: int) -> AttackResult | None:
-        path = self._path(label, start)
+    def load(self, job: int, start: int) -> AttackResult | None:
+        path = self._path(job, start)
         return AttackResult(**load_tensors(path)) if path.exists() else None
 
-    def save(self, label: str, start: int, result: AttackResult) -> None:
-        save_tensors(self._path(label, start), vars(result))
+    def save(self, job: int, start: int, result: AttackResult) -> None:
+        save_tensors(self._path(job, start), vars(result))

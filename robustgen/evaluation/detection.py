@@ -39,7 +39,7 @@ def evaluate_detection(
         "detector": type(detector).__name__,
         "fpr": fpr,
         "in_distribution": _rounded(known),
-        "false_alarms": detector.flag(x_id, fpr).double().mean().item(),
+        "false_alarms": detector.calibration.flag(known, fpr).double().mean().item(),
         "populations": {},
     }
     for name, x in populations.items():
@@ -48,7 +48,7 @@ def evaluate_detection(
             "n": len(x),
             "scores": _rounded(scores),
             **detection_metrics(known, scores),
-            "flagged": detector.flag(x, fpr).double().mean().item(),
+            "flagged": detector.calibration.flag(scores, fpr).double().mean().item(),
         }
     return entry
 

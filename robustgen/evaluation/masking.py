@@ -23,6 +23,7 @@ __all__ = [
     "MaskingTest",
     "at_most",
     "monotone",
+    "paired",
     "reaches_zero",
     "run_masking_tests",
 ]
@@ -55,7 +56,8 @@ class MaskingTest:
         return asdict(self)
 
 
-def _paired(difference: Tensor) -> tuple[float, float]:
+def paired(difference: Tensor) -> tuple[float, float]:
+    """Mean of a difference (N,) between two outcomes on the same examples, and its standard error."""
     d = difference.double()
     error = d.std().item() / len(d) ** 0.5 if len(d) > 1 else 0.0
     return d.mean().item(), error
@@ -72,7 +74,7 @@ def at_most(name: str, stronger: tuple[str, Tensor], weaker: tuple[str, Tensor])
         stronger, weaker: (name of the attack, bool (N,) which examples still stand), on the same examples.
     """
     (strong_name, strong), (weak_name, weak) = stronger, weaker
-    excess, error = _paired(strong.double() - weak.double())
+    excess, error = paired(strong.double() - weak.double())
     detail = (
         f"{strong_name} leaves {strong.double().mean():.1%}, {weak_name} {weak.double().mean():.1%} "
         f"(difference {100 * excess:+.1f} points, standard error {100 * error:.1f})"
@@ -81,15 +83,15 @@ def at_most(name: str, stronger: tuple[str, Tensor], weaker: tuple[str, Tensor])
 
 
 def reaches_zero(name: str, standing: Tensor) -> MaskingTest:
-    """An attack without a bound must leave nothing standing."""
-    excess, error = _paired(standing)
+    """An attack without a bound must leave nothing standing, up to two standard errors."""
+    excess, error = paired(standing)
     detail = f"{standing.double().mean():.1%} of {len(standing)} still stand (standard error {100 * error:.1f} points)"
     return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(standing))
 
 
 def monotone(name: str, eps: Sequence[float], standing: Sequence[Tensor]) -> MaskingTest:
     """Accuracy must not rise from one eps to the next; the worst step decides."""
-    steps = [_paired(b.double() - a.double()) for a, b in pairwise(standing)]
+    steps = [paired(b.double() - a.double()) for a, b in pairwise(standing)]
     worst = max(range(len(steps)), key=lambda k: steps[k][0] - 2 * steps[k][1])
     excess, error = steps[worst]
     path = ", ".join(f"{s.double().mean():.1%} at {e:.3g}" for e, s in zip(eps, standing, strict=True))
@@ -103,6 +105,7 @@ def monotone(name: str, eps: Sequence[float], standing: Sequence[Tensor]) -> Mas
 def run_masking_tests(
     attacks: Mapping[str, Attack],
     standing: Mapping[str, Tensor],
+    eps: float,
     unbounded: Tensor | None,
     curve: Sequence[tuple[float, Tensor]] | None,
 ) -> list[MaskingTest]:
@@ -111,19 +114,23 @@ def run_masking_tests(
     Args:
         attacks: by name.
         standing: bool (N,) for each attack: what it left.
+        eps: of the threat model; attacks at another one are not compared.
         unbounded: bool (n,), what PGD without a bound left; None: not run.
         curve: (eps, bool (n,)) in the order of eps; None: not run.
     """
 
     def group(*kinds: type[Attack]) -> dict[str, Tensor]:
-        return {name: standing[name] for name, attack in attacks.items() if isinstance(attack, kinds)}
+        return {name: standing[name] for name, a in attacks.items() if isinstance(a, kinds) and a.eps == eps}
 
     def compare(
         name: str, strong_title: str, strong: dict[str, Tensor], weak_title: str, weak: dict[str, Tensor]
     ) -> None:
         missing = strong_title if not strong else weak_title if not weak else None
         if missing:
-            tests.append(MaskingTest(name, NOT_RUN, f"no {missing} attack was run"))
+            tests.append(MaskingTest(name, NOT_RUN, f"no {missing} attack was run at eps {eps:g}"))
+            return
+        if len(next(iter(strong.values()))) < 2:
+            tests.append(MaskingTest(name, NOT_RUN, "one example has no standard error"))
             return
         sides = [
             (next(iter(side)) if len(side) == 1 else title, torch.stack(list(side.values())).all(0))

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustgen.attacks import FGSM, PGD, Attack, NoiseSearch, TransferAttack
 from robustgen.attacks.problem import Problem
 from robustgen.checks import check_bounds, check_ids, check_images, check_labels, nearest
-from robustgen.evaluation.chunks import Job, run_jobs
+from robustgen.evaluation.chunks import PICTURES, Job, run_jobs
 from robustgen.evaluation.masking import MaskingTest, run_masking_tests
 from robustgen.evaluation.metrics import wilson_interval
 from robustgen.evaluation.report import encode_pictures, write_report
@@ -198,7 +198,8 @@ def evaluate_robustness(
         suite: "quick" (the default): noise, FGSM, PGD with 40 steps on the cross-entropy and on the margin.
         eps, norm, bounds: the threat model, used by the suite and the masking tests.
         ids: int64 (N,), what random numbers are keyed by; default arange(N).
-        run_dir: keep the outcome of every finished chunk there; ``resume=True`` continues such a run.
+        run_dir: keep the outcome of every finished chunk there; ``resume=True`` continues such a run. The model must
+            then be an nn.Module, so that another one is recognised.
         seed: of the attacks.
         surrogate: a substitute model; adds black-box transfer of FGSM and of PGD, and the white-against-black test.
         masking_tests: run the tests for gradient masking: PGD at multiples of eps and without a bound, on the first
@@ -229,15 +230,15 @@ def evaluate_robustness(
         raise ValueError(f"eps must be a finite number > 0, got {eps}")
     chosen = _choose(attacks, suite, eps, norm, bounds, seed)
     if surrogate is not None:
-        for kind in (FGSM(eps=eps, norm=norm, bounds=bounds, seed=seed), PGD(eps=eps, norm=norm, bounds=bounds)):
-            transfer = TransferAttack(surrogate=surrogate, attack=replace(kind, seed=seed))
-            chosen[f"transfer {type(kind).__name__}"] = transfer
+        for kind in (FGSM, PGD):
+            on_surrogate = kind(eps=eps, norm=norm, bounds=bounds, seed=seed)
+            chosen[f"transfer {kind.__name__}"] = TransferAttack(surrogate=surrogate, attack=on_surrogate)
     few = min(len(x), sweep_examples)
     pgd = PGD(eps=eps, norm=norm, bounds=bounds, seed=seed)
     span = (bounds[1] - bounds[0]) * (1 if norm == "Linf" else x[0].numel() ** 0.5)
-    sweep = {m * eps: f"sweep {m * eps:.6g}" for m in SWEEP if m * eps < span} if masking_tests else {}
+    sweep = {m * eps: f"sweep: {m * eps:.6g}" for m in SWEEP if m * eps < span} if masking_tests else {}
     jobs = {"clean": Job(_NoAttack(norm=norm, bounds=bounds, seed=seed), len(x))}
-    jobs |= {label: Job(attack, len(x)) for label, attack in chosen.items()}
+    jobs |= {f"attack: {label}": Job(attack, len(x)) for label, attack in chosen.items()}
     jobs |= {label: Job(replace(pgd, eps=e), few) for e, label in sweep.items()}
     if masking_tests:
         jobs["unbounded"] = Job(replace(pgd, eps=span, steps=100), few)
@@ -255,11 +256,12 @@ def evaluate_robustness(
     )
 
     clean = ~done["clean"].success
+    found = {label: done[f"attack: {label}"] for label in chosen}
     curve = [(0.0, clean[:few]), *((e, ~done[label].success) for e, label in sweep.items())]
-    pictures = x[:8].cpu().clone()
+    pictures = x[:PICTURES].cpu().clone()
     for label in reversed(chosen):  # of the first attack that succeeded
-        broken = done[label].success[:8]
-        pictures[broken] = done[label].x_adv[:8][broken]
+        broken = found[label].success[:PICTURES]
+        pictures[broken] = found[label].x_adv[broken]
     return RobustnessReport(
         name=name,
         eps=eps,
@@ -271,16 +273,17 @@ def evaluate_robustness(
         outcomes={
             label: AttackOutcome(attack.describe(), r.success, r.distance, r.forwards, r.backwards)
             for label, attack in chosen.items()
-            for r in (done[label],)
+            for r in (found[label],)
         },
         curve=curve if sweep else [],
         masking=run_masking_tests(
             chosen,
-            {label: ~done[label].success for label in chosen},
+            {label: ~found[label].success for label in chosen},
+            eps=eps,
             unbounded=~done["unbounded"].success if masking_tests else None,
             curve=curve if sweep else None,
         ),
-        examples=(x[:8].cpu(), pictures),
+        examples=(x[:PICTURES].cpu(), pictures),
         seed=seed,
         wall_seconds=time.monotonic() - started,
     )

@@ -13,6 +13,7 @@ from robustgen import data
 from robustgen.attacks import FGSM, PGD
 from robustgen.detectors import ReconstructionError
 from robustgen.evaluation import RobustnessReport, evaluate_detection, evaluate_robustness, write_report
+from robustgen.evaluation.masking import paired
 from robustgen.files import environment
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
 from robustgen.networks import convnet, mlp
@@ -162,8 +163,7 @@ def _verdicts(baseline: RobustnessReport, fortified: RobustnessReport) -> list[s
     rows["worst case"] = (baseline.standing, fortified.standing)
     lines = []
     for name, (without, with_) in rows.items():
-        d = with_.double() - without.double()
-        gain, error = d.mean().item(), d.std().item() / len(d) ** 0.5
+        gain, error = paired(with_.double() - without.double())
         verdict = "no measurable difference" if abs(gain) <= 2 * error else "helps" if gain > 0 else "hurts"
         lines.append(f"Fortification, {name}: {verdict} ({100 * gain:+.1f} points, standard error {100 * error:.1f}).")
     return lines

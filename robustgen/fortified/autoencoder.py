@@ -87,7 +87,7 @@ class DenoisingAutoencoder(nn.Module, ABC):
 
 
 class DenseAutoencoder(DenoisingAutoencoder):
-    """For states (N, D), tokens (N, T, D) in any order of N and T, and maps of one pixel (N, D, 1, 1).
+    """For states (N, D), tokens (N, T, D) in any order of N and T, (N, H, W, D), and maps of one pixel (N, D, 1, 1).
 
     z = phi(W (h + n) + b), h_decoded = psi(W^T z + c) on the last dimension.
 
@@ -107,7 +107,7 @@ class DenseAutoencoder(DenoisingAutoencoder):
         return ACTIVATIONS[self.decoder_activation](F.linear(z, self.weight.t(), self.decoder_bias))
 
     def forward(self, h: Tensor) -> Tensor:
-        if h.ndim == 4:
+        if h.ndim == 4 and h.shape[1:] == (self.features, 1, 1):
             return super().forward(h.flatten(1)).reshape(h.shape)
         return super().forward(h)
 

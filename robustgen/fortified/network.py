@@ -143,10 +143,11 @@ class FortifiedNetwork(nn.Module):
             backbone.get_submodule(layer.name).register_forward_hook(layer.hook)
         like = next((p for p in backbone.parameters() if p.is_floating_point()), None)
         self.training = backbone.training  # each submodule of the backbone keeps its own flag
-        for layer in (*self.fortified_layers, *([self.input_layer] if self.input_layer is not None else [])):
-            layer.train(backbone.training)
-            if like is not None:
-                layer.to(device=like.device, dtype=like.dtype)
+        for part in (self.fortified_layers, self.input_layer):
+            if part is not None:
+                part.train(backbone.training)
+                if like is not None:
+                    part.to(device=like.device, dtype=like.dtype)
 
     def forward(
         self,
