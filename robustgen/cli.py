@@ -102,6 +102,13 @@ def train(
         str | None, typer.Option("--fortify", help="Layers to fortify: auto, or names separated by commas.")
     ] = None,
     hidden: Annotated[int | None, typer.Option("--hidden", help="Units or channels of each autoencoder.")] = None,
+    autoencoder_activation: Annotated[
+        str, typer.Option("--autoencoder-activation", help="leaky_relu, relu, tanh or linear.")
+    ] = "leaky_relu",
+    decoder_activation: Annotated[str, typer.Option("--decoder-activation", help="Likewise.")] = "linear",
+    input_autoencoder: Annotated[
+        bool, typer.Option("--input-autoencoder", help="One on the input; --fortify says where its loss is measured.")
+    ] = False,
     noise_std: Annotated[float, typer.Option("--noise-std", help="Of the corruption of hidden states.")] = 0.1,
     noise_at_test: Annotated[bool, typer.Option("--noise-at-test", help="Corrupt at test time too.")] = False,
     lambda_rec: Annotated[float, typer.Option("--lambda-rec", help="Weight of the clean reconstruction loss.")] = 0.1,
@@ -130,11 +137,22 @@ def train(
     spec = None
     if fortify is not None:
         spec = FortifySpec(
-            fortify, hidden, noise_std, noise_at_test, lambda_rec, lambda_adv, detach_states, freeze_backbone
+            layers=fortify,
+            hidden=hidden,
+            activation=autoencoder_activation,
+            decoder_activation=decoder_activation,
+            input_autoencoder=input_autoencoder,
+            noise_std=noise_std,
+            noise_at_test=noise_at_test,
+            lambda_rec=lambda_rec,
+            lambda_adv=lambda_adv,
+            detach_states=detach_states,
+            freeze_backbone=freeze_backbone,
         )
     found = train_network(
         run=run,
-        data=DataSpec(data or "digits", data_root, download, tuple(hold_out or ()), limit),
+        data=DataSpec(data or "digits", data_root, download, limit),
+        hold_out=tuple(hold_out or ()),
         model=model,
         width=width,
         activation=activation,
@@ -152,7 +170,8 @@ def train(
         progress=not quiet,
         command=_command(),
     )
-    _print(found, as_json)
+    if found:
+        _print(found, as_json)
 
 
 @app.command()
@@ -191,7 +210,7 @@ def attack(
         run=run,
         model=model,
         weights=weights,
-        data=DataSpec(data or "", data_root, download, (), limit),
+        data=DataSpec(data or "", data_root, download, limit),
         eps=eps,
         norm=norm,
         suite=suite,
@@ -225,7 +244,8 @@ def score(
     limit: LimitOption = None,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
     fit_data: Annotated[
-        str | None, typer.Option("--fit-data", help="In-distribution inputs, for a network without a detector.")
+        str | None,
+        typer.Option("--fit-data", help="For a network without a detector: inputs like its training data, new to it."),
     ] = None,
     layers: Annotated[str, typer.Option("--layers", help="Where its autoencoders go: auto, or names.")] = "auto",
     epochs: Annotated[int, typer.Option("--epochs", help="Of their training.")] = 3,
@@ -240,7 +260,7 @@ def score(
     report: Annotated[Path | None, typer.Option("--report", help="Directory of the report of --against.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the summary as JSON.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the summary, or one line an input.")] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Score inputs for being off the training manifold: reconstruction error, p-value and flag for each.
@@ -250,7 +270,6 @@ def score(
     from robustgen.commands import (
         DataSpec,
         compare_populations,
-        in_distribution,
         open_detector,
         score_inputs,
         write_rows,
@@ -271,19 +290,20 @@ def score(
         device=device,
         progress=not quiet,
     )
-    spec = DataSpec(data, data_root, download, (), limit)
+    spec = DataSpec(data, data_root, download, limit)
     if out is not None or not against:
         rows = score_inputs(detector, spec.read(split, shape), fpr)
-        write_rows(rows, out)
+        write_rows(rows, out, as_json and out is None)
         flagged = sum(row["flag"] for row in rows) / len(rows)
         if out is not None:
             _print({"inputs": len(rows), "flagged": flagged, "nominal": fpr, "written": str(out)}, as_json)
     if against:
-        others = {name: DataSpec(name, data_root, download, (), limit) for name in against}
+        others = {name: DataSpec(name, data_root, download, limit) for name in against}
         entry = compare_populations(
             detector,
-            in_distribution(spec, info),
+            spec,
             others,
+            info,
             part=split,
             shape=shape,
             name=str(run or model),

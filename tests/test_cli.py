@@ -157,6 +157,76 @@ def test_a_pretrained_network_is_fortified_afterwards(capsys, plain_run, tmp_pat
     assert torch.equal(network.unfortified()(x), original(x))
 
 
+def test_classes_are_matched_by_name_and_training_data_are_refused(capsys, tmp_path):
+    digits = data.digits("all")
+    folder = tmp_path / "folder"
+    from PIL import Image
+
+    for part, chosen, start in (("train", range(10), 0), ("test", range(1, 10), 1200)):  # the test part lacks class 0
+        for label in chosen:
+            (folder / part / f"c{label}").mkdir(parents=True)
+            for k in (digits.labels()[start : start + 600] == label).nonzero().squeeze(1).tolist():
+                image = digits.x[start + k, 0].numpy()
+                Image.fromarray(image).save(folder / part / f"c{label}" / f"{k}.png")
+    chosen = ["--data", folder, "--width", "8", "--epochs", "15", "--quiet"]
+    assert run(capsys, "train", "--run", tmp_path / "r", *chosen)[0] == 0
+    code, text, err = run(
+        capsys, "attack", "--run", tmp_path / "r", "--eps", "0.01", "--no-masking-tests", "--json", "--quiet"
+    )
+    assert code == 0, err
+    assert json.loads(text)["clean_accuracy"]["value"] > 0.6
+
+    one = tmp_path / "all.npz"
+    data.save_npz(one, digits.take(400))
+    assert (
+        run(capsys, "train", "--run", tmp_path / "s", "--data", one, "--hold-out", "0", *DIGITS[2:], "--epochs", "1")[0]
+        == 0
+    )
+    code, _, err = run(capsys, "attack", "--run", tmp_path / "s", "--eps", "0.1")
+    assert code == 2
+    assert "pass --data with other inputs" in err
+    other = tmp_path / "other.npz"
+    data.save_npz(other, digits.subset(torch.arange(400, 700)))
+    chosen = ["--run", tmp_path / "s", "--data", other, "--eps", "0.01", "--no-masking-tests", "--json", "--quiet"]
+    code, text, err = run(capsys, "attack", *chosen)
+    assert code == 0, err
+    labels = json.loads(text)["per_example"]["labels"]
+    expected = [int(v) - 1 for v in digits.labels()[400:700].tolist() if v]  # renumbered, the held-out class gone
+    assert labels == expected
+
+
+def test_a_refused_resume_leaves_the_run_intact(capsys, tmp_path):
+    assert run(capsys, "train", "--run", tmp_path, *DIGITS, "--epochs", "1")[0] == 0
+    before = (tmp_path / "run.json").read_bytes()
+    for other in (["--width", "8"], ["--activation", "tanh"], ["--attack", "fgsm"], ["--hold-out", "3"]):
+        code, _, err = run(capsys, "train", "--run", tmp_path, "--resume", *DIGITS, "--epochs", "1", *other)
+        assert code == 2
+        assert "other settings" in err
+    assert (tmp_path / "run.json").read_bytes() == before
+    assert run(capsys, "train", "--run", tmp_path, "--resume", *DIGITS, "--epochs", "2")[0] == 0
+    assert json.loads((tmp_path / "run.json").read_text())["training"]["epochs"] == 2
+
+
+def test_noise_at_test_leaves_no_detector_and_says_so(capsys, tmp_path):
+    code, text, _ = run(
+        capsys, "train", "--run", tmp_path, *DIGITS, "--epochs", "1", "--fortify", "auto", "--noise-at-test"
+    )
+    assert code == 0
+    assert "detector: none" in text
+    code, _, err = run(capsys, "score", "--run", tmp_path, "--data", "digits")
+    assert code == 2
+    assert "has no detector" in err
+
+
+def test_an_input_autoencoder_and_activations_from_the_command_line(capsys, tmp_path):
+    options = ["--fortify", "5", "--input-autoencoder", "--autoencoder-activation", "tanh", "--attack", "fgsm"]
+    code, _, err = run(capsys, "train", "--run", tmp_path, *DIGITS, "--epochs", "1", *options, "--eps", "0.1")
+    assert code == 0, err
+    config = json.loads((tmp_path / "run.json").read_text())["fortify"]
+    assert config["input_autoencoder"]
+    assert config["activation"] == "tanh"
+
+
 def test_black_box_surrogate(capsys, fortified_run, plain_run):
     chosen = ["--run", plain_run, "--surrogate", plain_run, "--eps", "0.1", "--limit", "30"]
     code, text, err = run(capsys, "attack", *chosen, "--no-masking-tests", "--quiet")
@@ -180,6 +250,8 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
         (["train", "--run", "{tmp}/r", "--attack", "cw"], "unknown attack 'cw'"),
         (["train", "--run", "{tmp}/r", "--fortify", "3x", "--width", "4"], "no layer '3x'; did you mean '3'"),
         (["train", "--run", "{tmp}/r", "--fortify", "auto", "--freeze-backbone"], "pass its --weights"),
+        (["train", "--run", "{tmp}/r", "--clean-weight", "0"], "pass an attack"),
+        (["attack", "--run", "{fortified}", "--resume"], "pass it"),
         (["train", "--run", "{tmp}/r", "--epochs", "0", "--width", "4"], "epochs must be at least 1"),
         (["train", "--run", "{tmp}/r", "--hold-out", "77"], "77"),
         (["train", "--run", "{tmp}/r", "--data", "{tmp}/empty"], "empty"),

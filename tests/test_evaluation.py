@@ -182,8 +182,8 @@ def test_labels_cannot_collide_with_the_evaluation_s_own(linear, tmp_path):
     assert report.clean_accuracy == 0.9
     assert torch.equal(report.outcomes["clean"].success, ~dict(report.curve)[0.1])
     assert {p.name for p in tmp_path.iterdir()} == {"run"}
-    close = {"PGD 1": PGD(eps=0.1), "PGD_1": PGD(eps=0.001)}
-    report = evaluate_robustness(model, x, y, eps=0.1, attacks=close, run_dir=tmp_path / "b", masking_tests=False)
+    close = {"PGD 1": PGD(eps=0.3), "PGD_1": PGD(eps=0.001)}
+    report = evaluate_robustness(model, x, y, eps=0.3, attacks=close, run_dir=tmp_path / "b", masking_tests=False)
     assert report.outcomes["PGD 1"].success.sum() > report.outcomes["PGD_1"].success.sum()
 
 

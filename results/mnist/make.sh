@@ -12,7 +12,8 @@ score() { $robustgen score --data mnist --data-root "$root" --against fashion-mn
 
 train --run runs/mnist-plain --epochs 5
 train --run runs/mnist-afterwards --weights runs/mnist-plain --fortify auto --freeze-backbone --epochs 5
-train --run runs/mnist-fortified-fgsm @FGSM@
+train --run runs/mnist-fortified-fgsm --attack fgsm --eps 0.3 --fortify 5 --activation leaky_relu \
+  --epochs 10 --batch-size 32 --lr 2e-3 --schedule cosine
 train --run runs/mnist-substitute --model mlp --width 512 --epochs 5 --seed 1
 
 for name in plain afterwards fortified-fgsm; do attack --run runs/mnist-$name --out $out/attack-$name; done

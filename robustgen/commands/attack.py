@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from robustgen.commands.runs import DataSpec, device_of, in_distribution, load_run, open_network
+from robustgen.commands.runs import DataSpec, by_class_name, data_for, device_of, load_run, open_network
+from robustgen.data import require_nonempty
 from robustgen.evaluation import RobustnessReport, evaluate_robustness
 
 __all__ = ["attack_network"]
@@ -13,7 +14,7 @@ def attack_network(
     run: Path | None,
     model: str | None,
     weights: Path | None,
-    data: DataSpec | None,
+    data: DataSpec,
     eps: float,
     norm: str = "Linf",
     suite: str = "quick",
@@ -29,9 +30,12 @@ def attack_network(
     command: str | None = None,
 ) -> tuple[RobustnessReport, Path | None]:
     """Attack a trained network on a data set; returns the report and, with ``out``, where its page is."""
+    if resume and out is None:
+        raise ValueError("--resume goes on with the evaluation in --out: pass it")
     network, info = open_network(run, model, weights)
-    chosen = in_distribution(data, info)
-    dataset = chosen.read(part, tuple(info["network"]["shape"]) if info else None)
+    dataset = data_for(data, info).read(part, tuple(info["network"]["shape"]) if info else None)
+    if info:
+        dataset = require_nonempty(by_class_name(dataset, info)[0])
     substitute = None if surrogate is None else load_run(surrogate)[0]
     for module in (network, substitute):
         if module is not None and device is not None:

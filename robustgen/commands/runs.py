@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustgen.data import ArrayDataset, heldout_classes, load, require_nonempty
+from robustgen.data import ArrayDataset, load, require_nonempty
+from robustgen.data.load import canonical_name
 from robustgen.files import load_state, load_tensors, read_json
 from robustgen.fortified import FortifiedNetwork
 from robustgen.networks import build
@@ -25,9 +26,10 @@ __all__ = [
     "DataSpec",
     "FortifySpec",
     "NetworkSpec",
+    "by_class_name",
+    "data_for",
     "device_of",
     "import_model",
-    "in_distribution",
     "load_run",
     "load_weights",
     "open_network",
@@ -38,12 +40,11 @@ CALIBRATION = 0.1  # share of the training data that is kept from training, for 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which data: a name or a path, where named sets are kept, classes left out, at most ``limit`` examples."""
+    """Which data: a name or a path, where named sets are kept, at most ``limit`` examples."""
 
     source: str
     root: str | None = None
     download: bool = False
-    hold_out: tuple[str, ...] = ()
     limit: int | None = None
 
     def read(self, part: str, shape: tuple[int, ...] | None = None) -> ArrayDataset:
@@ -55,18 +56,32 @@ class DataSpec:
             raise ValueError(
                 f"{found.name} holds inputs of shape {tuple(found.x.shape[1:])}, the network takes {shape}"
             )
-        return found if not self.hold_out else self._parted(found)[0]
+        return found
 
-    def read_held_out(self, part: str) -> ArrayDataset:
-        """The classes that :meth:`read` leaves out."""
-        if not self.hold_out:
-            raise ValueError(f"no class of {self.source} was held out")
-        return self._parted(replace(self, hold_out=()).read(part))[1]
+    def has_test_part(self) -> bool:
+        """Whether there is a test set beside the training set: so for named sets and folders that hold both."""
+        return canonical_name(self.source) is not None or (Path(self.source) / "test").is_dir()
 
-    def _parted(self, dataset: ArrayDataset) -> tuple[ArrayDataset, ArrayDataset]:
-        dataset.labels()  # a clear error where there are none
-        numbers = [int(c) if c.isdecimal() and c not in dataset.classes else c for c in self.hold_out]
-        return heldout_classes(dataset, numbers)
+    def is_same_source(self, other: "DataSpec") -> bool:
+        """Whether both read the same files."""
+        names = canonical_name(self.source), canonical_name(other.source)
+        return names[0] == names[1] if any(names) else Path(self.source).resolve() == Path(other.source).resolve()
+
+
+def by_class_name(dataset: ArrayDataset, info: dict[str, Any]) -> tuple[ArrayDataset, ArrayDataset]:
+    """A labelled data set as a run numbers its classes, and apart the examples of classes that the run held out.
+
+    Raises:
+        ValueError: no labels, or a class that the run does not know.
+    """
+    y, classes, held_out = dataset.labels(), info["classes"], info["held_out"]
+    present = [dataset.classes[k] for k in y.unique().tolist()]
+    unknown = [name for name in present if name not in classes and name not in held_out]
+    if unknown:
+        raise ValueError(f"{dataset.name} has classes that the run was not trained on: {', '.join(unknown)}")
+    number = torch.tensor([classes.index(name) if name in classes else -1 for name in dataset.classes])
+    known, left_out = (dataset.subset(rows.nonzero().squeeze(1)) for rows in (number[y] >= 0, number[y] < 0))
+    return replace(known, y=number[known.labels()], classes=tuple(classes)), left_out
 
 
 @dataclass(frozen=True)
@@ -92,6 +107,9 @@ class FortifySpec:
 
     layers: str
     hidden: int | None = None
+    activation: str = "leaky_relu"
+    decoder_activation: str = "linear"
+    input_autoencoder: bool = False
     noise_std: float = 0.1
     noise_at_test: bool = False
     lambda_rec: float = 0.1
@@ -159,17 +177,21 @@ def open_network(run: Path | None, model: str | None, weights: Path | None) -> t
     return network.eval(), {}
 
 
-def in_distribution(data: DataSpec | None, info: dict[str, Any]) -> DataSpec:
-    """The data asked for; by default, and for classes held out, those of the run."""
-    recorded = DataSpec(**info["data"] | {"hold_out": tuple(info["data"]["hold_out"]), "limit": None}) if info else None
-    if data is None or not data.source:
-        if recorded is None:
+def data_for(data: DataSpec, info: dict[str, Any]) -> DataSpec:
+    """The data to evaluate on: those asked for, or the test part of what the run was trained on.
+
+    Raises:
+        ValueError: none asked for and no run, or the run's own training data.
+    """
+    if not info:
+        if not data.source:
             raise ValueError("pass --data NAME or PATH")
-        limit, root = (None, None) if data is None else (data.limit, data.root)
-        return DataSpec(recorded.source, root or recorded.root, hold_out=recorded.hold_out, limit=limit)
-    if recorded is not None and recorded.source == data.source and not data.hold_out:
-        return DataSpec(data.source, data.root or recorded.root, data.download, recorded.hold_out, data.limit)
-    return data
+        return data
+    recorded = DataSpec(info["data"]["source"], info["data"]["root"])
+    chosen = replace(data, source=data.source or recorded.source, root=data.root or recorded.root)
+    if chosen.is_same_source(recorded) and not recorded.has_test_part():
+        raise ValueError(f"the run was trained on all of {recorded.source}: pass --data with other inputs")
+    return chosen
 
 
 def device_of(network: nn.Module) -> torch.device:

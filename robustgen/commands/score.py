@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from robustgen.commands.runs import CALIBRATION, DataSpec, device_of, open_network
+from robustgen.commands.runs import CALIBRATION, DataSpec, by_class_name, data_for, device_of, open_network
 from robustgen.commands.train import training_attack
-from robustgen.data import ArrayDataset, noise, split
+from robustgen.data import ArrayDataset, noise, require_nonempty, split
 from robustgen.detectors import ReconstructionError
 from robustgen.evaluation import evaluate_detection
 from robustgen.files import write_bytes
@@ -43,12 +43,14 @@ def open_detector(
     if run is not None and isinstance(network, FortifiedNetwork):
         if device is not None:
             network.to(device)
+        if not (run / "detector" / "detector.json").is_file():
+            raise ValueError(f"{run} has no detector: its training was not finished, or its noise stays on at test")
         return ReconstructionError.load(run / "detector", model=network), shape, info
     if fit_data is None:
         raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
     known = fit_data.read("train", shape)
     shape = tuple(known.x.shape[1:])
-    train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=seed, stratified=known.y is not None)
+    train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=known.y is not None)
     names = layers if layers == "auto" else layers.split(",")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -74,8 +76,9 @@ def score_inputs(detector: ReconstructionError, dataset: ArrayDataset, fpr: floa
 
 def compare_populations(
     detector: ReconstructionError,
-    known: DataSpec,
+    data: DataSpec,
     others: dict[str, DataSpec],
+    info: dict[str, Any],
     *,
     part: str,
     shape: tuple[int, ...] | None,
@@ -85,14 +88,17 @@ def compare_populations(
     norm: str = "Linf",
     seed: int = 0,
 ) -> dict[str, Any]:
-    """How well the detector tells ``known`` from other populations; see :func:`evaluate_detection`.
+    """How well the detector tells ``data`` from other populations; see :func:`evaluate_detection`.
 
-    A population is a data set or one of "noise" (uniform), "fgsm" and "pgd" (of the labelled inputs of ``known``) and
-    "heldout" (the classes that the run left out of ``known``).
+    A population is a data set or one of "noise" (uniform), "fgsm" and "pgd" (every labelled input of ``data``,
+    attacked, whether it succeeds or not) and "heldout" (the classes in ``data`` that the run held out).
     """
     where = device_of(detector.net)
-    dataset = known.read(part, shape)
-    x = dataset.images()
+    dataset = data_for(data, info).read(part, shape)
+    left_out = None
+    if info and dataset.y is not None:
+        dataset, left_out = by_class_name(dataset, info)
+    x = require_nonempty(dataset).images()
     populations = {}
     for label, spec in others.items():
         if label == "noise":
@@ -104,17 +110,18 @@ def compare_populations(
             found = [attack(detector.net, x[i].to(where), dataset.labels()[i], ids=dataset.ids[i]) for i in rows]
             populations[f"{label.upper()}, {norm} eps {eps:g}"] = torch.cat(found)
         elif label == "heldout":
-            left_out = known.read_held_out(part)
-            populations[f"held-out {', '.join(known.hold_out)}"] = left_out.images().to(where)
+            if left_out is None or not len(left_out):
+                raise ValueError(f"{dataset.name} holds no example of a class that the run held out")
+            populations[f"held-out {', '.join(info['held_out'])}"] = left_out.images().to(where)
         else:
             other = spec.read(part, shape)
             populations[other.name] = other.images().to(where)
     return evaluate_detection(detector, x.to(where), populations, network=name, fpr=fpr)
 
 
-def write_rows(rows: list[dict[str, Any]], out: Path | None) -> None:
-    """Write one line an input: JSON lines where the file is named .jsonl, else CSV; to stdout without a file."""
-    if out is not None and out.suffix == ".jsonl":
+def write_rows(rows: list[dict[str, Any]], out: Path | None, as_json: bool = False) -> None:
+    """Write one line an input, CSV or (if asked, or where the file is named .jsonl) JSON; without a file to stdout."""
+    if as_json or (out is not None and out.suffix == ".jsonl"):
         text = "".join(json.dumps(row) + "\n" for row in rows)
     else:
         buffer = io.StringIO()

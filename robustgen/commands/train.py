@@ -1,6 +1,8 @@
 """``robustgen train``: a classifier, plain, adversarial, fortified, or fortified afterwards."""
 
+import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -12,9 +14,9 @@ from torch import nn
 
 from robustgen.attacks import FGSM, PGD, Attack
 from robustgen.commands.runs import CALIBRATION, DataSpec, FortifySpec, NetworkSpec, device_of, load_weights
-from robustgen.data import ArrayDataset, split
+from robustgen.data import ArrayDataset, heldout_classes, require_nonempty, split
 from robustgen.detectors import ReconstructionError
-from robustgen.files import write_json
+from robustgen.files import read_json, write_json
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
 from robustgen.model import evaluating, logits_of
 from robustgen.training import ClassifierObjective, Trainer
@@ -41,6 +43,7 @@ def train_network(
     attack: Attack | None = None,
     clean_weight: float = 1.0,
     fortified: FortifySpec | None = None,
+    hold_out: tuple[str, ...] = (),
     epochs: int = 10,
     batch_size: int = 128,
     lr: float = 1e-3,
@@ -54,35 +57,35 @@ def train_network(
     """Train a classifier, plain, adversarially or fortified, and write it to ``run``; returns what to print."""
     if schedule not in _SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(_SCHEDULES)}")
-    whole = data.read("train")
-    whole.labels()  # a clear error where there are none
-    if (run / "run.json").exists() and not resume:
-        raise ValueError(f"{run} already holds a run: pass --resume or another --run")
-    train, calibration = split(whole, (1 - CALIBRATION, CALIBRATION), seed=seed)
-    shape = tuple(whole.x.shape[1:])
-    spec = NetworkSpec(model, shape, whole.n_classes, width, activation)
-    if fortified is not None and fortified.freeze_backbone and weights is None:
-        raise ValueError("--freeze-backbone keeps a pretrained network as it is: pass its --weights")
+    if fortified is not None and fortified.freeze_backbone:
+        if weights is None:
+            raise ValueError("--freeze-backbone keeps a pretrained network as it is: pass its --weights")
+        if attack is not None or schedule != "constant":
+            raise ValueError("--freeze-backbone trains the autoencoders alone: leave out --attack and --schedule")
+    objective = _objective(attack, clean_weight, fortified)
+    rest = require_nonempty(data.read("train"))
+    whole_classes = rest.classes
+    rest.labels()  # a clear error where there are none
+    if hold_out:
+        numbers = [int(c) if c.isdecimal() and c not in rest.classes else c for c in hold_out]
+        rest, _ = heldout_classes(rest, numbers)
+    # The same tenth for every seed, so that fortifying a network of ours afterwards calibrates on data new to it.
+    train, calibration = split(rest, (1 - CALIBRATION, CALIBRATION), seed=0)
+    spec = NetworkSpec(model, tuple(rest.x.shape[1:]), rest.n_classes, width, activation)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = spec.build()
         if weights is not None:
             load_weights(network, weights)
         if fortified is not None:
-            layers = fortified.layers if fortified.layers == "auto" else fortified.layers.split(",")
-            network = fortify(
-                network,
-                layers,
-                example_input=train.batch(torch.arange(2))[0],
-                hidden=fortified.hidden,
-                noise_std=fortified.noise_std,
-                noise_at_test=fortified.noise_at_test,
-            )
+            network = _fortify(network, fortified, train.batch(torch.arange(2))[0])
     if device is not None:
         network.to(device)
     info = {
         "format": 1,
         "data": asdict(data),
+        "classes": list(rest.classes),
+        "held_out": [name for name in whole_classes if name not in rest.classes],
         "network": asdict(spec),
         "fortify": None if fortified is None else asdict(fortified) | {"chosen": list(network.layers)},
         "attack": None if attack is None else attack.describe(),
@@ -90,32 +93,65 @@ def train_network(
         "training": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed},
         "command": command,
     }
-    write_json(run / "run.json", info)
+    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process writes and prints
+    if first:
+        _claim(run, info, resume)
     common: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "progress": progress}
+    common |= {"run_dir": run, "resume": resume}
     if isinstance(network, FortifiedNetwork) and fortified is not None and fortified.freeze_backbone:
-        if attack is not None:
-            raise ValueError("--freeze-backbone trains the autoencoders alone, on clean inputs: leave out --attack")
-        history = network.fit_autoencoders(train, lr=lr, run_dir=run, resume=resume, **common)
+        history = network.fit_autoencoders(train, lr=lr, **common)
     else:
-        trainer = Trainer(
-            _objective(attack, clean_weight, fortified),
-            optimizer=partial(torch.optim.Adam, lr=lr),
-            schedule=_SCHEDULES[schedule],
-            run_dir=run,
-            resume=resume,
-            device=device,
-            **common,
-        )
-        history = trainer.fit(network, train, val=None)
+        adam = partial(torch.optim.Adam, lr=lr)
+        trainer = Trainer(objective, optimizer=adam, schedule=_SCHEDULES[schedule], device=device, **common)
+        history = trainer.fit(network, train)
+    if not first:
+        return {}
+    write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
     network.eval()
     found: dict[str, Any] = {"run": str(run), "epochs": len(history)} | {
         k: v for k, v in history[-1].items() if k not in ("epoch", "step")
     }
     found["held-back accuracy"] = accuracy(network, calibration)
-    if isinstance(network, FortifiedNetwork):
-        ReconstructionError(network, relative=True).fit(train).calibrate(calibration).save(run / "detector")
+    if isinstance(network, FortifiedNetwork) and fortified is not None:
         found["layers"] = list(network.layers)
+        if fortified.noise_at_test:
+            found["detector"] = "none: the noise stays on at test, scores would depend on the draw"
+        else:
+            detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
+            detector.save(run / "detector")
     return found
+
+
+def _fortify(network: nn.Module, spec: FortifySpec, example: torch.Tensor) -> FortifiedNetwork:
+    return fortify(
+        network,
+        "auto" if spec.layers == "auto" else [name for name in spec.layers.split(",") if name],
+        example_input=example,
+        hidden=spec.hidden,
+        activation=spec.activation,
+        decoder_activation=spec.decoder_activation,
+        noise_std=spec.noise_std,
+        noise_at_test=spec.noise_at_test,
+        input_autoencoder=spec.input_autoencoder,
+    )
+
+
+def _claim(run: Path, info: dict[str, Any], resume: bool) -> None:
+    """Write run.json where there is none; refuse a directory that holds another run."""
+    path = run / "run.json"
+    if not path.exists():
+        write_json(path, info)
+        return
+    if not resume:
+        raise ValueError(f"{run} already holds a run: pass --resume or another --run")
+    found, wanted = read_json(path), json.loads(json.dumps(info))
+    for side in (found, wanted):  # what a resumed run may change; the trainer refuses fewer epochs
+        side.pop("command", None)
+        side["training"].pop("epochs")
+        side["data"] = {k: v for k, v in side["data"].items() if k not in ("root", "download")}
+    different = [name for name in wanted if found.get(name) != wanted[name]]
+    if different:
+        raise ValueError(f"{run} holds a run with other settings: {', '.join(different)} differ")
 
 
 def _objective(attack: Attack | None, clean_weight: float, fortified: FortifySpec | None) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from robustgen.data.folder import load_folder
 from robustgen.data.npz import load_npz
 from robustgen.data.vision import VISION, load_vision
 
-__all__ = ["load"]
+__all__ = ["canonical_name", "load"]
 
 _NAMES = {name.replace("-", ""): name for name in ("digits", *VISION)}  # torchvision writes FashionMNIST
 
@@ -49,7 +49,7 @@ def load(
     """
     if n is not None and n < 0:
         raise ValueError(f"n must not be negative, got {n}")
-    name = _NAMES.get(source.lower().replace("-", "").replace("_", "")) if isinstance(source, str) else None
+    name = canonical_name(source)
     if name is None:
         dataset = _from_path(source, split, channels, size, n)
     elif name == "digits":
@@ -59,6 +59,11 @@ def load(
     else:
         dataset = load_vision(name, root, split, download)
     return dataset if n is None else dataset.take(n)
+
+
+def canonical_name(source: str | Path) -> str | None:
+    """The name of a named data set, however it is spelled; None for a path."""
+    return _NAMES.get(source.lower().replace("-", "").replace("_", "")) if isinstance(source, str) else None
 
 
 def _from_path(
