@@ -373,7 +373,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    interrupted = "interrupted; what was finished is kept (--resume continues)"
+    interrupted = "interrupted; a command with --resume goes on from what it has written"
     try:
         code = typer.main.get_command(app).main(args=arguments, standalone_mode=False, prog_name="robustgen")
         return _fail(1, interrupted) if code == 130 else 0  # how newer versions of typer report Ctrl-C

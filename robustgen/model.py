@@ -76,10 +76,15 @@ def evaluating(model: object) -> Iterator[None]:
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
     flags = [m.training for m in modules]
     try:
+        if isinstance(model, nn.Module):
+            model.eval()
         for m in modules:
             m.training = False
         yield
     finally:
+        for m, flag in zip(modules, flags, strict=True):
+            if type(m).train is not nn.Module.train:  # it may keep more than the flag
+                m.train(flag)
         for m, flag in zip(modules, flags, strict=True):
             m.training = flag
 
@@ -93,11 +98,12 @@ def untouched(model: object, seed: int = 0) -> Iterator[None]:
     Inside, a recurrent network on a GPU runs without cuDNN, which cannot backpropagate through one in eval mode.
     """
     module = model if isinstance(model, nn.Module) else None
-    parameters = list(module.parameters()) if module else []
+    parameters = list(module.parameters()) if module is not None else []
     required = [p.requires_grad for p in parameters]
-    buffers = [(m, k, b) for m in module.modules() for k, b in m._buffers.items() if b is not None] if module else []
+    owners = list(module.modules()) if module is not None else []
+    buffers = [(m, k, b) for m in owners for k, b in m._buffers.items() if b is not None]
     saved = [b.detach().clone() for _, _, b in buffers]
-    recurrent = module is not None and any(isinstance(m, nn.RNNBase) for m in module.modules())
+    recurrent = any(isinstance(m, nn.RNNBase) for m in owners)
     with ExitStack() as stack:
         stack.enter_context(evaluating(model))
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()

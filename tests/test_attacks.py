@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import warnings
 from types import SimpleNamespace
 
 import pytest
@@ -476,6 +477,17 @@ def test_every_member_is_an_attack_with_explicit_keywords():
         with pytest.raises(TypeError, match="positional"):
             cls(0.3)
         assert not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
+
+
+@pytest.mark.parametrize("name", MEMBERS)
+def test_logits_that_are_not_finite_are_no_correct_prediction(name):
+    fragile = lambda z: torch.stack([torch.log(z - 0.4).sum(1) + 20, 0 * z[:, 0]], 1)  # NaN below 0.4
+    x, y = torch.full((20, 3), 0.5), torch.zeros(20, dtype=torch.int64)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        attack = make(name, fragile, eps=0.3)
+        assert attack.run(fragile, x, y).success.all()
+        assert not make(name, fragile, eps=0.3, targeted=True).run(fragile, x, 1 - y).success.any()
 
 
 def test_a_transfer_attack_trains_and_nests():

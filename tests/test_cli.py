@@ -218,6 +218,31 @@ def test_noise_at_test_leaves_no_detector_and_says_so(capsys, tmp_path):
     assert "has no detector" in err
 
 
+@pytest.mark.filterwarnings("ignore:the fortified network decides")
+def test_held_out_classes_stay_out_of_a_detector_fitted_later(capsys, tmp_path, monkeypatch):
+    from robustgen.commands import score
+
+    assert run(capsys, "train", "--run", tmp_path, *DIGITS, "--epochs", "1", "--hold-out", "3")[0] == 0
+    seen = []
+    split = score.split
+    monkeypatch.setattr(score, "split", lambda known, *a, **k: seen.append(known) or split(known, *a, **k))
+    chosen = [
+        "--run",
+        tmp_path,
+        "--data",
+        "digits",
+        "--fit-data",
+        "digits",
+        "--epochs",
+        "1",
+        "--limit",
+        "50",
+        "--quiet",
+    ]
+    assert run(capsys, "score", *chosen)[0] == 0
+    assert "3" not in seen[0].classes
+
+
 def test_an_input_autoencoder_and_activations_from_the_command_line(capsys, tmp_path):
     options = ["--fortify", "5", "--input-autoencoder", "--autoencoder-activation", "tanh", "--attack", "fgsm"]
     code, _, err = run(capsys, "train", "--run", tmp_path, *DIGITS, "--epochs", "1", *options, "--eps", "0.1")

@@ -394,6 +394,7 @@ def test_nan_scores_are_refused():
         ReconstructionError(Broken(_basis())).fit(torch.rand(9, 8).double())
 
 
+@pytest.mark.filterwarnings("ignore:the fortified network decides")
 def test_a_trained_fortified_network_sees_noise_and_inversion():
     from robustgen.data import digits
 

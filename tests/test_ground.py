@@ -146,6 +146,19 @@ class TestModel:
             interrupted()
         assert [m.training for m in model.modules()] == flags
 
+    def test_a_module_that_overrides_train_is_told(self):
+        class Moody(nn.Module):
+            mode = "train"
+
+            def train(self, flag=True):
+                self.mode = "train" if flag else "eval"
+                return super().train(flag)
+
+        model = nn.Sequential(Moody())
+        with untouched(model):
+            assert model[0].mode == "eval"
+        assert model[0].mode == "train"
+
     def test_untouched_restores_replaced_and_changed_buffers(self):
         class Counter(nn.Module):
             def __init__(self):

@@ -22,7 +22,8 @@ class AttackResult:
 
     Attributes:
         x_adv: (N, ...) in the ball and the bounds; the iterate of lowest margin where the attack failed.
-        success: bool (N,). Untargeted: the prediction differs from y (also where it did before the attack).
+        success: bool (N,). Untargeted: the prediction differs from y (also where it did before the attack), or the
+            logits are not finite.
             Targeted: it is the target. For a stochastic model: in the majority of fresh draws.
         distance: float64 (N,), norm of x_adv - x.
         forwards, backwards: int64 (N,), queries of the model for each sample.

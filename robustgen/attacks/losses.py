@@ -11,13 +11,13 @@ __all__ = ["LOSSES", "cross_entropy_direction", "fooled", "margin"]
 def margin(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
     """How far the attack is from success, (N,): negative once it succeeds.
 
-    Untargeted: z_y - max over the others. Targeted (y holds the targets): max over the others - z_y. Rows with NaN or
-    Inf count as infinitely far.
+    Untargeted: z_y - max over the others. Targeted (y holds the targets): max over the others - z_y. Logits with
+    NaN or Inf are no correct prediction (-inf) and no target (+inf).
     """
     own = logits.gather(1, y[:, None]).squeeze(1)
     others = logits.scatter(1, y[:, None], float("-inf")).amax(1)
     distance = others - own if targeted else own - others
-    return torch.where(logits.isfinite().all(1), distance, float("inf"))
+    return torch.where(logits.isfinite().all(1), distance, float("inf") if targeted else float("-inf"))
 
 
 def cross_entropy_direction(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
@@ -43,6 +43,9 @@ LOSSES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {
 
 
 def fooled(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
-    """Whether the prediction (argmax) is wrong, or for ``targeted`` is the target, bool (N,); never for NaN or Inf."""
-    hit = logits.argmax(1) == y
-    return (hit if targeted else ~hit) & logits.isfinite().all(1)
+    """Whether the prediction (argmax) is wrong, or for ``targeted`` is the target, bool (N,).
+
+    Logits with NaN or Inf predict nothing: wrong, and not the target.
+    """
+    hit = (logits.argmax(1) == y) & logits.isfinite().all(1)
+    return hit if targeted else ~hit

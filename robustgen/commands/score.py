@@ -49,6 +49,8 @@ def open_detector(
     if fit_data is None:
         raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
     known = fit_data.read("train", shape)
+    if info and known.y is not None:  # not the classes that the run held out
+        known = require_nonempty(by_class_name(known, info)[0])
     shape = tuple(known.x.shape[1:])
     train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=known.y is not None)
     names = layers if layers == "auto" else layers.split(",")
@@ -115,7 +117,7 @@ def compare_populations(
             populations[f"held-out {', '.join(info['held_out'])}"] = left_out.images().to(where)
         else:
             other = spec.read(part, shape)
-            populations[other.name] = other.images().to(where)
+            populations[label if other.name in populations else other.name] = other.images().to(where)
     return evaluate_detection(detector, x.to(where), populations, network=name, fpr=fpr)
 
 

@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from robustgen.checks import nearest
 from robustgen.data.array import ArrayDataset
 from robustgen.data.digits import digits
@@ -35,7 +37,7 @@ def load(
         root: where the named sets other than digits are kept, see :func:`load_vision`.
         download: fetch a missing named set into root.
         channels, size: for image folders, see :func:`load_folder`.
-        n: at most n examples: the first ones, or evenly spaced ones of an image folder (which is sorted by class).
+        n: at most n examples: the first of a named set, evenly spaced ones of a path (which may be sorted by class).
 
     Raises:
         FileNotFoundError: the set is not in root.
@@ -81,6 +83,9 @@ def _from_path(
     if path.is_file():
         if path.suffix != ".npz":
             raise ValueError(f"{path}: a data set is an .npz file or an image folder")
-        return load_npz(path)
+        dataset = load_npz(path)
+        if n is None or n >= len(dataset):
+            return dataset
+        return dataset.subset(torch.linspace(0, len(dataset) - 1, n).round().long())  # it may be sorted by class
     hint = nearest(str(source), _NAMES.values())
     raise ValueError(f"unknown data set {str(source)!r}, and no such path exists; {hint}")

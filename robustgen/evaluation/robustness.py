@@ -226,6 +226,8 @@ def evaluate_robustness(
     ids = check_ids(ids, len(x), x.device)
     if not len(x):
         raise ValueError("the data set is empty: nothing to evaluate")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not 0 < eps < float("inf"):
         raise ValueError(f"eps must be a finite number > 0, got {eps}")
     chosen = _choose(attacks, suite, eps, norm, bounds, seed)

@@ -49,12 +49,13 @@ class FortifiedLayer(nn.Module):
         tape = recording.get()
         if self.autoencoder is None:
             if tape is not None:
-                tape.entries.append((self, state.clone(), state))
+                tape.entries.append((self, state.clone(), state.clone()))
             return None
         if tape is None:
             decoded = self.autoencoder(state)
         else:
-            seen = state.detach() if tape.detach else state
+            seen = state.clone()  # whatever comes next may work in place on the state itself
+            seen = seen.detach() if tape.detach else seen
             recorded = self.autoencoder(seen)
             tape.entries.append((self, seen, recorded))
             if not tape.replace:

@@ -7,11 +7,10 @@ L = L_c(y) + L_c(y~) + lambda_rec * sum_k L_rec,k + lambda_adv * sum_k L_adv,k.
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustgen.model import logits_of
-from robustgen.training import Batch, adversarial_inputs, unwrap
+from robustgen.training import Batch, adversarial_inputs, class_loss, unwrap
 
 __all__ = ["FortifiedObjective"]
 
@@ -33,7 +32,7 @@ class FortifiedObjective:
             weight that suits one layer can let another, larger one collapse to zero.
 
     Logged beside the losses, for each layer: the norm of the clean state and the relative error
-    ||decoded - h||^2 / ||h||^2, since joint training can lower its losses by shrinking h.
+    mean ||decoded - h||^2 / mean ||h||^2, since joint training can lower its losses by shrinking h.
 
     Raises:
         ValueError: a weight out of range, an unknown reduction; at the call, data without labels.
@@ -75,11 +74,11 @@ class FortifiedObjective:
         output, states = model(x, return_states=True, detach_states=self.detach_states)
         logits = logits_of(output)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        clean_loss = F.cross_entropy(logits[:n], y, label_smoothing=self.label_smoothing)
+        clean_loss = class_loss(logits[:n], y, self.label_smoothing)
         loss = self.clean_weight * clean_loss
         logged = {"clean_loss": clean_loss, "accuracy": (logits[:n].argmax(1) == y).float().mean()}
         if self.attack is not None:
-            adv_loss = F.cross_entropy(logits[n:], y, label_smoothing=self.label_smoothing)
+            adv_loss = class_loss(logits[n:], y, self.label_smoothing)
             loss = loss + adv_loss
             logged |= {"adv_loss": adv_loss, "adv_accuracy": (logits[n:].argmax(1) == y).float().mean()}
         zero = logits.new_zeros(())
@@ -94,7 +93,7 @@ class FortifiedObjective:
                 adv = adv + (d[n:] - h[:n]).square().sum(1).mean() / units
             norm = h[:n].detach().square().sum(1)
             logged[f"state_norm/{name}"] = norm.sqrt().mean()
-            logged[f"relative_error/{name}"] = (squares.detach() / norm.clamp(min=1e-12)).mean()
+            logged[f"relative_error/{name}"] = squares.detach().mean() / norm.mean().clamp(min=1e-12)
         if self.lambda_rec:
             loss = loss + self.lambda_rec * rec
         if self.lambda_adv and self.attack is not None:

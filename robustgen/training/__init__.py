@@ -3,7 +3,7 @@
 from robustgen.training.batches import Batch, Source, as_source
 from robustgen.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from robustgen.training.distributed import unwrap
-from robustgen.training.objective import ClassifierObjective, Objective, adversarial_inputs
+from robustgen.training.objective import ClassifierObjective, Objective, adversarial_inputs, class_loss
 from robustgen.training.trainer import Trainer
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "Trainer",
     "adversarial_inputs",
     "as_source",
+    "class_loss",
     "latest_checkpoint",
     "load_checkpoint",
     "save_checkpoint",

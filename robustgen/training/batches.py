@@ -58,6 +58,11 @@ class Source:
     def fetch(self, indices: Tensor, device: torch.device) -> Batch:
         """The batch at ``indices`` (B,) on ``device``."""
         x, y = self.batch(indices)
+        if x.is_floating_point() and not bool(x.isfinite().all()):
+            bad = indices[~x.isfinite().flatten(1).all(1)] if x.ndim > 1 else indices[~x.isfinite()]
+            raise ValueError(f"the data hold NaN or Inf, first in example {int(bad[0])}")
+        if y is not None:
+            check_labels(y, len(x))
         return Batch(x.to(device), None if y is None else y.to(device), indices.to(device))
 
 

@@ -11,7 +11,7 @@ from robustgen.model import logits_of
 from robustgen.training.batches import Batch
 from robustgen.training.distributed import unwrap
 
-__all__ = ["ClassifierObjective", "Objective", "adversarial_inputs"]
+__all__ = ["ClassifierObjective", "Objective", "adversarial_inputs", "class_loss"]
 
 # (model, batch, step) -> {"loss": scalar to minimise, other scalars to log}, each a mean over the batch. The model may
 # be wrapped in DistributedDataParallel: call it once a step; take its attributes from unwrap(model).
@@ -69,7 +69,7 @@ class ClassifierObjective:
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a loss
         loss, logged = logits.new_zeros(()), {}
         for (name, weight), half in zip(halves.items(), logits.chunk(len(halves)), strict=True):
-            loss = loss + weight * F.cross_entropy(half, batch.y, label_smoothing=self.label_smoothing)
+            loss = loss + weight * class_loss(half, batch.y, self.label_smoothing)
             logged[name] = (half.detach().argmax(1) == batch.y).to(half.dtype).mean()
         return {"loss": loss, **logged}
 
@@ -82,6 +82,14 @@ class ClassifierObjective:
             "clean_weight": self.clean_weight,
             "label_smoothing": self.label_smoothing,
         }
+
+
+def class_loss(logits: Tensor, y: Tensor, label_smoothing: float) -> Tensor:
+    """Mean cross-entropy; a ValueError where a label is not one of the network's classes."""
+    try:
+        return F.cross_entropy(logits, y, label_smoothing=label_smoothing)
+    except IndexError:  # on the CPU; a GPU stops with an assertion of its own
+        raise ValueError(f"y has label {int(y.max())}, outside [0, {logits.shape[1]}), the network's classes") from None
 
 
 def adversarial_inputs(attack: Any, model: nn.Module, batch: Batch, step: int) -> Tensor:
