@@ -85,7 +85,12 @@ def draw_html(report: dict[str, Any]) -> str:
     for network in networks:
         if network.get("pictures"):
             parts.append(f"<h2>Adversarial inputs: {_text(network['name'])}</h2>")
-            parts.append(_figure(_draw_pictures(network["pictures"]), "Clean, adversarial and their difference (x 1)"))
+            parts.append(
+                _figure(
+                    _draw_pictures(network["pictures"]),
+                    "Clean, adversarial (the clean input where no attack succeeded) and their difference",
+                )
+            )
     parts += ["<h2>How it was made</h2>", _html_table(["", ""], _facts(report))]
     body = "\n".join(parts)
     head = f"<meta charset=utf-8><title>robustgen report</title>{_STYLE}"
