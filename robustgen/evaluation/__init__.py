@@ -14,7 +14,8 @@ from robustgen.evaluation.metrics import (
     wilson_interval,
 )
 from robustgen.evaluation.report import draw_html, load_report, write_report
-from robustgen.evaluation.robustness import AttackOutcome, RobustnessReport, evaluate_robustness
+from robustgen.evaluation.robustness import evaluate_robustness
+from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
 
 __all__ = [
     "AUPR",

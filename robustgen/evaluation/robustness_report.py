@@ -1,0 +1,139 @@
+"""What an evaluation found: per-example outcomes, accuracies with intervals, and how they are written and printed."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustgen.evaluation.masking import MaskingTest
+from robustgen.evaluation.metrics import wilson_interval
+from robustgen.evaluation.report import encode_pictures, write_report
+from robustgen.files import environment
+
+__all__ = ["AttackOutcome", "RobustnessReport"]
+
+
+@dataclass(frozen=True)
+class AttackOutcome:
+    """One attack on every example: ``success`` bool (N,), ``distance`` (N,), ``forwards`` and ``backwards`` (N,)."""
+
+    settings: dict[str, Any]
+    success: Tensor
+    distance: Tensor
+    forwards: Tensor
+    backwards: Tensor
+
+    @property
+    def standing(self) -> Tensor:
+        """bool (N,): still classified correctly."""
+        return ~self.success
+
+
+def _share(hits: Tensor) -> dict[str, float | int]:
+    """A proportion with its 95 % Wilson interval."""
+    low, high = wilson_interval(int(hits.sum()), len(hits))
+    return {"value": hits.double().mean().item(), "low": low, "high": high, "n": len(hits)}
+
+
+@dataclass
+class RobustnessReport:
+    """What :func:`evaluate_robustness` measured. Robust accuracies are upper bounds: a better attack can lower them.
+
+    Attributes:
+        name: of the network.
+        eps, norm, bounds: the threat model.
+        ids, y: int64 (N,).
+        clean: bool (N,), classified correctly without attack.
+        outcomes: by attack name.
+        curve: (eps, bool (n,) still standing under PGD) for each eps of the sweep, on the first n examples.
+        masking: the tests for gradient masking.
+        examples: x and worst-case x_adv of the first few inputs, for pictures.
+        seed, environment, wall_seconds: how it was made.
+    """
+
+    name: str
+    eps: float
+    norm: str
+    bounds: tuple[float, float]
+    ids: Tensor
+    y: Tensor
+    clean: Tensor
+    outcomes: dict[str, AttackOutcome]
+    curve: list[tuple[float, Tensor]] = field(default_factory=list)
+    masking: list[MaskingTest] = field(default_factory=list)
+    examples: tuple[Tensor, Tensor] | None = None
+    seed: int = 0
+    environment: dict[str, Any] = field(default_factory=environment)
+    wall_seconds: float = 0.0
+
+    @property
+    def clean_accuracy(self) -> float:
+        """Share of examples classified correctly."""
+        return self.clean.double().mean().item()
+
+    @property
+    def standing(self) -> Tensor:
+        """bool (N,): correct without attack and under every attack."""
+        return torch.stack([self.clean, *(o.standing for o in self.outcomes.values())]).all(0)
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Share of examples that no attack broke: an upper bound on the true robust accuracy."""
+        return self.standing.double().mean().item()
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: threat model, every number with its interval, settings, per-example outcomes."""
+        return {
+            "name": self.name,
+            "threat_model": {"norm": self.norm, "eps": self.eps, "bounds": list(self.bounds)},
+            "clean_accuracy": _share(self.clean),
+            "worst_case_accuracy": _share(self.standing),
+            "attacks": {
+                name: {
+                    "settings": o.settings,
+                    "robust_accuracy": _share(o.standing),
+                    "mean_forwards": o.forwards.double().mean().item(),
+                    "mean_backwards": o.backwards.double().mean().item(),
+                }
+                for name, o in self.outcomes.items()
+            },
+            "curve": [{"eps": eps} | _share(standing) for eps, standing in self.curve],
+            "masking_tests": [test.to_dict() for test in self.masking],
+            "per_example": {
+                "ids": self.ids.tolist(),
+                "labels": self.y.tolist(),
+                "clean_correct": self.clean.tolist(),
+                "broken_by": {name: o.success.tolist() for name, o in self.outcomes.items()},
+                "distance": {name: [round(d, 6) for d in o.distance.tolist()] for name, o in self.outcomes.items()},
+            },
+            "pictures": {} if self.examples is None else encode_pictures(*self.examples, self.bounds),
+            "seed": self.seed,
+            "environment": self.environment,
+            "wall_seconds": round(self.wall_seconds, 2),
+        }
+
+    def save(self, directory: str | Path, *, command: str | None = None) -> Path:
+        """Write ``report.json`` and ``report.html`` to ``directory``; returns the path of the page."""
+        report = {
+            "title": f"Robustness of {self.name}",
+            "command": command,
+            "seed": self.seed,
+            "wall_seconds": round(self.wall_seconds, 1),
+            "environment": self.environment,
+            "networks": [self.to_dict()],
+        }
+        return write_report(report, directory)
+
+    def __str__(self) -> str:
+        def line(name: str, hits: Tensor) -> str:
+            s = _share(hits)
+            return f"  {name:<28}{s['value']:>7.1%}   [{s['low']:.1%}, {s['high']:.1%}]"
+
+        rows = [f"{self.name}: {len(self.y)} examples, {self.norm} eps {self.eps:g} (95 % Wilson intervals)"]
+        rows.append(line("clean", self.clean))
+        rows += [line(name, o.standing) for name, o in self.outcomes.items()]
+        rows.append(line("worst case (upper bound)", self.standing))
+        rows += [f"  masking test, {t.name}: {t.verdict} - {t.detail}" for t in self.masking]
+        return "\n".join(rows)
