@@ -249,6 +249,7 @@ def score(
     ] = None,
     layers: Annotated[str, typer.Option("--layers", help="Where its autoencoders go: auto, or names.")] = "auto",
     epochs: Annotated[int, typer.Option("--epochs", help="Of their training.")] = 3,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Likewise.")] = 128,
     fpr: Annotated[float, typer.Option("--fpr", help="Nominal false-alarm rate of the flag.")] = 0.05,
     against: Annotated[
         list[str] | None,
@@ -286,6 +287,7 @@ def score(
         fit_data=None if fit_data is None else DataSpec(fit_data, data_root, download),
         layers=layers,
         epochs=epochs,
+        batch_size=batch_size,
         seed=seed,
         device=device,
         progress=not quiet,
