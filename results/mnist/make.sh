@@ -16,6 +16,10 @@ train --run runs/mnist-fortified-fgsm --attack fgsm --eps 0.3 --fortify 5 --acti
   --epochs 10 --batch-size 32 --lr 2e-3 --schedule cosine
 train --run runs/mnist-substitute --model mlp --width 512 --epochs 5 --seed 1
 
+for name in plain afterwards fortified-fgsm substitute; do
+  mkdir -p $out/train-$name
+  cp runs/mnist-$name/run.json runs/mnist-$name/metrics.jsonl $out/train-$name/
+done
 for name in plain afterwards fortified-fgsm; do attack --run runs/mnist-$name --out $out/attack-$name; done
 for name in afterwards fortified-fgsm; do score --run runs/mnist-$name --report $out/score-$name; done
 

@@ -52,7 +52,8 @@ class Attack(ABC):
         votes: fresh draws of a stochastic model of which a success needs the majority.
 
     The model, an ``nn.Module`` or any callable x -> logits, is queried in eval mode with frozen parameters and is
-    left exactly as it was; the global random state is not advanced.
+    left exactly as it was; the global random state is not advanced. A callable that is no module is called as it is:
+    put the network inside it in eval mode first.
     """
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
