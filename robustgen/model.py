@@ -8,7 +8,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-__all__ = ["Model", "Normalize", "evaluating", "logits_of", "output_tensor", "untouched", "warn_if_probabilities"]
+__all__ = [
+    "Model",
+    "Normalize",
+    "evaluating",
+    "logits_of",
+    "naming_inputs",
+    "output_tensor",
+    "untouched",
+    "warn_if_probabilities",
+]
 
 Model = Callable[[Tensor], Any]  # x (N, ...) in bounds -> logits (N, C), or an object with a .logits field
 
@@ -87,6 +96,18 @@ def evaluating(model: object) -> Iterator[None]:
                 m.train(flag)
         for m, flag in zip(modules, flags, strict=True):
             m.training = flag
+
+
+@contextmanager
+def naming_inputs(x: Tensor) -> Iterator[None]:
+    """Turn what torch raises for another number of channels, another size or dtype into a ValueError that says so."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        line = " ".join(str(error).split())
+        raise ValueError(f"the model fails on inputs of shape {tuple(x.shape[1:])}, {x.dtype}: {line}") from error
 
 
 @contextmanager

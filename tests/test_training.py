@@ -707,3 +707,16 @@ def test_a_foreign_checkpoint_is_refused(tmp_path):
     save_checkpoint(tmp_path, 0, {"w": torch.ones(1)}, {}, {})
     with pytest.raises(ValueError, match="unexpected w"):
         Trainer(ClassifierObjective(), run_dir=tmp_path, resume=True, progress=False).fit(network(), data())
+
+
+def test_inputs_that_the_model_does_not_take_are_named():
+    x, y = torch.rand(8, 4), torch.zeros(8, dtype=torch.int64)
+    trainer = Trainer(ClassifierObjective(), progress=False)
+    with pytest.raises(ValueError, match=r"the model fails on inputs of shape \(4,\), torch.float32"):
+        trainer.fit(nn.Linear(5, 2), (x, y))
+    with pytest.raises(ValueError, match=r"torch.float64"):
+        trainer.fit(nn.Linear(4, 2), (x.double(), y))
+    with pytest.raises(ValueError, match="NaN or Inf, first in example 3"):
+        trainer.fit(nn.Linear(4, 2), (x.index_fill(0, torch.tensor([3]), float("nan")), y))
+    with pytest.raises(ValueError, match="label 7, outside"):
+        trainer.fit(nn.Linear(4, 2), (x, y + 7))

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustgen.attacks.ball import Ball
 from robustgen.attacks.losses import LOSSES, fooled, margin
-from robustgen.model import Model, logits_of, warn_if_probabilities
+from robustgen.model import Model, logits_of, naming_inputs, warn_if_probabilities
 
 __all__ = ["Problem"]
 
@@ -131,13 +131,8 @@ class Problem:
     def _first_look(self) -> Tensor:
         """Query a few clean inputs twice, uncounted: does the model take them, is it stochastic? Their logits."""
         few = self.x[:4]
-        try:
+        with naming_inputs(few):
             first = self._query(few)
-        except torch.OutOfMemoryError:
-            raise
-        except RuntimeError as error:  # what torch raises for another number of channels, another size or dtype
-            shape, line = tuple(few.shape[1:]), " ".join(str(error).split())
-            raise ValueError(f"the model fails on inputs of shape {shape}, {few.dtype}: {line}") from error
         # Two passes of a deterministic model may still differ in the last bits (atomics on a GPU).
         self.stochastic = not torch.allclose(first, self._query(few), rtol=1e-5, atol=1e-6, equal_nan=True)
         return first

@@ -13,7 +13,7 @@ from robustgen.calibration import ConformalCalibration
 from robustgen.checks import check_images
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import fingerprint, model_fingerprint
-from robustgen.model import untouched
+from robustgen.model import naming_inputs, untouched
 from robustgen.training import Source, as_source
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ class Detector(ABC):
         if not with_grad:
             x = x.detach()
         chunks = (x,) if with_grad else x.split(self.batch_size)
-        with untouched(self.model), torch.set_grad_enabled(with_grad):
+        with untouched(self.model), torch.set_grad_enabled(with_grad), naming_inputs(x):
             return torch.cat([self._score(chunk.to(self._device)) for chunk in chunks]).to(x.device)
 
     def calibrate(self, x_id: Any) -> "Self":

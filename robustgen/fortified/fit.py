@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from robustgen.model import evaluating
+from robustgen.model import evaluating, naming_inputs
 from robustgen.training import Batch, Trainer, as_source, unwrap
 
 if TYPE_CHECKING:
@@ -94,7 +94,8 @@ def _measure_scales(net: "FortifiedNetwork", data: Any, batch_size: int, batches
     counts = dict.fromkeys(net.layers, 0)
     with evaluating(net), torch.no_grad():
         for x in as_source(data).sample(batches * batch_size)[0].split(batch_size):
-            _, states = net(x.to(device), return_states=True, replace=False)
+            with naming_inputs(x):
+                _, states = net(x.to(device), return_states=True, replace=False)
             for name, (state, _) in states.items():
                 squares[name.split("#")[0]] += state.double().square().sum()
                 counts[name.split("#")[0]] += state.numel()

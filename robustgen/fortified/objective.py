@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustgen.model import logits_of
+from robustgen.model import logits_of, naming_inputs
 from robustgen.training import Batch, adversarial_inputs, class_loss, unwrap
 
 __all__ = ["FortifiedObjective"]
@@ -71,7 +71,8 @@ class FortifiedObjective:
         x, y, n = batch.x, batch.y, len(batch.x)
         if self.attack is not None:
             x = torch.cat([x, adversarial_inputs(self.attack, net, batch, step)])
-        output, states = model(x, return_states=True, detach_states=self.detach_states)
+        with naming_inputs(batch.x):
+            output, states = model(x, return_states=True, detach_states=self.detach_states)
         logits = logits_of(output)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         clean_loss = class_loss(logits[:n], y, self.label_smoothing)

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustgen.model import logits_of
+from robustgen.model import logits_of, naming_inputs
 from robustgen.training.batches import Batch
 from robustgen.training.distributed import unwrap
 
@@ -65,7 +65,8 @@ class ClassifierObjective:
         if self.attack is not None:
             halves["adv_accuracy"] = 1.0
             inputs.append(adversarial_inputs(self.attack, model, batch, step))
-        logits = logits_of(model(torch.cat(inputs)))  # (B or 2B, C)
+        with naming_inputs(batch.x):
+            logits = logits_of(model(torch.cat(inputs)))  # (B or 2B, C)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a loss
         loss, logged = logits.new_zeros(()), {}
         for (name, weight), half in zip(halves.items(), logits.chunk(len(halves)), strict=True):
