@@ -137,7 +137,7 @@ def draw_markdown(report: dict[str, Any]) -> str:
 
 
 def _facts(report: dict[str, Any]) -> list[list[object]]:
-    facts = {name: report.get(name) for name in ("command", "seed", "wall_seconds")} | report.get("environment", {})
+    facts = {name: report.get(name) for name in ("command", "seed")} | report.get("environment", {})
     return [[name, value] for name, value in facts.items() if value is not None]
 
 
