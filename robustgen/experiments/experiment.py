@@ -1,0 +1,154 @@
+"""What an experiment is: a table or figure of a source, its published numbers, and how one of its cells is measured."""
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from robustgen.experiments.workshop import Workshop
+
+__all__ = ["SCALES", "Cell", "Column", "Experiment", "Measurement", "Row"]
+
+SCALES = ("smoke", "cpu", "full")
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table; ``key`` names it in files and on the command line."""
+
+    key: str
+    title: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        key: its name in files and on the command line.
+        title: as readers see it.
+        published: the source's number for each column that it prints.
+        columns: those that the row is measured in; None: all.
+        note: what a reader has to know.
+        missing: why it is not measured; empty for a row that is.
+        data: further settings of the row, which the experiment understands.
+    """
+
+    key: str
+    title: str
+    published: Mapping[str, float] = field(default_factory=dict)
+    columns: tuple[str, ...] | None = None
+    note: str = ""
+    missing: str = ""
+    data: Any = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One row, one column, one seed: what is measured at a time and kept in a file of its own."""
+
+    row: str
+    column: str
+    seed: int
+
+    @property
+    def name(self) -> str:
+        """As on the command line and in file names.
+
+        >>> Cell("fortified", "fgsm-0.3", 2).name
+        'fortified--fgsm-0.3--seed2'
+        """
+        return f"{self.row}--{self.column}--seed{self.seed}"
+
+    @classmethod
+    def parse(cls, name: str) -> "Cell":
+        """The cell called ``name``; ValueError for a name of another form."""
+        found = re.fullmatch(r"(.+)--(.+)--seed(\d+)", name)
+        if found is None:
+            raise ValueError(f"a cell is named row--column--seedN, not {name!r}")
+        return cls(found[1], found[2], int(found[3]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measurement:
+    """What a cell gave.
+
+    Attributes:
+        value: the number of the table, in the unit of the experiment.
+        numbers: everything measured: {name: {"value": ..., "n": examples behind it}}.
+        verdicts: tests of the measurement itself, each with name, verdict and detail (see ``MaskingTest``).
+        history: {name: one number an epoch}, of the trainings behind it.
+        remarks: what a reader has to know of this very cell.
+    """
+
+    value: float
+    numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    verdicts: list[dict[str, Any]] = field(default_factory=list)
+    history: Mapping[str, list[float]] = field(default_factory=dict)
+    remarks: list[str] = field(default_factory=list)
+
+
+class Experiment(ABC):
+    """A table or figure. A subclass or instance states the attributes and says how a cell is measured.
+
+    Attributes:
+        name: "source/what", as on the command line and under results/.
+        title: one line.
+        source: title, author, year and place of the published numbers.
+        metric: what ``value`` is, with its unit.
+        rows, columns: of the table.
+        seeds: how many are due.
+        notes: what a reader has to know of the whole.
+    """
+
+    name: str
+    title: str
+    source: str
+    metric: str
+    rows: tuple[Row, ...]
+    columns: tuple[Column, ...]
+    seeds: int = 3
+    digits: int = 2
+    notes: tuple[str, ...] = ()
+
+    @abstractmethod
+    def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
+        """Everything on which the cell's numbers depend, JSON-able; a kept cell with other settings is measured anew."""
+
+    @abstractmethod
+    def measure(self, cell: Cell, scale: str, workshop: "Workshop") -> Measurement:
+        """Train, attack, score: whatever the cell needs."""
+
+    def describe(self, scale: str) -> str:
+        """Data, sizes and epochs at ``scale``, in one line for readers."""
+        return ""
+
+    def row(self, key: str) -> Row:
+        """The row called ``key``; ValueError for another."""
+        return next((r for r in self.rows if r.key == key), None) or _unknown("row", key, [r.key for r in self.rows])
+
+    def cells(self, seeds: int | None = None) -> list[Cell]:
+        """All cells that are measured, seed by seed, so that a table that grows is whole for its first seeds."""
+        columns = [c.key for c in self.columns]
+        return [
+            Cell(row.key, column, seed)
+            for seed in range(self.seeds if seeds is None else seeds)
+            for row in self.rows
+            if not row.missing
+            for column in (columns if row.columns is None else row.columns)
+        ]
+
+    def cell(self, name: str) -> Cell:
+        """The cell called ``name``; ValueError where the experiment has none."""
+        cell = Cell.parse(name)
+        if cell not in self.cells(cell.seed + 1):
+            raise ValueError(f"{self.name} has no cell {name!r}; one of its cells is {self.cells(1)[0].name!r}")
+        return cell
+
+
+def _unknown(what: str, key: str, known: list[str]) -> Any:
+    from robustgen.checks import nearest
+
+    raise ValueError(f"unknown {what} {key!r}; {nearest(key, known)}")

@@ -1,0 +1,204 @@
+"""Measures the cells of an experiment, each into a file of its own, and sums them up."""
+
+import json
+import statistics
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from robustgen.experiments.experiment import SCALES, Cell, Experiment, Measurement
+from robustgen.experiments.workshop import Workshop
+from robustgen.files import environment, read_json, write_json
+
+__all__ = ["FORMAT", "cell_path", "check_cell", "measure_cell", "read_cells", "run_experiment", "summarise"]
+
+FORMAT = 1
+
+
+def cell_path(out: Path, experiment: Experiment, scale: str, cell: Cell) -> Path:
+    """``out/<experiment>/<scale>/<cell>.json``."""
+    return out / experiment.name / scale / f"{cell.name}.json"
+
+
+def measure_cell(
+    experiment: Experiment, cell: Cell, scale: str, workshop: Workshop, command: str | None = None
+) -> dict[str, Any]:
+    """Measure one cell; its record, as it is written (cell.schema.json)."""
+    started = time.monotonic()
+    found: Measurement = experiment.measure(cell, scale, workshop)
+    return {
+        "format": FORMAT,
+        "experiment": experiment.name,
+        "scale": scale,
+        "row": cell.row,
+        "column": cell.column,
+        "seed": cell.seed,
+        "settings": _as_json(experiment.settings(cell, scale)),
+        "value": found.value,
+        "numbers": _as_json(found.numbers),
+        "verdicts": found.verdicts,
+        "history": _as_json(found.history),
+        "remarks": found.remarks,
+        "command": command,
+        "commit": _commit(),
+        "environment": environment(),
+        "wall_seconds": round(time.monotonic() - started, 1),
+    }
+
+
+def read_cells(out: Path, experiment: Experiment, scale: str) -> dict[str, dict[str, Any]]:
+    """The kept cells of an experiment by name, in its order; those whose settings are no longer the experiment's are not.
+
+    Raises:
+        ValueError: a file that is not a cell's record.
+    """
+    found = {}
+    for cell in experiment.cells(_most_seeds(out, experiment, scale)):
+        path = cell_path(out, experiment, scale, cell)
+        if path.exists():
+            record = read_json(path)
+            if not isinstance(record, dict) or record.get("format") != FORMAT:
+                raise ValueError(f"{path}: not the record of a cell in format {FORMAT}")
+            if record["settings"] == _as_json(experiment.settings(cell, scale)):
+                found[cell.name] = record
+    return found
+
+
+def _most_seeds(out: Path, experiment: Experiment, scale: str) -> int:
+    names = [path.stem for path in (out / experiment.name / scale).glob("*--seed*.json")]
+    return max([experiment.seeds, *(Cell.parse(name).seed + 1 for name in names)])
+
+
+def run_experiment(
+    experiment: Experiment,
+    scale: str,
+    workshop: Workshop,
+    out: Path,
+    *,
+    seeds: int | None = None,
+    only: Cell | None = None,
+    part: tuple[int, int] = (1, 1),
+    command: str | None = None,
+    say: Callable[[str], None] = print,
+) -> dict[str, dict[str, Any]]:
+    """Measure what is not measured yet; each cell is written as soon as it ends, so a killed run loses at most one.
+
+    Args:
+        seeds: 0 to seeds - 1; None: as many as the experiment asks for.
+        only: this cell alone.
+        part: (i, k): every k-th cell, beginning with the i-th, so that k processes can share the work.
+
+    Returns:
+        All kept cells, as :func:`read_cells` gives them. ``out/<experiment>/<scale>.json`` sums them up.
+    """
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
+    cells = [only] if only is not None else experiment.cells(seeds)[part[0] - 1 :: part[1]]
+    kept = read_cells(out, experiment, scale)
+    for k, cell in enumerate(cells):
+        where = f"{experiment.name} {scale} [{k + 1}/{len(cells)}] {cell.name}"
+        if cell.name in kept:
+            say(f"{where}: kept, {kept[cell.name]['value']:.{experiment.digits}f}")
+            continue
+        record = measure_cell(experiment, cell, scale, workshop, command)
+        write_json(cell_path(out, experiment, scale, cell), record)
+        say(f"{where}: {record['value']:.{experiment.digits}f} ({record['wall_seconds']:.0f} s)")
+    kept = read_cells(out, experiment, scale)
+    write_json(out / experiment.name / f"{scale}.json", summarise(experiment, scale, kept))
+    return kept
+
+
+def summarise(experiment: Experiment, scale: str, kept: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """For each row and column: every seed's value, mean and standard deviation, the published number; how it was made."""
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for record in kept.values():
+        groups.setdefault((record["row"], record["column"]), []).append(record)
+    return {
+        "format": FORMAT,
+        "experiment": experiment.name,
+        "title": experiment.title,
+        "source": experiment.source,
+        "metric": experiment.metric,
+        "scale": scale,
+        "cells": [
+            {
+                "row": row,
+                "column": column,
+                "published": experiment.row(row).published.get(column),
+                "seeds": [r["seed"] for r in records],
+                "values": [r["value"] for r in records],
+            }
+            | _mean(records, lambda r: r["value"])
+            | {
+                "numbers": {
+                    name: _mean([r for r in records if name in r["numbers"]], lambda r, k=name: r["numbers"][k]["value"])
+                    for name in records[0]["numbers"]
+                }
+            }
+            for (row, column), records in groups.items()
+        ],
+        "commands": sorted({r["command"] for r in kept.values() if r["command"]}),
+        "commits": sorted({r["commit"] for r in kept.values()}),
+        "environments": _distinct([r["environment"] for r in kept.values()]),
+        "wall_seconds": round(sum(r["wall_seconds"] for r in kept.values()), 1),
+    }
+
+
+def _mean(records: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> dict[str, Any]:
+    values = [value(r) for r in records]
+    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+
+
+def _distinct(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in dict.fromkeys(json.dumps(item, sort_keys=True) for item in items)]
+
+
+def check_cell(
+    experiment: Experiment, cell: Cell, scale: str, workshop: Workshop, out: Path, tolerance: float = 1e-6
+) -> list[str]:
+    """Measure a kept cell again, from nothing, and name every number that comes out otherwise.
+
+    The same versions, hardware and thread count give the same numbers bitwise; others need not.
+
+    Raises:
+        FileNotFoundError: the cell is not kept.
+    """
+    path = cell_path(out, experiment, scale, cell)
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such cell is kept")
+    kept, again = read_json(path), measure_cell(experiment, cell, scale, workshop)
+    numbers = [("value", kept["value"], again["value"])]
+    for name in dict.fromkeys([*kept["numbers"], *again["numbers"]]):
+        pair = (found["numbers"].get(name, {}).get("value", float("nan")) for found in (kept, again))
+        numbers.append((name, *pair))
+    problems = [
+        f"{name}: kept {old:.6g}, now {new:.6g}"
+        for name, old, new in numbers
+        if not abs(old - new) <= tolerance * max(1.0, abs(old))
+    ]
+    if kept["settings"] != again["settings"]:
+        problems.insert(0, "the settings of the experiment are no longer those of the kept cell")
+    if problems and kept["environment"] != again["environment"]:
+        different = [k for k, v in kept["environment"].items() if again["environment"].get(k) != v]
+        problems.append(f"the kept cell was measured elsewhere: {', '.join(different)} differ")
+    return problems
+
+
+def _as_json(value: Any) -> Any:
+    return json.loads(json.dumps(value, allow_nan=False))
+
+
+def _commit() -> str:
+    """The commit that this code is at, "-changed" where files of the package differ from it; "unknown" outside git."""
+    here = Path(__file__).parent
+
+    def git(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--", str(here.parent))
+        return git("rev-parse", "HEAD") + ("-changed" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,130 @@
+"""Where cells are made: data sets, and trained networks that several cells share and a killed run goes on with."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustgen import data
+from robustgen.files import write_json
+from robustgen.training import Trainer
+
+__all__ = ["Workshop", "one_cycle"]
+
+
+def one_cycle(progress: float, warm_up: float = 0.2) -> float:
+    """Learning-rate factor: linear up over the first fifth of the training, a cosine down to zero over the rest.
+
+    Without the two slopes, adversarial training at rates that a short training needs does not get off the ground.
+
+    >>> [round(one_cycle(t), 2) for t in (0.0, 0.1, 0.2, 0.6, 1.0)]
+    [0.0, 0.5, 1.0, 0.5, 0.0]
+    """
+    import math
+
+    if progress < warm_up:
+        return progress / warm_up
+    return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+
+
+@dataclass
+class Workshop:
+    """Data and trained networks.
+
+    Attributes:
+        work: directory of trainings, one folder for each distinct settings.
+        data_root: where the data sets are, in torchvision's layout; None: only those that come with the package.
+        device: where to train and attack.
+        progress: show progress bars.
+        say: receives a line for each training.
+    """
+
+    work: Path
+    data_root: Path | None = None
+    device: torch.device = field(default_factory=lambda: torch.device("cpu"))
+    progress: bool = False
+    say: Callable[[str], None] = print
+
+    def images(self, name: str, part: str) -> data.ArrayDataset:
+        """The "train" or "test" part of a data set. "cifar10-jpeg" is an image folder of that name in data_root."""
+        if name == "digits":
+            return data.digits(part)
+        if self.data_root is None:
+            raise ValueError(f"{name}: pass --data-root, the folder that holds it")
+        if name == "cifar10-jpeg":
+            folder = self.data_root / name
+            if not folder.is_dir():
+                raise FileNotFoundError(f"{folder}: no such folder; unpack cifar10-jpeg.zip there or elsewhere")
+            return data.load(folder, split=part)
+        return data.load(name, split=part, root=self.data_root)
+
+    def text(self) -> Path:
+        """The file of the character models; FileNotFoundError where data_root does not hold it."""
+        if self.data_root is None:
+            raise ValueError("text: pass --data-root, the folder that holds text/tinyshakespeare.txt")
+        path = self.data_root / "text" / "tinyshakespeare.txt"
+        if not path.is_file():
+            raise FileNotFoundError(f"{path}: no such file")
+        return path
+
+    def train(
+        self,
+        settings: dict[str, Any],
+        network: nn.Module,
+        objective: Any,
+        examples: Any,
+        *,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        seed: int,
+        schedule: Callable[[float], float] | None = one_cycle,
+        clip_norm: float | None = None,
+    ) -> list[dict[str, float]]:
+        """Train ``network`` in place, or load it where these ``settings`` were trained before; its history.
+
+        A training that was killed goes on where it was. The network is left in eval mode.
+        """
+        digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=10).hexdigest()
+        run_dir = self.work / digest
+        adam: Callable[[Any], torch.optim.Optimizer] = partial(torch.optim.Adam, lr=lr)
+        trainer = Trainer(
+            objective,
+            optimizer=adam,
+            schedule=schedule,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            device=self.device,
+            clip_norm=clip_norm,
+            run_dir=run_dir,
+            resume=True,
+            progress=self.progress,
+        )
+        with _alone(run_dir):
+            if not (run_dir / "settings.json").exists():
+                write_json(run_dir / "settings.json", settings)
+            history = trainer.fit(network, examples)
+        network.eval()
+        return history
+
+
+@contextmanager
+def _alone(directory: Path) -> Iterator[None]:
+    """Wait while another process works in ``directory`` (where the system has file locks)."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    directory.mkdir(parents=True, exist_ok=True)
+    with open(directory / "lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
