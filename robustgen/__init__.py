@@ -17,6 +17,7 @@ _HOME = {
     "FGSM": "robustgen.attacks",
     "PGD": "robustgen.attacks",
     "ReconstructionError": "robustgen.detectors",
+    "SequenceMonitor": "robustgen.fortified",
     "evaluate_robustness": "robustgen.evaluation",
     "Normalize": "robustgen.model",
     "Trainer": "robustgen.training",

@@ -4,6 +4,7 @@ import json
 import os
 import shlex
 import sys
+import tempfile
 import warnings
 from pathlib import Path
 from typing import Annotated, Any
@@ -322,6 +323,76 @@ def score(
             found = {"title": f"Scores of {run or model} on {data}", "command": _command(), "seed": seed}
             found |= {"environment": environment(), "networks": [], "detection": [entry]}
             print(f"report: {write_report(found, report)}")
+
+
+@app.command()
+def reproduce(
+    experiment: Annotated[str | None, typer.Argument(help="Its name, as --list prints it.")] = None,
+    list_: Annotated[bool, typer.Option("--list", help="Show all experiments, what is measured and what is not.")] = False,
+    data_root: RootOption = None,
+    scale: Annotated[str, typer.Option("--scale", help="smoke (digits, seconds), cpu or full.")] = "cpu",
+    seeds: Annotated[int | None, typer.Option("--seeds", help="How many; default: what the experiment asks for.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Where results are kept.")] = Path("results"),
+    work: Annotated[
+        Path, typer.Option("--work", help="Where trained networks are kept, for cells that share them.")
+    ] = Path("runs/reproduce"),
+    cell: Annotated[str | None, typer.Option("--cell", help="Only this one: row--column--seedN.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Measure a kept --cell again, from nothing, and compare.")] = False,
+    part: Annotated[str, typer.Option("--part", help="i/k: every k-th cell from the i-th, to share the work.")] = "1/1",
+    page: Annotated[Path | None, typer.Option("--page", help="Draw the page of all results to this file.")] = None,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure a table or figure of the source theses: published numbers beside ours, cell by cell, resumable."""
+    if experiment is None and not list_ and page is None:
+        raise ValueError("name an experiment, or pass --list or --page")
+    if check and (experiment is None or cell is None):
+        raise ValueError("--check needs an experiment and its --cell")
+    from robustgen.experiments.results_page import draw_list, draw_page
+
+    if experiment is not None:
+        from robustgen.commands import reproduce as command
+
+        root = None if data_root is None else Path(data_root)
+        if check:
+            assert cell is not None
+            with tempfile.TemporaryDirectory() as fresh:
+                problems = command.check(
+                    experiment,
+                    cell,
+                    scale=scale,
+                    out=out,
+                    work=Path(fresh),
+                    data_root=root,
+                    device=device,
+                    progress=not quiet,
+                )
+            if problems:
+                raise RuntimeError("; ".join(problems))
+            print(f"{cell}: every number comes out the same")
+            return
+        print(
+            command.measure(
+                experiment,
+                scale=scale,
+                out=out,
+                work=work,
+                data_root=root,
+                seeds=seeds,
+                cell=cell,
+                part=part,
+                device=device,
+                progress=not quiet,
+                command=_command(),
+            )
+        )
+    if page is not None:
+        from robustgen.files import write_bytes
+
+        write_bytes(page, draw_page(out).encode())
+        print(page)
+    if list_:
+        print(draw_list(out))
 
 
 @app.command()

@@ -53,8 +53,13 @@ class Normalize(nn.Module):
 
 
 def output_tensor(output: object) -> Tensor:
-    """The tensor in a model's output: the output itself or its ``.logits`` field; TypeError for anything else."""
+    """The tensor in a model's output: the output itself, its ``.logits`` field, or the first item of a tuple or list.
+
+    A recurrent network that returns (logits, state) is meant by the last. TypeError for anything else.
+    """
     tensor = output if isinstance(output, Tensor) else getattr(output, "logits", None)
+    if tensor is None and isinstance(output, tuple | list) and output:
+        tensor = output[0]
     if not isinstance(tensor, Tensor):
         raise TypeError(f"the model must return a tensor or an object with .logits, not {type(output).__name__}")
     return tensor
@@ -67,6 +72,8 @@ def logits_of(output: object) -> Tensor:
         TypeError: neither.
         ValueError: not two-dimensional, or fewer than two classes.
     """
+    if isinstance(output, tuple | list) and not hasattr(output, "logits"):
+        raise TypeError(f"a classifier must return a tensor or an object with .logits, not {type(output).__name__}")
     logits = output_tensor(output)
     if logits.ndim != 2 or logits.shape[1] < 2:
         raise ValueError(f"the model must return logits (N, C) with C >= 2, got shape {tuple(logits.shape)}")

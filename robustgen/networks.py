@@ -74,17 +74,99 @@ def mlp(n_inputs: int, hidden: Sequence[int], n_classes: int, activation: str = 
     return nn.Sequential(*layers, nn.Linear([n_inputs, *hidden][-1], n_classes))
 
 
-def build(name: str, example: Tensor, n_classes: int, width: int | None = None, activation: str = "relu") -> nn.Module:
-    """The built-in network called ``name`` ("convnet" or "mlp") for inputs shaped like ``example`` (N, ...).
+def resnet(
+    in_channels: int = 3,
+    n_classes: int = 10,
+    widths: Sequence[int] = (16, 32, 64),
+    blocks: int = 1,
+    activation: str = "relu",
+    norm: str = "group",
+) -> nn.Sequential:
+    """A small residual network with pre-activations for 32x32 images, (N, C, H, W) -> logits (N, n_classes).
+
+    He, Zhang, Ren and Sun, "Identity Mappings in Deep Residual Networks", 2016: a 3x3 convolution, then for each width
+    a stage of residual blocks (norm, activation, 3x3 convolution, twice over), each stage after the first at half the
+    resolution; norm, activation, mean over positions and a linear read-out. Any image size will do. Layers are named:
+    "stage2.0.act1" is the first activation of the first block at the second width, "act" the last one.
+
+    Args:
+        in_channels, n_classes: of the data.
+        widths: channels of each stage.
+        blocks: residual blocks in each stage.
+        activation: of every layer, see :func:`activation_module`.
+        norm: "group" (Wu and He, "Group Normalization", 2018; up to 8 groups), "batch" (as in the source) or "none".
+            Batch normalisation takes its statistics over clean and adversarial inputs together where an objective
+            forwards both at once, and attacks meet other statistics than training does; groups see one input each.
 
     Raises:
-        ValueError: an unknown name, or a convnet for inputs that are not images (N, C, H, W).
+        ValueError: no stage, no block, an unknown activation or norm.
+
+    >>> import torch
+    >>> resnet(3, 10)(torch.zeros(2, 3, 32, 32)).shape
+    torch.Size([2, 10])
+    """
+    if not widths or blocks < 1:
+        raise ValueError(f"resnet needs at least one width and one block, got widths={tuple(widths)}, blocks={blocks}")
+    layers: list[tuple[str, nn.Module]] = [("stem", nn.Conv2d(in_channels, widths[0], 3, padding=1))]
+    channels = widths[0]
+    for stage, width in enumerate(widths):
+        parts = []
+        for block in range(blocks):
+            stride = 2 if stage and not block else 1
+            parts.append(_PreActivationBlock(channels, width, stride, activation, norm))
+            channels = width
+        layers.append((f"stage{stage + 1}", nn.Sequential(*parts)))
+    layers += [("norm", _norm_module(norm, channels)), ("act", activation_module(activation))]
+    layers += [("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("out", nn.Linear(channels, n_classes))]
+    return nn.Sequential(OrderedDict(layers))
+
+
+class _PreActivationBlock(nn.Module):
+    """h + conv2(act2(norm2(conv1(act1(norm1(h)))))); a 1x1 convolution of act1's output stands for h on other shapes."""
+
+    def __init__(self, channels: int, width: int, stride: int, activation: str, norm: str) -> None:
+        super().__init__()
+        self.norm1, self.act1 = _norm_module(norm, channels), activation_module(activation)
+        self.conv1 = nn.Conv2d(channels, width, 3, stride, padding=1)
+        self.norm2, self.act2 = _norm_module(norm, width), activation_module(activation)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1)
+        same = stride == 1 and channels == width
+        self.shortcut = None if same else nn.Conv2d(channels, width, 1, stride)
+
+    def forward(self, h: Tensor) -> Tensor:
+        active = self.act1(self.norm1(h))
+        change = self.conv2(self.act2(self.norm2(self.conv1(active))))
+        return change + (h if self.shortcut is None else self.shortcut(active))
+
+
+def _norm_module(name: str, channels: int) -> nn.Module:
+    if name == "group":
+        # At least two channels each: one alone, at the one position of a small map, would be normalised to zero.
+        groups = next(g for g in (8, 4, 2, 1) if g == 1 or channels % (2 * g) == 0)
+        return nn.GroupNorm(groups, channels)
+    if name == "batch":
+        return nn.BatchNorm2d(channels)
+    if name == "none":
+        return nn.Identity()
+    raise ValueError(f"unknown norm {name!r}; known: group, batch, none")
+
+
+def build(name: str, example: Tensor, n_classes: int, width: int | None = None, activation: str = "relu") -> nn.Module:
+    """The built-in network called ``name`` ("convnet", "mlp" or "resnet") for inputs shaped like ``example`` (N, ...).
+
+    ``width``: channels of the first layer (of the first stage of a resnet, doubled from stage to stage), units of mlp.
+
+    Raises:
+        ValueError: an unknown name, or a convnet or resnet for inputs that are not images (N, C, H, W).
     """
     if name == "mlp":
         return mlp(example[0].numel(), [width or 256] * 2, n_classes, activation)
-    if name != "convnet":
-        raise ValueError(f"unknown network {name!r}; known: convnet, mlp (or module:function for your own)")
+    if name not in ("convnet", "resnet"):
+        raise ValueError(f"unknown network {name!r}; known: convnet, mlp, resnet (or module:function for your own)")
     if example.ndim != 4:
-        raise ValueError(f"convnet takes images (N, C, H, W), got shape {tuple(example.shape)}")
+        raise ValueError(f"{name} takes images (N, C, H, W), got shape {tuple(example.shape)}")
     _, channels, height, breadth = example.shape
+    if name == "resnet":
+        first = width or 16
+        return resnet(channels, n_classes, (first, 2 * first, 4 * first), activation=activation)
     return convnet(channels, n_classes, (height, breadth), width or 64, activation)

@@ -16,12 +16,14 @@ from robustgen.attacks import FGSM, PGD, Attack, NoiseSearch, TransferAttack
 from robustgen.attacks.ball import Ball, perturbation_norm
 from robustgen.attacks.losses import cross_entropy_direction, margin
 
-MEMBERS = [n for n in attacks.__all__ if n not in ("Attack", "AttackResult")]
+MEMBERS = [n for n in attacks.__all__ if issubclass(getattr(attacks, n), Attack) and n != "Attack"]
 GRADIENT = [n for n in MEMBERS if n != "NoiseSearch"]
 
 
 def make(name: str, model: object, **common) -> Attack:
     """An instance of a member; one that needs more than common settings has a line here."""
+    if common.get("norm") == "Linf" and "Linf" not in getattr(attacks, name).norms:
+        pytest.skip(f"{name} has no Linf")
     if name == "TransferAttack":
         return TransferAttack(surrogate=model, attack=PGD(steps=10, **common))
     extra = {"PGD": {"steps": 10, "restarts": 2}, "NoiseSearch": {"n_queries": 8}}.get(name, {})
@@ -248,7 +250,7 @@ class TestWork:
     def test_every_option_is_checked(self, name):
         model = nn.Linear(2, 2)
         for wrong in ({"norm": "L7"}, {"eps": -0.1}, {"eps": float("nan")}, {"bounds": (1.0, 0.0)}, {"votes": 0}):
-            with pytest.raises(ValueError, match=next(iter(wrong)) if "norm" not in wrong else "Linf or L2"):
+            with pytest.raises(ValueError, match=next(iter(wrong)) if "norm" not in wrong else "supports norm .*L2"):
                 make(name, model, **wrong)
         with pytest.raises(TypeError):
             make(name, model, epsilon=0.1)
@@ -293,7 +295,7 @@ class TestWork:
             make(name, nn.Linear(4, 2))(nn.Sequential(nn.Linear(4, 2), nn.Softmax(1)), x, y)
 
 
-@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("name", [n for n in GRADIENT if n != "SpherePGD"])  # test_spheres.py: it searches another set
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("n_classes", [2, 5])
@@ -331,7 +333,7 @@ def test_a_confident_network_does_not_mask_its_gradient(name):
     model = nn.Linear(12, 2)
     x = 0.4 + 0.2 * torch.rand(50, 12)
     y = model(x).argmax(1)
-    loud = lambda z: 1e5 * model(z)
+    loud = lambda z: 2.0**17 * model(z)  # a power of two: what is not lost is exact
     leaf = x.clone().requires_grad_(True)
     nn.functional.cross_entropy(loud(leaf), y).backward()
     assert (leaf.grad == 0).all(1).any()

@@ -5,21 +5,32 @@ from robustgen.data.digits import digits
 from robustgen.data.folder import load_folder
 from robustgen.data.load import load
 from robustgen.data.npz import load_npz, save_npz
+from robustgen.data.spheres import spheres
 from robustgen.data.splits import check_disjoint, heldout_classes, split
 from robustgen.data.synthetic import noise
+from robustgen.data.text import TEXT8, babble, decode, encode, load_text, normalise, split_text, windows
 from robustgen.data.vision import load_vision
 
 __all__ = [
+    "TEXT8",
     "ArrayDataset",
+    "babble",
     "check_disjoint",
+    "decode",
     "digits",
+    "encode",
     "heldout_classes",
     "load",
     "load_folder",
     "load_npz",
+    "load_text",
     "load_vision",
     "noise",
+    "normalise",
     "require_nonempty",
     "save_npz",
+    "spheres",
     "split",
+    "split_text",
+    "windows",
 ]

@@ -16,6 +16,7 @@ from robustgen.evaluation.metrics import (
 from robustgen.evaluation.report import draw_html, load_report, write_report
 from robustgen.evaluation.robustness import evaluate_robustness
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
+from robustgen.evaluation.substitute import Substitute, train_substitute
 
 __all__ = [
     "AUPR",
@@ -23,6 +24,7 @@ __all__ = [
     "MaskingTest",
     "RobustnessReport",
     "RocCurve",
+    "Substitute",
     "aupr_trapezoid",
     "auroc",
     "average_precision",
@@ -33,6 +35,7 @@ __all__ = [
     "fpr_at_tpr",
     "load_report",
     "roc_curve",
+    "train_substitute",
     "wilson_interval",
     "write_report",
 ]

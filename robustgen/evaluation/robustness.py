@@ -16,7 +16,7 @@ from robustgen.evaluation.masking import run_masking_tests
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
 from robustgen.model import Model
 
-__all__ = ["SUITES", "evaluate_robustness"]
+__all__ = ["SUITES", "NoAttack", "evaluate_robustness"]
 
 SWEEP = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # multiples of eps at which accuracy is measured on the one network
 
@@ -34,7 +34,7 @@ def _quick(eps: float, norm: str, bounds: tuple[float, float], seed: int) -> dic
 SUITES = {"quick": _quick}
 
 
-class _NoAttack(Attack):
+class NoAttack(Attack):
     """The clean verdict, by the rules of the attacks (a stochastic model is judged by the majority of its draws)."""
 
     def _search(self, problem: Problem) -> None:
@@ -112,7 +112,7 @@ def evaluate_robustness(
     pgd = PGD(eps=eps, norm=norm, bounds=bounds, seed=seed)
     span = (bounds[1] - bounds[0]) * (1 if norm == "Linf" else x[0].numel() ** 0.5)
     sweep = {m * eps: f"sweep: {m * eps:.6g}" for m in SWEEP if m * eps < span} if masking_tests else {}
-    jobs = {"clean": Job(_NoAttack(norm=norm, bounds=bounds, seed=seed), len(x))}
+    jobs = {"clean": Job(NoAttack(norm=norm, bounds=bounds, seed=seed), len(x))}
     jobs |= {f"attack: {label}": Job(attack, len(x)) for label, attack in chosen.items()}
     jobs |= {label: Job(replace(pgd, eps=e), few) for e, label in sweep.items()}
     if masking_tests:

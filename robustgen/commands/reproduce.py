@@ -1,0 +1,80 @@
+"""``robustgen reproduce``: measure the tables and figures of the sources, list them, draw the page of results."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from robustgen.experiments.catalogue import find
+from robustgen.experiments.experiment import SCALES
+from robustgen.experiments.results_page import draw_experiment
+from robustgen.experiments.runner import check_cell, run_experiment
+from robustgen.experiments.workshop import Workshop
+
+__all__ = ["check", "measure"]
+
+
+def measure(
+    name: str,
+    *,
+    scale: str,
+    out: Path,
+    work: Path,
+    data_root: Path | None = None,
+    seeds: int | None = None,
+    cell: str | None = None,
+    part: str = "1/1",
+    device: str | None = None,
+    progress: bool = True,
+    command: str | None = None,
+    say: Callable[[str], None] = print,
+) -> str:
+    """Measure what is missing of an experiment; returns its tables."""
+    experiment = find(name)
+    if seeds is not None and seeds < 1:
+        raise ValueError(f"--seeds must be at least 1, got {seeds}")
+    run_experiment(
+        experiment,
+        scale,
+        _workshop(work, data_root, device, progress, say),
+        out,
+        seeds=seeds,
+        only=None if cell is None else experiment.cell(cell),
+        part=_part(part),
+        command=command,
+        say=say,
+    )
+    return draw_experiment(experiment, out, (scale,))
+
+
+def check(
+    name: str,
+    cell: str,
+    *,
+    scale: str,
+    out: Path,
+    work: Path,
+    data_root: Path | None = None,
+    device: str | None = None,
+    progress: bool = True,
+    say: Callable[[str], None] = print,
+) -> list[str]:
+    """Measure a kept cell again in a fresh ``work`` directory; returns what comes out otherwise."""
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
+    experiment = find(name)
+    workshop = _workshop(work, data_root, device, progress, say)
+    return check_cell(experiment, experiment.cell(cell), scale, workshop, out)
+
+
+def _workshop(
+    work: Path, data_root: Path | None, device: str | None, progress: bool, say: Callable[[str], None]
+) -> Workshop:
+    return Workshop(work, data_root, torch.device(device or "cpu"), progress, say)
+
+
+def _part(text: str) -> tuple[int, int]:
+    i, _, k = text.partition("/")
+    if not (i.isdigit() and k.isdigit() and 1 <= int(i) <= int(k)):
+        raise ValueError(f"--part is i/k with 1 <= i <= k, such as 1/2; got {text!r}")
+    return int(i), int(k)

@@ -1,0 +1,44 @@
+"""All experiments by name."""
+
+import importlib
+
+from robustgen.checks import nearest
+from robustgen.experiments.experiment import Experiment
+
+__all__ = ["find", "names", "table"]
+
+_CHAPTER_2 = (
+    "table_2_1",
+    "table_2_2",
+    "table_2_3",
+    "table_2_4",
+    "table_2_5",
+    "table_2_6",
+    # "table_2_7",
+    # "figure_2_4",
+    "figure_2_5",
+    # "adversarial_spheres",
+    # "recurrent_classifier",
+    # "sweep",
+    # "confirmation",
+)
+_MODULES = [f"robustgen.experiments.lamb2018.{name}" for name in _CHAPTER_2]
+
+
+def table() -> dict[str, Experiment]:
+    """Every experiment by name, in the order of the sources."""
+    experiments: list[Experiment] = [importlib.import_module(module).EXPERIMENT for module in _MODULES]
+    return {e.name: e for e in experiments}
+
+
+def names() -> list[str]:
+    """The names of all experiments."""
+    return list(table())
+
+
+def find(name: str) -> Experiment:
+    """The experiment called ``name``; ValueError for another, with the nearest."""
+    known = table()
+    if name not in known:
+        raise ValueError(f"unknown experiment {name!r}; {nearest(name, known)} (robustgen reproduce --list)")
+    return known[name]

@@ -1,0 +1,141 @@
+"""Tables of classifiers under attack: a row is a recipe, a column the attack that it is trained and tested with."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from torch import nn
+
+from robustgen.data import ArrayDataset
+from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
+from robustgen.experiments.lamb2018.battery import run_battery
+from robustgen.experiments.lamb2018.recipes import Budget, Recipe, example_sets, train_recipe
+from robustgen.experiments.workshop import Workshop
+
+__all__ = ["CIFAR", "FASHION", "MNIST", "AttackColumn", "ClassifierTable", "budgets", "epochs_of"]
+
+SMOKE = Budget(data="digits", n_train=300, width=8, epochs=3, train_steps=2, n_test=60, n_few=30, steps=3, restarts=2)
+
+
+def budgets(data: str, **changes: Any) -> dict[str, Budget]:
+    """The usual three: digits for the smoke run, a part of the training set at "cpu", all of it at "full"."""
+    full = {"n_train": 0, "width": 64, "epochs": 10, "train_steps": 7}
+    return {
+        "smoke": SMOKE,
+        "cpu": Budget(**{"data": data, "n_train": 20_000} | changes),
+        "full": Budget(**{"data": data} | full),
+    }
+
+
+MNIST = budgets("mnist", n_train=50_000, epochs=5)
+FASHION = budgets("fashion-mnist")
+CIFAR = {
+    "smoke": SMOKE,
+    "cpu": Budget(
+        data="cifar10-jpeg",
+        n_train=10_000,
+        network="resnet",
+        width=16,
+        epochs=10,
+        batch_size=64,
+        lr=4e-3,
+        n_test=2000,
+        n_few=500,
+        restarts=5,
+    ),
+    "full": Budget(data="cifar10-jpeg", n_train=0, network="resnet", width=32, epochs=60, batch_size=128, train_steps=7),
+}
+
+
+@dataclass(frozen=True)
+class AttackColumn(Column):
+    """Trained and tested with ``attack`` ("fgsm" or "pgd") at ``eps``."""
+
+    attack: str
+    eps: float
+
+    @property
+    def outcome(self) -> str:
+        """The number of the battery that is the table's: PGD begins at the clean input, as the source says."""
+        return f"FGSM {self.eps:g}" if self.attack == "fgsm" else f"PGD clean start {self.eps:g}"
+
+
+def epochs_of(history: list[dict[str, float]]) -> dict[str, list[float]]:
+    """One list an entry, of what the trainer logged each epoch."""
+    return {
+        name: [round(row[name], 6) for row in history] for name in history[0] if name not in ("epoch", "step")
+    }
+
+
+class ClassifierTable(Experiment):
+    """Accuracy, in percent, of each row's recipe under the attack that it was trained with.
+
+    Args:
+        rows: ``data`` of each is its :class:`Recipe`, without the attack, which the column gives.
+        eps: all those of the source for this data; every network is attacked at each of them.
+        scales: the budget of each scale.
+        surrogate: add a black-box transfer attack from a plainly trained network.
+    """
+
+    metric = "accuracy under attack, %"
+    columns: tuple[AttackColumn, ...]
+
+    def __init__(
+        self,
+        name: str,
+        title: str,
+        place: str,
+        rows: tuple[Row, ...],
+        columns: tuple[AttackColumn, ...],
+        eps: tuple[float, ...],
+        scales: Mapping[str, Budget],
+        notes: tuple[str, ...] = (),
+    ) -> None:
+        self.name, self.title, self.rows, self.columns = name, title, rows, columns
+        self.source = f'Lamb, "Generative Models: A Critical Review", 2018, {place}'
+        self.eps, self.scales, self.notes = eps, scales, notes
+
+    def describe(self, scale: str) -> str:
+        return str(self.scales[scale])
+
+    def attack_of(self, cell: Cell) -> AttackColumn:
+        """What the cell's network is trained with, and tested with for the table's number."""
+        return next(c for c in self.columns if c.key == cell.column)
+
+    def recipe(self, cell: Cell) -> Recipe:
+        """What the cell trains."""
+        trained_with = self.attack_of(cell)
+        recipe: Recipe = self.row(cell.row).data
+        return recipe.against(trained_with.attack, trained_with.eps)
+
+    def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
+        return {"recipe": asdict(self.recipe(cell)), "budget": asdict(self.scales[scale]), "eps": list(self.eps)}
+
+    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+        budget = self.scales[scale]
+        train, test = example_sets(budget, workshop)
+        recipe = self.recipe(cell)
+        net, history = train_recipe(recipe, budget, cell.seed, workshop, train)
+        battery = run_battery(
+            net,
+            test.images().to(workshop.device),
+            test.labels().to(workshop.device),
+            eps=self.eps,
+            budget=budget,
+            surrogate=surrogate(budget, cell.seed, workshop, train),
+            stochastic=recipe.noise_at_test,
+            progress=workshop.progress,
+            title=cell.name,
+        )
+        numbers = battery.numbers()
+        return Measurement(
+            value=numbers[self.attack_of(cell).outcome]["value"],
+            numbers=numbers,
+            verdicts=battery.verdict_records(),
+            history=epochs_of(history),
+        )
+
+
+def surrogate(budget: Budget, seed: int, workshop: Workshop, train: ArrayDataset) -> nn.Module:
+    """The attacker's own network: trained plainly on the same data, from other initial weights."""
+    return train_recipe(Recipe(), budget, 1000 + seed, workshop, train)[0]

@@ -1,0 +1,203 @@
+"""The networks of the chapter: what each is made of and how it is trained."""
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustgen.attacks import FGSM, PGD, Attack
+from robustgen.counter_rng import derive_seed
+from robustgen.data import ArrayDataset
+from robustgen.experiments.workshop import Workshop
+from robustgen.fortified import FortifiedObjective, fortify
+from robustgen.fortified.hidden_matching import HiddenMatchingNetwork, HiddenMatchingObjective
+from robustgen.fortified.input_encoding import InputEncoding
+from robustgen.networks import build
+from robustgen.training import ClassifierObjective
+
+__all__ = ["LAYERS", "Budget", "Recipe", "example_sets", "train_recipe"]
+
+# Where the activations of the built-in networks are.
+LAYERS = {
+    "convnet": {"first": ("1",), "middle": ("3",), "last": ("5",), "first and last": ("1", "5"), "all": ("1", "3", "5")},
+    "resnet": {},
+    "mlp": {"first": ("2",), "last": ("4",)},
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How much of everything, at one scale.
+
+    Attributes:
+        data: the set's name; ``n_train`` images of it are trained on (0: all), from ``first`` on.
+        network, width: see :func:`robustgen.networks.build`.
+        epochs, batch_size, lr: of Adam, with :func:`~robustgen.experiments.workshop.one_cycle`.
+        train_steps: of PGD in training.
+        n_test: test images that every attack sees (0: all); n_few: those for 10 restarts and for the sweeps over eps.
+        steps, restarts: of PGD in evaluation.
+    """
+
+    data: str
+    n_train: int
+    network: str = "convnet"
+    width: int = 16
+    epochs: int = 6
+    batch_size: int = 32
+    lr: float = 2e-3
+    train_steps: int = 5
+    n_test: int = 0
+    n_few: int = 1000
+    steps: int = 40
+    restarts: int = 10
+
+    def __str__(self) -> str:
+        return (
+            f"{self.data}, {self.n_train or 'all'} training images, {self.network} of width {self.width}, "
+            f"{self.epochs} epochs of Adam (batch {self.batch_size}, rate {self.lr:g}, one cycle), PGD-{self.train_steps} "
+            f"where training uses PGD; {self.n_test or 'all'} test images, {self.restarts} restarts on "
+            f"{self.n_few}"
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A network and its training, as differences from a plainly trained ReLU network.
+
+    Attributes:
+        attack: of the training: "none", "fgsm" or "pgd", in an Linf ball of radius ``eps``.
+        activation: of the network.
+        encoding: of the input: "quantized", "one-hot" or "thermometer".
+        layers: which are fortified: a key of ``LAYERS``, or "" for none.
+        hidden, autoencoder_activation, noise_std, noise_at_test: of the autoencoders.
+        lambda_rec, lambda_adv, reduction, detach_states: see :class:`robustgen.FortifiedObjective`.
+        on_input: the autoencoder is on the input, its loss in ``layers``.
+        matching: weight of adversarial hidden-state matching at ``layers``; 0: none.
+        more_epochs: factor on the epochs of the budget.
+    """
+
+    attack: str = "none"
+    eps: float = 0.0
+    activation: str = "relu"
+    encoding: str = ""
+    layers: str = ""
+    hidden: int | None = None
+    autoencoder_activation: str = "leaky_relu"
+    noise_std: float = 0.1
+    noise_at_test: bool = False
+    lambda_rec: float = 0.0
+    lambda_adv: float = 0.0
+    reduction: str = "mean"
+    detach_states: bool = False
+    on_input: bool = False
+    matching: float = 0.0
+    more_epochs: float = 1.0
+
+    def against(self, attack: str, eps: float) -> "Recipe":
+        """The same, trained against another attack."""
+        return replace(self, attack=attack, eps=eps)
+
+
+def example_sets(budget: Budget, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
+    """Training and test images of ``budget``."""
+    train, test = workshop.images(budget.data, "train"), workshop.images(budget.data, "test")
+    return (
+        _spread(train, budget.n_train) if budget.data == "cifar10-jpeg" else train.take(budget.n_train or len(train)),
+        _spread(test, budget.n_test) if budget.data == "cifar10-jpeg" else test.take(budget.n_test or len(test)),
+    )
+
+
+def _spread(dataset: ArrayDataset, n: int) -> ArrayDataset:
+    """n evenly spaced examples: a folder is sorted by class."""
+    if not n or n >= len(dataset):
+        return dataset
+    return dataset.subset(torch.linspace(0, len(dataset) - 1, n).round().long())
+
+
+def train_recipe(
+    recipe: Recipe, budget: Budget, seed: int, workshop: Workshop, train: ArrayDataset
+) -> tuple[nn.Module, list[dict[str, float]]]:
+    """The trained network, in eval mode, and its training history.
+
+    With the same seed, networks of the same shape begin at the same weights and see the same batches: rows of a table
+    are paired.
+    """
+    network = _build(recipe, budget, seed, train)
+    objective = _objective(recipe, _attack(recipe, budget))
+    epochs = max(1, round(budget.epochs * recipe.more_epochs))
+    # All that the training depends on; sizes of the evaluation are not part of it, so scales of tables can share it.
+    settings = asdict(recipe) | {
+        "data": [budget.data, len(train)],
+        "network": [budget.network, budget.width],
+        "training": [epochs, budget.batch_size, budget.lr, budget.train_steps if recipe.attack == "pgd" else 0],
+        "seed": seed,
+    }
+    workshop.say(f"training: {recipe.attack} {recipe.eps:g}, {recipe.activation} {recipe.layers} {recipe.encoding}".rstrip())
+    history = workshop.train(
+        settings,
+        network,
+        objective,
+        train,
+        epochs=epochs,
+        batch_size=budget.batch_size,
+        lr=budget.lr,
+        seed=seed,
+    )
+    return network, history
+
+
+def _build(recipe: Recipe, budget: Budget, seed: int, train: ArrayDataset) -> nn.Module:
+    example = train.batch(torch.arange(2))[0]
+    encoding = InputEncoding(recipe.encoding) if recipe.encoding else None
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, 0))
+        seen = example if encoding is None else encoding(example)
+        network = build(budget.network, seen, train.n_classes, budget.width, recipe.activation)
+        if encoding is not None:
+            return nn.Sequential(encoding, network)
+        torch.manual_seed(derive_seed(seed, 1))  # autoencoders do not disturb what the network begins with
+        if recipe.matching:
+            return HiddenMatchingNetwork(network, _layers(recipe, budget, network, example)[0], example_input=example)
+        if recipe.layers or recipe.on_input:
+            return fortify(
+                network,
+                _layers(recipe, budget, network, example),
+                example_input=example,
+                hidden=recipe.hidden,
+                activation=recipe.autoencoder_activation,
+                noise_std=recipe.noise_std,
+                noise_at_test=recipe.noise_at_test,
+                input_autoencoder=recipe.on_input,
+            )
+    return network
+
+
+def _layers(recipe: Recipe, budget: Budget, network: nn.Module, example: torch.Tensor) -> tuple[str, ...]:
+    if recipe.layers == "auto":
+        from robustgen.fortified.placement import auto_layers
+
+        return auto_layers(network, example)
+    return LAYERS[budget.network][recipe.layers]
+
+
+def _attack(recipe: Recipe, budget: Budget) -> Attack | None:
+    if recipe.attack == "none":
+        return None
+    if recipe.attack == "fgsm":
+        return FGSM(eps=recipe.eps)
+    return PGD(eps=recipe.eps, steps=budget.train_steps)
+
+
+def _objective(recipe: Recipe, attack: Attack | None) -> Any:
+    if recipe.matching:
+        return HiddenMatchingObjective(attack, weight=recipe.matching)
+    if recipe.layers or recipe.on_input:
+        return FortifiedObjective(
+            attack,
+            lambda_rec=recipe.lambda_rec,
+            lambda_adv=recipe.lambda_adv,
+            reduction=recipe.reduction,
+            detach_states=recipe.detach_states,
+        )
+    return ClassifierObjective(attack)
