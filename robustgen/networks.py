@@ -1,13 +1,14 @@
 """Small classifiers for the demo, the command and the experiments. Inputs are pixels in [0, 1]."""
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
 from robustgen.strided_conv import StridedConv2d
 
-__all__ = ["activation_module", "build", "convnet", "mlp"]
+__all__ = ["activation_module", "build", "convnet", "mlp", "resnet"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,

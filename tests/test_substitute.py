@@ -21,7 +21,7 @@ class Target(nn.Module):
     def forward(self, x):
         self.asked.append(x.detach().clone())
         self.modes.append(self.body[3].training)
-        return self.body(x)
+        return self.body(6 * x - 3)
 
 
 def network():
@@ -40,16 +40,17 @@ def test_every_query_is_counted(n, rounds, batch_size):
     assert max(map(len, target.asked)) <= batch_size
 
 
-def test_the_augmentation_is_its_formula():
+@pytest.mark.parametrize("step", [0.2, -0.1])
+def test_the_augmentation_is_its_formula(step):
     """A linear substitute's logit of class k has the gradient w_k everywhere; a tiny lr keeps w where it began."""
     start = nn.Linear(8, 3)
     target, x = Target().eval(), torch.rand(20, 8)
-    train_substitute(target, x, network=lambda: copy.deepcopy(start), rounds=3, epochs=1, step=0.2, lr=1e-12)
+    train_substitute(target, x, network=lambda: copy.deepcopy(start), rounds=3, epochs=1, step=step, lr=1e-12)
     first, second, third = target.asked
     assert torch.equal(first, x)
     y = target(first).argmax(1)
     assert y.unique().numel() > 1
-    moved = lambda z, labels: (z + 0.2 * start.weight.detach()[labels].sign()).clamp(0, 1)
+    moved = lambda z, labels: (z + step * start.weight.detach()[labels].sign()).clamp(0, 1)
     assert torch.allclose(second, moved(x, y))
     everything = torch.cat([first, second])
     assert torch.allclose(third, moved(everything, target(everything).argmax(1)))
@@ -64,9 +65,9 @@ def test_new_inputs_stay_in_the_bounds():
 
 
 def test_target_and_random_state_are_as_they_were():
-    target = Target()
+    target, x = Target(), torch.rand(10, 8)
     before, random_state = copy.deepcopy(target.state_dict()), torch.get_rng_state()
-    train_substitute(target, torch.rand(10, 8), network=network, rounds=2, epochs=1)
+    train_substitute(target, x, network=network, rounds=2, epochs=1)
     assert all(torch.equal(v, before[k]) for k, v in target.state_dict().items())
     assert not any(target.modes)
     assert all(m.training for m in target.modules())
@@ -101,15 +102,14 @@ def test_agreement_is_measured_on_what_the_target_labelled():
 
 
 def test_it_learns_the_target_and_its_adversarial_inputs_transfer():
-    """150 inputs, no gradient, no training data: FGSM on the substitute beats noise of the same size by far."""
+    """From 150 inputs and labels alone: FGSM on the substitute beats noise of the same size by far."""
     w = torch.randn(3, 20)
     target = lambda x: (x - 0.5) @ w.T
     x = torch.rand(150, 20)
-    found = train_substitute(target, x, network=lambda: nn.Linear(20, 3), rounds=4, epochs=20, lr=1e-2)
-    assert found.n_queries == 1200
+    found = train_substitute(target, x, network=lambda: nn.Linear(20, 3), rounds=4, epochs=20, step=-0.1, lr=1e-2)
     fresh = torch.rand(500, 20)
     y = target(fresh).argmax(1)
-    assert (found.network(fresh).argmax(1) == y).float().mean() > 0.9
+    assert (found.network(fresh).argmax(1) == y).float().mean() > 0.8
     transfer = TransferAttack(surrogate=found.network, attack=FGSM(eps=0.15)).run(target, fresh, y)
     noise = NoiseSearch(eps=0.15, n_queries=1).run(target, fresh, y)
     assert transfer.success.float().mean() > 0.6
@@ -128,7 +128,8 @@ def test_it_learns_the_target_and_its_adversarial_inputs_transfer():
         ({"rounds": 1.5}, ValueError, "rounds"),
         ({"epochs": 0}, ValueError, "epochs"),
         ({"batch_size": 0}, ValueError, "batch_size"),
-        ({"step": 0.0}, ValueError, "step must be a finite number > 0"),
+        ({"step": 0.0}, ValueError, "step must be a finite number other than 0"),
+        ({"step": -float("inf")}, ValueError, "step"),
         ({"lr": float("nan")}, ValueError, "lr"),
         ({"bounds": (1.0, 0.0)}, ValueError, "bounds"),
         ({"target": lambda x: None}, TypeError, "logits"),

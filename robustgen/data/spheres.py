@@ -31,7 +31,7 @@ def spheres(n: int, dim: int = 500, inner: float = 1.0, outer: float = 1.3, seed
 
     >>> x, y = spheres(4, dim=3)
     >>> y, x.norm(dim=1)
-    (tensor([0, 1, 0, 1]), tensor([1.0000, 1.3000, 1.0000, 1.3000]))
+    (tensor([1, 0, 1, 1]), tensor([1.3000, 1.0000, 1.3000, 1.3000]))
     """
     if n < 0 or dim < 2:
         raise ValueError(f"spheres needs n >= 0 points in dim >= 2 dimensions, got n={n} and dim={dim}")

@@ -61,7 +61,7 @@ def decode(symbols: Tensor) -> str:
     """
     if symbols.ndim != 1:
         raise ValueError(f"symbols must be 1-D, got shape {tuple(symbols.shape)}")
-    if len(symbols) and not (0 <= int(symbols.min()) and int(symbols.max()) < len(TEXT8)):
+    if len(symbols) and (int(symbols.min()) < 0 or int(symbols.max()) >= len(TEXT8)):
         raise ValueError(f"symbols in [{int(symbols.min())}, {int(symbols.max())}], outside [0, {len(TEXT8)})")
     return "".join(TEXT8[k] for k in symbols.tolist())
 
@@ -112,9 +112,7 @@ def windows(symbols: Tensor, length: int, *, n: int | None = None, seed: int = 0
     return found[_shuffled(len(found), seed)[:n].to(found.device)]
 
 
-def split_text(
-    symbols: Tensor, fractions: Sequence[float], *, block: int = 1000, seed: int = 0
-) -> tuple[Tensor, ...]:
+def split_text(symbols: Tensor, fractions: Sequence[float], *, block: int = 1000, seed: int = 0) -> tuple[Tensor, ...]:
     """Cut a text (T,) into whole stretches of ``block`` symbols and deal these out at random: one (B_i, block) each.
 
     Parts dealt at random are exchangeable, which a calibrated false-alarm rate assumes; the first and the last tenth
@@ -167,7 +165,7 @@ def babble(n: int, seed: int = 0) -> str:
         ValueError: a negative n.
 
     >>> babble(44)
-    'the cat hears a fish the small river follows'
+    'the farmer carries a river by the sea the ch'
     """
     if n < 0:
         raise ValueError(f"n must not be negative, got {n}")

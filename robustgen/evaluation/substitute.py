@@ -64,7 +64,8 @@ def train_substitute(
         network: makes an untrained substitute with as many classes as the target; called once.
         rounds: of training.
         epochs, batch_size, lr: of each round, with Adam.
-        step: of the augmentation, in units of the input.
+        step: of the augmentation, in units of the input. Positive, as in the source, it leads into the class that the
+            target gave; negative, towards the boundary that the substitute has yet to learn.
         bounds: lowest and highest value of the input space.
         seed: of everything random; the global random state is not advanced.
         progress: show progress bars.
@@ -87,9 +88,10 @@ def train_substitute(
     for name, count in {"rounds": rounds, "epochs": epochs, "batch_size": batch_size}.items():
         if not isinstance(count, int) or count < 1:
             raise ValueError(f"{name} must be a whole number, at least 1; got {count}")
-    for name, size in {"step": step, "lr": lr}.items():
-        if not 0 < size < float("inf"):
-            raise ValueError(f"{name} must be a finite number > 0, got {size}")
+    if not 0 < abs(step) < float("inf"):
+        raise ValueError(f"step must be a finite number other than 0, got {step}")
+    if not 0 < lr < float("inf"):
+        raise ValueError(f"lr must be a finite number > 0, got {lr}")
 
     def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=lr)
@@ -141,7 +143,7 @@ def _labels(model: Model, x: Tensor, batch_size: int, seed: int) -> Tensor:
 def _augment(
     substitute: nn.Module, x: Tensor, y: Tensor, step: float, bounds: tuple[float, float], batch_size: int
 ) -> Tensor:
-    """Algorithm 1, line 6: each of ``x`` (n, ...) moved so that the substitute's logit of its label rises fastest."""
+    """The Jacobian-based augmentation: ``x`` (n, ...) moved along the sign of the gradient of its label's logit."""
     moved = []
     with torch.enable_grad(), untouched(substitute):
         for part, labels in zip(x.split(batch_size), y.split(batch_size), strict=True):

@@ -15,12 +15,12 @@ _CHAPTER_2 = (
     "table_2_5",
     "table_2_6",
     # "table_2_7",
-    # "figure_2_4",
+    "figure_2_4",
     "figure_2_5",
     # "adversarial_spheres",
     # "recurrent_classifier",
-    # "sweep",
-    # "confirmation",
+    "sweep",
+    "confirmation",
 )
 _MODULES = [f"robustgen.experiments.lamb2018.{name}" for name in _CHAPTER_2]
 

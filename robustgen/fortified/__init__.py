@@ -1,7 +1,25 @@
 """Fortified networks: denoising autoencoders in the hidden layers of an existing network."""
 
 from robustgen.fortified.autoencoder import ConvAutoencoder, DenseAutoencoder
+from robustgen.fortified.hidden_matching import HiddenMatchingNetwork, HiddenMatchingObjective
+from robustgen.fortified.input_encoding import InputEncoding
+from robustgen.fortified.language_model import LanguageModelObjective
+from robustgen.fortified.monitor import SequenceMonitor
 from robustgen.fortified.network import FortifiedNetwork, fortify
 from robustgen.fortified.objective import FortifiedObjective
+from robustgen.fortified.recurrent import free_run, step_errors
 
-__all__ = ["ConvAutoencoder", "DenseAutoencoder", "FortifiedNetwork", "FortifiedObjective", "fortify"]
+__all__ = [
+    "ConvAutoencoder",
+    "DenseAutoencoder",
+    "FortifiedNetwork",
+    "FortifiedObjective",
+    "HiddenMatchingNetwork",
+    "HiddenMatchingObjective",
+    "InputEncoding",
+    "LanguageModelObjective",
+    "SequenceMonitor",
+    "fortify",
+    "free_run",
+    "step_errors",
+]

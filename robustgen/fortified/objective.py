@@ -29,7 +29,8 @@ class FortifiedObjective:
         clean_weight: of L_c(y); 1 in the source, 0 trains on adversarial inputs only.
         label_smoothing: of both cross-entropies.
         reduction: over the units of a state: "mean" (the source leaves the normalisation open), or "sum", for which a
-            weight that suits one layer can let another, larger one collapse to zero.
+            weight that suits one layer can let another, larger one collapse to zero, or "relative": the mean over the
+            batch of ||D(E(h + n)) - h||^2 over that of ||h||^2, which shrinking states does not lower.
 
     Logged beside the losses, for each layer: the norm of the clean state and the relative error
     mean ||decoded - h||^2 / mean ||h||^2, since joint training can lower its losses by shrinking h.
@@ -52,8 +53,8 @@ class FortifiedObjective:
     ) -> None:
         if not all(0 <= weight < float("inf") for weight in (lambda_rec, lambda_adv, clean_weight)):
             raise ValueError("lambda_rec, lambda_adv and clean_weight must be finite and >= 0")
-        if reduction not in ("sum", "mean"):
-            raise ValueError(f"reduction must be 'sum' or 'mean', got {reduction!r}")
+        if reduction not in ("sum", "mean", "relative"):
+            raise ValueError(f"reduction must be 'sum', 'mean' or 'relative', got {reduction!r}")
         if not 0 <= label_smoothing < 1:
             raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
         if attack is None and clean_weight == 0:
@@ -87,14 +88,14 @@ class FortifiedObjective:
         for name, (state, decoded) in states.items():
             h, d = (net.per_example(name, values) for values in (state, decoded))
             h, d = (v.to(torch.promote_types(v.dtype, torch.float32)) for v in (h, d))  # bfloat16 is too coarse
-            squares = (d[:n] - h[:n]).square().sum(1)  # (n,)
-            units = h.shape[1] if self.reduction == "mean" else 1
-            rec = rec + squares.mean() / units
+            squares, norm = (d[:n] - h[:n]).square().sum(1), h[:n].square().sum(1)  # (n,)
+            scale = norm.mean().clamp(min=1e-12)
+            unit = {"sum": 1, "mean": h.shape[1], "relative": scale}[self.reduction]
+            rec = rec + squares.mean() / unit
             if self.attack is not None:
-                adv = adv + (d[n:] - h[:n]).square().sum(1).mean() / units
-            norm = h[:n].detach().square().sum(1)
+                adv = adv + (d[n:] - h[:n]).square().sum(1).mean() / unit
             logged[f"state_norm/{name}"] = norm.sqrt().mean()
-            logged[f"relative_error/{name}"] = squares.detach().mean() / norm.mean().clamp(min=1e-12)
+            logged[f"relative_error/{name}"] = squares.mean() / scale
         if self.lambda_rec:
             loss = loss + self.lambda_rec * rec
         if self.lambda_adv and self.attack is not None:

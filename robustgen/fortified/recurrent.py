@@ -70,9 +70,7 @@ def recurrent_layer(net: FortifiedNetwork, layer: str | None) -> FortifiedLayer:
     return known[name]
 
 
-def traced(
-    net: FortifiedNetwork, layer: FortifiedLayer, inputs: Sequence[Any], relative: bool
-) -> tuple[Any, Tensor]:
+def traced(net: FortifiedNetwork, layer: FortifiedLayer, inputs: Sequence[Any], relative: bool) -> tuple[Any, Tensor]:
     """What the backbone returns for ``inputs``, and the errors of ``layer``, float64 (N, T), T steps in this call."""
     tape = Tape()
     token = recording.set(tape)

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustgen.attacks import FGSM, PGD, Attack
 from robustgen.counter_rng import derive_seed
@@ -16,7 +16,7 @@ from robustgen.fortified.input_encoding import InputEncoding
 from robustgen.networks import build
 from robustgen.training import ClassifierObjective
 
-__all__ = ["LAYERS", "Budget", "Recipe", "example_sets", "train_recipe"]
+__all__ = ["LAYERS", "Budget", "Recipe", "example_sets", "train_recipe", "training_step"]
 
 # Where the activations of the built-in networks are.
 LAYERS = {
@@ -123,8 +123,7 @@ def train_recipe(
     With the same seed, networks of the same shape begin at the same weights and see the same batches: rows of a table
     are paired.
     """
-    network = _build(recipe, budget, seed, train)
-    objective = _objective(recipe, _attack(recipe, budget))
+    network, objective = training_step(recipe, budget, seed, train.batch(torch.arange(2))[0], train.n_classes)
     epochs = max(1, round(budget.epochs * recipe.more_epochs))
     # All that the training depends on; sizes of the evaluation are not part of it, so scales of tables can share it.
     settings = asdict(recipe) | {
@@ -147,13 +146,17 @@ def train_recipe(
     return network, history
 
 
-def _build(recipe: Recipe, budget: Budget, seed: int, train: ArrayDataset) -> nn.Module:
-    example = train.batch(torch.arange(2))[0]
+def training_step(recipe: Recipe, budget: Budget, seed: int, example: Tensor, n_classes: int) -> tuple[nn.Module, Any]:
+    """An untrained network for inputs like ``example`` (N, ...), and the objective that trains it."""
+    return _build(recipe, budget, seed, example, n_classes), _objective(recipe, _attack(recipe, budget))
+
+
+def _build(recipe: Recipe, budget: Budget, seed: int, example: Tensor, n_classes: int) -> nn.Module:
     encoding = InputEncoding(recipe.encoding) if recipe.encoding else None
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(seed, 0))
         seen = example if encoding is None else encoding(example)
-        network = build(budget.network, seen, train.n_classes, budget.width, recipe.activation)
+        network = build(budget.network, seen, n_classes, budget.width, recipe.activation)
         if encoding is not None:
             return nn.Sequential(encoding, network)
         torch.manual_seed(derive_seed(seed, 1))  # autoencoders do not disturb what the network begins with
@@ -173,7 +176,7 @@ def _build(recipe: Recipe, budget: Budget, seed: int, train: ArrayDataset) -> nn
     return network
 
 
-def _layers(recipe: Recipe, budget: Budget, network: nn.Module, example: torch.Tensor) -> tuple[str, ...]:
+def _layers(recipe: Recipe, budget: Budget, network: nn.Module, example: Tensor) -> tuple[str, ...]:
     if recipe.layers == "auto":
         from robustgen.fortified.placement import auto_layers
 
