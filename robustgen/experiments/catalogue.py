@@ -17,7 +17,7 @@ _CHAPTER_2 = (
     # "table_2_7",
     "figure_2_4",
     "figure_2_5",
-    # "adversarial_spheres",
+    "adversarial_spheres",
     # "recurrent_classifier",
     "sweep",
     "confirmation",

@@ -1,0 +1,254 @@
+"""Experiments: every one runs on digits; cells are kept, resumed and checked; RESULTS.md is drawn from results/."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import jsonschema
+import pytest
+import torch
+
+import robustgen.experiments
+from robustgen.cli import main
+from robustgen.experiments import runner
+from robustgen.experiments.catalogue import find, names
+from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
+from robustgen.experiments.lamb2018.recipes import LAYERS, Budget, Recipe, train_recipe
+from robustgen.experiments.results_page import draw_experiment, draw_list, draw_page
+from robustgen.experiments.runner import cell_path, check_cell, read_cells, run_experiment
+from robustgen.experiments.workshop import Workshop
+
+ROOT = Path(__file__).parents[1]
+SCHEMA = json.loads((Path(robustgen.experiments.__file__).parent / "cell.schema.json").read_text())
+KEPT = sorted((ROOT / "results").glob("*/*/*/*--seed*.json"))
+
+
+def workshop(tmp_path):
+    return Workshop(tmp_path / "work", say=lambda line: None)
+
+
+@pytest.mark.parametrize("name", names())
+def test_every_experiment_runs_on_digits(name, tmp_path):
+    experiment, out = find(name), tmp_path / "results"
+    before = torch.random.get_rng_state()
+    kept = run_experiment(experiment, "smoke", workshop(tmp_path), out, seeds=1, say=lambda line: None)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert list(kept) == [cell.name for cell in experiment.cells(1)]
+    for record in kept.values():
+        jsonschema.validate(record, SCHEMA)
+        losses = record["history"].get("loss", [])
+        assert len(losses) < 2 or losses[-1] < losses[0], "the loss does not fall"
+    summary = json.loads((out / name / "smoke.json").read_text())
+    assert sum(len(group["values"]) for group in summary["cells"]) == len(kept)
+    page = draw_experiment(experiment, out, ("smoke",))
+    assert experiment.source in page
+    assert all(row.title in page for row in experiment.rows)
+
+
+@dataclass
+class Fake(Experiment):
+    """Two rows, two columns; counts its measurements and breaks where it is told to."""
+
+    breaks_at: str = ""
+    setting: int = 0
+    offset: float = 0.0
+    measured: list = field(default_factory=list)
+
+    name, title, source, metric = "fake/table", "fake", "nobody", "things"
+    rows = (
+        Row(key="a", title="A", published={"x": 1.5}),
+        Row(key="b", title="B", columns=("x",)),
+        Row(key="c", title="C", missing="needs a model that is not there"),
+    )
+    columns = (Column("x", "X"), Column("y", "Y"))
+    seeds = 2
+
+    def settings(self, cell, scale):
+        return {"setting": self.setting}
+
+    def measure(self, cell, scale, workshop):
+        if cell.name == self.breaks_at:
+            raise KeyboardInterrupt
+        self.measured.append(cell.name)
+        value = cell.seed + len(cell.row + cell.column) + self.offset
+        return Measurement(value=value, numbers={"other": {"value": 2 * value, "n": 3}}, history={"loss": [2.0, 1.0]})
+
+
+def run(experiment, tmp_path, **options):
+    return run_experiment(experiment, "cpu", workshop(tmp_path), tmp_path, say=lambda line: None, **options)
+
+
+def test_a_killed_run_goes_on_at_the_next_cell(tmp_path):
+    with pytest.raises(KeyboardInterrupt):
+        run(Fake(breaks_at="b--x--seed0"), tmp_path)
+    again = Fake()
+    kept = run(again, tmp_path)
+    assert again.measured == ["b--x--seed0", "a--x--seed1", "a--y--seed1", "b--x--seed1"]
+    assert list(kept) == [cell.name for cell in again.cells()]
+    summary = json.loads((tmp_path / "fake/table/cpu.json").read_text())
+    first = summary["cells"][0]
+    assert (first["row"], first["column"], first["published"], first["values"]) == ("a", "x", 1.5, [2.0, 3.0])
+    assert first["mean"] == 2.5
+    assert first["sd"] == pytest.approx(0.5**0.5)
+    assert first["numbers"]["other"]["mean"] == 5.0
+
+
+def test_other_settings_are_measured_anew(tmp_path):
+    run(Fake(), tmp_path)
+    changed = Fake(setting=1)
+    assert read_cells(tmp_path, changed, "cpu") == {}
+    assert "not measured" in draw_experiment(changed, tmp_path)
+    run(changed, tmp_path)
+    assert len(changed.measured) == 6
+
+
+def test_parts_share_the_work(tmp_path):
+    one, two = Fake(), Fake()
+    run(one, tmp_path, part=(1, 2))
+    run(two, tmp_path, part=(2, 2))
+    assert sorted(one.measured + two.measured) == sorted(cell.name for cell in one.cells())
+    assert not set(one.measured) & set(two.measured)
+
+
+def test_check_names_what_comes_out_otherwise(tmp_path):
+    run(Fake(), tmp_path)
+    cell = Cell("a", "y", 1)
+    assert check_cell(Fake(), cell, "cpu", workshop(tmp_path), tmp_path) == []
+    assert check_cell(Fake(offset=1.0), cell, "cpu", workshop(tmp_path), tmp_path) == [
+        "value: kept 3, now 4",
+        "other: kept 6, now 8",
+    ]
+    with pytest.raises(FileNotFoundError, match="no such cell"):
+        check_cell(Fake(), Cell("a", "y", 7), "cpu", workshop(tmp_path), tmp_path)
+
+
+def test_a_record_of_another_format_is_refused(tmp_path):
+    run(Fake(), tmp_path)
+    path = cell_path(tmp_path, Fake(), "cpu", Cell("a", "x", 0))
+    path.write_text('{"format": 99}')
+    with pytest.raises(ValueError, match="not the record of a cell in format 1"):
+        read_cells(tmp_path, Fake(), "cpu")
+
+
+def test_the_page_shows_published_numbers_ours_and_what_is_missing(tmp_path):
+    page = draw_experiment(Fake(), tmp_path)
+    assert "not measured" in page
+    run(Fake(), tmp_path, seeds=1)
+    page = draw_experiment(Fake(), tmp_path)
+    assert "| A | 1.5 | 2.00 (1) |  | 2.00 (1) |  |" in page
+    assert "| C |  | not yet |  | not yet |  |" in page
+    assert "needs a model that is not there" in page
+    run(Fake(), tmp_path)
+    assert "2.50 ± 0.71 (2)" in draw_experiment(Fake(), tmp_path)
+
+
+def test_names_of_cells():
+    experiment = Fake()
+    assert experiment.cell("a--y--seed5") == Cell("a", "y", 5)
+    for wrong, message in {
+        "a-y-1": "a cell is named",
+        "b--y--seed0": "has no cell",
+        "c--x--seed0": "has no cell",
+        "d--x--seed0": "has no cell",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            experiment.cell(wrong)
+
+
+def test_results_page_is_drawn_from_results():
+    assert (ROOT / "RESULTS.md").read_text() == draw_page(ROOT / "results"), (
+        "RESULTS.md is stale: robustgen reproduce --page RESULTS.md"
+    )
+
+
+def test_kept_cells_fit_the_schema_and_the_experiments():
+    assert KEPT, "no cell is kept"
+    known = names()
+    for path in KEPT:
+        record = json.loads(path.read_text())
+        jsonschema.validate(record, SCHEMA)
+        assert record["experiment"] in known
+        assert path == cell_path(
+            ROOT / "results",
+            find(record["experiment"]),
+            record["scale"],
+            Cell(record["row"], record["column"], record["seed"]),
+        )
+
+
+def test_kept_cells_are_of_the_present_settings():
+    for name in names():
+        for scale in ("cpu", "full"):
+            files = list((ROOT / "results" / name / scale).glob("*--seed*.json"))
+            assert len(read_cells(ROOT / "results", find(name), scale)) == len(files), f"{name} {scale}: stale cells"
+
+
+def test_list_names_every_experiment_and_reasons(tmp_path):
+    listed = draw_list(tmp_path)
+    for name in names():
+        assert name in listed
+    assert listed.count("not measured") == len(names())
+    assert "needs a GAN" in listed
+
+
+def test_recipes_train_the_same_networks_from_the_same_seed(tmp_path):
+    """Shared trainings: the second call loads the first one's network; another process makes the same one."""
+    budget = Budget(data="digits", n_train=100, width=4, epochs=1)
+    recipe = Recipe(layers="last", lambda_rec=0.1, activation="tanh").against("fgsm", 0.1)
+    shop = workshop(tmp_path)
+    train = shop.images("digits", "train").take(100)
+    nets = [train_recipe(recipe, budget, 0, shop, train)[0] for _ in range(2)]
+    nets.append(train_recipe(recipe, budget, 0, workshop(tmp_path / "elsewhere"), train)[0])
+    for other in nets[1:]:
+        for a, b in zip(nets[0].parameters(), other.parameters(), strict=True):
+            assert torch.equal(a, b)
+    other_seed, _ = train_recipe(recipe, budget, 1, shop, train)
+    assert not torch.equal(next(nets[0].parameters()), next(other_seed.parameters()))
+
+
+def test_layer_names_of_recipes_are_activations():
+    from robustgen.networks import convnet
+
+    net = convnet(1, 10, 28, width=2)
+    for layers in LAYERS["convnet"].values():
+        assert all(isinstance(net.get_submodule(layer), torch.nn.ReLU) for layer in layers)
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    options = ["--scale", "smoke", "--out", str(tmp_path / "r"), "--work", str(tmp_path / "w"), "--quiet"]
+    cell = ["--cell", "fortified--pgd-0.1--seed0"]
+    assert main(["reproduce", "lamb-2018/table-2.2", *options, *cell]) == 0
+    assert "98.09" in capsys.readouterr().out
+    assert main(["reproduce", "lamb-2018/table-2.2", *options, *cell, "--check"]) == 0
+    assert "comes out the same" in capsys.readouterr().out
+    path = tmp_path / "r/lamb-2018/table-2.2/smoke/fortified--pgd-0.1--seed0.json"
+    record = json.loads(path.read_text())
+    path.write_text(json.dumps(record | {"value": record["value"] + 1}))
+    assert main(["reproduce", "lamb-2018/table-2.2", *options, *cell, "--check"]) == 1
+    assert "value: kept" in capsys.readouterr().err
+    assert main(["reproduce", "--list", "--out", str(tmp_path / "r")]) == 0
+    assert "smoke: 1 of" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "name an experiment"),
+        (["lamb-2018/table-2.99"], "unknown experiment"),
+        (["lamb-2018/table-2.2", "--scale", "huge"], "unknown scale"),
+        (["lamb-2018/table-2.2", "--part", "3/2"], "--part is i/k"),
+        (["lamb-2018/table-2.2", "--seeds", "0"], "--seeds must be at least 1"),
+        (["lamb-2018/table-2.2", "--cell", "nonsense"], "a cell is named"),
+        (["lamb-2018/table-2.2", "--check"], "--check needs"),
+        (["lamb-2018/table-2.2", "--scale", "cpu"], "pass --data-root"),
+        (["lamb-2018/table-2.2", "--cell", "fortified--pgd-0.1--seed0", "--check"], "no such cell is kept"),
+    ],
+)
+def test_wrong_use_is_one_line(arguments, message, tmp_path, capsys):
+    options = ["--out", str(tmp_path / "r"), "--work", str(tmp_path / "w"), "--quiet"]
+    assert main(["reproduce", *arguments, *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_commit_of_a_cell_is_recorded():
+    assert runner._commit() == "unknown" or len(runner._commit().removesuffix("-changed")) == 40
