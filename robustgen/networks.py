@@ -123,7 +123,7 @@ def resnet(
 
 
 class _PreActivationBlock(nn.Module):
-    """h + conv2(act2(norm2(conv1(act1(norm1(h)))))); a 1x1 convolution of act1's output stands for h on other shapes."""
+    """h + conv2(act2(norm2(conv1(act1(norm1(h)))))); on other shapes a 1x1 convolution of the first activation is h."""
 
     def __init__(self, channels: int, width: int, stride: int, activation: str, norm: str) -> None:
         super().__init__()

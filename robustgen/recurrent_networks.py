@@ -54,7 +54,7 @@ class CharLM(nn.Module):
         self.out = nn.Linear(units, n_symbols)
 
     def forward(self, tokens: Tensor, state: Any = None) -> tuple[Tensor, Any]:
-        """Logits (N, T, C) after each of ``tokens`` (N, T) int64, and the state to go on from; state None: the start."""
+        """Logits (N, T, C) after each of ``tokens`` (N, T) int64, and the state to go on from (None: the start)."""
         embedded = self.embedding(_checked(tokens))
         if not self.stepwise:
             h, state = self.rnn(embedded, state)

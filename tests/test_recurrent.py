@@ -272,8 +272,8 @@ class TestObjective:
         counts = torch.bincount(parts[0].flatten(), minlength=27).double()
         unigram = -(counts / counts.sum()).log2()[parts[2]].mean()
         assert history[-1]["val_bits_per_character"] < 0.5 * unigram
-        assert history[-1]["val_rec_loss"] < history[0]["val_rec_loss"]
-        assert 0 < history[-1]["val_relative_error/rnn"] < 0.5
+        error = [row["val_relative_error/rnn"] for row in history]  # the loss itself grows with the states
+        assert 0 < error[-1] < 0.6 * error[0]
 
     def test_a_killed_run_resumes_and_names_another_weight(self, tmp_path):
         data = symbols(8, 6)
@@ -399,6 +399,15 @@ class TestFreeRun:
             assert ((drawn - p).abs() < 4 * (p * (1 - p) / 5000).sqrt() + 1e-3).all()
         coldest = free_run(net, prompt[:9], 1, temperature=1e-6).tokens
         assert (coldest == logits.argmax()).all()
+
+    def test_every_step_draws_anew(self):
+        net = language_model("rnn", "batch_first")
+        net.backbone.out.weight.data.zero_()
+        net.backbone.out.bias.data.zero_()
+        counts = (
+            free_run(net, symbols(30, 2), 270).tokens.flatten().bincount(minlength=27)
+        )  # uniform, whatever it reads
+        assert ((counts - 300).abs() < 5 * 300**0.5).all()
 
     def test_a_trained_model_writes_words(self, trained):
         net, (train, _, test), _ = trained

@@ -158,8 +158,33 @@ class TestOnTheSphere:
         """The origin is a sphere of its own, and a gradient along x has no part on the sphere."""
         attack = SpherePGD(eps=0.5, steps=3, random_start=False, early_stop=False, **WIDE)
         norm = lambda z: torch.stack([0 * z[:, 0], z.square().sum(1) - 4], 1)
-        x = torch.tensor([[0.0, 0.0], [1.0, 0.0]], dtype=torch.float64)
+        x = torch.cat([torch.zeros(1, 8), spheres(50, dim=8)[0]]).double()
         assert torch.equal(attack(norm, x, labels(x, 0)), x)
+
+    def test_a_zero_gradient_moves_nothing(self):
+        seen = []
+
+        def flat(z):
+            seen.append(z.detach().clone())
+            return torch.stack([2 + 0 * z.sum(1), 0 * z[:, 0]], 1)
+
+        x = spheres(6, dim=4)[0]
+        SpherePGD(eps=0.5, steps=4, step_size=3.0, early_stop=False, **WIDE)(flat, x, labels(x, 0))
+        start, *others = [z for z in seen if len(z) == 6]
+        assert not torch.equal(start, x)
+        assert all(torch.allclose(z, start, atol=1e-6) for z in others)
+
+    def test_a_step_to_the_far_side(self):
+        """From the opposite point every way back to the cap is as long: the norm stays whichever it takes."""
+        linear = lambda z: torch.stack([2 + 0 * z[:, 0], z[:, 1]], 1)
+        x = torch.tensor([[1.0, 0.0], [0.5, 0.0]], dtype=torch.float64)
+        seen = []
+        model = lambda z: (seen.append(z.detach().clone()), linear(z))[1]
+        SpherePGD(eps=0.4, steps=2, step_size=torch.pi, random_start=False, early_stop=False, **WIDE)(
+            model, x, labels(x, 0)
+        )
+        for z in seen:
+            assert torch.allclose(z.norm(dim=1), x.norm(dim=1))
 
     def test_errors(self):
         with pytest.raises(ValueError, match="SpherePGD supports norm L2, not 'Linf'"):

@@ -25,7 +25,7 @@ class Target(nn.Module):
 
 
 def network():
-    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Dropout(0.1), nn.Linear(16, 3))
 
 
 def weights(module):
@@ -43,14 +43,14 @@ def test_every_query_is_counted(n, rounds, batch_size):
 @pytest.mark.parametrize("step", [0.2, -0.1])
 def test_the_augmentation_is_its_formula(step):
     """A linear substitute's logit of class k has the gradient w_k everywhere; a tiny lr keeps w where it began."""
-    start = nn.Linear(8, 3)
+    start = nn.Sequential(nn.Dropout(0.5), nn.Linear(8, 3))  # dropout sleeps where the gradient is taken
     target, x = Target().eval(), torch.rand(20, 8)
     train_substitute(target, x, network=lambda: copy.deepcopy(start), rounds=3, epochs=1, step=step, lr=1e-12)
     first, second, third = target.asked
     assert torch.equal(first, x)
     y = target(first).argmax(1)
     assert y.unique().numel() > 1
-    moved = lambda z, labels: (z + step * start.weight.detach()[labels].sign()).clamp(0, 1)
+    moved = lambda z, labels: (z + step * start[1].weight.detach()[labels].sign()).clamp(0, 1)
     assert torch.allclose(second, moved(x, y))
     everything = torch.cat([first, second])
     assert torch.allclose(third, moved(everything, target(everything).argmax(1)))
@@ -82,6 +82,15 @@ def test_a_function_of_the_seed():
     torch.rand(3)  # whatever the caller did in between
     assert torch.equal(run(0), one)
     assert not torch.allclose(run(1), one)
+
+
+def test_the_order_of_the_batches_is_drawn_by_the_seed():
+    target, x, start = Target(), torch.rand(10, 8), network()
+    one, other = (
+        train_substitute(target, x, network=lambda: copy.deepcopy(start), rounds=1, batch_size=3, lr=0.1, seed=seed)
+        for seed in (0, 1)
+    )
+    assert not torch.allclose(weights(one.network), weights(other.network))
 
 
 def test_only_labels_are_used():

@@ -14,11 +14,11 @@ _CHAPTER_2 = (
     "table_2_4",
     "table_2_5",
     "table_2_6",
-    # "table_2_7",
+    "table_2_7",
     "figure_2_4",
     "figure_2_5",
     "adversarial_spheres",
-    # "recurrent_classifier",
+    "recurrent_classifier",
     "sweep",
     "confirmation",
 )

@@ -1,0 +1,111 @@
+"""A recurrent classifier, attacked in its embedding space, and the detector on its hidden states.
+
+No counterpart in the source, which fortifies one recurrent network and attacks none. The task is made from the text of
+table 2.7: forty symbols, and the question what comes next: a vowel, a consonant or a space.
+"""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks import FGSM, PGD, EmbeddedInput, NoiseSearch
+from robustgen.counter_rng import derive_seed
+from robustgen.data import encode, split_text
+from robustgen.detectors import ReconstructionError
+from robustgen.evaluation.metrics import auroc, fpr_at_tpr
+from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
+from robustgen.experiments.lamb2018.classifier_table import epochs_of
+from robustgen.experiments.lamb2018.table_2_7 import symbols
+from robustgen.experiments.workshop import Workshop
+from robustgen.fortified import fortify
+from robustgen.recurrent_networks import TextClassifier
+from robustgen.training import ClassifierObjective
+
+__all__ = ["EXPERIMENT"]
+
+LENGTH = 40
+BALLS = {"linf": ("Linf", 0.1), "l2": ("L2", 1.0)}
+BOUNDS = (-10.0, 10.0)  # wider than any embedding that training makes
+SCALES = {
+    "smoke": {"text": "made-up sentences", "units": 32, "epochs": 4, "n_test": 100, "steps": 3},
+    "cpu": {"text": "tinyshakespeare", "units": 128, "epochs": 10, "n_test": 1000, "steps": 40},
+    "full": {"text": "tinyshakespeare", "units": 512, "epochs": 30, "n_test": 2000, "steps": 40},
+}
+
+
+class _Recurrent(Experiment):
+    name = "lamb-2018/recurrent-classifier"
+    title = "a recurrent classifier attacked in embedding space, and its detector"
+    source = "no counterpart in the source"
+    metric = "accuracy under PGD in embedding space, %"
+    columns = tuple(Column(key, f"{norm}, eps {eps:g}") for key, (norm, eps) in BALLS.items())
+    rows = (
+        Row(key="lstm", title="LSTM, fortified afterwards", data="lstm"),
+        Row(key="gru", title="GRU, fortified afterwards", data="gru"),
+    )
+    notes = ("AUROC and FPR95: relative reconstruction error of the hidden states, real inputs against attacked ones.",)
+
+    def describe(self, scale: str) -> str:
+        s = SCALES[scale]
+        return f"{s['text']}, {LENGTH} symbols, {s['units']} units, {s['epochs']} epochs, {s['n_test']} test sequences"
+
+    def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
+        return SCALES[scale] | {"row": cell.row, "ball": list(BALLS[cell.column]), "length": LENGTH}
+
+    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+        s: dict[str, Any] = SCALES[scale]
+        blocks = split_text(
+            symbols(s["text"], workshop), (0.7, 0.15, 0.15), block=LENGTH + 1, seed=derive_seed(cell.seed, 0)
+        )
+        (train, y_train), (calibration, _), (test, y) = (_task(part) for part in blocks)
+        test, y = test[: s["n_test"]], y[: s["n_test"]]
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(cell.seed, 1))
+            classifier = TextClassifier(self.row(cell.row).data, s["units"], n_classes=3)
+        training = {"recurrent classifier": cell.row, "seed": cell.seed} | s
+        objective = ClassifierObjective()
+        history = workshop.train(
+            training, classifier, objective, (train, y_train), epochs=s["epochs"], batch_size=64, lr=3e-3, seed=cell.seed
+        )
+        view = EmbeddedInput(classifier)
+        e_train, e_calibration, e = (view.embed(tokens) for tokens in (train[:5000], calibration[:1000], test))
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(cell.seed, 2))
+            net = fortify(view, ["model.rnn"], example_input=e[:2])
+        net.fit_autoencoders((e_train,), epochs=s["epochs"], seed=cell.seed, progress=workshop.progress)
+        net.eval()
+        detector = ReconstructionError(net, relative=True).fit((e_train,)).calibrate(e_calibration)
+
+        norm, eps = BALLS[cell.column]
+        common: dict[str, Any] = {"eps": eps, "norm": norm, "bounds": BOUNDS}
+        attacks = {"noise": NoiseSearch(**common), "FGSM": FGSM(**common), "PGD": PGD(**common, steps=s["steps"])}
+        numbers = {"clean": 100 * _share(net(e).argmax(1) == y)}
+        numbers["clean, before fortifying"] = 100 * _share(view(e).argmax(1) == y)
+        numbers["false alarms, %"] = 100 * _share(detector.flag(e, fpr=0.05))
+        scores = detector.score(e).double()
+        for name, attack in attacks.items():
+            numbers[name] = 100 * _share(~attack.run(net, e, y).success)
+            attacked = detector.score(replace(attack, early_stop=False)(net, e, y)).double()
+            numbers[f"AUROC, {name}"] = auroc(scores, attacked)
+            numbers[f"FPR95, {name}"] = fpr_at_tpr(scores, attacked)
+        return Measurement(
+            value=numbers["PGD"],
+            numbers={k: {"value": v, "n": len(e)} for k, v in numbers.items()},
+            history=epochs_of(history),
+        )
+
+
+def _share(hits: Tensor) -> float:
+    return hits.double().mean().item()
+
+
+def _task(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """Windows (N, LENGTH) and what follows each: 0 a consonant, 1 a vowel, 2 a space."""
+    following = blocks[:, -1]
+    y = torch.isin(following, encode("aeiou")).long()
+    return blocks[:, :-1], torch.where(following == 0, 2, y)
+
+
+EXPERIMENT = _Recurrent()
