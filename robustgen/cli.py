@@ -328,16 +328,22 @@ def score(
 @app.command()
 def reproduce(
     experiment: Annotated[str | None, typer.Argument(help="Its name, as --list prints it.")] = None,
-    list_: Annotated[bool, typer.Option("--list", help="Show all experiments, what is measured and what is not.")] = False,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show all experiments, what is measured and what is not.")
+    ] = False,
     data_root: RootOption = None,
     scale: Annotated[str, typer.Option("--scale", help="smoke (digits, seconds), cpu or full.")] = "cpu",
-    seeds: Annotated[int | None, typer.Option("--seeds", help="How many; default: what the experiment asks for.")] = None,
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", help="How many; default: what the experiment asks for.")
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Where results are kept.")] = Path("results"),
     work: Annotated[
         Path, typer.Option("--work", help="Where trained networks are kept, for cells that share them.")
     ] = Path("runs/reproduce"),
     cell: Annotated[str | None, typer.Option("--cell", help="Only this one: row--column--seedN.")] = None,
-    check: Annotated[bool, typer.Option("--check", help="Measure a kept --cell again, from nothing, and compare.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure a kept --cell again, from nothing, and compare.")
+    ] = False,
     part: Annotated[str, typer.Option("--part", help="i/k: every k-th cell from the i-th, to share the work.")] = "1/1",
     page: Annotated[Path | None, typer.Option("--page", help="Draw the page of all results to this file.")] = None,
     device: DeviceOption = None,

@@ -33,19 +33,20 @@ class StridedConv2d(nn.Conv2d):
         if input.device.type != "cpu" or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             return super().forward(input)
         assert self.bias is not None
-        return _Convolution.apply(input, self.weight, self.bias, self.stride[0], self.padding[0])  # type: ignore
+        result: Tensor = _Convolution.apply(input, self.weight, self.bias, self.stride[0], self.padding[0])
+        return result
 
 
 class _Convolution(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:  # type: ignore
-        ctx.save_for_backward(x, weight, bias)
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
         return F.conv2d(x, weight, bias, stride, padding)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore
-        x, weight, bias = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight = ctx.saved_tensors
         stride, padding = ctx.stride, ctx.padding
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_x = _input_gradient(grad, weight, x.shape[2:], stride, padding) if need_x else None

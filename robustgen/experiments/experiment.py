@@ -115,7 +115,7 @@ class Experiment(ABC):
 
     @abstractmethod
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
-        """Everything on which the cell's numbers depend, JSON-able; a kept cell with other settings is measured anew."""
+        """All that the cell's numbers depend on, JSON-able; a kept cell with other settings is measured anew."""
 
     @abstractmethod
     def measure(self, cell: Cell, scale: str, workshop: "Workshop") -> Measurement:

@@ -49,7 +49,7 @@ def measure_cell(
 
 
 def read_cells(out: Path, experiment: Experiment, scale: str) -> dict[str, dict[str, Any]]:
-    """The kept cells of an experiment by name, in its order; those whose settings are no longer the experiment's are not.
+    """The kept cells of an experiment by name, in its order, without those whose settings are no longer its own.
 
     Raises:
         ValueError: a file that is not a cell's record.
@@ -111,7 +111,7 @@ def run_experiment(
 
 
 def summarise(experiment: Experiment, scale: str, kept: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """For each row and column: every seed's value, mean and standard deviation, the published number; how it was made."""
+    """For each row and column every seed's value, their mean and deviation, the published number; how it was made."""
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for record in kept.values():
         groups.setdefault((record["row"], record["column"]), []).append(record)
@@ -130,10 +130,10 @@ def summarise(experiment: Experiment, scale: str, kept: dict[str, dict[str, Any]
                 "seeds": [r["seed"] for r in records],
                 "values": [r["value"] for r in records],
             }
-            | _mean(records, lambda r: r["value"])
+            | _spread([r["value"] for r in records])
             | {
                 "numbers": {
-                    name: _mean([r for r in records if name in r["numbers"]], lambda r, k=name: r["numbers"][k]["value"])
+                    name: _spread([r["numbers"][name]["value"] for r in records if name in r["numbers"]])
                     for name in records[0]["numbers"]
                 }
             }
@@ -146,8 +146,7 @@ def summarise(experiment: Experiment, scale: str, kept: dict[str, dict[str, Any]
     }
 
 
-def _mean(records: list[dict[str, Any]], value: Callable[[dict[str, Any]], float]) -> dict[str, Any]:
-    values = [value(r) for r in records]
+def _spread(values: list[float]) -> dict[str, Any]:
     return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
 
 

@@ -65,7 +65,7 @@ class _Spheres(Experiment):
         ),
     )
     notes = (
-        f"Spheres of radius {INNER:g} and {OUTER:g}: every point is {HALF:g} away from the exact classifier's boundary.",
+        f"Spheres of radius {INNER:g} and {OUTER:g}: every point is {HALF:g} away from the exact boundary.",
         "AUROC: relative reconstruction error of both layers, clean against attacked inputs; one half is no signal.",
     )
 

@@ -62,7 +62,9 @@ def run_battery(
     for e in eps:
         jobs[f"noise {e:g}"] = Job(NoiseSearch(eps=e, n_queries=20), n)
         jobs[f"FGSM {e:g}"] = Job(FGSM(eps=e, eot_samples=draws), n)
-        jobs[f"PGD clean start {e:g}"] = Job(PGD(eps=e, steps=budget.steps, random_start=False, eot_samples=draws), most)
+        jobs[f"PGD clean start {e:g}"] = Job(
+            PGD(eps=e, steps=budget.steps, random_start=False, eot_samples=draws), most
+        )
         jobs[f"PGD {e:g}"] = Job(PGD(eps=e, steps=budget.steps, eot_samples=draws), most)
         restarts = 1 if stochastic else budget.restarts
         jobs[f"PGD restarts {e:g}"] = Job(

@@ -1,7 +1,7 @@
 """Tables of classifiers under attack: a row is a recipe, a column the attack that it is trained and tested with."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -19,11 +19,10 @@ SMOKE = Budget(data="digits", n_train=300, width=8, epochs=3, train_steps=2, n_t
 
 def budgets(data: str, **changes: Any) -> dict[str, Budget]:
     """The usual three: digits for the smoke run, a part of the training set at "cpu", all of it at "full"."""
-    full = {"n_train": 0, "width": 64, "epochs": 10, "train_steps": 7}
     return {
         "smoke": SMOKE,
-        "cpu": Budget(**{"data": data, "n_train": 20_000} | changes),
-        "full": Budget(**{"data": data} | full),
+        "cpu": replace(Budget(data=data, n_train=20_000), **changes),
+        "full": Budget(data=data, n_train=0, width=64, epochs=10, train_steps=7),
     }
 
 
@@ -43,7 +42,9 @@ CIFAR = {
         n_few=500,
         restarts=5,
     ),
-    "full": Budget(data="cifar10-jpeg", n_train=0, network="resnet", width=32, epochs=60, batch_size=128, train_steps=7),
+    "full": Budget(
+        data="cifar10-jpeg", n_train=0, network="resnet", width=32, epochs=60, batch_size=128, train_steps=7
+    ),
 }
 
 
@@ -62,9 +63,7 @@ class AttackColumn(Column):
 
 def epochs_of(history: list[dict[str, float]]) -> dict[str, list[float]]:
     """One list an entry, of what the trainer logged each epoch."""
-    return {
-        name: [round(row[name], 6) for row in history] for name in history[0] if name not in ("epoch", "step")
-    }
+    return {name: [round(row[name], 6) for row in history] for name in history[0] if name not in ("epoch", "step")}
 
 
 class ClassifierTable(Experiment):

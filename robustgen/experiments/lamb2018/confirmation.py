@@ -37,7 +37,11 @@ class _Confirmation(Experiment):
     seeds = 5
     rows = (
         Row(key="adversarial", title="adversarial training, same compute", data=PLAIN),
-        Row(key="no-loss", title="layers without autoencoder losses", data=replace(CHOSEN, lambda_rec=0.0, lambda_adv=0.0)),
+        Row(
+            key="no-loss",
+            title="layers without autoencoder losses",
+            data=replace(CHOSEN, lambda_rec=0.0, lambda_adv=0.0),
+        ),
         Row(key="fortified", title="fortified", data=CHOSEN),
     )
 
@@ -49,7 +53,11 @@ class _Confirmation(Experiment):
         return replace(SCALES[scale], n_test=SCALES[scale].n_test if scale == "smoke" else 0)
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
-        return {"recipe": asdict(self.row(cell.row).data), "budget": asdict(self.budget(scale)), "compute": asdict(CHOSEN)}
+        return {
+            "recipe": asdict(self.row(cell.row).data),
+            "budget": asdict(self.budget(scale)),
+            "compute": asdict(CHOSEN),
+        }
 
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
         budget, seed = self.budget(scale), FRESH + cell.seed
@@ -85,7 +93,10 @@ class _Confirmation(Experiment):
         seeds = sorted(by_row["adversarial"].keys() & by_row["fortified"].keys())
         if len(seeds) < 2:
             return ""
-        lines = ["Fortified less plain, paired over seeds, in points (mean, standard error; more than two of them?):", ""]
+        lines = [
+            "Fortified less plain, paired over seeds, in points (mean, standard error; more than two of them?):",
+            "",
+        ]
         for name in by_row["fortified"][seeds[0]]["numbers"]:
             if name == "epochs":
                 continue

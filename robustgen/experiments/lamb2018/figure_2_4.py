@@ -46,8 +46,8 @@ class _Figure(Experiment):
     notes = (
         "The figure prints no numbers, and not whether networks were trained first; both ways are measured.",
         'A space tells adversarial inputs from noise only where "ratio" and "AUROC" exceed their "same-norm noise".',
-        "Afterwards: the attack sees the original network, so all capacities face the same inputs. Jointly: it sees the "
-        "fortified one.",
+        "Afterwards: the attack sees the original network, so all capacities face the same inputs. Jointly: it sees "
+        "the fortified one.",
     )
 
     def describe(self, scale: str) -> str:

@@ -19,8 +19,14 @@ from robustgen.training import ClassifierObjective
 __all__ = ["LAYERS", "Budget", "Recipe", "example_sets", "train_recipe", "training_step"]
 
 # Where the activations of the built-in networks are.
-LAYERS = {
-    "convnet": {"first": ("1",), "middle": ("3",), "last": ("5",), "first and last": ("1", "5"), "all": ("1", "3", "5")},
+LAYERS: dict[str, dict[str, tuple[str, ...]]] = {
+    "convnet": {
+        "first": ("1",),
+        "middle": ("3",),
+        "last": ("5",),
+        "first and last": ("1", "5"),
+        "all": ("1", "3", "5"),
+    },
     "resnet": {},
     "mlp": {"first": ("2",), "last": ("4",)},
 }
@@ -55,9 +61,9 @@ class Budget:
     def __str__(self) -> str:
         return (
             f"{self.data}, {self.n_train or 'all'} training images, {self.network} of width {self.width}, "
-            f"{self.epochs} epochs of Adam (batch {self.batch_size}, rate {self.lr:g}, one cycle), PGD-{self.train_steps} "
-            f"where training uses PGD; {self.n_test or 'all'} test images, {self.restarts} restarts on "
-            f"{self.n_few}"
+            f"{self.epochs} epochs of Adam (batch {self.batch_size}, rate {self.lr:g}, one cycle), "
+            f"PGD-{self.train_steps} where training uses PGD; {self.n_test or 'all'} test images, "
+            f"{self.restarts} restarts on {self.n_few}"
         )
 
 
@@ -132,7 +138,9 @@ def train_recipe(
         "training": [epochs, budget.batch_size, budget.lr, budget.train_steps if recipe.attack == "pgd" else 0],
         "seed": seed,
     }
-    workshop.say(f"training: {recipe.attack} {recipe.eps:g}, {recipe.activation} {recipe.layers} {recipe.encoding}".rstrip())
+    workshop.say(
+        f"training: {recipe.attack} {recipe.eps:g}, {recipe.activation} {recipe.layers} {recipe.encoding}".rstrip()
+    )
     history = workshop.train(
         settings,
         network,

@@ -67,7 +67,14 @@ class _Recurrent(Experiment):
         training = {"recurrent classifier": cell.row, "seed": cell.seed} | s
         objective = ClassifierObjective()
         history = workshop.train(
-            training, classifier, objective, (train, y_train), epochs=s["epochs"], batch_size=64, lr=3e-3, seed=cell.seed
+            training,
+            classifier,
+            objective,
+            (train, y_train),
+            epochs=s["epochs"],
+            batch_size=64,
+            lr=3e-3,
+            seed=cell.seed,
         )
         view = EmbeddedInput(classifier)
         e_train, e_calibration, e = (view.embed(tokens) for tokens in (train[:5000], calibration[:1000], test))

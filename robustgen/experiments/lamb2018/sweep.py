@@ -53,7 +53,12 @@ class _Sweep(Experiment):
             columns=NO_NOISE,
             data=replace(PLAIN, more_epochs=1.25),
         ),
-        Row(key="none-relu", title="adversarial training, ReLU", columns=NO_NOISE, data=replace(PLAIN, activation="relu")),
+        Row(
+            key="none-relu",
+            title="adversarial training, ReLU",
+            columns=NO_NOISE,
+            data=replace(PLAIN, activation="relu"),
+        ),
         Row(key="last-no-loss", title="last, no autoencoder losses", data=replace(PLAIN, layers="last")),
         *(_row("last", weight, "mean") for weight in (0.03, 0.3, 3.0)),
         *(_row("last", weight, "relative") for weight in (0.1, 0.3, 1.0)),
@@ -64,8 +69,8 @@ class _Sweep(Experiment):
         _row("all", 0.03, "mean", USUAL_NOISE),
     )
     notes = (
-        "A convolutional autoencoder (first, middle) makes a training step two to four times as expensive; the dense one "
-        "on the last layer costs under a hundredth.",
+        "A convolutional autoencoder (first, middle) makes a training step two to four times as expensive, the dense "
+        "one on the last layer by less than a hundredth.",
     )
 
     def describe(self, scale: str) -> str:
@@ -93,9 +98,7 @@ class _Sweep(Experiment):
         }
         x, y = validation.images(), validation.labels()
         done = run_jobs(jobs, net, x, y, torch.arange(n), batch_size=500, title=cell.name)
-        numbers = {
-            k: {"value": 100 * (~result.success).double().mean().item(), "n": n} for k, result in done.items()
-        }
+        numbers = {k: {"value": 100 * (~result.success).double().mean().item(), "n": n} for k, result in done.items()}
         return Measurement(value=numbers["PGD"]["value"], numbers=numbers, history=epochs_of(history))
 
 

@@ -127,9 +127,7 @@ def _verdict(standing: dict[str, torch.Tensor], black: str) -> dict[str, Any]:
     from robustgen.evaluation.masking import at_most
 
     white, other = standing["white-box FGSM"], standing[black]
-    test = at_most(
-        f"white-box FGSM at least as strong as {black}", ("white-box FGSM", white), (black, other)
-    )
+    test = at_most(f"white-box FGSM at least as strong as {black}", ("white-box FGSM", white), (black, other))
     alone = (white & ~other).double()
     share, error = paired(alone)
     detail = (

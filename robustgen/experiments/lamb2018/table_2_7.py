@@ -110,7 +110,11 @@ class _Table(Experiment):
         numbers["shuffled letters"] = _ratio(scrambled[:, at], forced[:, at])
         numbers["real over real text"] = _ratio(forced[:half, at], forced[half : 2 * half, at])
         monitor = SequenceMonitor(net, calibration, fpr=0.05)
-        for name, tokens in {"real text": test, "its own samples": _joined(test, runs[1.0].tokens), "shuffled": shuffled}.items():
+        for name, tokens in {
+            "real text": test,
+            "its own samples": _joined(test, runs[1.0].tokens),
+            "shuffled": shuffled,
+        }.items():
             numbers[f"monitor flags {name}, %"] = 100 * _flagged(monitor, tokens[:, : PROMPT + upto])
         numbers["bits per character"] = history[-1]["bits_per_character"]
         return Measurement(
