@@ -82,12 +82,14 @@ def train(
         list[str] | None, typer.Option("--hold-out", help="Class to leave out; may be repeated.")
     ] = None,
     limit: LimitOption = None,
-    model: Annotated[str, typer.Option("--model", help="convnet, mlp, or module:function of your own.")] = "convnet",
+    model: Annotated[
+        str, typer.Option("--model", help="convnet, mlp, resnet, or module:function of your own.")
+    ] = "convnet",
     width: Annotated[
-        int | None, typer.Option("--width", help="Channels of convnet's first layer; units of mlp.")
+        int | None, typer.Option("--width", help="Channels of convnet's or resnet's first layers; units of mlp.")
     ] = None,
     activation: Annotated[
-        str, typer.Option("--activation", help="Of convnet and mlp: relu, leaky_relu, tanh.")
+        str, typer.Option("--activation", help="Of convnet, mlp, resnet: relu, leaky_relu, tanh.")
     ] = "relu",
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Start from these (.safetensors, or a run).")

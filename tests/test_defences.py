@@ -401,8 +401,8 @@ class TestResnet:
             net = seeded(lambda norm=norm: resnet(3, 10, (8, 16), norm=norm)).train()
             assert torch.allclose(net(x)[:2], net(x[:2]), atol=1e-6) == alone
         x = torch.rand(2, 3, 1, 1)  # one position: groups of one channel would be normalised to zero
-        net = resnet(3, 10, (8,))
-        assert not torch.allclose(*net(x))
+        net = seeded(lambda: resnet(3, 10, (8,)))
+        assert (net(x)[0] - net(x)[1]).abs().max() > 1e-3
 
     def test_names_fortify_and_build(self):
         net = resnet(3, 5, (8, 16, 32))

@@ -214,8 +214,8 @@ def test_checks_and_networks():
         check_ids(torch.zeros(2), 2, torch.device("cpu"))
     assert nearest("zzz", [str(k) for k in range(20)]).endswith("...")
     assert convnet(3, 5, (32, 40))(torch.zeros(1, 3, 32, 40)).shape == (1, 5)
-    with pytest.raises(ValueError, match="unknown network 'resnet'"):
-        build("resnet", torch.zeros(1, 1, 8, 8), 3)
+    with pytest.raises(ValueError, match="unknown network 'alexnet'"):
+        build("alexnet", torch.zeros(1, 1, 8, 8), 3)
     with pytest.raises(ValueError, match="convnet takes images"):
         build("convnet", torch.zeros(1, 8), 3)
     with pytest.raises(ValueError, match="unknown activation 'gelu'"):

@@ -86,7 +86,7 @@ def by_class_name(dataset: ArrayDataset, info: dict[str, Any]) -> tuple[ArrayDat
 
 @dataclass(frozen=True)
 class NetworkSpec:
-    """Which network: "convnet", "mlp" or "module:function"; what the built-in ones need."""
+    """Which network: "convnet", "mlp", "resnet" or "module:function"; what the built-in ones need."""
 
     model: str
     shape: tuple[int, ...]

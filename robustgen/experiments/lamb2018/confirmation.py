@@ -54,9 +54,9 @@ class _Confirmation(Experiment):
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
         return {
-            "recipe": asdict(self.row(cell.row).data),
+            "recipe": self.row(cell.row).data.record(),
             "budget": asdict(self.budget(scale)),
-            "compute": asdict(CHOSEN),
+            "compute": CHOSEN.record(),
         }
 
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:

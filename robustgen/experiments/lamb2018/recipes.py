@@ -10,9 +10,13 @@ from robustgen.attacks import FGSM, PGD, Attack
 from robustgen.counter_rng import derive_seed
 from robustgen.data import ArrayDataset
 from robustgen.experiments.workshop import Workshop
-from robustgen.fortified import FortifiedObjective, fortify
-from robustgen.fortified.hidden_matching import HiddenMatchingNetwork, HiddenMatchingObjective
-from robustgen.fortified.input_encoding import InputEncoding
+from robustgen.fortified import (
+    FortifiedObjective,
+    HiddenMatchingNetwork,
+    HiddenMatchingObjective,
+    InputEncoding,
+    fortify,
+)
 from robustgen.networks import build
 from robustgen.training import ClassifierObjective
 
@@ -104,6 +108,11 @@ class Recipe:
         """The same, trained against another attack."""
         return replace(self, attack=attack, eps=eps)
 
+    def record(self) -> dict[str, Any]:
+        """Everything that the recipe says, JSON-able, with the default through which gradients pass an encoding."""
+        stand_in = {"stand-in": InputEncoding(self.encoding).backward_width} if self.encoding else {}
+        return asdict(self) | stand_in
+
 
 def example_sets(budget: Budget, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
     """Training and test images of ``budget``."""
@@ -132,7 +141,7 @@ def train_recipe(
     network, objective = training_step(recipe, budget, seed, train.batch(torch.arange(2))[0], train.n_classes)
     epochs = max(1, round(budget.epochs * recipe.more_epochs))
     # All that the training depends on; sizes of the evaluation are not part of it, so scales of tables can share it.
-    settings = asdict(recipe) | {
+    settings = recipe.record() | {
         "data": [budget.data, len(train)],
         "network": [budget.network, budget.width],
         "training": [epochs, budget.batch_size, budget.lr, budget.train_steps if recipe.attack == "pgd" else 0],

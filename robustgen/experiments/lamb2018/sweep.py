@@ -82,7 +82,7 @@ class _Sweep(Experiment):
         return replace(recipe, noise_std=float(cell.column))
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
-        return {"recipe": asdict(self.recipe(cell)), "budget": asdict(SCALES[scale])}
+        return {"recipe": self.recipe(cell).record(), "budget": asdict(SCALES[scale])}
 
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
         budget = SCALES[scale]

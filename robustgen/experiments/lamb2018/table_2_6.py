@@ -90,7 +90,7 @@ class _BlackBox(Experiment):
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
         rounds = {"seen": SEEN, "rounds": 6, "epochs": 10, "step": 0.1, "substitute": [512, 512]}
-        return {"recipe": asdict(self.recipe(cell)), "budget": asdict(MNIST[scale]), "black box": rounds, "eps": EPS}
+        return {"recipe": self.recipe(cell).record(), "budget": asdict(MNIST[scale]), "black box": rounds, "eps": EPS}
 
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
         budget = MNIST[scale]
