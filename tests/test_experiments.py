@@ -27,6 +27,7 @@ def workshop(tmp_path):
     return Workshop(tmp_path / "work", say=lambda line: None)
 
 
+@pytest.mark.filterwarnings("ignore:the fortified network decides otherwise")  # autoencoders of a few steps
 @pytest.mark.parametrize("name", names())
 def test_every_experiment_runs_on_digits(name, tmp_path):
     experiment, out = find(name), tmp_path / "results"
