@@ -269,7 +269,7 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
         (["train", "--run", "{tmp}/r", "--data", "minst"], "did you mean 'mnist'"),
         (["train", "--run", "{tmp}/r", "--data", "mnist"], "--data-root"),
         (["train", "--run", "{tmp}/r", "--data", "mnist", "--data-root", "{tmp}"], "MNIST not found in"),
-        (["train", "--run", "{tmp}/r", "--model", "alexnet"], "unknown network 'resnet'"),
+        (["train", "--run", "{tmp}/r", "--model", "alexnet"], "unknown network 'alexnet'"),
         (["train", "--run", "{tmp}/r", "--model", "no_such_module:build"], "cannot import 'no_such_module'"),
         (["train", "--run", "{tmp}/r", "--model", "robustgen.networks:nothing"], "no function 'nothing'"),
         (["train", "--run", "{tmp}/r", "--attack", "cw"], "unknown attack 'cw'"),

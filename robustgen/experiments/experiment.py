@@ -125,6 +125,10 @@ class Experiment(ABC):
         """Data, sizes and epochs at ``scale``, in one line for readers."""
         return ""
 
+    def remarks(self, kept: Mapping[str, dict[str, Any]]) -> str:
+        """What the kept cells say together, in Markdown, for an experiment that compares its rows."""
+        return ""
+
     def row(self, key: str) -> Row:
         """The row called ``key``; ValueError for another."""
         return next((r for r in self.rows if r.key == key), None) or _unknown("row", key, [r.key for r in self.rows])

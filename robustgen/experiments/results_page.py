@@ -39,7 +39,7 @@ def draw_experiment(experiment: Experiment, out: Path, scales: tuple[str, ...] =
         lines.append(f"### Scale `{scale}`")
         lines.append(_how(experiment, scale, list(kept.values())))
         lines.append(_main_table(experiment, kept))
-        lines.append(experiment.remarks(kept)) if hasattr(experiment, "remarks") else None
+        lines.append(experiment.remarks(kept))
         lines.append(_all_numbers(experiment, kept))
         lines.append(_verdicts(experiment, kept))
     if empty:
@@ -126,7 +126,7 @@ def _all_numbers(experiment: Experiment, kept: dict[str, dict[str, Any]]) -> str
     titles = {c.key: c.title for c in experiment.columns}
     counts = {name: sorted({r["numbers"][name]["n"] for r in kept.values() if name in r["numbers"]}) for name in names}
     head = [f"{name} [n={'/'.join(f'{n:g}' for n in counts[name])}]" for name in names]
-    lines = ["Everything measured on each of these, means over seeds:", ""]
+    lines = ["<details><summary>Everything measured on each of these, means over seeds</summary>", ""]
     lines += [_line(["", "", *head]), _line(["---"] * (2 + len(names)))]
     for (row, column), records in groups.items():
         cells = []
@@ -134,6 +134,7 @@ def _all_numbers(experiment: Experiment, kept: dict[str, dict[str, Any]]) -> str
             values = [r["numbers"][name]["value"] for r in records if name in r["numbers"]]
             cells.append(f"{statistics.fmean(values):.{experiment.digits}f}" if values else "")
         lines.append(_line([experiment.row(row).title, titles[column], *cells]))
+    lines += ["", "</details>"]
     return "\n".join(lines)
 
 

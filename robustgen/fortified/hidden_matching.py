@@ -16,7 +16,7 @@ from robustgen.fortified.layer import FortifiedLayer, Tape, recording
 from robustgen.fortified.placement import call_model, place
 from robustgen.model import logits_of, naming_inputs, output_tensor, untouched
 from robustgen.networks import mlp
-from robustgen.training import Batch, adversarial_inputs, class_loss, unwrap
+from robustgen.training import AdversarialObjective, Batch, unwrap
 
 __all__ = ["HiddenMatchingNetwork", "HiddenMatchingObjective"]
 
@@ -129,7 +129,7 @@ class HiddenMatchingNetwork(nn.Module):
         return output, torch.cat(states, 1)
 
 
-class HiddenMatchingObjective:
+class HiddenMatchingObjective(AdversarialObjective):
     """clean_weight * CE(x) + CE(x_adv) + L_D for ``Trainer``, the network ascending ``weight`` * L_D.
 
     L_D is the discriminator's mean binary cross-entropy on the hidden states of x (clean) and x_adv. The
@@ -160,46 +160,27 @@ class HiddenMatchingObjective:
     ) -> None:
         if attack is None:
             raise ValueError("HiddenMatchingObjective matches clean with adversarial states: pass an attack")
-        if not all(0 <= value < float("inf") for value in (weight, clean_weight)):
-            raise ValueError("weight and clean_weight must be finite and >= 0")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-        self.attack, self.weight = attack, weight
-        self.clean_weight, self.label_smoothing = clean_weight, label_smoothing
+        super().__init__(attack, clean_weight, label_smoothing)
+        if not 0 <= weight < float("inf"):
+            raise ValueError(f"weight must be a finite number >= 0, got {weight}")
+        self.weight = weight
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
         net = unwrap(model)
         if not isinstance(net, HiddenMatchingNetwork):
             raise TypeError(f"HiddenMatchingObjective trains a HiddenMatchingNetwork, not {type(net).__name__}")
-        if batch.y is None:
-            raise ValueError("HiddenMatchingObjective needs labels: pass data as (x, y)")
-        x, y, n = batch.x, batch.y, len(batch.x)
-        x = torch.cat([x, adversarial_inputs(self.attack, net, batch, step)])
+        (x, y), n = self.inputs(net, batch, step), len(batch.x)
         with naming_inputs(batch.x):
             output, verdicts = model(x, reversal=self.weight)
-        logits = logits_of(output)
-        logits, verdicts = (v.to(torch.promote_types(v.dtype, torch.float32)) for v in (logits, verdicts))  # bfloat16
+        loss, logged = self.cross_entropies(logits_of(output), y)
+        verdicts = verdicts.to(torch.promote_types(verdicts.dtype, torch.float32))  # bfloat16 is too coarse
         is_clean = torch.arange(2 * n, device=x.device) < n
-        clean_loss = class_loss(logits[:n], y, self.label_smoothing)
-        adv_loss = class_loss(logits[n:], y, self.label_smoothing)
         discriminator_loss = F.binary_cross_entropy_with_logits(verdicts, is_clean.to(verdicts.dtype))
-        logged = {
-            "clean_loss": clean_loss,
-            "adv_loss": adv_loss,
-            "discriminator_loss": discriminator_loss,
-            "accuracy": (logits[:n].argmax(1) == y).float().mean(),
-            "adv_accuracy": (logits[n:].argmax(1) == y).float().mean(),
-            "discriminator_accuracy": ((verdicts > 0) == is_clean).float().mean(),
-        }
-        loss = self.clean_weight * clean_loss + adv_loss + discriminator_loss
+        logged["discriminator_loss"] = discriminator_loss
+        logged["discriminator_accuracy"] = ((verdicts > 0) == is_clean).float().mean()
+        loss = loss + discriminator_loss
         return {"loss": loss} | {name: value.detach() for name, value in logged.items()}
 
     def describe(self) -> dict[str, Any]:
         """Every setting, JSON-able."""
-        return {
-            "objective": "HiddenMatchingObjective",
-            "attack": self.attack.describe() if hasattr(self.attack, "describe") else repr(self.attack),
-            "weight": self.weight,
-            "clean_weight": self.clean_weight,
-            "label_smoothing": self.label_smoothing,
-        }
+        return super().describe() | {"weight": self.weight}

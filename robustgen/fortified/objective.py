@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.model import logits_of, naming_inputs
-from robustgen.training import Batch, adversarial_inputs, class_loss, unwrap
+from robustgen.training import AdversarialObjective, Batch, unwrap
 
 __all__ = ["FortifiedObjective"]
 
 
-class FortifiedObjective:
+class FortifiedObjective(AdversarialObjective):
     """Classification on clean and adversarial inputs plus the autoencoders' losses, for ``Trainer``.
 
     L_rec,k = mean over examples of ||D(E(h + n)) - h||^2 / (number of units); L_adv,k = the same from the adversarial
@@ -51,40 +51,23 @@ class FortifiedObjective:
         label_smoothing: float = 0.0,
         reduction: str = "mean",
     ) -> None:
-        if not all(0 <= weight < float("inf") for weight in (lambda_rec, lambda_adv, clean_weight)):
-            raise ValueError("lambda_rec, lambda_adv and clean_weight must be finite and >= 0")
+        super().__init__(attack, clean_weight, label_smoothing)
+        if not all(0 <= weight < float("inf") for weight in (lambda_rec, lambda_adv)):
+            raise ValueError("lambda_rec and lambda_adv must be finite and >= 0")
         if reduction not in ("sum", "mean", "relative"):
             raise ValueError(f"reduction must be 'sum', 'mean' or 'relative', got {reduction!r}")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-        if attack is None and clean_weight == 0:
-            raise ValueError("clean_weight=0 without an attack leaves nothing to train on")
-        self.attack, self.lambda_rec, self.lambda_adv = attack, lambda_rec, lambda_adv
-        self.detach_states, self.clean_weight = detach_states, clean_weight
-        self.label_smoothing, self.reduction = label_smoothing, reduction
+        self.lambda_rec, self.lambda_adv = lambda_rec, lambda_adv
+        self.detach_states, self.reduction = detach_states, reduction
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
         net: Any = unwrap(model)
         if not hasattr(net, "per_example"):
             raise TypeError(f"FortifiedObjective trains a FortifiedNetwork, not {type(net).__name__}")
-        if batch.y is None:
-            raise ValueError("FortifiedObjective needs labels: pass data as (x, y)")
-        x, y, n = batch.x, batch.y, len(batch.x)
-        if self.attack is not None:
-            x = torch.cat([x, adversarial_inputs(self.attack, net, batch, step)])
+        (x, y), n = self.inputs(net, batch, step), len(batch.x)
         with naming_inputs(batch.x):
             output, states = model(x, return_states=True, detach_states=self.detach_states)
-        logits = logits_of(output)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        clean_loss = class_loss(logits[:n], y, self.label_smoothing)
-        loss = self.clean_weight * clean_loss
-        logged = {"clean_loss": clean_loss, "accuracy": (logits[:n].argmax(1) == y).float().mean()}
-        if self.attack is not None:
-            adv_loss = class_loss(logits[n:], y, self.label_smoothing)
-            loss = loss + adv_loss
-            logged |= {"adv_loss": adv_loss, "adv_accuracy": (logits[n:].argmax(1) == y).float().mean()}
-        zero = logits.new_zeros(())
-        rec, adv = zero, zero
+        loss, logged = self.cross_entropies(logits_of(output), y)
+        rec, adv = loss.new_zeros(()), loss.new_zeros(())
         for name, (state, decoded) in states.items():
             h, d = (net.per_example(name, values) for values in (state, decoded))
             h, d = (v.to(torch.promote_types(v.dtype, torch.float32)) for v in (h, d))  # bfloat16 is too coarse
@@ -105,14 +88,5 @@ class FortifiedObjective:
 
     def describe(self) -> dict[str, Any]:
         """Every setting, JSON-able."""
-        attack = self.attack.describe() if hasattr(self.attack, "describe") else repr(self.attack)
-        return {
-            "objective": "FortifiedObjective",
-            "attack": None if self.attack is None else attack,
-            "lambda_rec": self.lambda_rec,
-            "lambda_adv": self.lambda_adv,
-            "detach_states": self.detach_states,
-            "clean_weight": self.clean_weight,
-            "label_smoothing": self.label_smoothing,
-            "reduction": self.reduction,
-        }
+        own = ("lambda_rec", "lambda_adv", "detach_states", "reduction")
+        return super().describe() | {name: getattr(self, name) for name in own}

@@ -3,10 +3,17 @@
 from robustgen.training.batches import Batch, Source, as_source
 from robustgen.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from robustgen.training.distributed import unwrap
-from robustgen.training.objective import ClassifierObjective, Objective, adversarial_inputs, class_loss
+from robustgen.training.objective import (
+    AdversarialObjective,
+    ClassifierObjective,
+    Objective,
+    adversarial_inputs,
+    class_loss,
+)
 from robustgen.training.trainer import Trainer
 
 __all__ = [
+    "AdversarialObjective",
     "Batch",
     "Checkpoint",
     "ClassifierObjective",

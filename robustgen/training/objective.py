@@ -11,20 +11,79 @@ from robustgen.model import logits_of, naming_inputs
 from robustgen.training.batches import Batch
 from robustgen.training.distributed import unwrap
 
-__all__ = ["ClassifierObjective", "Objective", "adversarial_inputs", "class_loss"]
+__all__ = ["AdversarialObjective", "ClassifierObjective", "Objective", "adversarial_inputs", "class_loss"]
 
 # (model, batch, step) -> {"loss": scalar to minimise, other scalars to log}, each a mean over the batch. The model may
 # be wrapped in DistributedDataParallel: call it once a step; take its attributes from unwrap(model).
 Objective: TypeAlias = Callable[[nn.Module, Batch, int], dict[str, Tensor]]
 
 
-class ClassifierObjective:
+class AdversarialObjective:
+    """What objectives on clean and adversarial inputs share: their inputs, cross-entropies and settings.
+
+    A subclass calls ``inputs``, forwards them once, adds terms of its own to the loss of ``cross_entropies``, and names
+    its further settings in ``describe``.
+
+    Args:
+        attack: callable ``attack(model, x, y, *, ids) -> x_adv``, run on the network as it is at each step, or None.
+        clean_weight: of the clean half of the loss, finite and >= 0.
+        label_smoothing: of both cross-entropies, in [0, 1).
+
+    Raises:
+        ValueError: a value out of range, or one that leaves nothing to train on.
+    """
+
+    def __init__(self, attack: Any, clean_weight: float, label_smoothing: float) -> None:
+        if not 0 <= clean_weight < float("inf"):
+            raise ValueError(f"clean_weight must be a finite number >= 0, got {clean_weight}")
+        if attack is None and clean_weight == 0:
+            raise ValueError("clean_weight=0 without an attack leaves nothing to train on")
+        if not 0 <= label_smoothing < 1:
+            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
+        self.attack, self.clean_weight, self.label_smoothing = attack, clean_weight, label_smoothing
+
+    def inputs(self, model: nn.Module, batch: Batch, step: int, clean: bool = True) -> tuple[Tensor, Tensor]:
+        """The clean inputs (unless not wanted) and then the adversarial ones, in one tensor; and the labels (B,).
+
+        Raises:
+            ValueError: data without labels.
+        """
+        if batch.y is None:
+            raise ValueError(f"{type(self).__name__} needs labels: pass data as (x, y)")
+        halves = [batch.x] if clean else []
+        if self.attack is not None:
+            halves.append(adversarial_inputs(self.attack, model, batch, step))
+        return torch.cat(halves), batch.y
+
+    def cross_entropies(self, logits: Tensor, y: Tensor, clean: bool = True) -> tuple[Tensor, dict[str, Tensor]]:
+        """clean_weight * CE(x) + CE(x_adv) from the logits of ``inputs``, and each half's loss and accuracy to log."""
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a loss
+        halves = [("clean_loss", "accuracy", self.clean_weight)] if clean else []
+        halves += [("adv_loss", "adv_accuracy", 1.0)] if self.attack is not None else []
+        loss, logged = logits.new_zeros(()), {}
+        for (loss_name, accuracy_name, weight), half in zip(halves, logits.chunk(len(halves)), strict=True):
+            logged[loss_name] = class_loss(half, y, self.label_smoothing)
+            loss = loss + weight * logged[loss_name]
+            logged[accuracy_name] = (half.detach().argmax(1) == y).to(half.dtype).mean()
+        return loss, logged
+
+    def describe(self) -> dict[str, Any]:
+        """Every setting, JSON-able."""
+        attack = self.attack.describe() if hasattr(self.attack, "describe") else repr(self.attack)
+        return {
+            "objective": type(self).__name__,
+            "attack": None if self.attack is None else attack,
+            "clean_weight": self.clean_weight,
+            "label_smoothing": self.label_smoothing,
+        }
+
+
+class ClassifierObjective(AdversarialObjective):
     """Cross-entropy on clean inputs or, with an attack, ``clean_weight * CE(x) + CE(x_adv)``.
 
     With ``clean_weight=0`` this is adversarial training (Madry, Makelov, Schmidt, Tsipras and Vladu, "Towards Deep
     Learning Models Resistant to Adversarial Attacks", 2018, equation 2.1); with 1, the classification terms of the
-    joint objective of Lamb, "Generative Models: A Critical Review", 2018, section 2.5. Logged: ``accuracy`` on clean
-    inputs (where they are forwarded) and ``adv_accuracy``.
+    joint objective of Lamb, "Generative Models: A Critical Review", 2018, section 2.5.
 
     Args:
         attack: callable ``attack(model, x, y, *, ids) -> x_adv``, run on the network as it is at each step.
@@ -37,52 +96,21 @@ class ClassifierObjective:
     >>> objective = ClassifierObjective()
     >>> batch = Batch(torch.zeros(2, 4), torch.tensor([0, 1]), torch.arange(2))
     >>> {name: round(value.item(), 4) for name, value in objective(nn.Identity(), batch, 0).items()}
-    {'loss': 1.3863, 'accuracy': 0.5}
+    {'loss': 1.3863, 'clean_loss': 1.3863, 'accuracy': 0.5}
     """
 
-    def __init__(
-        self,
-        attack: Any = None,
-        clean_weight: float = 1.0,
-        label_smoothing: float = 0.0,
-    ) -> None:
-        if not 0 <= clean_weight < float("inf"):
-            raise ValueError(f"clean_weight must be a finite number >= 0, got {clean_weight}")
+    def __init__(self, attack: Any = None, clean_weight: float = 1.0, label_smoothing: float = 0.0) -> None:
         if attack is None and clean_weight != 1:
             raise ValueError("clean_weight weighs the clean half of an adversarial loss: pass an attack")
-        if not 0 <= label_smoothing < 1:
-            raise ValueError(f"label_smoothing must be in [0, 1), got {label_smoothing}")
-        self.attack, self.clean_weight, self.label_smoothing = attack, clean_weight, label_smoothing
+        super().__init__(attack, clean_weight, label_smoothing)
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        if batch.y is None:
-            raise ValueError("ClassifierObjective needs labels: pass data as (x, y)")
-        halves = {}  # weight and name of each half, in the order in which they are forwarded
-        inputs = []
-        if self.attack is None or self.clean_weight:
-            halves["accuracy"] = self.clean_weight
-            inputs.append(batch.x)
-        if self.attack is not None:
-            halves["adv_accuracy"] = 1.0
-            inputs.append(adversarial_inputs(self.attack, model, batch, step))
+        clean = self.clean_weight > 0
+        x, y = self.inputs(model, batch, step, clean)
         with naming_inputs(batch.x):
-            logits = logits_of(model(torch.cat(inputs)))  # (B or 2B, C)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))  # bfloat16 is too coarse for a loss
-        loss, logged = logits.new_zeros(()), {}
-        for (name, weight), half in zip(halves.items(), logits.chunk(len(halves)), strict=True):
-            loss = loss + weight * class_loss(half, batch.y, self.label_smoothing)
-            logged[name] = (half.detach().argmax(1) == batch.y).to(half.dtype).mean()
-        return {"loss": loss, **logged}
-
-    def describe(self) -> dict[str, Any]:
-        """Every setting, JSON-able."""
-        attack = self.attack.describe() if hasattr(self.attack, "describe") else repr(self.attack)
-        return {
-            "objective": "ClassifierObjective",
-            "attack": None if self.attack is None else attack,
-            "clean_weight": self.clean_weight,
-            "label_smoothing": self.label_smoothing,
-        }
+            logits = logits_of(model(x))  # (B or 2B, C)
+        loss, logged = self.cross_entropies(logits, y, clean)
+        return {"loss": loss} | {name: value.detach() for name, value in logged.items()}
 
 
 def class_loss(logits: Tensor, y: Tensor, label_smoothing: float) -> Tensor:

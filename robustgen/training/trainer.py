@@ -57,8 +57,8 @@ class Trainer:
     >>> from robustgen.training import ClassifierObjective
     >>> trainer = Trainer(ClassifierObjective(), epochs=2, batch_size=16, progress=False)
     >>> history = trainer.fit(nn.Linear(8, 2), (x, y), val=(x, y))
-    >>> [(row["epoch"], row["step"]) for row in history], sorted(history[0])
-    ([(1, 4), (2, 8)], ['accuracy', 'epoch', 'loss', 'step', 'val_accuracy', 'val_loss'])
+    >>> [(row["epoch"], row["step"]) for row in history], [name for name in sorted(history[0]) if "loss" in name]
+    ([(1, 4), (2, 8)], ['clean_loss', 'loss', 'val_clean_loss', 'val_loss'])
     """
 
     def __init__(

@@ -6,6 +6,7 @@ matter. Judged on test images, under PGD with restarts.
 """
 
 import statistics
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -87,7 +88,7 @@ class _Confirmation(Experiment):
             history=epochs_of(history),
         )
 
-    def remarks(self, kept: dict[str, dict[str, Any]]) -> str:
+    def remarks(self, kept: Mapping[str, dict[str, Any]]) -> str:
         """The paired comparison, number by number."""
         by_row = {r: {c["seed"]: c for c in kept.values() if c["row"] == r} for r in ("adversarial", "fortified")}
         seeds = sorted(by_row["adversarial"].keys() & by_row["fortified"].keys())
