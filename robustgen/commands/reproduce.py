@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from robustgen.experiments.catalogue import find
-from robustgen.experiments.experiment import SCALES
+from robustgen.experiments.experiment import check_scale
 from robustgen.experiments.results_page import draw_experiment
 from robustgen.experiments.runner import check_cell, run_experiment
 from robustgen.experiments.workshop import Workshop
@@ -60,8 +60,7 @@ def check(
     say: Callable[[str], None] = print,
 ) -> list[str]:
     """Measure a kept cell again in a fresh ``work`` directory; returns what comes out otherwise."""
-    if scale not in SCALES:
-        raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
+    check_scale(scale)
     experiment = find(name)
     workshop = _workshop(work, data_root, device, progress, say)
     return check_cell(experiment, experiment.cell(cell), scale, workshop, out)

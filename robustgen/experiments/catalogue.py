@@ -5,7 +5,7 @@ import importlib
 from robustgen.checks import nearest
 from robustgen.experiments.experiment import Experiment
 
-__all__ = ["find", "names", "table"]
+__all__ = ["find", "table"]
 
 _CHAPTER_2 = (
     "table_2_1",
@@ -29,11 +29,6 @@ def table() -> dict[str, Experiment]:
     """Every experiment by name, in the order of the sources."""
     experiments: list[Experiment] = [importlib.import_module(module).EXPERIMENT for module in _MODULES]
     return {e.name: e for e in experiments}
-
-
-def names() -> list[str]:
-    """The names of all experiments."""
-    return list(table())
 
 
 def find(name: str) -> Experiment:

@@ -6,12 +6,35 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from torch import Tensor
+
+from robustgen.checks import nearest
+
 if TYPE_CHECKING:
     from robustgen.experiments.workshop import Workshop
 
-__all__ = ["SCALES", "Cell", "Column", "Experiment", "Measurement", "Row"]
+__all__ = [
+    "LAMB_2018",
+    "SCALES",
+    "Cell",
+    "Column",
+    "Experiment",
+    "Measurement",
+    "Row",
+    "accuracies",
+    "check_scale",
+    "counted",
+    "epochs_of",
+]
 
 SCALES = ("smoke", "cpu", "full")
+LAMB_2018 = 'Lamb, "Generative Models: A Critical Review", 2018'
+
+
+def check_scale(scale: str) -> None:
+    """ValueError for a scale that does not exist."""
+    if scale not in SCALES:
+        raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
 
 
 @dataclass(frozen=True)
@@ -79,15 +102,28 @@ class Measurement:
         value: the number of the table, in the unit of the experiment.
         numbers: everything measured: {name: {"value": ..., "n": examples behind it}}.
         verdicts: tests of the measurement itself, each with name, verdict and detail (see ``MaskingTest``).
-        history: {name: one number an epoch}, of the trainings behind it.
-        remarks: what a reader has to know of this very cell.
+        history: {name: one number an epoch}, of the training behind it.
     """
 
     value: float
     numbers: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     verdicts: list[dict[str, Any]] = field(default_factory=list)
     history: Mapping[str, list[float]] = field(default_factory=dict)
-    remarks: list[str] = field(default_factory=list)
+
+
+def counted(values: Mapping[str, float], n: int) -> dict[str, dict[str, float]]:
+    """``numbers`` that all come from n examples."""
+    return {name: {"value": value, "n": n} for name, value in values.items()}
+
+
+def accuracies(standing: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
+    """``numbers``: the share, in percent, of examples that still stand against each attack, bool (n,) each."""
+    return {name: {"value": 100 * s.double().mean().item(), "n": len(s)} for name, s in standing.items()}
+
+
+def epochs_of(history: list[dict[str, float]]) -> dict[str, list[float]]:
+    """``history``: one list an entry, of what a trainer logged each epoch."""
+    return {name: [round(row[name], 6) for row in history] for name in history[0] if name not in ("epoch", "step")}
 
 
 class Experiment(ABC):
@@ -100,6 +136,7 @@ class Experiment(ABC):
         metric: what ``value`` is, with its unit.
         rows, columns: of the table.
         seeds: how many are due.
+        digits: of the table's numbers behind the point.
         notes: what a reader has to know of the whole.
     """
 
@@ -131,7 +168,10 @@ class Experiment(ABC):
 
     def row(self, key: str) -> Row:
         """The row called ``key``; ValueError for another."""
-        return next((r for r in self.rows if r.key == key), None) or _unknown("row", key, [r.key for r in self.rows])
+        known = {row.key: row for row in self.rows}
+        if key not in known:
+            raise ValueError(f"{self.name} has no row {key!r}; {nearest(key, known)}")
+        return known[key]
 
     def cells(self, seeds: int | None = None) -> list[Cell]:
         """All cells that are measured, seed by seed, so that a table that grows is whole for its first seeds."""
@@ -150,9 +190,3 @@ class Experiment(ABC):
         if cell not in self.cells(cell.seed + 1):
             raise ValueError(f"{self.name} has no cell {name!r}; one of its cells is {self.cells(1)[0].name!r}")
         return cell
-
-
-def _unknown(what: str, key: str, known: list[str]) -> Any:
-    from robustgen.checks import nearest
-
-    raise ValueError(f"unknown {what} {key!r}; {nearest(key, known)}")

@@ -1,18 +1,29 @@
 """Measures the cells of an experiment, each into a file of its own, and sums them up."""
 
 import json
+import math
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-from robustgen.experiments.experiment import SCALES, Cell, Experiment, Measurement
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.experiment import Cell, Experiment, Measurement, check_scale
+from robustgen.experiments.workshop import SCHEDULE, Workshop
 from robustgen.files import environment, read_json, write_json
 
-__all__ = ["FORMAT", "cell_path", "check_cell", "measure_cell", "read_cells", "run_experiment", "summarise"]
+__all__ = [
+    "FORMAT",
+    "cell_path",
+    "check_cell",
+    "current_commit",
+    "measure_cell",
+    "read_cells",
+    "run_experiment",
+    "summarise",
+]
 
 FORMAT = 1
 
@@ -25,9 +36,16 @@ def cell_path(out: Path, experiment: Experiment, scale: str, cell: Cell) -> Path
 def measure_cell(
     experiment: Experiment, cell: Cell, scale: str, workshop: Workshop, command: str | None = None
 ) -> dict[str, Any]:
-    """Measure one cell; its record, as it is written (cell.schema.json)."""
-    started = time.monotonic()
+    """Measure one cell; its record, as it is written (cell.schema.json).
+
+    Raises:
+        ValueError: a number that is NaN or Inf.
+    """
+    started, commit = time.monotonic(), current_commit()  # before: somebody may commit meanwhile
     found: Measurement = experiment.measure(cell, scale, workshop)
+    for name, number in {"value": found.value, **{k: v["value"] for k, v in found.numbers.items()}}.items():
+        if not math.isfinite(number):
+            raise ValueError(f"{experiment.name} {cell.name}: {name} is {number}")
     return {
         "format": FORMAT,
         "experiment": experiment.name,
@@ -35,14 +53,13 @@ def measure_cell(
         "row": cell.row,
         "column": cell.column,
         "seed": cell.seed,
-        "settings": _as_json(experiment.settings(cell, scale)),
+        "settings": _settings(experiment, cell, scale),
         "value": found.value,
         "numbers": _as_json(found.numbers),
         "verdicts": found.verdicts,
         "history": _as_json(found.history),
-        "remarks": found.remarks,
         "command": command,
-        "commit": _commit(),
+        "commit": commit,
         "environment": environment(),
         "wall_seconds": round(time.monotonic() - started, 1),
     }
@@ -61,7 +78,7 @@ def read_cells(out: Path, experiment: Experiment, scale: str) -> dict[str, dict[
             record = read_json(path)
             if not isinstance(record, dict) or record.get("format") != FORMAT:
                 raise ValueError(f"{path}: not the record of a cell in format {FORMAT}")
-            if record["settings"] == _as_json(experiment.settings(cell, scale)):
+            if record["settings"] == _settings(experiment, cell, scale):
                 found[cell.name] = record
     return found
 
@@ -93,8 +110,7 @@ def run_experiment(
     Returns:
         All kept cells, as :func:`read_cells` gives them. ``out/<experiment>/<scale>.json`` sums them up.
     """
-    if scale not in SCALES:
-        raise ValueError(f"unknown scale {scale!r}; known: {', '.join(SCALES)}")
+    check_scale(scale)
     cells = [only] if only is not None else experiment.cells(seeds)[part[0] - 1 :: part[1]]
     kept = read_cells(out, experiment, scale)
     for k, cell in enumerate(cells):
@@ -104,10 +120,20 @@ def run_experiment(
             continue
         record = measure_cell(experiment, cell, scale, workshop, command)
         write_json(cell_path(out, experiment, scale, cell), record)
+        _write_summary(experiment, scale, out)
         say(f"{where}: {record['value']:.{experiment.digits}f} ({record['wall_seconds']:.0f} s)")
+    return _write_summary(experiment, scale, out)
+
+
+def _write_summary(experiment: Experiment, scale: str, out: Path) -> dict[str, dict[str, Any]]:
     kept = read_cells(out, experiment, scale)
     write_json(out / experiment.name / f"{scale}.json", summarise(experiment, scale, kept))
     return kept
+
+
+def _settings(experiment: Experiment, cell: Cell, scale: str) -> dict[str, Any]:
+    settings: dict[str, Any] = _as_json(experiment.settings(cell, scale) | {"seed": cell.seed, "schedule": SCHEDULE})
+    return settings
 
 
 def summarise(experiment: Experiment, scale: str, kept: dict[str, dict[str, Any]]) -> dict[str, Any]:
@@ -189,7 +215,8 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
-def _commit() -> str:
+@cache
+def current_commit() -> str:
     """The commit that this code is at, "-changed" where files of the package differ from it; "unknown" outside git."""
     here = Path(__file__).parent
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,28 +11,29 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustgen import data
+from robustgen.counter_rng import integers
 from robustgen.files import write_json
 from robustgen.training import Trainer
 
-__all__ = ["Workshop", "one_cycle"]
+__all__ = ["SCHEDULE", "Workshop", "one_cycle", "shuffled"]
 
 
 def one_cycle(progress: float, warm_up: float = 0.2) -> float:
     """Learning-rate factor: linear up over the first fifth of the training, a cosine down to zero over the rest.
 
-    Without the two slopes, adversarial training at rates that a short training needs does not get off the ground.
-
     >>> [round(one_cycle(t), 2) for t in (0.0, 0.1, 0.2, 0.6, 1.0)]
     [0.0, 0.5, 1.0, 0.5, 0.0]
     """
-    import math
-
     if progress < warm_up:
         return progress / warm_up
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
+
+
+# Recorded with every cell and training, so that another schedule does not pass for this one.
+SCHEDULE = {"optimizer": "Adam", "factors": [round(one_cycle(k / 8), 6) for k in range(8)]}
 
 
 @dataclass
@@ -52,18 +54,26 @@ class Workshop:
     progress: bool = False
     say: Callable[[str], None] = print
 
-    def images(self, name: str, part: str) -> data.ArrayDataset:
-        """The "train" or "test" part of a data set. "cifar10-jpeg" is an image folder of that name in data_root."""
+    def images(self, name: str, part: str, n: int = 0) -> data.ArrayDataset:
+        """n examples (0: all) of the "train" or "test" part of a data set, classes mixed.
+
+        "cifar10-jpeg" is an image folder of that name in data_root; its files are sorted by class, so that evenly
+        spaced ones are taken and shuffled.
+        """
         if name == "digits":
-            return data.digits(part)
+            return data.load(name, split=part, n=n or None)
         if self.data_root is None:
             raise ValueError(f"{name}: pass --data-root, the folder that holds it")
-        if name == "cifar10-jpeg":
-            folder = self.data_root / name
-            if not folder.is_dir():
-                raise FileNotFoundError(f"{folder}: no such folder; unpack cifar10-jpeg.zip there or elsewhere")
-            return data.load(folder, split=part)
-        return data.load(name, split=part, root=self.data_root)
+        if name != "cifar10-jpeg":
+            return data.load(name, split=part, root=self.data_root, n=n or None)
+        folder = self.data_root / name
+        if not folder.is_dir():
+            raise FileNotFoundError(f"{folder}: no such folder; --data-root must hold cifar10-jpeg, unpacked")
+        return shuffled(data.load(folder, split=part, n=n or None))
+
+    def put(self, dataset: data.ArrayDataset) -> tuple[Tensor, Tensor]:
+        """All inputs and labels on the device."""
+        return dataset.images().to(self.device), dataset.labels().to(self.device)
 
     def text(self) -> Path:
         """The file of the character models; FileNotFoundError where data_root does not hold it."""
@@ -85,20 +95,20 @@ class Workshop:
         batch_size: int,
         lr: float,
         seed: int,
-        schedule: Callable[[float], float] | None = one_cycle,
         clip_norm: float | None = None,
     ) -> list[dict[str, float]]:
         """Train ``network`` in place, or load it where these ``settings`` were trained before; its history.
 
         A training that was killed goes on where it was. The network is left in eval mode.
         """
+        settings = settings | {"schedule": SCHEDULE}
         digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=10).hexdigest()
         run_dir = self.work / digest
         adam: Callable[[Any], torch.optim.Optimizer] = partial(torch.optim.Adam, lr=lr)
         trainer = Trainer(
             objective,
             optimizer=adam,
-            schedule=schedule,
+            schedule=one_cycle,
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
@@ -114,6 +124,11 @@ class Workshop:
             history = trainer.fit(network, examples)
         network.eval()
         return history
+
+
+def shuffled(dataset: data.ArrayDataset) -> data.ArrayDataset:
+    """The same examples in an order that depends on their number alone."""
+    return dataset.subset(integers(0, torch.arange(len(dataset)), (), 2**62).argsort(stable=True))
 
 
 @contextmanager

@@ -16,7 +16,16 @@ from robustgen.attacks import PGD, Attack, SpherePGD
 from robustgen.counter_rng import derive_seed
 from robustgen.data import spheres
 from robustgen.evaluation.metrics import auroc
-from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
+from robustgen.experiments.experiment import (
+    LAMB_2018,
+    Cell,
+    Column,
+    Experiment,
+    Measurement,
+    Row,
+    counted,
+    epochs_of,
+)
 from robustgen.experiments.workshop import Workshop
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
 from robustgen.networks import mlp
@@ -33,6 +42,7 @@ SCALES = {
     "cpu": {"dim": 50, "n_train": 20_000, "n_test": 1000, "units": 256, "epochs": 10, "steps": 40},
     "full": {"dim": 500, "n_train": 500_000, "n_test": 1000, "units": 1000, "epochs": 20, "steps": 100},
 }
+TRAINING: dict[str, Any] = {"batch_size": 128, "lr": 2e-3, "attack_steps": 5}
 WEIGHTS = {"lambda_rec": 0.1, "lambda_adv": 0.1}
 
 
@@ -47,7 +57,7 @@ class _Exact(nn.Module):
 class _Spheres(Experiment):
     name = "lamb-2018/adversarial-spheres"
     title = "concentric spheres, attacks on and off the manifold"
-    source = 'Lamb, "Generative Models: A Critical Review", 2018, section 2.8.4 (no numbers), after Gilmer et al. 2018'
+    source = f"{LAMB_2018}, section 2.8.4 (no numbers), after Gilmer et al. 2018"
     metric = "accuracy under attack, %"
     columns = (
         Column("off", f"off the sphere: PGD, L2, eps {EPS:g}"),
@@ -77,14 +87,16 @@ class _Spheres(Experiment):
         )
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
-        return SCALES[scale] | {"row": list(self.row(cell.row).data), "column": cell.column, "eps": EPS}
+        attacks = [attack.describe() for attack in _attacks(SCALES[scale])]
+        row = {"row": list(self.row(cell.row).data), "column": cell.column}
+        return SCALES[scale] | TRAINING | row | {"attacks": attacks, "radii": [INNER, OUTER]}
 
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
         s = SCALES[scale]
         x, y = spheres(s["n_train"], s["dim"], INNER, OUTER, seed=derive_seed(cell.seed, 0))
         x_test, y_test = spheres(s["n_test"], s["dim"], INNER, OUTER, seed=derive_seed(cell.seed, 1))
-        off = PGD(eps=EPS, norm="L2", steps=s["steps"], bounds=BOUNDS)
-        on = SpherePGD(eps=2.1 * OUTER, steps=s["steps"], bounds=BOUNDS)
+        off, on = _attacks(s)
+        x_test, y_test = x_test.to(workshop.device), y_test.to(workshop.device)
         net, history = self._train(cell, s, off, (x, y), workshop)
         attack: Attack = off if cell.column == "off" else on
         found = attack.run(net, x_test, y_test)
@@ -99,27 +111,45 @@ class _Spheres(Experiment):
             numbers["AUROC"] = auroc(*(e.double() for e in errors if isinstance(e, Tensor)))
         return Measurement(
             value=numbers["attacked"],
-            numbers={k: {"value": v, "n": len(x_test)} for k, v in numbers.items()},
+            numbers=counted(numbers, len(x_test)),
             verdicts=_closed_form(off, on, x_test[:100], y_test[:100]),
-            history={"loss": [row["loss"] for row in history]},
+            history=epochs_of(history),
         )
 
     def _train(
         self, cell: Cell, s: dict[str, int], off: PGD, examples: tuple[Tensor, Tensor], workshop: Workshop
     ) -> tuple[nn.Module, list[dict[str, float]]]:
         weights, adversarial = self.row(cell.row).data
-        attack = replace(off, steps=5) if adversarial else None
+        attack = replace(off, steps=TRAINING["attack_steps"]) if adversarial else None
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 2))
             net: nn.Module = mlp(s["dim"], [s["units"]] * 2, 2)
             if weights is not None:
                 net = fortify(net, ["2", "4"], example_input=examples[0][:2])
         objective = ClassifierObjective(attack) if weights is None else FortifiedObjective(attack, **weights)
-        training = {"spheres": cell.row, "seed": cell.seed, "weights": weights} | s
+        described = None if attack is None else attack.describe()
+        training = (
+            {"spheres": [INNER, OUTER], "seed": cell.seed, "weights": weights, "attack": described} | s | TRAINING
+        )
         history = workshop.train(
-            training, net, objective, examples, epochs=s["epochs"], batch_size=128, lr=2e-3, seed=cell.seed
+            training,
+            net,
+            objective,
+            examples,
+            epochs=s["epochs"],
+            batch_size=TRAINING["batch_size"],
+            lr=TRAINING["lr"],
+            seed=cell.seed,
         )
         return net, history
+
+
+def _attacks(s: dict[str, int]) -> tuple[PGD, SpherePGD]:
+    """Off and on the sphere."""
+    return (
+        PGD(eps=EPS, norm="L2", steps=s["steps"], bounds=BOUNDS),
+        SpherePGD(eps=2.1 * OUTER, steps=s["steps"], bounds=BOUNDS),  # all of the sphere
+    )
 
 
 def _closed_form(off: PGD, on: SpherePGD, x: Tensor, y: Tensor) -> list[dict[str, Any]]:

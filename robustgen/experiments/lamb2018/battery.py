@@ -2,39 +2,27 @@
 
 The source trains a new network for each number, on the very attack of that number. That hides two failures: a network
 that learned one attack and no other, and a single-step attack that its own training has made useless. So each network
-is attacked here in every way, at every eps, and every number comes with the tests that would expose a weak attack.
+is attacked here in every way, at every eps, and every kind of attack is tested against those that it must not be
+weaker than.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustgen.attacks import FGSM, PGD, Attack, NoiseSearch, TransferAttack
+from robustgen.attacks import FGSM, PGD, NoiseSearch, TransferAttack
 from robustgen.evaluation.chunks import Job, run_jobs
 from robustgen.evaluation.masking import MaskingTest, at_most, monotone, paired, reaches_zero
 from robustgen.evaluation.robustness import NoAttack
 from robustgen.experiments.lamb2018.recipes import Budget
 
-__all__ = ["Battery", "run_battery"]
+__all__ = ["judge", "record_battery", "run_battery", "white_and_black"]
 
 CHUNK = 500
-
-
-class Battery:
-    """What stood against each attack: ``standing[name]`` is bool (n,), for the first n test images."""
-
-    def __init__(self, standing: dict[str, Tensor], verdicts: list[MaskingTest]) -> None:
-        self.standing, self.verdicts = standing, verdicts
-
-    def numbers(self) -> dict[str, dict[str, float]]:
-        """Accuracy in percent under each attack, with the number of images."""
-        return {k: {"value": 100 * s.double().mean().item(), "n": len(s)} for k, s in self.standing.items()}
-
-    def verdict_records(self) -> list[dict[str, object]]:
-        """The verdicts, JSON-able."""
-        return [asdict(v) for v in self.verdicts]
+DRAWS = 8  # of a stochastic network that a gradient averages
 
 
 def run_battery(
@@ -44,77 +32,85 @@ def run_battery(
     *,
     eps: Sequence[float],
     budget: Budget,
-    surrogate: nn.Module | None,
+    surrogate: nn.Module,
     stochastic: bool = False,
     progress: bool = False,
     title: str = "attacks",
-) -> Battery:
-    """Attack ``net`` at x (N, ...) in [0, 1] with labels y (N,).
+) -> dict[str, Tensor]:
+    """Attack ``net`` at x (N, ...) in [0, 1] with labels y (N,): which of the first n images stood, bool (n,) each.
 
     At every eps: uniform noise (20 draws), FGSM, PGD from the clean input and from a random start on all images, PGD
     with restarts on the first ``budget.n_few``, FGSM transferred from ``surrogate``. Without a bound: PGD, on a fifth
-    of those. For a stochastic network gradients are means over 8 draws, and PGD sees the first ``n_few`` images only.
+    of those. A stochastic network takes gradients that are means over draws, and its PGD sees fewer images.
     """
-    n, few = len(x), min(budget.n_few, len(x))
-    most = few if stochastic else n
-    draws = 8 if stochastic else 1
+    jobs = _jobs(eps, budget, len(x), stochastic, surrogate)
+    done = run_jobs(jobs, net, x, y, torch.arange(len(x)), batch_size=CHUNK, progress=progress, title=title)
+    return {name: ~result.success for name, result in done.items()}
+
+
+def record_battery(eps: Sequence[float], budget: Budget, stochastic: bool = False) -> dict[str, Any]:
+    """Every attack with all its settings and on how many images (0: all), JSON-able."""
+    jobs = _jobs(eps, budget, 0, stochastic, None)
+    return {name: [job.attack.describe(), job.n] for name, job in jobs.items()}
+
+
+def _jobs(
+    eps: Sequence[float], budget: Budget, n: int, stochastic: bool, surrogate: nn.Module | None
+) -> dict[str, Job]:
+    few = min(budget.n_few, n) if n else budget.n_few
+    draws = DRAWS if stochastic else 1
+    most, restarted = (few, few // 5) if stochastic else (n, few)
     jobs: dict[str, Job] = {"clean": Job(NoAttack(), n)}
     for e in eps:
+        fgsm = FGSM(eps=e, eot_samples=draws)
+        pgd = PGD(eps=e, steps=budget.steps, eot_samples=draws)
         jobs[f"noise {e:g}"] = Job(NoiseSearch(eps=e, n_queries=20), n)
-        jobs[f"FGSM {e:g}"] = Job(FGSM(eps=e, eot_samples=draws), n)
-        jobs[f"PGD clean start {e:g}"] = Job(
-            PGD(eps=e, steps=budget.steps, random_start=False, eot_samples=draws), most
-        )
-        jobs[f"PGD {e:g}"] = Job(PGD(eps=e, steps=budget.steps, eot_samples=draws), most)
-        restarts = 1 if stochastic else budget.restarts
-        jobs[f"PGD restarts {e:g}"] = Job(
-            PGD(eps=e, steps=budget.steps, restarts=restarts, eot_samples=draws, seed=1), few
-        )
-        if surrogate is not None:
-            attack: Attack = TransferAttack(surrogate=surrogate, attack=FGSM(eps=e))
-            jobs[f"transfer FGSM {e:g}"] = Job(attack, n)
+        jobs[f"FGSM {e:g}"] = Job(fgsm, n)
+        jobs[f"PGD clean start {e:g}"] = Job(replace(pgd, random_start=False), most)
+        jobs[f"PGD {e:g}"] = Job(pgd, most)
+        jobs[f"PGD restarts {e:g}"] = Job(replace(pgd, restarts=budget.restarts, seed=1), restarted)
+        transferred = FGSM(eps=e) if surrogate is None else TransferAttack(surrogate=surrogate, attack=FGSM(eps=e))
+        jobs[f"transfer FGSM {e:g}"] = Job(transferred, n)
     jobs["PGD unbounded"] = Job(PGD(eps=1.0, steps=2 * budget.steps, eot_samples=draws), max(2, few // 5))
-    ids = torch.arange(n)
-    done = run_jobs(jobs, net, x, y, ids, batch_size=CHUNK, progress=progress, title=title)
-    standing = {name: ~result.success for name, result in done.items()}
-    return Battery(standing, _verdicts(standing, list(eps), surrogate is not None))
+    return jobs
 
 
-def _verdicts(standing: dict[str, Tensor], eps: list[float], transfer: bool) -> list[MaskingTest]:
+def judge(standing: dict[str, Tensor], eps: Sequence[float]) -> list[MaskingTest]:
+    """Whether each white-box attack does at least what weaker ones do, and falls with eps, on this one network."""
     tests = []
-    for e in eps:
-        single, best = standing[f"FGSM {e:g}"], _union(standing, [f"PGD clean start {e:g}", f"PGD {e:g}"])
-        n = len(best)
-        white = best & single[:n]
-        tests.append(at_most(f"PGD at least as strong as FGSM, eps {e:g}", ("PGD", best), ("FGSM", single[:n])))
-        tests.append(
-            at_most(
-                f"gradients at least as strong as noise, eps {e:g}",
-                ("white-box", white),
-                ("noise", standing[f"noise {e:g}"][:n]),
-            )
-        )
-        if transfer:
-            tests.append(_white_and_black(e, white, standing[f"transfer FGSM {e:g}"][:n]))
-    few = len(standing[f"PGD restarts {eps[0]:g}"])
-    curve = [standing["clean"][:few], *(_union(standing, [f"PGD {e:g}"])[:few] for e in eps)]
-    tests.append(monotone("accuracy falls as eps grows", [0.0, *eps], curve))
+    kinds = {"FGSM": ["FGSM"], "PGD": ["PGD clean start", "PGD"]}
+    for kind, names in kinds.items():
+        left = {e: _union([standing[f"{name} {e:g}"] for name in names]) for e in eps}
+        for e in eps:
+            n, where = len(left[e]), f"eps {e:g}"
+            noise, transfer, fgsm = (standing[f"{k} {e:g}"][:n] for k in ("noise", "transfer FGSM", "FGSM"))
+            tests.append(at_most(f"{kind} at least as strong as noise, {where}", (kind, left[e]), ("noise", noise)))
+            title = f"{kind} at least as strong as black-box transfer, {where}"
+            tests.append(white_and_black(title, (kind, left[e]), ("transfer", transfer)))
+            if kind == "PGD":
+                tests.append(at_most(f"PGD at least as strong as FGSM, {where}", ("PGD", left[e]), ("FGSM", fgsm)))
+        n = min(map(len, left.values()))
+        curve = [standing["clean"][:n], *(left[e][:n] for e in eps)]
+        tests.append(monotone(f"accuracy under {kind} falls as eps grows", [0.0, *eps], curve))
     tests.append(reaches_zero("unbounded PGD breaks everything", standing["PGD unbounded"]))
     return tests
 
 
-def _white_and_black(eps: float, white: Tensor, black: Tensor) -> MaskingTest:
-    """White-box at least as strong as black-box, with the count of examples on which it is not."""
-    test = at_most(f"white-box at least as strong as black-box, eps {eps:g}", ("white-box", white), ("transfer", black))
-    only_black = int((white & ~black).sum())
-    share, error = paired((white & ~black).double())
+def white_and_black(name: str, white: tuple[str, Tensor], black: tuple[str, Tensor]) -> MaskingTest:
+    """White-box at least as strong as black-box, with the count of examples on which it is not.
+
+    Args:
+        white, black: name of the attack and bool (N,), which examples it left standing.
+    """
+    test = at_most(name, white, black)
+    alone = (white[1] & ~black[1]).double()
+    share, error = paired(alone)
     detail = (
-        f"{test.detail}; per example: {only_black} of {len(white)} fall to the black-box attack alone "
-        f"({share:.2%}, standard error {100 * error:.2f} points)"
+        f"{test.detail}; per example: {int(alone.sum())} of {len(alone)} fall to {black[0]} alone ({share:.2%}, "
+        f"standard error {100 * error:.2f} points)"
     )
-    return MaskingTest(test.name, test.verdict, detail, test.difference, test.standard_error, test.n)
+    return replace(test, detail=detail)
 
 
-def _union(standing: dict[str, Tensor], names: list[str]) -> Tensor:
-    n = min(len(standing[name]) for name in names)
-    return torch.stack([standing[name][:n] for name in names]).all(0)
+def _union(standing: list[Tensor]) -> Tensor:
+    return torch.stack(standing).all(0)

@@ -5,16 +5,28 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustgen.attacks import PGD
 from robustgen.data import ArrayDataset
-from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.lamb2018.battery import run_battery
+from robustgen.experiments.experiment import (
+    LAMB_2018,
+    Cell,
+    Column,
+    Experiment,
+    Measurement,
+    Row,
+    accuracies,
+    epochs_of,
+)
+from robustgen.experiments.lamb2018.battery import judge, record_battery, run_battery
 from robustgen.experiments.lamb2018.recipes import Budget, Recipe, example_sets, train_recipe
 from robustgen.experiments.workshop import Workshop
 
-__all__ = ["CIFAR", "FASHION", "MNIST", "AttackColumn", "ClassifierTable", "budgets", "epochs_of"]
+__all__ = ["CIFAR", "FASHION", "MNIST", "AttackColumn", "ClassifierTable", "surrogate"]
+
+SURROGATE = Recipe()  # what the black-box attacker trains
+STAND_INS = (0.25, 1.0)  # widths of ramps beside the one that the network was trained with
 
 SMOKE = Budget(data="digits", n_train=300, width=8, epochs=3, train_steps=2, n_test=60, n_few=30, steps=3, restarts=2)
 
@@ -63,11 +75,6 @@ class AttackColumn(Column):
         return f"FGSM {self.eps:g}" if self.attack == "fgsm" else f"PGD clean start {self.eps:g}"
 
 
-def epochs_of(history: list[dict[str, float]]) -> dict[str, list[float]]:
-    """One list an entry, of what the trainer logged each epoch."""
-    return {name: [round(row[name], 6) for row in history] for name in history[0] if name not in ("epoch", "step")}
-
-
 class ClassifierTable(Experiment):
     """Accuracy, in percent, of each row's recipe under the attack that it was trained with.
 
@@ -75,7 +82,6 @@ class ClassifierTable(Experiment):
         rows: ``data`` of each is its :class:`Recipe`, without the attack, which the column gives.
         eps: all those of the source for this data; every network is attacked at each of them.
         scales: the budget of each scale.
-        surrogate: add a black-box transfer attack from a plainly trained network.
     """
 
     metric = "accuracy under attack, %"
@@ -93,7 +99,7 @@ class ClassifierTable(Experiment):
         notes: tuple[str, ...] = (),
     ) -> None:
         self.name, self.title, self.rows, self.columns = name, title, rows, columns
-        self.source = f'Lamb, "Generative Models: A Critical Review", 2018, {place}'
+        self.source = f"{LAMB_2018}, {place}"
         self.eps, self.scales, self.notes = eps, scales, notes
 
     def describe(self, scale: str) -> str:
@@ -113,7 +119,8 @@ class ClassifierTable(Experiment):
         return {
             "recipe": self.recipe(cell).record(),
             "budget": asdict(self.scales[scale]),
-            "eps": list(self.eps),
+            "attacks": record_battery(self.eps, self.scales[scale], self.row(cell.row).data.noise_at_test),
+            "surrogate": SURROGATE.record(),
         }
 
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
@@ -121,10 +128,11 @@ class ClassifierTable(Experiment):
         train, test = example_sets(budget, workshop)
         recipe = self.recipe(cell)
         net, history = train_recipe(recipe, budget, cell.seed, workshop, train)
-        battery = run_battery(
+        x, y = workshop.put(test)
+        standing = run_battery(
             net,
-            test.images().to(workshop.device),
-            test.labels().to(workshop.device),
+            x,
+            y,
             eps=self.eps,
             budget=budget,
             surrogate=surrogate(budget, cell.seed, workshop, train),
@@ -132,32 +140,28 @@ class ClassifierTable(Experiment):
             progress=workshop.progress,
             title=cell.name,
         )
-        numbers = battery.numbers()
+        numbers = accuracies(standing)
         if recipe.encoding:
-            numbers |= _other_stand_ins(net, test, self.eps, budget)
+            numbers |= accuracies(_other_stand_ins(net, x[: budget.n_few], y[: budget.n_few], self.eps, budget.steps))
         return Measurement(
             value=numbers[self.attack_of(cell).outcome]["value"],
             numbers=numbers,
-            verdicts=battery.verdict_records(),
+            verdicts=[test.to_dict() for test in judge(standing, self.eps)],
             history=epochs_of(history),
         )
 
 
-def _other_stand_ins(
-    net: nn.Module, test: ArrayDataset, eps: tuple[float, ...], budget: Budget
-) -> dict[str, dict[str, float]]:
+def _other_stand_ins(net: nn.Module, x: Tensor, y: Tensor, eps: tuple[float, ...], steps: int) -> dict[str, Tensor]:
     """PGD through other smooth stand-ins for the encoding: a network can learn to hide from the one it trained with."""
-    x, y = test.images()[: budget.n_few], test.labels()[: budget.n_few]
-    numbers = {}
-    for width in (0.25, 1.0):
+    standing = {}
+    for width in STAND_INS:
         other = copy.deepcopy(net)
         other[0].backward_width = width
         for e in eps:
-            broken = PGD(eps=e, steps=budget.steps).run(other, x, y).success
-            numbers[f"PGD {e:g}, ramps of {width:g}"] = {"value": 100 * (~broken).double().mean().item(), "n": len(x)}
-    return numbers
+            standing[f"PGD {e:g}, ramps of {width:g}"] = ~PGD(eps=e, steps=steps).run(other, x, y).success
+    return standing
 
 
 def surrogate(budget: Budget, seed: int, workshop: Workshop, train: ArrayDataset) -> nn.Module:
     """The attacker's own network: trained plainly on the same data, from other initial weights."""
-    return train_recipe(Recipe(), budget, 1000 + seed, workshop, train)[0]
+    return train_recipe(SURROGATE, budget, 1000 + seed, workshop, train)[0]

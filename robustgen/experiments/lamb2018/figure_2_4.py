@@ -11,11 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustgen.attacks import FGSM, PGD
+from robustgen.attacks import FGSM, PGD, Attack
 from robustgen.counter_rng import derive_seed, normal
 from robustgen.data import ArrayDataset
 from robustgen.evaluation.metrics import auroc
-from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
+from robustgen.experiments.experiment import (
+    LAMB_2018,
+    Cell,
+    Column,
+    Experiment,
+    Measurement,
+    Row,
+    counted,
+    epochs_of,
+)
 from robustgen.experiments.workshop import Workshop
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
 from robustgen.networks import mlp
@@ -25,6 +34,10 @@ __all__ = ["EXPERIMENT", "noise_of_same_norm"]
 
 EPS = 0.1
 SPACES = {"input": "0", "hidden 1": "2", "hidden 2": "4"}  # nn.Flatten's output is the input
+ATTACKS: dict[str, Attack] = {"FGSM": FGSM(eps=EPS, early_stop=False), "PGD": PGD(eps=EPS, early_stop=False)}
+NETWORK: dict[str, Any] = {"batch_size": 128, "lr": 2e-3}
+AUTOENCODER: dict[str, Any] = {"batch_size": 128, "lr": 1e-3}
+JOINT: dict[str, Any] = {"lambda_rec": 1.0}
 SCALES = {
     "smoke": {"data": "digits", "n_train": 200, "n_test": 40, "units": 16, "epochs": 2},
     "cpu": {"data": "mnist", "n_train": 20_000, "n_test": 2000, "units": 256, "epochs": 5},
@@ -35,7 +48,7 @@ SCALES = {
 class _Figure(Experiment):
     name = "lamb-2018/figure-2.4"
     title = "reconstruction error under attack, by capacity and space"
-    source = 'Lamb, "Generative Models: A Critical Review", 2018, Figure 2.4'
+    source = f"{LAMB_2018}, Figure 2.4"
     metric = f"mean reconstruction error under FGSM at eps {EPS:g} over the clean one"
     columns = tuple(Column(f"{k}", f"{k} units") for k in (2, 8, 32, 128, 512, 2048))
     rows = tuple(
@@ -58,46 +71,49 @@ class _Figure(Experiment):
         )
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
-        return SCALES[scale] | {"row": cell.row, "capacity": int(cell.column), "eps": EPS, "seed": cell.seed}
+        attacks = {name: attack.describe() for name, attack in ATTACKS.items()}
+        row = {"row": cell.row, "layer": SPACES[self.row(cell.row).data[0]], "capacity": int(cell.column)}
+        return (
+            SCALES[scale] | row | {"attacks": attacks, "network": NETWORK, "autoencoder": AUTOENCODER, "joint": JOINT}
+        )
 
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
         s: dict[str, Any] = SCALES[scale]
         space, mode = self.row(cell.row).data
-        train = workshop.images(s["data"], "train").take(s["n_train"])
-        test = workshop.images(s["data"], "test").take(s["n_test"])
-        x, y = test.images(), test.labels()
+        train = workshop.images(s["data"], "train", s["n_train"])
+        x, y = workshop.put(workshop.images(s["data"], "test", s["n_test"]))
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 0))
             plain = mlp(x[0].numel(), [s["units"]] * 2, train.n_classes)
         if mode == "afterwards":
-            net = self._afterwards(plain, space, cell, s, train, workshop)
+            net, history = self._afterwards(plain, space, cell, s, train, workshop)
             attacked: nn.Module = net.unfortified().eval()
         else:
-            net = self._jointly(plain, space, cell, s, train, workshop)
+            net, history = self._jointly(plain, space, cell, s, train, workshop)
             attacked = net
-        return Measurement(**_measured(net, attacked, SPACES[space], x, y, cell.seed))
+        numbers = _measured(net, attacked, SPACES[space], x, y, cell.seed)
+        return Measurement(value=numbers["ratio, FGSM"], numbers=counted(numbers, len(x)), history=epochs_of(history))
 
     def _afterwards(
         self, plain: nn.Module, space: str, cell: Cell, s: dict[str, Any], train: ArrayDataset, workshop: Workshop
-    ) -> FortifiedNetwork:
-        training = {"figure 2.4": "plain", "seed": cell.seed} | s
-        workshop.train(
-            training, plain, ClassifierObjective(), train, epochs=s["epochs"], batch_size=128, lr=2e-3, seed=cell.seed
-        )
+    ) -> tuple[FortifiedNetwork, list[dict[str, float]]]:
+        training = {"figure 2.4": "plain", "seed": cell.seed, "network": NETWORK} | s
+        objective = ClassifierObjective()
+        workshop.train(training, plain, objective, train, epochs=s["epochs"], seed=cell.seed, **NETWORK)
         net = _fortified(plain, space, cell, train)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # narrow autoencoders change predictions: that is the figure
-            net.fit_autoencoders(train, epochs=s["epochs"], seed=cell.seed, progress=workshop.progress)
-        return net.eval()
+            options = {"epochs": s["epochs"], "seed": cell.seed, "progress": workshop.progress}
+            history = net.fit_autoencoders(train, **options, **AUTOENCODER)
+        return net.eval(), history
 
     def _jointly(
         self, plain: nn.Module, space: str, cell: Cell, s: dict[str, Any], train: ArrayDataset, workshop: Workshop
-    ) -> FortifiedNetwork:
+    ) -> tuple[FortifiedNetwork, list[dict[str, float]]]:
         net = _fortified(plain, space, cell, train)
-        training = {"figure 2.4": cell.row, "capacity": cell.column, "seed": cell.seed} | s
-        objective = FortifiedObjective(lambda_rec=1.0)
-        workshop.train(training, net, objective, train, epochs=s["epochs"], batch_size=128, lr=2e-3, seed=cell.seed)
-        return net
+        training = {"figure 2.4": cell.row, "capacity": cell.column, "seed": cell.seed, "network": NETWORK} | JOINT | s
+        objective = FortifiedObjective(**JOINT)
+        return net, workshop.train(training, net, objective, train, epochs=s["epochs"], seed=cell.seed, **NETWORK)
 
 
 def _fortified(plain: nn.Module, space: str, cell: Cell, train: ArrayDataset) -> FortifiedNetwork:
@@ -109,11 +125,11 @@ def _fortified(plain: nn.Module, space: str, cell: Cell, train: ArrayDataset) ->
 
 def _measured(
     net: FortifiedNetwork, attacked: nn.Module, layer: str, x: Tensor, y: Tensor, seed: int
-) -> dict[str, Any]:
+) -> dict[str, float]:
     clean, h = _errors(net, layer, x)
     numbers = {"accuracy, %": 100 * (net(x).argmax(1) == y).double().mean().item()}
     numbers |= {"relative error, clean": (clean.mean() / h.square().mean()).item()}
-    for name, attack in {"FGSM": FGSM(eps=EPS, early_stop=False), "PGD": PGD(eps=EPS, early_stop=False)}.items():
+    for name, attack in ATTACKS.items():
         x_adv = attack(attacked, x, y)
         inputs = {name: x_adv, f"same-norm noise ({name})": noise_of_same_norm(x, x_adv - x, seed)}
         for what, z in inputs.items():
@@ -122,7 +138,7 @@ def _measured(
             numbers[f"AUROC, {what}"] = auroc(clean, errors)
             shift = (moved - h).square().mean(1)  # so that a network that merely amplifies does not pass for a model
             numbers[f"rise per shift of the state, {what}"] = ((errors - clean).mean() / shift.mean()).item()
-    return {"value": numbers["ratio, FGSM"], "numbers": {k: {"value": v, "n": len(x)} for k, v in numbers.items()}}
+    return numbers
 
 
 def _errors(net: FortifiedNetwork, layer: str, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,7 +160,7 @@ def noise_of_same_norm(x: Tensor, delta: Tensor, seed: int) -> Tensor:
     (True, True)
     """
     wanted = delta.flatten(1).norm(dim=1)
-    direction = normal(seed, torch.arange(len(x)), tuple(x.shape[1:])).to(x)
+    direction = normal(seed, torch.arange(len(x), device=x.device), tuple(x.shape[1:])).to(x)
     low, high = torch.zeros_like(wanted), torch.full_like(wanted, 1e3)
     for _ in range(60):
         middle = (low + high) / 2

@@ -8,12 +8,11 @@ from dataclasses import replace
 
 from robustgen.experiments.experiment import Cell, Row
 from robustgen.experiments.lamb2018.classifier_table import FASHION, AttackColumn, ClassifierTable
-from robustgen.experiments.lamb2018.recipes import Recipe
+from robustgen.experiments.lamb2018.recipes import FORTIFIED
 
 __all__ = ["EXPERIMENT"]
 
 EPS = (0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
-RECIPE = Recipe(layers="last", lambda_rec=0.1, lambda_adv=0.1)
 
 
 class _Figure(ClassifierTable):
@@ -26,7 +25,7 @@ EXPERIMENT = _Figure(
     "Fashion-MNIST, PGD training at several eps: do unbounded attacks succeed?",
     "Figure 2.5",
     tuple(
-        Row(key=f"{e:g}", title=f"trained and tested at eps {e:g}", note="the figure prints no numbers", data=RECIPE)
+        Row(key=f"{e:g}", title=f"trained and tested at eps {e:g}", note="the figure prints no numbers", data=FORTIFIED)
         for e in EPS
     ),
     (AttackColumn("pgd", "PGD at the same eps, clean start", "pgd", 0.0),),

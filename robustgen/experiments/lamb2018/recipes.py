@@ -1,10 +1,13 @@
 """The networks of the chapter: what each is made of and how it is trained."""
 
+import math
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import flop_registry
 
 from robustgen.attacks import FGSM, PGD, Attack
 from robustgen.counter_rng import derive_seed
@@ -18,22 +21,12 @@ from robustgen.fortified import (
     fortify,
 )
 from robustgen.networks import build
-from robustgen.training import ClassifierObjective
+from robustgen.training import Batch, ClassifierObjective
 
-__all__ = ["LAYERS", "Budget", "Recipe", "example_sets", "train_recipe", "training_step"]
+__all__ = ["FORTIFIED", "LAYERS", "Budget", "Recipe", "example_sets", "step_cost", "train_recipe", "training_step"]
 
-# Where the activations of the built-in networks are.
-LAYERS: dict[str, dict[str, tuple[str, ...]]] = {
-    "convnet": {
-        "first": ("1",),
-        "middle": ("3",),
-        "last": ("5",),
-        "first and last": ("1", "5"),
-        "all": ("1", "3", "5"),
-    },
-    "resnet": {},
-    "mlp": {"first": ("2",), "last": ("4",)},
-}
+# Where the activations of the convnet are; other networks are fortified at "auto".
+LAYERS = {"first": ("1",), "middle": ("3",), "last": ("5",), "first and last": ("1", "5"), "all": ("1", "3", "5")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,12 +72,12 @@ class Recipe:
         attack: of the training: "none", "fgsm" or "pgd", in an Linf ball of radius ``eps``.
         activation: of the network.
         encoding: of the input: "quantized", "one-hot" or "thermometer".
-        layers: which are fortified: a key of ``LAYERS``, or "" for none.
+        layers: which are fortified: a key of ``LAYERS``, "auto", or "" for none.
         hidden, autoencoder_activation, noise_std, noise_at_test: of the autoencoders.
         lambda_rec, lambda_adv, reduction, detach_states: see :class:`robustgen.FortifiedObjective`.
         on_input: the autoencoder is on the input, its loss in ``layers``.
         matching: weight of adversarial hidden-state matching at ``layers``; 0: none.
-        more_epochs: factor on the epochs of the budget.
+        more_epochs: factor on the epochs of the budget, rounded up to whole ones.
     """
 
     attack: str = "none"
@@ -109,25 +102,26 @@ class Recipe:
         return replace(self, attack=attack, eps=eps)
 
     def record(self) -> dict[str, Any]:
-        """Everything that the recipe says, JSON-able, with the default through which gradients pass an encoding."""
-        stand_in = {"stand-in": InputEncoding(self.encoding).backward_width} if self.encoding else {}
-        return asdict(self) | stand_in
+        """Everything that the recipe says and the defaults behind it, JSON-able.
+
+        All fields, so that a changed default does not pass for the old one.
+        """
+        record = asdict(self)
+        if self.encoding:
+            encoding = InputEncoding(self.encoding)
+            record["encoding"] = [encoding.kind, encoding.levels, encoding.backward_width]
+        if self.layers in LAYERS:
+            record["layers"] = LAYERS[self.layers]
+        return record
+
+
+# The fortified network of the tables: one autoencoder on the last hidden layer, both losses.
+FORTIFIED = Recipe(layers="last", lambda_rec=0.1, lambda_adv=0.1)
 
 
 def example_sets(budget: Budget, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
     """Training and test images of ``budget``."""
-    train, test = workshop.images(budget.data, "train"), workshop.images(budget.data, "test")
-    return (
-        _spread(train, budget.n_train) if budget.data == "cifar10-jpeg" else train.take(budget.n_train or len(train)),
-        _spread(test, budget.n_test) if budget.data == "cifar10-jpeg" else test.take(budget.n_test or len(test)),
-    )
-
-
-def _spread(dataset: ArrayDataset, n: int) -> ArrayDataset:
-    """n evenly spaced examples: a folder is sorted by class."""
-    if not n or n >= len(dataset):
-        return dataset
-    return dataset.subset(torch.linspace(0, len(dataset) - 1, n).round().long())
+    return workshop.images(budget.data, "train", budget.n_train), workshop.images(budget.data, "test", budget.n_test)
 
 
 def train_recipe(
@@ -139,7 +133,7 @@ def train_recipe(
     are paired.
     """
     network, objective = training_step(recipe, budget, seed, train.batch(torch.arange(2))[0], train.n_classes)
-    epochs = max(1, round(budget.epochs * recipe.more_epochs))
+    epochs = math.ceil(budget.epochs * recipe.more_epochs - 1e-9)
     # All that the training depends on; sizes of the evaluation are not part of it, so scales of tables can share it.
     settings = recipe.record() | {
         "data": [budget.data, len(train)],
@@ -178,11 +172,11 @@ def _build(recipe: Recipe, budget: Budget, seed: int, example: Tensor, n_classes
             return nn.Sequential(encoding, network)
         torch.manual_seed(derive_seed(seed, 1))  # autoencoders do not disturb what the network begins with
         if recipe.matching:
-            return HiddenMatchingNetwork(network, _layers(recipe, budget, network, example)[0], example_input=example)
+            return HiddenMatchingNetwork(network, LAYERS[recipe.layers][0], example_input=example)
         if recipe.layers or recipe.on_input:
             return fortify(
                 network,
-                _layers(recipe, budget, network, example),
+                _layers(recipe),
                 example_input=example,
                 hidden=recipe.hidden,
                 activation=recipe.autoencoder_activation,
@@ -193,12 +187,8 @@ def _build(recipe: Recipe, budget: Budget, seed: int, example: Tensor, n_classes
     return network
 
 
-def _layers(recipe: Recipe, budget: Budget, network: nn.Module, example: Tensor) -> tuple[str, ...]:
-    if recipe.layers == "auto":
-        from robustgen.fortified.placement import auto_layers
-
-        return auto_layers(network, example)
-    return LAYERS[budget.network][recipe.layers]
+def _layers(recipe: Recipe) -> str | tuple[str, ...]:
+    return "auto" if recipe.layers == "auto" else LAYERS[recipe.layers] if recipe.layers else ()
 
 
 def _attack(recipe: Recipe, budget: Budget) -> Attack | None:
@@ -221,3 +211,24 @@ def _objective(recipe: Recipe, attack: Attack | None) -> Any:
             detach_states=recipe.detach_states,
         )
     return ClassifierObjective(attack)
+
+
+def step_cost(recipe: Recipe, budget: Budget, train: ArrayDataset) -> int:
+    """Multiplications and additions of one training step on eight examples, its attack included."""
+    x, y = train.batch(torch.arange(8))
+    network, objective = training_step(recipe, budget, 0, x, train.n_classes)
+    with _Counter() as counter, torch.random.fork_rng():
+        objective(network, Batch(x, y, torch.arange(8)), 0)["loss"].backward()
+    return counter.total
+
+
+class _Counter(TorchDispatchMode):
+    """Counts as torch's FlopCounterMode does, which cannot watch the gradients of an attack."""
+
+    total = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        if func._overloadpacket in flop_registry:
+            self.total += flop_registry[func._overloadpacket](*args, **(kwargs or {}), out_val=out)
+        return out

@@ -10,14 +10,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustgen.attacks import FGSM, PGD, EmbeddedInput, NoiseSearch
+from robustgen.attacks import FGSM, PGD, Attack, EmbeddedInput, NoiseSearch
 from robustgen.counter_rng import derive_seed
 from robustgen.data import encode, split_text
 from robustgen.detectors import ReconstructionError
 from robustgen.evaluation.metrics import auroc, fpr_at_tpr
-from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.lamb2018.classifier_table import epochs_of
-from robustgen.experiments.lamb2018.table_2_7 import symbols
+from robustgen.experiments.experiment import (
+    Cell,
+    Column,
+    Experiment,
+    Measurement,
+    Row,
+    counted,
+    epochs_of,
+)
+from robustgen.experiments.lamb2018.table_2_7 import PARTS, symbols
 from robustgen.experiments.workshop import Workshop
 from robustgen.fortified import fortify
 from robustgen.recurrent_networks import TextClassifier
@@ -28,6 +35,10 @@ __all__ = ["EXPERIMENT"]
 LENGTH = 40
 BALLS = {"linf": ("Linf", 0.1), "l2": ("L2", 1.0)}
 BOUNDS = (-10.0, 10.0)  # wider than any embedding that training makes
+FPR = 0.05
+SIZES = {"autoencoder": 5000, "calibration": 1000}  # sequences
+TRAINING: dict[str, Any] = {"batch_size": 64, "lr": 3e-3}
+AUTOENCODER: dict[str, Any] = {"batch_size": 128, "lr": 1e-3}
 SCALES = {
     "smoke": {"text": "made-up sentences", "units": 32, "epochs": 4, "n_test": 100, "steps": 3},
     "cpu": {"text": "tinyshakespeare", "units": 128, "epochs": 10, "n_test": 1000, "steps": 40},
@@ -52,56 +63,57 @@ class _Recurrent(Experiment):
         return f"{s['text']}, {LENGTH} symbols, {s['units']} units, {s['epochs']} epochs, {s['n_test']} test sequences"
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
-        return SCALES[scale] | {"row": cell.row, "ball": list(BALLS[cell.column]), "length": LENGTH}
+        attacks = {name: attack.describe() for name, attack in _attacks(cell.column, SCALES[scale]).items()}
+        more = {"row": cell.row, "attacks": attacks, "length": LENGTH, "parts": PARTS, "fpr": FPR, "sizes": SIZES}
+        return SCALES[scale] | TRAINING | more | {"autoencoder": AUTOENCODER}
 
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
         s: dict[str, Any] = SCALES[scale]
-        blocks = split_text(
-            symbols(s["text"], workshop), (0.7, 0.15, 0.15), block=LENGTH + 1, seed=derive_seed(cell.seed, 0)
-        )
+        blocks = split_text(symbols(s["text"], workshop), PARTS, block=LENGTH + 1, seed=derive_seed(cell.seed, 0))
         (train, y_train), (calibration, _), (test, y) = (_task(part) for part in blocks)
-        test, y = test[: s["n_test"]], y[: s["n_test"]]
+        test, y = test[: s["n_test"]].to(workshop.device), y[: s["n_test"]].to(workshop.device)
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 1))
             classifier = TextClassifier(self.row(cell.row).data, s["units"], n_classes=3)
-        training = {"recurrent classifier": cell.row, "seed": cell.seed} | s
+        training = (
+            {"recurrent classifier": cell.row, "seed": cell.seed, "length": LENGTH, "parts": PARTS} | s | TRAINING
+        )
         objective = ClassifierObjective()
         history = workshop.train(
-            training,
-            classifier,
-            objective,
-            (train, y_train),
-            epochs=s["epochs"],
-            batch_size=64,
-            lr=3e-3,
-            seed=cell.seed,
+            training, classifier, objective, (train, y_train), epochs=s["epochs"], seed=cell.seed, **TRAINING
         )
         view = EmbeddedInput(classifier)
-        e_train, e_calibration, e = (view.embed(tokens) for tokens in (train[:5000], calibration[:1000], test))
+        e_train, e_calibration, e = (
+            view.embed(tokens.to(workshop.device))
+            for tokens in (train[: SIZES["autoencoder"]], calibration[: SIZES["calibration"]], test)
+        )
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 2))
             net = fortify(view, ["model.rnn"], example_input=e[:2])
-        net.fit_autoencoders((e_train,), epochs=s["epochs"], seed=cell.seed, progress=workshop.progress)
+        net.fit_autoencoders((e_train,), epochs=s["epochs"], seed=cell.seed, progress=workshop.progress, **AUTOENCODER)
         net.eval()
         detector = ReconstructionError(net, relative=True).fit((e_train,)).calibrate(e_calibration)
 
-        norm, eps = BALLS[cell.column]
-        common: dict[str, Any] = {"eps": eps, "norm": norm, "bounds": BOUNDS}
-        attacks = {"noise": NoiseSearch(**common), "FGSM": FGSM(**common), "PGD": PGD(**common, steps=s["steps"])}
         numbers = {"clean": 100 * _share(net(e).argmax(1) == y)}
         numbers["clean, before fortifying"] = 100 * _share(view(e).argmax(1) == y)
-        numbers["false alarms, %"] = 100 * _share(detector.flag(e, fpr=0.05))
+        numbers["false alarms, %"] = 100 * _share(detector.flag(e, fpr=FPR))
         scores = detector.score(e).double()
-        for name, attack in attacks.items():
+        for name, attack in _attacks(cell.column, s).items():
             numbers[name] = 100 * _share(~attack.run(net, e, y).success)
             attacked = detector.score(replace(attack, early_stop=False)(net, e, y)).double()
             numbers[f"AUROC, {name}"] = auroc(scores, attacked)
             numbers[f"FPR95, {name}"] = fpr_at_tpr(scores, attacked)
         return Measurement(
             value=numbers["PGD"],
-            numbers={k: {"value": v, "n": len(e)} for k, v in numbers.items()},
+            numbers=counted(numbers, len(e)),
             history=epochs_of(history),
         )
+
+
+def _attacks(column: str, s: dict[str, Any]) -> dict[str, Attack]:
+    norm, eps = BALLS[column]
+    common: dict[str, Any] = {"eps": eps, "norm": norm, "bounds": BOUNDS}
+    return {"noise": NoiseSearch(**common), "FGSM": FGSM(**common), "PGD": PGD(**common, steps=s["steps"])}
 
 
 def _share(hits: Tensor) -> float:

@@ -1,8 +1,10 @@
 """Table 2.1: MNIST, white-box FGSM at eps 0.3, with the ablations of its caption; and eps 0.1 of the text below it."""
 
+from dataclasses import replace
+
 from robustgen.experiments.experiment import Row
 from robustgen.experiments.lamb2018.classifier_table import MNIST, AttackColumn, ClassifierTable
-from robustgen.experiments.lamb2018.recipes import Recipe
+from robustgen.experiments.lamb2018.recipes import FORTIFIED, Recipe
 
 __all__ = ["EXPERIMENT"]
 
@@ -64,28 +66,28 @@ ROWS = (
         key="fortified",
         title="fortified",
         published={FGSM_03: 97.97, FGSM_01: 98.34},
-        data=Recipe(layers="last", lambda_rec=0.1, lambda_adv=0.1),
+        data=FORTIFIED,
     ),
     Row(
         key="fortified-tanh",
         title="fortified, tanh autoencoder",
         note="the caption says that it helps slightly; no number is printed",
         columns=(FGSM_03,),
-        data=Recipe(layers="last", lambda_rec=0.1, lambda_adv=0.1, autoencoder_activation="tanh"),
+        data=replace(FORTIFIED, autoencoder_activation="tanh"),
     ),
     Row(
         key="fortified-leaky",
         title="fortified, leaky ReLU network",
         note="control for the caption's remark",
         columns=(FGSM_03,),
-        data=Recipe(layers="last", lambda_rec=0.1, lambda_adv=0.1, activation="leaky_relu"),
+        data=replace(FORTIFIED, activation="leaky_relu"),
     ),
     Row(
         key="fortified-noisy",
         title="fortified, noise at test too",
         note="as in released code; gradients averaged over 8 draws, PGD on the first images only",
         columns=(FGSM_03,),
-        data=Recipe(layers="last", lambda_rec=0.1, lambda_adv=0.1, noise_at_test=True),
+        data=replace(FORTIFIED, noise_at_test=True),
     ),
     Row(
         key="hidden-matching",

@@ -2,7 +2,7 @@
 
 from robustgen.experiments.experiment import Row
 from robustgen.experiments.lamb2018.classifier_table import MNIST, AttackColumn, ClassifierTable
-from robustgen.experiments.lamb2018.recipes import Recipe
+from robustgen.experiments.lamb2018.recipes import FORTIFIED, Recipe
 
 __all__ = ["EXPERIMENT"]
 
@@ -25,7 +25,7 @@ EXPERIMENT = ClassifierTable(
             key="fortified",
             title="fortified",
             published={PGD_01: 98.09},
-            data=Recipe(layers="last", lambda_rec=0.1, lambda_adv=0.1),
+            data=FORTIFIED,
         ),
     ),
     (AttackColumn(PGD_01, "PGD 0.1, clean start", "pgd", 0.1),),

@@ -2,7 +2,7 @@
 
 from robustgen.experiments.experiment import Row
 from robustgen.experiments.lamb2018.classifier_table import FASHION, AttackColumn, ClassifierTable
-from robustgen.experiments.lamb2018.recipes import Recipe
+from robustgen.experiments.lamb2018.recipes import FORTIFIED, Recipe
 
 __all__ = ["EXPERIMENT"]
 
@@ -35,7 +35,7 @@ EXPERIMENT = ClassifierTable(
             key="fortified",
             title="fortified",
             published={FGSM_01: 89.86, FGSM_03: 91.31, PGD_01: 79.54},
-            data=Recipe(layers="last", lambda_rec=0.1, lambda_adv=0.1),
+            data=FORTIFIED,
         ),
     ),
     (

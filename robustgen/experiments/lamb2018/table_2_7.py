@@ -9,12 +9,21 @@ import math
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from robustgen.counter_rng import derive_seed, uniform
 from robustgen.data import babble, encode, load_text, normalise, split_text, windows
-from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.lamb2018.classifier_table import epochs_of
+from robustgen.experiments.experiment import (
+    LAMB_2018,
+    Cell,
+    Column,
+    Experiment,
+    Measurement,
+    Row,
+    counted,
+    epochs_of,
+)
 from robustgen.experiments.workshop import Workshop
 from robustgen.fortified import (
     FortifiedNetwork,
@@ -29,6 +38,12 @@ from robustgen.recurrent_networks import CharLM
 __all__ = ["EXPERIMENT", "symbols"]
 
 PROMPT, STEPS, NEAR = 50, 300, 20  # NEAR: steps that "at K" averages over
+PARTS = (0.7, 0.15, 0.15)  # of the text: training, calibration of the monitor, test
+TEMPERATURES = (0.5, 1.0, 1.5)
+FPR = 0.05
+TRAINING: dict[str, Any] = {"batch_size": 32, "lr": 4e-3, "clip_norm": 1.0}
+JOINT = LanguageModelObjective(lambda_rec=0.1)
+DETACHED = LanguageModelObjective(lambda_rec=1.0, detach_states=True)
 SCALES = {
     "smoke": {"text": "made-up sentences", "units": 32, "epochs": 4, "window": 58, "n_prompts": 40},
     "cpu": {"text": "tinyshakespeare", "units": 256, "epochs": 8, "window": 116, "n_prompts": 0},
@@ -46,7 +61,7 @@ def symbols(text: str, workshop: Workshop) -> Tensor:
 class _Table(Experiment):
     name = "lamb-2018/table-2.7"
     title = "drift of a free-running language model"
-    source = 'Lamb, "Generative Models: A Critical Review", 2018, Table 2.7 (Text8)'
+    source = f"{LAMB_2018}, Table 2.7 (Text8)"
     metric = f"error when sampling / error under teacher forcing, mean of the {NEAR} steps up to the column's"
     digits = 3
     columns = tuple(Column(str(k), f"{k} sampling steps") for k in (50, 180, 300))
@@ -56,21 +71,21 @@ class _Table(Experiment):
             title="LSTM, fortified at the output",
             published={"50": 1.03, "180": 1.12, "300": 1.34},
             note="published on Text8 with 1000 units",
-            data={"rnn": "lstm"},
+            data=({"rnn": "lstm"}, JOINT),
         ),
         Row(
             key="lstm-detached",
             title="LSTM, detached states",
             note="the autoencoder's loss trains the autoencoder alone",
-            data={"rnn": "lstm", "detach_states": True},
+            data=({"rnn": "lstm"}, DETACHED),
         ),
         Row(
             key="lstm-recurrent",
             title="LSTM cell, decoded state fed back",
             note="the caption's reading of the placement",
-            data={"rnn": "lstm", "stepwise": True},
+            data=({"rnn": "lstm", "stepwise": True}, JOINT),
         ),
-        Row(key="gru", title="GRU, fortified at the output", data={"rnn": "gru"}),
+        Row(key="gru", title="GRU, fortified at the output", data=({"rnn": "gru"}, JOINT)),
     )
     notes = (
         "Not Text8 but another, smaller text in its 27 symbols; the scales name it.",
@@ -85,65 +100,72 @@ class _Table(Experiment):
         )
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
-        return SCALES[scale] | {"row": self.row(cell.row).data, "column": cell.column, "prompt": PROMPT, "near": NEAR}
+        s: dict[str, Any] = SCALES[scale]
+        measured = {"column": cell.column, "prompt": PROMPT, "steps": STEPS, "near": NEAR, "temperatures": TEMPERATURES}
+        return self._training(cell, s) | measured | {"fpr": FPR}
+
+    def _training(self, cell: Cell, s: dict[str, Any]) -> dict[str, Any]:
+        """All that the trained network depends on."""
+        options, objective = self.row(cell.row).data
+        return s | TRAINING | {"network": options, "objective": objective.describe(), "parts": PARTS, "seed": cell.seed}
 
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
         s: dict[str, Any] = SCALES[scale]
         text = symbols(s["text"], workshop)
-        parts = split_text(text, (0.7, 0.15, 0.15), block=PROMPT + STEPS, seed=derive_seed(cell.seed, 0))
-        train, calibration, test = parts
-        test = test[: s["n_prompts"] or len(test)]
-        net, history = self._train(cell, s, train, workshop)
+        parts = split_text(text, PARTS, block=PROMPT + STEPS, seed=derive_seed(cell.seed, 0))
+        net, history = self._trained(cell, s, parts[0], workshop)
         upto = int(cell.column)
-        forced = step_errors(net, test)[:, PROMPT:]
-        runs = {t: free_run(net, test[:, :PROMPT], STEPS, temperature=t, seed=cell.seed) for t in (0.5, 1.0, 1.5)}
+        calibration, test = (part[:, : PROMPT + upto].to(workshop.device) for part in parts[1:])
+        test = test[: s["n_prompts"] or len(test)]
+        prompt, n, half = test[:, :PROMPT], len(test), len(test) // 2
+        runs = {t: free_run(net, prompt, upto, temperature=t, seed=cell.seed) for t in TEMPERATURES}
+        shuffled = torch.cat([prompt, _shuffled(test[:, PROMPT:], cell.seed)], 1)
+        forced, scrambled = (step_errors(net, tokens)[:, PROMPT:] for tokens in (test, shuffled))
+        last = slice(-NEAR, None)
         free = runs[1.0].errors
-        at, until = slice(max(0, upto - NEAR), upto), slice(0, upto)
-        shuffled = torch.cat([test[:, :PROMPT], _shuffled(test[:, PROMPT:], cell.seed)], 1)
-        scrambled = step_errors(net, shuffled)[:, PROMPT:]
-        half = len(test) // 2
-        numbers = {"ratio at the step": _ratio(free[:, at], forced[:, at])}
-        numbers["standard error of it, over prompts"] = _ratio_error(free[:, at], forced[:, at])
-        numbers["ratio up to the step"] = _ratio(free[:, until], forced[:, until])
-        numbers["temperature 0.5"] = _ratio(runs[0.5].errors[:, at], forced[:, at])
-        numbers["temperature 1.5"] = _ratio(runs[1.5].errors[:, at], forced[:, at])
-        numbers["shuffled letters"] = _ratio(scrambled[:, at], forced[:, at])
-        numbers["real over real text"] = _ratio(forced[:half, at], forced[half : 2 * half, at])
-        monitor = SequenceMonitor(net, calibration, fpr=0.05)
-        for name, tokens in {
-            "real text": test,
-            "its own samples": _joined(test, runs[1.0].tokens),
-            "shuffled": shuffled,
-        }.items():
-            numbers[f"monitor flags {name}, %"] = 100 * _flagged(monitor, tokens[:, : PROMPT + upto])
-        numbers["bits per character"] = history[-1]["bits_per_character"]
+        numbers = {
+            "ratio at the step": _ratio(free[:, last], forced[:, last]),
+            "standard error of it, over prompts": _ratio_error(free[:, last], forced[:, last]),
+            "ratio up to the step": _ratio(free, forced),
+            "shuffled letters": _ratio(scrambled[:, last], forced[:, last]),
+        }
+        numbers |= {f"temperature {t:g}": _ratio(r.errors[:, last], forced[:, last]) for t, r in runs.items() if t != 1}
+        monitor = SequenceMonitor(net, calibration, fpr=FPR)
+        written = torch.cat([prompt, runs[1.0].tokens], 1)
+        for name, tokens in {"real text": test, "its own samples": written, "shuffled letters": shuffled}.items():
+            numbers[f"monitor flags {name}, %"] = 100 * _flagged(monitor, tokens)
+        numbers["bits per character"] = _bits(net, test)
+        real = {"real over other real text": _ratio(forced[:half, last], forced[half : 2 * half, last])}
         return Measurement(
             value=numbers["ratio at the step"],
-            numbers={k: {"value": v, "n": len(test)} for k, v in numbers.items()},
+            numbers=counted(numbers, n) | counted(real, half),
             history=epochs_of(history),
         )
 
-    def _train(
+    def _trained(
         self, cell: Cell, s: dict[str, Any], train: Tensor, workshop: Workshop
     ) -> tuple[FortifiedNetwork, list[dict[str, float]]]:
-        options = dict(self.row(cell.row).data)
-        detach = options.pop("detach_states", False)
+        options, objective = self.row(cell.row).data
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 1))
             net = fortify(CharLM(units=s["units"], **options), ["rnn"], example_input=train[:2, :4])
-        training = {"table 2.7": self.row(cell.row).data, "seed": cell.seed} | s
         history = workshop.train(
-            training,
+            {"table": self.name} | self._training(cell, s),
             net,
-            LanguageModelObjective(lambda_rec=1.0 if detach else 0.1, detach_states=detach),
+            objective,
             windows(train, s["window"]),
             epochs=s["epochs"],
-            batch_size=32,
-            lr=4e-3,
             seed=cell.seed,
-            clip_norm=1.0,
+            **TRAINING,
         )
         return net, history
+
+
+def _bits(net: FortifiedNetwork, tokens: Tensor) -> float:
+    """Bits per character on these sequences (N, T), teacher-forced."""
+    with torch.no_grad():
+        logits = net(tokens[:, :-1])
+        return F.cross_entropy(logits.flatten(0, 1), tokens[:, 1:].flatten()).item() / math.log(2)
 
 
 def _ratio(free: Tensor, forced: Tensor) -> float:
@@ -159,18 +181,16 @@ def _ratio_error(free: Tensor, forced: Tensor) -> float:
 
 def _shuffled(tokens: Tensor, seed: int) -> Tensor:
     """The same symbols (N, T) in an order drawn for each row."""
-    order = uniform(derive_seed(seed, 2), torch.arange(len(tokens)), (tokens.shape[1],)).argsort(1)
+    order = uniform(derive_seed(seed, 2), torch.arange(len(tokens), device=tokens.device), (tokens.shape[1],)).argsort(
+        1
+    )
     return tokens.gather(1, order)
-
-
-def _joined(test: Tensor, written: Tensor) -> Tensor:
-    return torch.cat([test[:, :PROMPT], written], 1)
 
 
 def _flagged(monitor: SequenceMonitor, tokens: Tensor) -> float:
     """Share of the sequences that the monitor flags at some step."""
     monitor.reset()
-    state, drift = None, torch.full((len(tokens),), -1)
+    state, drift = None, tokens.new_full((len(tokens),), -1)
     for t in range(tokens.shape[1]):
         reading = monitor.step(tokens[:, t : t + 1], state)
         state, drift = reading.output[1], reading.drift_step
