@@ -67,9 +67,7 @@ def main() -> None:
             }
             rows.append(row)
             low, high = row["ratio, quartiles"]
-            print(
-                f"width {width}, batch {batch}: {row['ratio, median']:.2f} times as fast (quartiles {low:.2f}, {high:.2f})"
-            )
+            print(f"width {width}, batch {batch}: {row['ratio, median']:.2f} ({low:.2f} to {high:.2f}) times as fast")
     if options.out is not None:
         write_json(options.out / "strided_conv.json", {"rows": rows, "environment": environment()})
 

@@ -1,4 +1,4 @@
-"""A strided convolution whose input gradient is fast on CPUs: what an attack spends most of its time on."""
+"""A strided convolution with another way to its input gradient (benchmarks/strided_conv.py compares the two)."""
 
 from typing import Any
 
@@ -18,7 +18,7 @@ class StridedConv2d(nn.Conv2d):
     rounding.
 
     Raises:
-        ValueError: not a square kernel whose size the stride divides, or an option other than stride and padding.
+        ValueError: a stride that does not divide the kernel size.
 
     >>> StridedConv2d(1, 4, 8, stride=2, padding=3)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 4, 14, 14])

@@ -476,6 +476,22 @@ class TestMonitor:
             assert last.drift_step.max() < SPAN
             assert last.drift_step[last.drift_step >= 0].min() >= 9  # not before the window is full
 
+    @pytest.mark.parametrize("fpr", [0.05, 0.1])
+    def test_false_alarms_are_at_most_nominal_over_many_deals(self, trained, fpr):
+        """The guarantee is an average over deals of calibration and test text, so it is tested as one."""
+        net, (_, calibration, test), _ = trained
+        text = torch.cat([calibration, test])[:, :-1]
+        scores = SequenceMonitor(net, text, window=10).calibration.scores  # each one's worst window
+        generator, half = torch.Generator().manual_seed(0), len(text) // 2
+        rates = []
+        for _ in range(400):
+            order = torch.randperm(len(text), generator=generator)
+            known = ConformalCalibration(scores[order[:half]])
+            rates.append(known.flag(scores[order[half:]], fpr).double().mean())
+        rate, error = torch.stack(rates).mean(), torch.stack(rates).std() / 20
+        assert error < 0.002
+        assert fpr - 3 * error - 1 / (half + 1) <= rate <= fpr + 3 * error
+
     def test_drift_is_found_soon_after_it_begins(self, trained):
         net, (_, calibration, test), _ = trained
         monitor = SequenceMonitor(net, calibration[:, :-1], window=8, fpr=0.05)

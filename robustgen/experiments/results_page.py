@@ -1,16 +1,16 @@
 """RESULTS.md and what the command prints: tables drawn from the files under results/, never by hand."""
 
-import statistics
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from robustgen.experiments.catalogue import table
 from robustgen.experiments.experiment import SCALES, Experiment, Row
-from robustgen.experiments.runner import read_cells
+from robustgen.experiments.runner import read_cells, summarise
 
 __all__ = ["draw_experiment", "draw_list", "draw_page", "status_of"]
 
 NOT_MEASURED = "not measured"
+Groups: TypeAlias = dict[tuple[str, str], dict[str, Any]]  # (row, column): what all its seeds gave
 
 
 def draw_page(out: Path) -> str:
@@ -38,9 +38,10 @@ def draw_experiment(experiment: Experiment, out: Path, scales: tuple[str, ...] =
             continue
         lines.append(f"### Scale `{scale}`")
         lines.append(_how(experiment, scale, list(kept.values())))
-        lines.append(_main_table(experiment, kept))
+        groups = {(cell["row"], cell["column"]): cell for cell in summarise(experiment, scale, kept)["cells"]}
+        lines.append(_main_table(experiment, groups))
         lines.append(experiment.remarks(kept))
-        lines.append(_all_numbers(experiment, kept))
+        lines.append(_all_numbers(experiment, groups, kept))
         lines.append(_verdicts(experiment, kept))
     if empty:
         lines.append(f"Scale {' and '.join(f'`{s}`' for s in empty)}: {NOT_MEASURED}.")
@@ -68,17 +69,17 @@ def draw_list(out: Path) -> str:
 
 def _how(experiment: Experiment, scale: str, records: list[dict[str, Any]]) -> str:
     minutes = sum(r["wall_seconds"] for r in records) / 60
-    machines = sorted({f"{r['environment']['cpu']}, {r['environment']['accelerator']}" for r in records})
+    machines = sorted({f"{r['environment']['cpu']}, accelerator: {r['environment']['accelerator']}" for r in records})
     versions = sorted({f"torch {r['environment']['torch']}" for r in records})
     described = experiment.describe(scale)
     return (
-        f"{described + '. ' if described else ''}{len(records)} of {len(experiment.cells())} cells, "
-        f"{minutes:.0f} minutes of one process each on a shared machine ({'; '.join(machines)}, accelerator last; "
-        f"{', '.join(versions)})."
+        f"{described + '. ' if described else ''}{len(records)} of {len(experiment.cells())} cells; {minutes:.0f} "
+        f"minutes of one thread on a shared machine, without the trainings that other cells had done "
+        f"({'; '.join(machines)}; {', '.join(versions)})."
     )
 
 
-def _main_table(experiment: Experiment, kept: dict[str, dict[str, Any]]) -> str:
+def _main_table(experiment: Experiment, groups: Groups) -> str:
     columns = experiment.columns
     head = [""]
     for column in columns:
@@ -88,54 +89,49 @@ def _main_table(experiment: Experiment, kept: dict[str, dict[str, Any]]) -> str:
         cells = []
         for column in columns:
             published = row.published.get(column.key)
-            cells.append("" if published is None else f"{published:g}")
-            cells.append(_ours(experiment, kept, row, column.key))
+            cells += ["" if published is None else f"{published:g}", _ours(experiment, groups, row, column.key)]
         lines.append(_line([row.title, *cells, row.note]))
     return "\n".join(lines)
 
 
-def _ours(experiment: Experiment, kept: dict[str, dict[str, Any]], row: Row, column: str) -> str:
+def _ours(experiment: Experiment, groups: Groups, row: Row, column: str) -> str:
     if row.missing:
         return "not yet"
     if row.columns is not None and column not in row.columns:
         return ""
-    values = [r["value"] for r in kept.values() if (r["row"], r["column"]) == (row.key, column)]
-    return spread(values, experiment.digits) if values else NOT_MEASURED
+    found = groups.get((row.key, column))
+    return (
+        NOT_MEASURED if found is None else spread(found["mean"], found["sd"], len(found["values"]), experiment.digits)
+    )
 
 
-def spread(values: list[float], digits: int) -> str:
+def spread(mean: float, sd: float | None, n: int, digits: int) -> str:
     """Mean +- standard deviation (how many), as text.
 
-    >>> spread([1.0, 2.0, 3.0], 1), spread([1.0], 1)
-    ('2.0 ± 1.0 (3)', '1.0 (1)')
+    >>> spread(2.0, 1.0, 3, 1), spread(1.0, None, 1, 2)
+    ('2.0 ± 1.0 (3)', '1.00 (1)')
     """
-    middle = f"{statistics.fmean(values):.{digits}f}"
-    if len(values) > 1:
-        middle += f" ± {statistics.stdev(values):.{digits}f}"
-    return f"{middle} ({len(values)})"
+    return f"{mean:.{digits}f}{'' if sd is None else f' ± {sd:.{digits}f}'} ({n})"
 
 
-def _all_numbers(experiment: Experiment, kept: dict[str, dict[str, Any]]) -> str:
+def _all_numbers(experiment: Experiment, groups: Groups, kept: dict[str, dict[str, Any]]) -> str:
     """Everything else that was measured on the networks of each cell, means over seeds."""
-    names = list(dict.fromkeys(name for r in kept.values() for name in r["numbers"]))
-    if not names:
-        return ""
-    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    counts: dict[str, list[float]] = {}
     for record in kept.values():
-        groups.setdefault((record["row"], record["column"]), []).append(record)
+        for name, number in record["numbers"].items():
+            if number["n"] not in counts.setdefault(name, []):
+                counts[name].append(number["n"])
+    if not counts:
+        return ""
     titles = {c.key: c.title for c in experiment.columns}
-    counts = {name: sorted({r["numbers"][name]["n"] for r in kept.values() if name in r["numbers"]}) for name in names}
-    head = [f"{name} [n={'/'.join(f'{n:g}' for n in counts[name])}]" for name in names]
+    head = [f"{name} [n={'/'.join(f'{n:g}' for n in sorted(found))}]" for name, found in counts.items()]
     lines = ["<details><summary>Everything measured on each of these, means over seeds</summary>", ""]
-    lines += [_line(["", "", *head]), _line(["---"] * (2 + len(names)))]
-    for (row, column), records in groups.items():
-        cells = []
-        for name in names:
-            values = [r["numbers"][name]["value"] for r in records if name in r["numbers"]]
-            cells.append(f"{statistics.fmean(values):.{experiment.digits}f}" if values else "")
+    lines += [_line(["", "", *head]), _line(["---"] * (2 + len(counts)))]
+    for (row, column), found in groups.items():
+        numbers = found["numbers"]
+        cells = [f"{numbers[name]['mean']:.{experiment.digits}f}" if name in numbers else "" for name in counts]
         lines.append(_line([experiment.row(row).title, titles[column], *cells]))
-    lines += ["", "</details>"]
-    return "\n".join(lines)
+    return "\n".join([*lines, "", "</details>"])
 
 
 def _verdicts(experiment: Experiment, kept: dict[str, dict[str, Any]]) -> str:
