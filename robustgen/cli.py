@@ -454,7 +454,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 def _run(arguments: list[str] | None) -> int:
-    interrupted = "interrupted; a command with --resume goes on from what it has written"
+    interrupted = "interrupted; run it again, with --resume where the command has it, to go on from what it has written"
     try:
         code = typer.main.get_command(app).main(args=arguments, standalone_mode=False, prog_name="robustgen")
         return _fail(1, interrupted) if code == 130 else 0  # how newer versions of typer report Ctrl-C

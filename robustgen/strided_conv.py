@@ -18,19 +18,25 @@ class StridedConv2d(nn.Conv2d):
     rounding.
 
     Raises:
-        ValueError: a stride that does not divide the kernel size.
+        ValueError: kernel size, stride or padding that is not one whole number, or a stride that does not divide the
+            kernel size.
 
     >>> StridedConv2d(1, 4, 8, stride=2, padding=3)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 4, 14, 14])
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int, stride: int, padding: int = 0) -> None:
+        if not all(isinstance(value, int) for value in (kernel_size, stride, padding)):
+            raise ValueError(
+                f"kernel size, stride and padding must be whole numbers: {kernel_size}, {stride}, {padding}"
+            )
         if kernel_size % stride:
             raise ValueError(f"the stride must divide the kernel size, got {stride} and {kernel_size}")
         super().__init__(in_channels, out_channels, kernel_size, stride, padding)
 
     def forward(self, input: Tensor) -> Tensor:
-        if input.device.type != "cpu" or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+        usual = input.device.type != "cpu" or not torch.is_grad_enabled() or torch.is_autocast_enabled("cpu")
+        if usual or input.ndim != 4 or torch.jit.is_tracing():
             return super().forward(input)
         assert self.bias is not None
         result: Tensor = _Convolution.apply(input, self.weight, self.bias, self.stride[0], self.padding[0])
@@ -38,11 +44,28 @@ class StridedConv2d(nn.Conv2d):
 
 
 class _Convolution(torch.autograd.Function):
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
-        ctx.save_for_backward(x, weight)
-        ctx.stride, ctx.padding = stride, padding
+    def forward(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: int) -> Tensor:
         return F.conv2d(x, weight, bias, stride, padding)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        x, weight, _, ctx.stride, ctx.padding = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.save_for_forward(x, weight)
+
+    @staticmethod
+    def jvp(ctx: Any, x_t: Tensor | None, weight_t: Tensor | None, bias_t: Tensor | None, *_: None) -> Tensor:
+        x, weight = ctx.saved_tensors
+        parts = []
+        if x_t is not None:
+            parts.append(F.conv2d(x_t, weight, None, ctx.stride, ctx.padding))
+        if weight_t is not None:
+            parts.append(F.conv2d(x, weight_t, None, ctx.stride, ctx.padding))
+        total = parts[0] if len(parts) == 1 else torch.stack(parts).sum(0) if parts else torch.zeros(())
+        return total if bias_t is None else total + bias_t[:, None, None]
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:

@@ -139,9 +139,39 @@ def test_check_names_what_comes_out_otherwise(tmp_path):
 def test_a_record_of_another_format_is_refused(tmp_path):
     run(Fake(), tmp_path)
     path = cell_path(tmp_path, Fake(), "cpu", Cell("a", "x", 0))
-    path.write_text('{"format": 99}')
-    with pytest.raises(ValueError, match="not the record of a cell in format 1"):
-        read_cells(tmp_path, Fake(), "cpu")
+    good = json.loads(path.read_text())
+    (path.parent / "notes--by--seedX.json").write_text("{}")  # not a cell's name: nobody reads it
+    assert len(read_cells(tmp_path, Fake(), "cpu")) == 6
+    for wrong, message in {
+        '{"format": 99}': "not the record of a cell in format 1",
+        '{"format": 1}': "the record lacks experiment",
+        json.dumps(good | {"row": "b"}): "holds another cell",
+        json.dumps(good | {"value": "3"}): "not a number",
+        json.dumps(good)[:50]: "not a complete JSON file",
+    }.items():
+        path.write_text(wrong)
+        for read in (
+            lambda: read_cells(tmp_path, Fake(), "cpu"),
+            lambda: check_cell(Fake(), Cell("a", "x", 0), "cpu", workshop(tmp_path), tmp_path),
+        ):
+            with pytest.raises(ValueError, match=message):
+                read()
+
+
+def test_a_copy_is_not_another_seed(tmp_path):
+    run(Fake(), tmp_path, seeds=1)
+    record = json.loads(cell_path(tmp_path, Fake(), "cpu", Cell("a", "x", 0)).read_text())
+    copy = cell_path(tmp_path, Fake(), "cpu", Cell("a", "x", 1))
+    copy.write_text(json.dumps(record | {"seed": 1}))
+    assert "a--x--seed1" not in read_cells(tmp_path, Fake(), "cpu")
+
+
+def test_a_place_that_cannot_be_written_is_found_at_once(tmp_path):
+    (tmp_path / "fake").write_text("a file")
+    experiment = Fake()
+    with pytest.raises(OSError, match="fake"):
+        run(experiment, tmp_path)
+    assert experiment.measured == []
 
 
 def test_the_page_shows_published_numbers_ours_and_what_is_missing(tmp_path):
@@ -201,7 +231,7 @@ def test_list_names_every_experiment_and_reasons(tmp_path):
     listed = draw_list(tmp_path)
     for name in list(table()):
         assert name in listed
-    assert listed.count("not measured") == len(list(table()))
+    assert listed.count("cpu: not measured (") == listed.count("full: not measured (") == len(list(table()))
     assert "needs a GAN" in listed
 
 
@@ -323,7 +353,7 @@ def test_rows_of_a_table_begin_at_the_same_weights():
     example = torch.zeros(2, 1, 8, 8)
     plain, _ = training_step(Recipe(), budget, 3, example, 10)
     fortified, _ = training_step(FORTIFIED, budget, 3, example, 10)
-    matched, _ = training_step(Recipe(layers="last", matching=0.1), budget, 3, example, 10)
+    matched, _ = training_step(Recipe(layers="last", matching=0.1).against("fgsm", 0.1), budget, 3, example, 10)
     for net in (fortified, matched):
         for name, value in plain.state_dict().items():
             assert torch.equal(net.backbone.state_dict()[name], value)

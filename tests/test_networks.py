@@ -30,6 +30,25 @@ def test_strided_convolution_differentiates_twice_and_refuses_a_stride_that_does
     assert torch.autograd.gradgradcheck(layer, (torch.randn(1, 2, 5, 5, dtype=torch.float64, requires_grad=True),))
     with pytest.raises(ValueError, match="the stride must divide"):
         StridedConv2d(1, 1, 5, 2)
+    with pytest.raises(ValueError, match="must be whole numbers"):
+        StridedConv2d(1, 1, 4, 2, (1, 0))
+
+
+def test_strided_convolution_works_with_function_transforms():
+    layer = StridedConv2d(2, 3, 4, 2, 1).double()
+    reference = nn.Conv2d(2, 3, 4, 2, 1).double()
+    reference.load_state_dict(layer.state_dict())
+    x, v = torch.randn(2, 3, 2, 6, 6, dtype=torch.float64)
+    for transform in (
+        lambda f: torch.func.vmap(f)(x[:, None]),
+        lambda f: torch.func.jacrev(f)(x),
+        lambda f: torch.func.jvp(f, (x,), (v,))[1],
+        lambda f: torch.func.jvp(lambda w: torch.func.functional_call(f, {"weight": w}, x), (f.weight,), (f.weight,))[
+            1
+        ],
+    ):
+        torch.testing.assert_close(transform(layer), transform(reference), rtol=1e-12, atol=1e-12)
+    assert layer(x[0]).shape == reference(x[0]).shape  # one image without a batch
 
 
 def test_the_mnist_network_uses_it_and_keeps_its_names():

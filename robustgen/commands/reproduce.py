@@ -69,7 +69,11 @@ def check(
 def _workshop(
     work: Path, data_root: Path | None, device: str | None, progress: bool, say: Callable[[str], None]
 ) -> Workshop:
-    return Workshop(work, data_root, torch.device(device or "cpu"), progress, say)
+    try:
+        where = torch.device(device or "cpu")
+    except RuntimeError:
+        raise ValueError(f"unknown device {device!r}") from None
+    return Workshop(work, data_root, where, progress, say)
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -26,6 +26,22 @@ __all__ = [
 ]
 
 FORMAT = 1
+KEYS = (
+    "experiment",
+    "scale",
+    "row",
+    "column",
+    "seed",
+    "settings",
+    "value",
+    "numbers",
+    "verdicts",
+    "history",
+    "command",
+    "commit",
+    "environment",
+    "wall_seconds",
+)
 
 
 def cell_path(out: Path, experiment: Experiment, scale: str, cell: Cell) -> Path:
@@ -65,6 +81,29 @@ def measure_cell(
     }
 
 
+def read_cell(path: Path, cell: Cell) -> dict[str, Any]:
+    """The record of ``cell`` at ``path``.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: not a complete record in this format, or that of another cell.
+    """
+    if not path.exists():
+        raise FileNotFoundError(f"{path}: no such cell is kept")
+    record = read_json(path)
+    if not isinstance(record, dict) or record.get("format") != FORMAT:
+        raise ValueError(f"{path}: not the record of a cell in format {FORMAT}")
+    missing = [key for key in KEYS if key not in record]
+    if missing:
+        raise ValueError(f"{path}: the record lacks {', '.join(missing)}")
+    if (record["row"], record["column"], record["seed"]) != (cell.row, cell.column, cell.seed):
+        raise ValueError(f"{path}: holds another cell ({record['row']}, {record['column']}, seed {record['seed']})")
+    numbers = [record["value"], *(number["value"] for number in record["numbers"].values())]
+    if not all(isinstance(number, int | float) for number in numbers):
+        raise ValueError(f"{path}: holds something that is not a number")
+    return record
+
+
 def read_cells(out: Path, experiment: Experiment, scale: str) -> dict[str, dict[str, Any]]:
     """The kept cells of an experiment by name, in its order, without those whose settings are no longer its own.
 
@@ -75,17 +114,15 @@ def read_cells(out: Path, experiment: Experiment, scale: str) -> dict[str, dict[
     for cell in experiment.cells(_most_seeds(out, experiment, scale)):
         path = cell_path(out, experiment, scale, cell)
         if path.exists():
-            record = read_json(path)
-            if not isinstance(record, dict) or record.get("format") != FORMAT:
-                raise ValueError(f"{path}: not the record of a cell in format {FORMAT}")
+            record = read_cell(path, cell)
             if record["settings"] == _settings(experiment, cell, scale):
                 found[cell.name] = record
     return found
 
 
 def _most_seeds(out: Path, experiment: Experiment, scale: str) -> int:
-    names = [path.stem for path in (out / experiment.name / scale).glob("*--seed*.json")]
-    return max([experiment.seeds, *(Cell.parse(name).seed + 1 for name in names)])
+    names = [path.stem for path in (out / experiment.name / scale).glob("*--*--seed*.json")]
+    return max([experiment.seeds, *(Cell.parse(name).seed + 1 for name in names if name[-1].isdigit())])
 
 
 def run_experiment(
@@ -111,6 +148,7 @@ def run_experiment(
         All kept cells, as :func:`read_cells` gives them. ``out/<experiment>/<scale>.json`` sums them up.
     """
     check_scale(scale)
+    (out / experiment.name / scale).mkdir(parents=True, exist_ok=True)  # fails now, not after the first cell
     cells = [only] if only is not None else experiment.cells(seeds)[part[0] - 1 :: part[1]]
     kept = read_cells(out, experiment, scale)
     for k, cell in enumerate(cells):
@@ -190,10 +228,8 @@ def check_cell(
     Raises:
         FileNotFoundError: the cell is not kept.
     """
-    path = cell_path(out, experiment, scale, cell)
-    if not path.exists():
-        raise FileNotFoundError(f"{path}: no such cell is kept")
-    kept, again = read_json(path), measure_cell(experiment, cell, scale, workshop)
+    kept = read_cell(cell_path(out, experiment, scale, cell), cell)
+    again = measure_cell(experiment, cell, scale, workshop)
     numbers = [("value", kept["value"], again["value"])]
     for name in dict.fromkeys([*kept["numbers"], *again["numbers"]]):
         pair = (found["numbers"].get(name, {}).get("value", float("nan")) for found in (kept, again))
@@ -217,13 +253,17 @@ def _as_json(value: Any) -> Any:
 
 @cache
 def current_commit() -> str:
-    """The commit that this code is at, "-changed" where files of the package differ from it; "unknown" outside git."""
+    """The commit that this code is at, "-changed" where files of the package differ from it.
+
+    Read once, when the first cell begins. "unknown" outside git, and where git does not know this file.
+    """
     here = Path(__file__).parent
 
     def git(*arguments: str) -> str:
         return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
+        git("ls-files", "--error-unmatch", __file__)  # installed inside somebody else's repository?
         changed = git("status", "--porcelain", "--", str(here.parent))
         return git("rev-parse", "HEAD") + ("-changed" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -51,6 +51,10 @@ class SequenceMonitor:
     where it is exchangeable with the calibration sequences: drawn from the same source in the same way, begun in the
     same initial state, and not used in training. Beyond the horizon nothing is promised, so that a step is refused.
 
+    Only high errors count: text that a network finds easy, such as a loop of one word, lowers its errors and is not
+    flagged. Autoencoders that were trained jointly with a small weight need not reconstruct and see little; train them
+    with ``detach_states=True`` where the monitor matters.
+
     The network is called in eval mode and without gradient and is left as it was; a module's own buffers included, so
     that a recurrent state must be an input and an output of the backbone.
 
@@ -71,7 +75,7 @@ class SequenceMonitor:
         calibration: the :class:`~robustgen.calibration.ConformalCalibration` of the scores.
 
     Raises:
-        TypeError: net is no fortified network.
+        TypeError: net is no fortified network, or calibration holds no tensors.
         ValueError: no such layer, sequences shorter than the window, too few for ``fpr``, NaN errors; at a step, more
             than one time step, another batch size than since the reset, or a step beyond the horizon.
 
@@ -117,6 +121,8 @@ class SequenceMonitor:
 
     def _calibration_errors(self, calibration: Tensor | Sequence[Tensor], batch_size: int) -> Tensor:
         inputs = (calibration,) if isinstance(calibration, Tensor) else tuple(calibration)
+        if not all(isinstance(x, Tensor) for x in inputs):
+            raise TypeError("calibration must be a tensor of sequences, or a tuple of tensors")
         if not inputs or not len(inputs[0]):
             raise ValueError("there are no calibration sequences")
         device = next(self.net.parameters()).device
