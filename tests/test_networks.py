@@ -34,6 +34,7 @@ def test_strided_convolution_differentiates_twice_and_refuses_a_stride_that_does
         StridedConv2d(1, 1, 4, 2, (1, 0))
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:FutureWarning")  # torch's own, in forward-mode derivatives
 def test_strided_convolution_works_with_function_transforms():
     layer = StridedConv2d(2, 3, 4, 2, 1).double()
     reference = nn.Conv2d(2, 3, 4, 2, 1).double()
