@@ -152,7 +152,8 @@ def _errors(net: FortifiedNetwork, layer: str, x: Tensor) -> tuple[Tensor, Tenso
 def noise_of_same_norm(x: Tensor, delta: Tensor, seed: int) -> Tensor:
     """x plus Gaussian noise, within [0, 1], whose L2 norm is that of ``delta``, for each example.
 
-    The bounds cut some of the noise off, so its length is found by bisection.
+    The bounds cut some of the noise off, so its length is found by bisection; where they leave no room for so long a
+    perturbation, it is the longest that they do.
 
     >>> x = torch.rand(4, 9); delta = 0.2 * torch.randn(4, 9)
     >>> z = noise_of_same_norm(x, delta, seed=0)

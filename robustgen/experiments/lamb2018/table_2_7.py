@@ -46,7 +46,7 @@ JOINT = LanguageModelObjective(lambda_rec=0.1)
 DETACHED = LanguageModelObjective(lambda_rec=1.0, detach_states=True)
 SCALES = {
     "smoke": {"text": "made-up sentences", "units": 32, "epochs": 4, "window": 58, "n_prompts": 40},
-    "cpu": {"text": "tinyshakespeare", "units": 256, "epochs": 8, "window": 116, "n_prompts": 0},
+    "cpu": {"text": "tinyshakespeare", "units": 256, "epochs": 5, "window": 116, "n_prompts": 0},
     "full": {"text": "tinyshakespeare", "units": 1000, "epochs": 20, "window": 116, "n_prompts": 0},
 }
 
