@@ -52,7 +52,7 @@ EXPERIMENT = ClassifierTable(
     eps=(0.1, 0.3),
     scales=FASHION,
     notes=(
-        "In the source accuracy rises with eps. Each number there is another network, trained on that very attack; below, "
-        "compare the FGSM columns of one network with its PGD columns.",
+        "In the source accuracy rises with eps. Each number there is another network, trained on that very attack: "
+        "compare here the FGSM columns of one network with its PGD columns.",
     ),
 )
