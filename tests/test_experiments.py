@@ -373,8 +373,8 @@ def test_paired_comparison_has_the_sign_of_the_difference():
 def test_the_confirmed_setting_is_the_one_that_the_sweep_chose():
     sweep = find("lamb-2018/sweep")
     kept = read_cells(ROOT / "results", sweep, "cpu")
-    if len(kept) < len(sweep.cells()):
-        pytest.skip("the sweep is not complete")
+    cheap = [cell.name for cell in sweep.cells() if sweep.row(cell.row).data.layers in ("", "last")]
+    assert set(cheap) <= kept.keys(), "the sweep's cheap part is not complete"
     assert sweep.recipe(best(kept)) == CHOSEN
 
 
