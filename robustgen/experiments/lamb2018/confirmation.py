@@ -33,6 +33,14 @@ FRESH = 100  # the sweep's seeds begin at 0
 CHOSEN = replace(PLAIN, layers="last", lambda_rec=3.0, lambda_adv=3.0, noise_std=0.0)
 
 
+PAIRS = (
+    ("fortified", "adversarial"),
+    ("fortified", "adversarial-only"),
+    ("fortified", "no-loss"),
+    ("no-loss", "adversarial"),
+)
+
+
 class _Confirmation(Experiment):
     name = "lamb-2018/confirmation"
     title = "the best setting of the sweep on five fresh seeds, against adversarial training with the same compute"
@@ -42,6 +50,12 @@ class _Confirmation(Experiment):
     seeds = 5
     rows = (
         Row(key="adversarial", title="adversarial training, same compute", data=PLAIN),
+        Row(
+            key="adversarial-only",
+            title="adversarial training on adversarial inputs alone, same compute",
+            note="whether fortification does more than to trade clean for robust accuracy",
+            data=replace(PLAIN, clean_weight=0.0),
+        ),
         Row(
             key="no-loss",
             title="layers without autoencoder losses",
@@ -97,7 +111,7 @@ class _Confirmation(Experiment):
     def remarks(self, kept: Mapping[str, dict[str, Any]]) -> str:
         """The paired comparison, number by number."""
         parts = []
-        for row, other in (("fortified", "adversarial"), ("fortified", "no-loss"), ("no-loss", "adversarial")):
+        for row, other in PAIRS:
             lines = compared(*({c["seed"]: c["numbers"] for c in kept.values() if c["row"] == r} for r in (row, other)))
             if lines:
                 title = f"{self.row(row).title}, less {self.row(other).title}"

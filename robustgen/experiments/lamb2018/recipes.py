@@ -78,6 +78,7 @@ class Recipe:
         on_input: the autoencoder is on the input, its loss in ``layers``.
         matching: weight of adversarial hidden-state matching at ``layers``; 0: none.
         more_epochs: factor on the epochs of the budget, rounded up to whole ones.
+        clean_weight: of the clean inputs' cross-entropy beside an attack.
     """
 
     attack: str = "none"
@@ -96,6 +97,7 @@ class Recipe:
     on_input: bool = False
     matching: float = 0.0
     more_epochs: float = 1.0
+    clean_weight: float = 1.0
 
     def against(self, attack: str, eps: float) -> "Recipe":
         """The same, trained against another attack."""
@@ -107,6 +109,8 @@ class Recipe:
         All fields, so that a changed default does not pass for the old one.
         """
         record = asdict(self)
+        if self.clean_weight == 1:
+            del record["clean_weight"]  # cells were kept before there was a choice
         if self.encoding:
             encoding = InputEncoding(self.encoding)
             record["encoding"] = [encoding.kind, encoding.levels, encoding.backward_width]
@@ -210,7 +214,7 @@ def _objective(recipe: Recipe, attack: Attack | None) -> Any:
             reduction=recipe.reduction,
             detach_states=recipe.detach_states,
         )
-    return ClassifierObjective(attack)
+    return ClassifierObjective(attack, recipe.clean_weight)
 
 
 def step_cost(recipe: Recipe, budget: Budget, train: ArrayDataset) -> int:
