@@ -213,6 +213,7 @@ def _objective(recipe: Recipe, attack: Attack | None) -> Any:
             lambda_adv=recipe.lambda_adv,
             reduction=recipe.reduction,
             detach_states=recipe.detach_states,
+            clean_weight=recipe.clean_weight,
         )
     return ClassifierObjective(attack, recipe.clean_weight)
 
