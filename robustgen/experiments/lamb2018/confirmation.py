@@ -36,6 +36,7 @@ CHOSEN = replace(PLAIN, layers="last", lambda_rec=3.0, lambda_adv=3.0, noise_std
 PAIRS = (
     ("fortified", "adversarial"),
     ("fortified", "adversarial-only"),
+    ("fortified-only", "adversarial-only"),
     ("fortified", "no-loss"),
     ("no-loss", "adversarial"),
 )
@@ -62,6 +63,12 @@ class _Confirmation(Experiment):
             data=replace(CHOSEN, lambda_rec=0.0, lambda_adv=0.0),
         ),
         Row(key="fortified", title="fortified", data=CHOSEN),
+        Row(
+            key="fortified-only",
+            title="fortified, cross-entropy on adversarial inputs alone",
+            note="the same control on this side",
+            data=replace(CHOSEN, clean_weight=0.0),
+        ),
     )
 
     def describe(self, scale: str) -> str:
