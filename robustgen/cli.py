@@ -43,7 +43,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="Use at most so many examples.")]
 EpsOption = Annotated[float, typer.Option("--eps", help="Radius of the attack, pixels in [0, 1].")]
-NormOption = Annotated[str, typer.Option("--norm", help="Linf or L2.")]
+NormOption = Annotated[str, typer.Option("--norm", help="Linf, L2 or L1.")]
 
 
 def _command() -> str:

@@ -3,6 +3,7 @@
 import copy
 import inspect
 import warnings
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest
@@ -15,18 +16,42 @@ from robustgen import attacks
 from robustgen.attacks import FGSM, PGD, Attack, NoiseSearch, TransferAttack
 from robustgen.attacks.ball import Ball, perturbation_norm
 from robustgen.attacks.losses import cross_entropy_direction, margin
+from robustgen.attacks.minimal_norm import MinimalNormAttack
 
-MEMBERS = [n for n in attacks.__all__ if issubclass(getattr(attacks, n), Attack) and n != "Attack"]
-GRADIENT = [n for n in MEMBERS if n != "NoiseSearch"]
+MEMBERS = [
+    n for n in attacks.__all__ if inspect.isclass(getattr(attacks, n)) and issubclass(getattr(attacks, n), Attack)
+]
+MEMBERS.remove("Attack")
+GRADIENT = [n for n in MEMBERS if n not in ("HopSkipJump", "NoiseSearch", "Square")]
+MINIMAL_NORM = [n for n in MEMBERS if issubclass(getattr(attacks, n), MinimalNormAttack)]  # test_minimal_norm.py
+FIXED_EPS = [n for n in MEMBERS if n not in MINIMAL_NORM]
+NORMS = {"Linf": float("inf"), "L2": 2, "L1": 1}
 
 
 def make(name: str, model: object, **common) -> Attack:
-    """An instance of a member; one that needs more than common settings has a line here."""
-    if common.get("norm") == "Linf" and "Linf" not in getattr(attacks, name).norms:
-        pytest.skip(f"{name} has no Linf")
+    """An instance of a member; one that needs more than common settings has a line here.
+
+    Attacks that look for the nearest point are made without the eps: give it at the call where it matters.
+    """
+    norm = common.get("norm")
+    if norm in NORMS and norm not in (PGD if name == "TransferAttack" else getattr(attacks, name)).norms:
+        pytest.skip(f"{name} has no {norm}")
     if name == "TransferAttack":
         return TransferAttack(surrogate=model, attack=PGD(steps=10, **common))
-    extra = {"PGD": {"steps": 10, "restarts": 2}, "NoiseSearch": {"n_queries": 8}}.get(name, {})
+    extra = {
+        "APGD": {"steps": 10, "restarts": 2},
+        "APGDT": {"steps": 10},
+        "CarliniWagner": {"steps": 30, "search_steps": 4, "learning_rate": 0.05},
+        "DDN": {"steps": 20},
+        "FMN": {"steps": 20},
+        "HopSkipJump": {"n_queries": 60, "directions": 5},
+        "MIFGSM": {"steps": 5},
+        "NoiseSearch": {"n_queries": 8},
+        "PGD": {"steps": 10, "restarts": 2},
+        "Square": {"n_queries": 20, "restarts": 2},
+    }.get(name, {})
+    if name in MINIMAL_NORM:
+        common.pop("eps", None)
     return getattr(attacks, name)(**extra, **common)
 
 
@@ -79,7 +104,7 @@ def same(a, b):
 
 
 @pytest.mark.parametrize("name", MEMBERS)
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("early_stop", [True, False])
 class TestContract:
     def test_stays_in_ball_and_bounds_exactly(self, name, norm, early_stop, batch):
@@ -89,7 +114,7 @@ class TestContract:
         result = make(name, model, norm=norm, early_stop=early_stop).run(model, x, y, eps=eps)
         assert bool((perturbation_norm(result.x_adv - x, norm) <= eps.double() * (1 + 1e-6)).all())
         exact = (result.x_adv.double() - x.double()).flatten(1)
-        size = exact.abs().amax(1) if norm == "Linf" else exact.norm(dim=1)
+        size = exact.norm(p=NORMS[norm], dim=1)
         assert bool((size <= eps.double()).all())
         assert result.x_adv.min() >= 0
         assert result.x_adv.max() <= 1
@@ -145,9 +170,9 @@ class TestContract:
             model = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), 2))
             x = bounds[0] + (bounds[1] - bounds[0]) * torch.rand(5, *shape)
             attack = make(name, model, norm=norm, early_stop=early_stop, eps=0.5, bounds=bounds)
-            x_adv = attack(model, x, torch.zeros(5, dtype=torch.int64))
+            x_adv = attack(model, x, torch.zeros(5, dtype=torch.int64), eps=0.5)
             exact = (x_adv.double() - x.double()).flatten(1)
-            assert (exact.abs().max() if norm == "Linf" else exact.norm(dim=1).max()) <= 0.5
+            assert exact.norm(p=NORMS[norm], dim=1).max() <= 0.5
             assert bounds[0] <= x_adv.min()
             assert x_adv.max() <= bounds[1]
 
@@ -229,6 +254,8 @@ class TestWork:
 
     def test_returns_the_iterate_of_lowest_margin(self, name):
         """On a wavy loss the last iterate is not the best one; everything the model saw is on record."""
+        if name in MINIMAL_NORM:
+            pytest.skip("it returns the nearest success: test_minimal_norm.py")
         seen: list[torch.Tensor] = []
 
         def wavy(x):
@@ -250,6 +277,8 @@ class TestWork:
     def test_every_option_is_checked(self, name):
         model = nn.Linear(2, 2)
         for wrong in ({"norm": "L7"}, {"eps": -0.1}, {"eps": float("nan")}, {"bounds": (1.0, 0.0)}, {"votes": 0}):
+            if "eps" in wrong and name in MINIMAL_NORM:
+                continue
             with pytest.raises(ValueError, match=next(iter(wrong)) if "norm" not in wrong else "supports norm .*L2"):
                 make(name, model, **wrong)
         with pytest.raises(TypeError):
@@ -295,39 +324,43 @@ class TestWork:
             make(name, nn.Linear(4, 2))(nn.Sequential(nn.Linear(4, 2), nn.Softmax(1)), x, y)
 
 
-@pytest.mark.parametrize("name", [n for n in GRADIENT if n != "SpherePGD"])  # test_spheres.py: it searches another set
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("name", sorted({*GRADIENT} & {*FIXED_EPS} - {"SpherePGD"}))  # SpherePGD: test_spheres.py
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("n_classes", [2, 5])
 def test_strength_against_a_closed_form(name, norm, loss, n_classes):
     """For logits W x + b the smallest adversarial radius is min_j (z_y - z_j) / dual norm of (w_y - w_j)."""
-    if name == "FGSM" and n_classes > 2:
-        pytest.skip("one step along a mixture of classes is not optimal for more than two")
+    if name in ("FGSM", "MIFGSM") and n_classes > 2:
+        pytest.skip("steps of length eps in all along a mixture of classes are not optimal for more than two")
     torch.manual_seed(1)
     model = nn.Linear(12, n_classes).double()
     if loss == "ce":  # at small logits the cross-entropy climbs towards all classes at once, not the nearest
         model.weight.data.mul_(200)
+    if norm == "L1":  # its radii are the largest: let the classes meet amid the samples
+        model.bias.data.copy_(-model.weight.data.sum(1) / 2)
     x = 0.4 + 0.2 * torch.rand(200, 12, dtype=torch.float64)
     z = model(x).detach()
     y = z.argmax(1)
     w = model.weight.detach()
     gap = z.gather(1, y[:, None]) - z
-    size = (w[y][:, None] - w[None]).norm(p=1 if norm == "Linf" else 2, dim=2)
+    size = (w[y][:, None] - w[None]).norm(p={"Linf": 1, "L2": 2, "L1": float("inf")}[norm], dim=2)
     radius = torch.where(size > 0, gap / size, float("inf")).amin(1)
     near = radius < 0.3  # the bounds do not bind
     x, y, radius = x[near], y[near], radius[near]
     assert len(x) > 40
-    common = {"norm": norm, "loss": loss} if name != "TransferAttack" else {"norm": norm}
+    common = {"norm": norm}
+    if any(f.name == "loss" for f in fields(getattr(attacks, name))):
+        common["loss"] = loss
     attack = make(name, model, **common)
-    if name == "PGD":
-        attack = PGD(norm=norm, loss=loss, steps=50, restarts=5)
+    if name in ("PGD", "APGD"):
+        attack = getattr(attacks, name)(norm=norm, loss=loss, steps=50, restarts=5)
     if name == "TransferAttack":
         attack = TransferAttack(surrogate=model, attack=PGD(norm=norm, loss=loss, steps=50, restarts=5))
     assert attack.run(model, x, y, eps=1.1 * radius).success.float().mean() >= 0.95
     assert attack.run(model, x, y, eps=0.999 * radius).success.sum() == 0
 
 
-@pytest.mark.parametrize("name", GRADIENT)
+@pytest.mark.parametrize("name", [n for n in GRADIENT if n != "CarliniWagner"])  # its c weighs logits against distance
 def test_a_confident_network_does_not_mask_its_gradient(name):
     """Logits a hundred thousand times larger: the cross-entropy's own gradient is exactly zero in float32."""
     model = nn.Linear(12, 2)
@@ -423,7 +456,7 @@ def test_noise_search_distributions():
     x, y = torch.full((200, 10), 0.5), torch.zeros(200, dtype=torch.int64)
     always = lambda z: torch.stack([2 + z.sum(1) * 0, z.sum(1) * 0], 1)
     for distribution in ("uniform", "gaussian"):
-        for norm in ("Linf", "L2"):
+        for norm in NORMS:
             attack = NoiseSearch(eps=0.3, norm=norm, n_queries=1, distribution=distribution)
             delta = attack(always, x, y) - x
             assert delta.mean().abs() < 0.02
@@ -454,7 +487,7 @@ def test_an_rnn_and_a_frozen_batch_norm_survive():
     eps=st.floats(0, 4, allow_nan=False, width=32),
     low=st.floats(-300, 0, width=32),
     span=st.floats(0.5, 300, width=32),
-    norm=st.sampled_from(["Linf", "L2"]),
+    norm=st.sampled_from(list(NORMS)),
     dtype=st.sampled_from([torch.float32, torch.float64]),
     seed=st.integers(0, 10**6),
 )
@@ -465,7 +498,7 @@ def test_projection_is_exact_and_idempotent(eps, low, span, norm, dtype, seed):
     ball = Ball(x, torch.full((4,), eps, dtype=torch.float64), norm, bounds)
     z = ball.project(torch.arange(4), x + 3 * span * torch.randn(4, 9, generator=generator, dtype=dtype))
     exact = z.double() - x.double()
-    assert (exact.abs().amax(1) if norm == "Linf" else exact.norm(dim=1)).max() <= eps
+    assert exact.norm(p=NORMS[norm], dim=1).max() <= eps
     assert z.min() >= torch.tensor(bounds[0], dtype=dtype)
     assert z.max() <= torch.tensor(bounds[1], dtype=dtype)
     again = ball.project(torch.arange(4), z)

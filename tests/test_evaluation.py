@@ -261,3 +261,21 @@ def test_a_sequence_of_attacks_is_named_by_class(linear):
         model, x, y, eps=0.05, attacks=[PGD(eps=0.05, steps=3), PGD(eps=0.02)], masking_tests=False
     )
     assert list(report.outcomes) == ["PGD", "PGD 2"]
+
+
+def test_the_l1_ball_is_evaluated_like_the_others():
+    model = torch.nn.Linear(16, 3)
+    x = torch.rand(40, 16)
+    y = model(x).argmax(1)
+    report = evaluate_robustness(model, x, y, eps=0.5, norm="L1")
+    assert report.clean_accuracy == 1
+    assert 0 < report.robust_accuracy < 1
+    weights = model.weight.detach()
+    logits = model(x).detach()
+    for k, standing in enumerate(report.standing.tolist()):
+        gaps = torch.stack(
+            [(logits[k, y[k]] - logits[k, c]) / (weights[y[k]] - weights[c]).abs().max() for c in range(3) if c != y[k]]
+        )
+        assert standing or gaps.min() <= 0.5 + 1e-4  # nothing falls that is farther than eps from every other class
+    unbounded = next(test for test in report.masking if "unbounded" in test.name)
+    assert unbounded.verdict == "holds"

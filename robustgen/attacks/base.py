@@ -120,31 +120,31 @@ class Attack(ABC):
         x = check_images(x, self.bounds).detach()
         y = check_labels(y, len(x)).to(x.device)
         ids = check_ids(ids, len(x), x.device)
-        radius = _per_sample(self.eps if eps is None else eps, x)
+        radius = x.new_full((len(x),), self.eps, dtype=torch.float64) if eps is None else _per_sample(eps, x)
         if not len(x):
             empty = torch.zeros_like(y)
             return AttackResult(x.clone(), empty.bool(), radius, empty, empty.clone())
         with torch.inference_mode(False), torch.no_grad(), untouched(model, self.seed):
             x, y, ids, radius = (t.clone() if t.is_inference() else t for t in (x, y, ids, radius))
-            problem = Problem(
-                model,
-                x,
-                y,
-                ids,
-                Ball(x, radius, self.norm, self.bounds),
-                targeted=self.targeted,
-                early_stop=self.early_stop,
-                votes=self.votes,
-            )
+            problem = self._problem(model, x, y, ids, radius)
             if len(problem.active()):
                 self._search(problem)
             problem.finish()
-        distance = perturbation_norm(problem.best_x - x, self.norm)
+        distance = self._length(problem.best_x - x)
         return AttackResult(problem.best_x, problem.solved, distance, problem.forwards, problem.backwards)
 
     def for_training(self) -> "Attack":
         """The same attack with ``early_stop=False``: every sample runs every step."""
         return replace(self, early_stop=False)
+
+    def _problem(self, model: Model, x: Tensor, y: Tensor, ids: Tensor, radius: Tensor) -> Problem:
+        """Where to search and what to keep: the ball of ``radius`` (N,) and the point of lowest margin."""
+        ball = Ball(x, radius, self.norm, self.bounds)
+        rules: dict[str, Any] = {"targeted": self.targeted, "early_stop": self.early_stop, "votes": self.votes}
+        return Problem(model, x, y, ids, ball, **rules)
+
+    def _length(self, delta: Tensor) -> Tensor:
+        return perturbation_norm(delta, self.norm)
 
     @abstractmethod
     def _search(self, problem: Problem) -> None:

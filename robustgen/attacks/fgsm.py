@@ -1,7 +1,8 @@
 """Fast gradient sign method.
 
 Goodfellow, Shlens and Szegedy, "Explaining and Harnessing Adversarial Examples", 2015, section 4:
-x + eps * sign(grad_x L(theta, x, y)); for L2 the gradient over its norm.
+x + eps * sign(grad_x L(theta, x, y)); for L2 the gradient over its norm, for L1
+a sparse step (:meth:`~robustgen.attacks.ball.Ball.step`).
 """
 
 from dataclasses import dataclass
@@ -17,7 +18,8 @@ class FGSM(Attack):
     """One step of length eps up the loss, then into the bounds.
 
     Args:
-        loss: "ce" (the direction of the cross-entropy) or "margin" (highest other logit less the true one).
+        loss: "ce" (the direction of the cross-entropy), "margin" (highest other logit less the true one) or "dlr" (the
+            same over the spread of the logits).
         eot_samples: passes of a stochastic model that a gradient averages.
 
     The others are those of :class:`~robustgen.attacks.Attack`.
@@ -29,6 +31,8 @@ class FGSM(Attack):
     tensor([[0.5000, 0.7500]])
     """
 
+    norms = ("Linf", "L2", "L1")
+
     loss: str = "ce"
     eot_samples: int = 1
 
@@ -36,5 +40,5 @@ class FGSM(Attack):
         i = problem.active()
         x = problem.x[i]
         _, gradient = problem.gradient(i, x, self.loss, self.eot_samples)
-        x = problem.ball.project(i, x + problem.ball.step(gradient, problem.ball.eps[i]))
+        x = problem.ball.project(i, x + problem.ball.step(gradient, problem.ball.eps[i], at=x))
         problem.record(i, x, problem.logits(i, x))

@@ -1,11 +1,11 @@
-"""What an attack ascends. Only the direction of its gradient is used, so each loss is scaled to never saturate."""
+"""What an attack ascends. Only its order and the direction of its gradient are used: no loss here saturates."""
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-__all__ = ["LOSSES", "cross_entropy_direction", "fooled", "margin"]
+__all__ = ["LOSSES", "cross_entropy_direction", "difference_of_logits_ratio", "fooled", "margin"]
 
 
 def margin(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
@@ -32,6 +32,35 @@ def cross_entropy_direction(logits: Tensor, y: Tensor, targeted: bool = False) -
     return own - others if targeted else others - own
 
 
+def difference_of_logits_ratio(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
+    """The margin in units of the spread of the highest logits, so that their shift and scale do not matter, (N,).
+
+    Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+    2020. With the logits sorted, p1 >= p2 >= ...:
+
+    - untargeted, equation 6: -(z_y - max over the others) / (p1 - p3), between -1 and 1;
+    - targeted, equation 7, y holding the targets t: -(max over the others - z_t) / (p1 - (p3 + p4) / 2). The equation
+      has z of the true class for that maximum, and as long as the prediction is right it is the maximum.
+
+    The equations need 3 and 4 classes. Targeted with 3 classes the scale is p1 - (p2 + p3) / 2: their range p1 - p3
+    would make the loss the constant -1, without a gradient, while the target is the lowest. With 2 classes every such
+    scale is a multiple of the margin itself and the ratio a constant, so the loss is the margin alone. Where the scale
+    is zero it is the margin too. NaN logits give NaN.
+
+    >>> z = torch.tensor([[3.0, 1.0, -1.0, -2.0]])
+    >>> difference_of_logits_ratio(z, torch.tensor([0])), difference_of_logits_ratio(z, torch.tensor([1]), True)
+    (tensor([-0.5000]), tensor([-0.4444]))
+    """
+    own = logits.gather(1, y[:, None]).squeeze(1)
+    others = logits.scatter(1, y[:, None], float("-inf")).amax(1)
+    difference = own - others if targeted else others - own
+    if logits.shape[1] == 2:
+        return difference
+    p = logits.topk(min(4, logits.shape[1]), dim=1).values
+    scale = p[:, 0] - (p[:, -2:].mean(1) if targeted else p[:, 2])
+    return difference / torch.where(scale > 0, scale, 1.0)
+
+
 def _negative_margin(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
     return -margin(logits, y, targeted)
 
@@ -39,6 +68,7 @@ def _negative_margin(logits: Tensor, y: Tensor, targeted: bool = False) -> Tenso
 LOSSES: dict[str, Callable[[Tensor, Tensor, bool], Tensor]] = {
     "ce": cross_entropy_direction,
     "margin": _negative_margin,
+    "dlr": difference_of_logits_ratio,
 }
 
 

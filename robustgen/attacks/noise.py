@@ -16,10 +16,13 @@ class NoiseSearch(Attack):
 
     Args:
         n_queries: points tried for each sample.
-        distribution: "uniform" in the ball, or "gaussian" (std eps for Linf, eps / sqrt(D) for L2, cut to the ball).
+        distribution: "uniform" in the ball, or "gaussian" (std eps for Linf, eps / sqrt(D) for L2,
+            eps * sqrt(pi / 2) / D for L1, projected on the ball).
 
     The others are those of :class:`~robustgen.attacks.Attack`.
     """
+
+    norms = ("Linf", "L2", "L1")
 
     n_queries: int = 100
     distribution: str = "uniform"

@@ -1,7 +1,8 @@
 """Projected gradient descent.
 
 Madry, Makelov, Schmidt, Tsipras and Vladu, "Towards Deep Learning Models Resistant to Adversarial Attacks", 2018,
-section 2.1: x_{t+1} = Proj(x_t + alpha * sign(grad_x L(theta, x_t, y))); for L2 the gradient over its norm.
+section 2.1: x_{t+1} = Proj(x_t + alpha * sign(grad_x L(theta, x_t, y))); for L2 the gradient over its norm, for L1
+a sparse step (:meth:`~robustgen.attacks.ball.Ball.step`).
 """
 
 from dataclasses import dataclass
@@ -24,7 +25,8 @@ class PGD(Attack):
         restarts: runs, each on the samples that still stand.
         random_start: begin at a point drawn uniformly in the ball instead of at x. Restarts after the first are
             always random.
-        loss: "ce" (the direction of the cross-entropy) or "margin" (highest other logit less the true one).
+        loss: "ce" (the direction of the cross-entropy), "margin" (highest other logit less the true one) or "dlr" (the
+            same over the spread of the logits).
         eot_samples: passes of a stochastic model that a gradient averages.
 
     The others are those of :class:`~robustgen.attacks.Attack`. Of all points visited, the start included, the one of
@@ -37,6 +39,8 @@ class PGD(Attack):
     >>> result.success.item(), round(result.distance.item(), 2) <= 0.25
     (True, True)
     """
+
+    norms = ("Linf", "L2", "L1")
 
     steps: int = 40
     step_size: float | None = None
@@ -66,6 +70,6 @@ class PGD(Attack):
                 i, x, gradient = i[stays], x[stays], gradient[stays]
                 if not len(i):
                     break
-                x = ball.project(i, x + ball.step(gradient, alpha[i]))
+                x = ball.project(i, x + ball.step(gradient, alpha[i], at=x))
             else:
                 problem.record(i, x, problem.logits(i, x))

@@ -37,6 +37,8 @@ SUITES = {"quick": _quick}
 class NoAttack(Attack):
     """The clean verdict, by the rules of the attacks (a stochastic model is judged by the majority of its draws)."""
 
+    norms = ("Linf", "L2", "L1")
+
     def _search(self, problem: Problem) -> None:
         pass
 
@@ -110,7 +112,7 @@ def evaluate_robustness(
             chosen[f"transfer {kind.__name__}"] = TransferAttack(surrogate=surrogate, attack=on_surrogate)
     few = min(len(x), sweep_examples)
     pgd = PGD(eps=eps, norm=norm, bounds=bounds, seed=seed)
-    span = (bounds[1] - bounds[0]) * (1 if norm == "Linf" else x[0].numel() ** 0.5)
+    span = (bounds[1] - bounds[0]) * x[0].numel() ** {"Linf": 0.0, "L2": 0.5, "L1": 1.0}[norm]
     sweep = {m * eps: f"sweep: {m * eps:.6g}" for m in SWEEP if m * eps < span} if masking_tests else {}
     jobs = {"clean": Job(NoAttack(norm=norm, bounds=bounds, seed=seed), len(x))}
     jobs |= {f"attack: {label}": Job(attack, len(x)) for label, attack in chosen.items()}

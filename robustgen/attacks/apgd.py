@@ -1,0 +1,247 @@
+"""Auto-PGD: projected gradient ascent with momentum whose step size follows the progress of each sample.
+
+Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+2020, section 3 and algorithm 1. With z = Proj(x_k + size * direction),
+
+    x_{k+1} = Proj(x_k + 0.75 * (z - x_k) + 0.25 * (x_k - x_{k-1})),
+
+and at the checkpoints w_j the step is halved, and the best point so far taken up again, where too few steps went up
+(condition 1) or nothing better came of this step size (condition 2).
+
+L1: Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", 2021, section 3: sparse
+steps without momentum; how sparse is read off the best point.
+"""
+
+from dataclasses import dataclass, fields
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks.ball import Ball
+from robustgen.attacks.base import Attack
+from robustgen.attacks.losses import LOSSES
+from robustgen.attacks.problem import Problem
+
+__all__ = ["APGD"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class APGD(Attack):
+    """PGD that needs no step size: it begins with large steps and shortens them, for each sample by itself.
+
+    Args:
+        steps: gradient steps in one restart.
+        restarts: runs, each on the samples that still stand.
+        random_start: begin at a point drawn uniformly in the ball instead of at x. Restarts after the first are
+            always random.
+        loss: "ce" (the direction of the cross-entropy), "margin" (highest other logit less the true one) or "dlr" (the
+            same over the spread of the logits).
+        rho: share of the steps since the last checkpoint that must have gone up for the step size to stay, in [0, 1].
+            L1 has another rule, without it.
+        eot_samples: passes of a stochastic model that a gradient averages.
+
+    The others are those of :class:`~robustgen.attacks.Attack`. The run goes on from the point of highest loss; of all
+    points visited, the start included, the one of lowest margin is returned.
+
+    Raises:
+        ValueError: as every attack, or rho outside [0, 1].
+
+    >>> linear = torch.nn.Linear(2, 2, bias=False)
+    >>> _ = linear.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    >>> x, y = torch.tensor([[0.75, 0.5]]), torch.tensor([0])
+    >>> [APGD(eps=eps, norm=norm).run(linear, x, y).success.item() for norm, eps in [("Linf", 0.13), ("L1", 0.26)]]
+    [True, True]
+    """
+
+    norms = ("Linf", "L2", "L1")
+
+    steps: int = 100
+    restarts: int = 1
+    random_start: bool = True
+    loss: str = "ce"
+    rho: float = 0.75
+    eot_samples: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_rho(self.rho)
+
+    def _search(self, problem: Problem) -> None:
+        for restart in range(self.restarts):
+            i = problem.active()
+            if not len(i):
+                return
+            x = problem.x[i]
+            if self.random_start or restart:
+                x = problem.ball.uniform(i, self.seed, problem.ids[i], (restart,))
+            climb(problem, problem, i, x, self.loss, self.steps, self.rho, self.eot_samples)
+
+
+def check_rho(rho: float) -> None:
+    if not 0 <= rho <= 1:
+        raise ValueError(f"rho must be in [0, 1], got {rho}")
+
+
+def climb(
+    problem: Problem, aim: Problem, i: Tensor, x: Tensor, loss: str, steps: int, rho: float, eot_samples: int
+) -> None:
+    """One run from ``x`` (n, ...) for the rows ``i`` up the loss of ``aim``; what it visits is recorded in ``problem``.
+
+    The two are the same problem, or ``aim`` is a view of it with other labels.
+    """
+    pace = (
+        _SparsePace(problem.ball, i, steps) if problem.ball.norm == "L1" else _HalvingPace(problem.ball, i, steps, rho)
+    )
+    run = _Run.start(x)
+    for k in range(steps):
+        logits, gradient = aim.gradient(i, run.x, loss, eot_samples)
+        stays = problem.record(i, run.x, logits).nonzero().squeeze(1)
+        rose = run.see(LOSSES[loss](logits, aim.y[i], aim.targeted), gradient)
+        run.resume(pace.check(k, problem.x[i], run, rose))
+        if len(stays) < len(i):
+            i, run = i[stays], run.rows(stays)
+            pace.keep(stays)
+        if not len(i):
+            return
+        run.move(pace.next(k, problem.ball, i, run))
+    problem.record(i, run.x, problem.logits(i, run.x))
+
+
+@dataclass
+class _Run:
+    """Where each of n samples is and was, each field with a row for each sample."""
+
+    x: Tensor
+    last_x: Tensor
+    value: Tensor  # the loss at x
+    gradient: Tensor
+    best_x: Tensor
+    best_value: Tensor
+    best_gradient: Tensor
+
+    @classmethod
+    def start(cls, x: Tensor) -> "_Run":
+        lowest = x.new_full((len(x),), float("-inf"))
+        return cls(x, x, lowest, torch.zeros_like(x), x, lowest, torch.zeros_like(x))
+
+    def see(self, value: Tensor, gradient: Tensor) -> Tensor:
+        """Take in the loss (n,) and the gradient at x; where the loss is higher than at the point before, bool (n,)."""
+        rose, better = value > self.value, value > self.best_value
+        self.value, self.gradient = value, gradient
+        self.best_value = torch.where(better, value, self.best_value)
+        better = _like(better, self.x)
+        self.best_x = torch.where(better, self.x, self.best_x)
+        self.best_gradient = torch.where(better, gradient, self.best_gradient)
+        return rose
+
+    def resume(self, again: Tensor | None) -> None:
+        """Go back to the best point, at rest, in the rows ``again`` (n,)."""
+        if again is None:
+            return
+        self.value = torch.where(again, self.best_value, self.value)
+        again = _like(again, self.x)
+        self.x, self.gradient = (
+            torch.where(again, best, now) for best, now in ((self.best_x, self.x), (self.best_gradient, self.gradient))
+        )
+        self.last_x = torch.where(again, self.best_x, self.last_x)
+
+    def move(self, x: Tensor) -> None:
+        self.x, self.last_x = x, self.x
+
+    def rows(self, keep: Tensor) -> "_Run":
+        return _Run(*(getattr(self, f.name)[keep] for f in fields(self)))
+
+
+class _HalvingPace:
+    """Step sizes of algorithm 1 of 2020 (Linf and L2), one for each row of the run."""
+
+    def __init__(self, ball: Ball, i: Tensor, steps: int, rho: float) -> None:
+        self.checks, self.rho, self.last_check = _checkpoints(steps), rho, 0
+        self.size = 2 * ball.eps[i]
+        self.rises = torch.zeros_like(i)
+        self.halved = torch.zeros_like(i, dtype=torch.bool)
+        self.best = torch.full_like(self.size, float("inf"))  # at the checkpoint before
+
+    def check(self, k: int, x: Tensor, run: _Run, rose: Tensor) -> Tensor | None:
+        """With x_k seen: at a checkpoint, halve the step of the rows that are returned, bool (n,)."""
+        if k == 0:
+            self.best = run.best_value
+            return None
+        self.rises += rose
+        if k not in self.checks:
+            return None
+        few = self.rises < self.rho * (k - self.last_check)  # condition 1
+        idle = ~self.halved & (run.best_value <= self.best)  # condition 2
+        self.halved = few | idle
+        self.size = torch.where(self.halved, self.size / 2, self.size)
+        self.rises, self.best, self.last_check = torch.zeros_like(self.rises), run.best_value, k
+        return self.halved
+
+    def next(self, k: int, ball: Ball, i: Tensor, run: _Run) -> Tensor:
+        """x_{k+1}: a step with momentum, the first one without."""
+        z = ball.project(i, run.x + ball.step(run.gradient, self.size))
+        return z if k == 0 else ball.project(i, run.x + 0.75 * (z - run.x) + 0.25 * (run.x - run.last_x))
+
+    def keep(self, rows: Tensor) -> None:
+        self.size, self.rises, self.halved, self.best = (
+            t[rows] for t in (self.size, self.rises, self.halved, self.best)
+        )
+
+
+class _SparsePace:
+    """Step sizes and sparsities of l1-APGD of 2021, one for each row of the run.
+
+    At every check (each 4 % of the steps) it sets how many coordinates a step moves: the non-zero elements of the best
+    perturbation over 1.5, or a fifth of all before the first check. Where that number no longer falls by 5 %, the step,
+    eps at first, is shortened by 1.5 down to eps / 10; where it does, the step is eps again, from the best point.
+    """
+
+    def __init__(self, ball: Ball, i: Tensor, steps: int) -> None:
+        self.every = -(-4 * steps // 100)
+        self.largest = ball.eps[i].double()
+        self.size = self.largest
+        self.count = torch.full_like(self.size, ball.x[:1].numel())  # non-zero elements at the check before
+        self.spread = (0.2 * self.count).clamp(min=1)
+
+    def check(self, k: int, x: Tensor, run: _Run, rose: Tensor) -> Tensor | None:
+        """With x_k seen: at a check, set sparsity and step; the rows that got sparser, bool (n,)."""
+        if k == 0 or k % self.every:
+            return None
+        count = (run.best_x != x).flatten(1).sum(1).double()
+        sparser = count < 0.95 * self.count
+        self.size = torch.where(sparser, self.largest, torch.maximum(self.size / 1.5, self.largest / 10))
+        self.count, self.spread = count, (count / 1.5).clamp(min=1)
+        return sparser
+
+    def next(self, k: int, ball: Ball, i: Tensor, run: _Run) -> Tensor:
+        """x_{k+1}: one sparse step, the bounds left to the projection.
+
+        Steps as long as these, led past the coordinates at a bound, would spill over into flat ones: with the bounds
+        left out a point whose steepest coordinates are all at their bounds is a point of rest, as it should be.
+        """
+        return ball.project(i, run.x + ball.step(run.gradient, self.size, spread=self.spread))
+
+    def keep(self, rows: Tensor) -> None:
+        self.largest, self.size, self.count, self.spread = (
+            t[rows] for t in (self.largest, self.size, self.count, self.spread)
+        )
+
+
+def _checkpoints(steps: int) -> set[int]:
+    """The w_j = ceil(p_j N) of 2020, section 3: p_1 = 0.22 and p_{j+1} = p_j + max(p_j - p_{j-1} - 0.03, 0.06).
+
+    In whole hundredths: sums of binary fractions round up to one step more.
+
+    >>> sorted(_checkpoints(100))
+    [22, 41, 57, 70, 80, 87, 93, 99]
+    """
+    found, p, gap = set(), 22, 22
+    while p <= 100:
+        found.add(-(-p * steps // 100))
+        gap = max(gap - 3, 6)
+        p += gap
+    return found
+
+
+def _like(flags: Tensor, x: Tensor) -> Tensor:
+    return flags.reshape(-1, *[1] * (x.ndim - 1))

@@ -1,0 +1,373 @@
+"""Attacks without an eps: the nearest adversarial input where it has a closed form, and the rules of what counts."""
+
+import itertools
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import nn
+
+from robustgen.attacks import DDN, FMN, CarliniWagner, DeepFool
+from robustgen.attacks.fmn import _project
+from robustgen.attacks.losses import margin
+from robustgen.attacks.minimal_norm import annealed, length
+
+ATTACKS = {
+    "CarliniWagner L2": CarliniWagner(steps=100, search_steps=7),
+    "CarliniWagner Linf": CarliniWagner(steps=150, norm="Linf"),
+    "DDN": DDN(steps=100),
+    "DeepFool L2": DeepFool(),
+    "DeepFool Linf": DeepFool(norm="Linf"),
+    "FMN L0": FMN(steps=60, norm="L0"),
+    "FMN L1": FMN(steps=100, norm="L1"),
+    "FMN L2": FMN(steps=60),
+    "FMN Linf": FMN(steps=60, norm="Linf"),
+}
+every_attack = pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS)
+ROUGH = {"steps": 60, "search_steps": 5, "learning_rate": 0.05}  # for rules that hold at any precision
+QUICK = {k: replace(a, **ROUGH) if isinstance(a, CarliniWagner) else a for k, a in ATTACKS.items()}
+DUAL = {"L1": float("inf"), "L2": 2, "Linf": 1}
+
+
+def linear(n_classes, dtype=torch.float64, far=False):
+    """A linear classifier whose classes meet amid the samples, 40 samples (the surest if far) and their classes."""
+    torch.manual_seed(1)
+    model = nn.Linear(12, n_classes).double()
+    model.bias.data.copy_(-model.weight.data.sum(1) / 2)
+    x = 0.4 + 0.2 * torch.rand(300, 12, dtype=torch.float64)
+    model, x = model.to(dtype), x.to(dtype)
+    z = model(x).detach().double()
+    two = z.topk(2).values
+    gap = two[:, 0] - two[:, 1]
+    clear = gap.topk(40).indices if far else (gap > 0.02).nonzero()[:40, 0]  # nearer, rounding would be measured
+    return model, x[clear], z.argmax(1)[clear]
+
+
+def optimum(model, x, y, norm, bounds):
+    """Distance (N,) of the nearest point of another class, and where that is (N, D) (not for L0)."""
+    weight, x = model.weight.detach().double(), x.double()
+    logits = x @ weight.T + model.bias.detach().double()
+    gap = logits.gather(1, y[:, None]) - logits
+    w = weight[None] - weight[y][:, None]  # (N, C, D): what brings each class up
+    other = torch.arange(len(weight)) != y[:, None]
+    if norm == "L0":  # the elements that can do most, one after the other
+        most = torch.where(w > 0, w * (bounds[1] - x[:, None]), w * (bounds[0] - x[:, None]))
+        reach = most.sort(2, descending=True).values.cumsum(2)
+        count = (reach <= gap[:, :, None]).sum(2) + 1
+        return torch.where(other & (reach[:, :, -1] > gap), count, 99).amin(1).double(), x
+    size = w.norm(p=DUAL[norm], dim=2)
+    distance, nearest = torch.where(other, gap / size, float("inf")).min(1)
+    w = w[torch.arange(len(y)), nearest]
+    step = {"L2": lambda: w / w.norm(dim=1, keepdim=True), "Linf": w.sign}.get(
+        norm, lambda: w.sign() * nn.functional.one_hot(w.abs().argmax(1), w.shape[1])
+    )()
+    return distance, x + distance[:, None] * step
+
+
+@every_attack
+@pytest.mark.parametrize(("n_classes", "dtype"), [(2, torch.float64), (5, torch.float32)])
+class TestClosedForm:
+    def test_finds_the_nearest_point(self, attack, n_classes, dtype):
+        model, x, y = linear(n_classes, dtype, far=attack.norm == "L0")
+        if attack.norm == "L0":  # in wide bounds a single element would do
+            attack = replace(attack, bounds=(0.39, 0.61))
+        best, _ = optimum(model, x, y, attack.norm, attack.bounds)
+        if attack.norm == "L0":
+            assert best[best < 99].unique().numel() >= 2
+        x, y, best = x[best < 99], y[best < 99], best[best < 99]
+        result = attack.run(model, x, y)
+        assert result.success.all()
+        assert torch.equal(model(result.x_adv).argmax(1) != y, result.success)
+        ratio = length(result.x_adv.double() - x.double(), attack.norm) / best
+        assert ratio.max() <= 1.05
+        assert ratio.min() >= 1 - (1e-4 if dtype == torch.float32 else 1e-9)  # nothing is nearer than the nearest
+
+    def test_in_bounds_that_hold_no_more_than_the_optima(self, attack, n_classes, dtype):
+        if attack.norm == "L0":
+            pytest.skip("its optima are on the bounds in any case")
+        model, x, y = linear(n_classes, dtype)
+        best, where = optimum(model, x, y, attack.norm, attack.bounds)
+        few = best < best.quantile(0.75)
+        x, y, best, where = x[few], y[few], best[few], where[few]
+        beyond = x.double() + 1.02 * (where - x.double())  # on the boundary itself, nothing is fooled
+        if isinstance(attack, DeepFool):  # whose first iterate the bounds would stop, which may be anywhere
+            attack = replace(attack, overshoot=0.015)
+        low, high = (min(beyond.min().item(), x.min().item()), max(beyond.max().item(), x.max().item()))
+        result = replace(attack, bounds=(low, high)).run(model, x, y)
+        assert result.x_adv.min() >= low
+        assert result.x_adv.max() <= high
+        assert result.success.all()
+        assert (result.distance / best).max() <= 1.05
+
+
+@pytest.mark.parametrize("attack", QUICK.values(), ids=QUICK)
+class TestRules:
+    def test_what_fails_is_returned_as_it_was(self, attack):
+        uphill = lambda z: torch.stack([2 + z.sum(1), z.sum(1) * 0], 1)  # class 0 all over the box
+        x, y = torch.rand(5, 4), torch.zeros(5, dtype=torch.int64)
+        result = attack.run(uphill, x, y)
+        assert not result.success.any()
+        assert torch.equal(result.x_adv, x)
+        assert not result.distance.any()
+
+    def test_no_gradient_no_harm(self, attack):
+        flat = lambda z: torch.stack([2 + 0 * z.sum(1), 0 * z.sum(1)], 1)
+        x, y = torch.rand(5, 4), torch.zeros(5, dtype=torch.int64)
+        assert torch.equal(attack(flat, x, y), x)
+
+    def test_farther_than_eps_does_not_count(self, attack):
+        model, x, y = linear(2)
+        free = attack.run(model, x, y)
+        eps = free.distance * torch.where(torch.arange(len(x)) % 2 == 0, 1.0, 0.5)
+        result = attack.run(model, x, y, eps=eps)
+        assert torch.equal(result.success, torch.arange(len(x)) % 2 == 0)
+        assert torch.equal(result.x_adv[1::2], x[1::2])
+        assert torch.equal(result.x_adv[::2], free.x_adv[::2])
+
+    @pytest.mark.parametrize("early_stop", [True, False])
+    def test_misclassified_from_the_start(self, attack, early_stop):
+        model, x, y = linear(3)
+        y = torch.where(torch.arange(len(y)) < 10, (y + 1) % 3, y)
+        result = replace(attack, early_stop=early_stop).run(model, x, y)
+        assert torch.equal(result.x_adv[:10], x[:10])
+        assert result.success.all()
+        assert not result.distance[:10].any()
+        assert (result.distance[10:] > 0).all()
+        if early_stop:
+            assert result.forwards[:10].max() == 1
+            assert result.backwards[:10].max() == 0
+
+    def test_the_nearest_success_is_kept(self, attack):
+        """Islands of the other class, at several distances: whatever the model saw of them, the nearest counts."""
+        seen: list[torch.Tensor] = []
+
+        def islands(z):
+            seen.append(z.detach().clone())
+            return torch.stack([torch.cos(9 * z).sum(1) + 0.2, 0 * z.sum(1)], 1)
+
+        torch.manual_seed(2)
+        x, y = torch.rand(200, 3, dtype=torch.float64), torch.zeros(200, dtype=torch.int64)
+        x = x[islands(x)[:, 0] > 0][:8]
+        seen.clear()
+        result = replace(attack, early_stop=False).run(islands, x, y[:8])
+        best = torch.full((8,), float("inf"), dtype=torch.float64)
+        for z in list(seen):
+            if z.shape == x.shape:
+                size = length(z - x, attack.norm)
+                best = torch.where(islands(z)[:, 0] < -1e-12, torch.minimum(best, size), best)
+        assert result.success.any()
+        if isinstance(attack, DeepFool):  # rows that crossed have left: what it saw is not in step with x
+            return
+        assert torch.equal(result.success, best.isfinite())
+        assert torch.allclose(result.distance[result.success], best[best.isfinite()])
+
+    def test_targeted_goes_to_the_target(self, attack):
+        model, x, y = linear(4)
+        target = (y + 1) % 4
+        result = replace(attack, targeted=True).run(model, x, target)
+        assert result.success.float().mean() > 0.9
+        assert torch.equal(model(result.x_adv).argmax(1) == target, result.success)
+        best, _ = optimum(model, x, y, attack.norm, attack.bounds)
+        assert (result.distance >= 0.999 * best)[result.success].all()  # no class is nearer than the nearest
+        model, x, y = linear(2)
+        one, other = (a.run(model, x, t) for a, t in ((attack, y), (replace(attack, targeted=True), 1 - y)))
+        assert torch.allclose(one.distance, other.distance, rtol=1e-6)
+
+    def test_the_verdict_holds_in_any_batch(self, attack):
+        torch.manual_seed(3)
+        net = nn.Sequential(nn.Linear(40, 64), nn.ReLU(), nn.Linear(64, 5))
+        x = torch.rand(40, 40)
+        y = net(x).argmax(1)
+        result = attack.run(net, x, y)
+        assert result.success.float().mean() > 0.9
+        with torch.no_grad():
+            assert torch.equal(net(result.x_adv).argmax(1) != y, result.success)
+            alone = torch.cat([net(z).argmax(1) for z in result.x_adv.split(1)])
+            assert torch.equal(alone != y, result.success)
+
+    def test_bounds_only_change_the_unit(self, attack):
+        model, x, y = linear(3)
+        scaled = lambda z: model((z + 100) / 400)
+        if attack.norm == "L0":
+            attack = replace(attack, bounds=(0.0, 1.0))
+        one = attack.run(model, x, y)
+        other = replace(attack, bounds=(-100.0, 300.0)).run(scaled, 400 * x - 100, y)
+        unit = 1 if attack.norm == "L0" else 400
+        assert other.success.all()
+        assert (other.distance / (unit * one.distance) - 1).abs().max() < 0.03
+
+    def test_noise_is_judged_by_the_majority(self, attack):
+        torch.manual_seed(0)
+        w = torch.randn(20)
+        noisy = lambda z: torch.stack([(z - 0.5) @ w + 0.5 + 0.1 * torch.randn(len(z)), 0 * z[:, 0]], 1)
+        x = torch.full((20, 20), 0.5)
+        result = replace(attack, eot_samples=2).run(noisy, x, torch.zeros(20, dtype=torch.int64))
+        assert result.success.float().mean() > 0.4
+        assert torch.equal(result.x_adv[~result.success], x[~result.success])
+
+    def test_is_described_without_eps_and_made_without(self, attack):
+        assert "eps" not in attack.describe()
+        assert json.loads(json.dumps(attack.describe())) == json.loads(json.dumps(attack.describe()))
+        assert attack.eps == float("inf")
+        assert attack.for_training() == replace(attack, early_stop=False)
+        with pytest.raises(TypeError, match="eps"):
+            type(attack)(eps=0.3)
+
+
+@pytest.mark.parametrize("attack", [DDN(steps=7), FMN(steps=7), FMN(steps=7, norm="L0")])
+def test_one_query_a_step(attack):
+    """One more for the clean verdict and for the last point; to choose among candidates, two and a gradient each."""
+    for n_classes, candidates, forwards, backwards in ((2, 9, 10, 7), (5, 1, 9, 7), (5, 9, 11, 11), (5, 3, 11, 10)):
+        model, x, y = linear(n_classes)
+        result = replace(attack, candidates=candidates).run(model, x, y)
+        assert result.forwards.unique().tolist() == [forwards]
+        assert result.backwards.unique().tolist() == [backwards]
+
+
+def test_ddn_is_its_algorithm():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(6, 20), nn.Tanh(), nn.Linear(20, 2)).double()
+    x = 0.3 + 0.4 * torch.rand(9, 6, dtype=torch.float64)
+    y = net(x).argmax(1)
+    z, norm, nearest = x, torch.ones(9, dtype=torch.float64), torch.full((9,), float("inf"), dtype=torch.float64)
+    for step in range(31):
+        leaf = z.clone().requires_grad_(True)
+        m = margin(net(leaf), y)
+        (gradient,) = torch.autograd.grad(-m.sum(), leaf)
+        nearest = torch.where(m < 0, torch.minimum(nearest, (z - x).norm(dim=1)), nearest)
+        delta = z - x + annealed(1.0, 0.01, step, 30) * gradient / gradient.norm(dim=1, keepdim=True)
+        norm = norm * torch.where(m < 0, 0.95, 1.05)
+        z = (x + norm[:, None] * delta / delta.norm(dim=1, keepdim=True)).clamp(0, 1)
+        assert step or (gradient != 0).all()
+    result = DDN(steps=30).run(net, x, y)
+    inside = ((z > 0) & (z < 1)).all(1)  # the bounds stop no element: the algorithm as printed
+    assert inside.sum() >= 3
+    assert torch.allclose(result.distance[inside & result.success], nearest[inside & result.success], atol=1e-9)
+
+
+def test_deepfool_is_one_projection_on_a_linear_model():
+    model, x, y = linear(5)
+    for norm in ("L2", "Linf"):
+        _, where = optimum(model, x, y, norm, (0.0, 1.0))
+        result = DeepFool(norm=norm).run(model, x, y)
+        assert torch.allclose(result.x_adv, x + 1.02 * (where - x), atol=1e-7)
+        assert result.forwards.unique().tolist() == [4]  # clean, candidates, at x, and there
+        assert result.backwards.unique().tolist() == [8]
+
+
+class TestProjection:
+    @pytest.mark.parametrize("norm", ["L0", "L1", "L2", "Linf"])
+    def test_far_points_come_to_the_surface(self, norm):
+        x = torch.full((6, 2, 5), 0.5, dtype=torch.float64)
+        z = x + 5 * torch.randn_like(x)
+        radius = (
+            torch.tensor([0.1, 0.2, 0.25, 0.3, 0.3, 0.4], dtype=torch.float64) if norm != "L0" else torch.arange(1, 7)
+        )
+        moved = _project(x, z, radius.double(), norm, (0.0, 1.0))
+        assert torch.allclose(length(moved - x, norm), radius.double(), atol=1e-9)
+        assert (length(moved - x, norm) <= radius).all()
+        if norm == "L2":
+            cosine = nn.functional.cosine_similarity((moved - x).flatten(1), (z - x).flatten(1))
+            assert torch.allclose(cosine, torch.ones_like(cosine))
+        again = _project(x, moved, radius.double(), norm, (0.0, 1.0))
+        assert torch.allclose(again, moved, atol=1e-9)
+
+    def test_l0_is_the_nearest_of_all_sets_of_elements(self):
+        torch.manual_seed(0)
+        x = torch.rand(30, 5, dtype=torch.float64)
+        z = x + torch.randn_like(x)
+        for k in (1, 2, 3):
+            moved = _project(x, z, torch.full((30,), float(k), dtype=torch.float64), "L0", (0.0, 1.0))
+            least = torch.full((30,), float("inf"), dtype=torch.float64)
+            for kept in itertools.combinations(range(5), k):
+                mask = torch.zeros(5, dtype=torch.bool)
+                mask[list(kept)] = True
+                least = torch.minimum(least, (torch.where(mask, z.clamp(0, 1), x) - z).norm(dim=1))
+            assert torch.allclose((moved - z).norm(dim=1), least)
+
+
+class TestCarliniWagner:
+    def test_c_is_searched(self):
+        model, x, y = linear(3)
+        best, _ = optimum(model, x, y, "L2", (0.0, 1.0))
+        attack = CarliniWagner(steps=60, initial_c=1e-4, learning_rate=0.002)
+        assert attack.run(model, x, y).success.all()
+        assert not replace(attack, search_steps=1).run(model, x, y).success.any()  # this c is too small
+        too_large = replace(attack, initial_c=1e3, learning_rate=0.05)
+        assert (replace(too_large, search_steps=1).run(model, x, y).distance / best).max() > 1.1
+        assert (replace(too_large, search_steps=10).run(model, x, y).distance / best).max() <= 1.05
+
+    def test_the_first_long_steps_are_no_success_of_c(self):
+        """Adam's first steps cross a near boundary whatever c is; taken for success they would drive c to zero."""
+        model, x, y = linear(2)
+        best, where = optimum(model, x, y, "L2", (0.0, 1.0))
+        x = where + 0.01 * (x - where) / best[:, None]
+        result = CarliniWagner(steps=100).run(model, x, y)
+        assert (result.distance / 0.01).max() <= 1.05
+
+    def test_confidence(self):
+        model, x, y = linear(3)
+        for norm in ("L2", "Linf"):
+            result = CarliniWagner(**ROUGH, norm=norm, confidence=0.05).run(model, x, y)
+            assert result.success.all()
+            assert margin(model(result.x_adv), y).max() <= -0.05
+
+    def test_elements_on_the_bounds_move(self):
+        model = nn.Linear(20, 2).double()
+        x = torch.randint(2, (10, 20)).double()
+        y = model(x).argmax(1)
+        gap = margin(model(x), y).detach()
+        exact = FMN(steps=200).run(model, x, y)
+        result = CarliniWagner(steps=200, search_steps=7).run(model, x, y)
+        assert (gap > 0).all()
+        assert torch.equal(result.success, exact.success)
+        assert (result.distance <= 1.05 * exact.distance).all()
+
+    def test_loud_logits(self):
+        model, x, y = linear(2)
+        quiet = CarliniWagner(steps=60).run(model, x, y)
+        loud = CarliniWagner(steps=60).run(lambda z: 1000 * model(z), x, y)
+        assert (loud.distance / quiet.distance - 1).abs().max() < 0.05
+
+
+def test_the_nearest_face_is_not_that_of_the_highest_logit():
+    model = nn.Linear(2, 3, bias=False).double()
+    model.weight.data = torch.tensor([[0.0, 0.0], [0.1, 0.0], [0.0, 10.0]], dtype=torch.float64)
+    shifted = lambda z: model(z) + torch.tensor([0.03, 0.0, -6.0], dtype=torch.float64)
+    x, y = torch.tensor([[0.1, 0.5]], dtype=torch.float64), torch.tensor([0])  # gaps 0.02 and 1.03, faces 0.2 and 0.103
+    for kind in (DDN, FMN, CarliniWagner):
+        heading = kind(steps=60).run(shifted, x, y).distance.item()
+        assert heading == pytest.approx(0.103, rel=0.03)
+        assert kind(steps=60, candidates=1).run(shifted, x, y).distance.item() == pytest.approx(0.2, rel=0.03)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: DDN(norm="Linf"), "supports norm L2"),
+        (lambda: DeepFool(norm="L1"), "supports norm"),
+        (lambda: CarliniWagner(norm="L0"), "supports norm"),
+        (lambda: DDN(gamma=1.0), "gamma"),
+        (lambda: DDN(init_norm=0.0), "init_norm"),
+        (lambda: FMN(gamma=0.0), "gamma"),
+        (lambda: FMN(step_size=-1.0), "step_size"),
+        (lambda: FMN(steps=0), "steps"),
+        (lambda: FMN(candidates=0), "candidates"),
+        (lambda: DeepFool(overshoot=-0.1), "overshoot"),
+        (lambda: CarliniWagner(initial_c=0.0), "initial_c"),
+        (lambda: CarliniWagner(search_steps=0), "search_steps"),
+        (lambda: CarliniWagner(confidence=-1.0), "confidence"),
+        (lambda: CarliniWagner(learning_rate=0.0), "learning_rate"),
+    ],
+)
+def test_options_are_checked(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_l0_counts_elements():
+    delta = torch.zeros(2, 3, 2, 2)
+    delta[0, :, 0, 0] = 0.1  # one pixel of three channels
+    delta[1, 0, 1, :] = -1e-6
+    assert length(delta, "L0").tolist() == [3, 2]
