@@ -54,7 +54,7 @@ def convnet(
     channels = [in_channels, width, 2 * width, 2 * width]
     layers: list[nn.Module] = []
     for i, (kernel, stride, padding) in enumerate(shapes):
-        # From few channels, StridedConv2d has the faster input gradient; from many, nn.Conv2d.
+        # The input gradient of StridedConv2d pays from few channels (results/benchmarks/strided_conv.json).
         conv = StridedConv2d if stride > 1 and channels[i] <= 4 and kernel % stride == 0 else nn.Conv2d
         layers += [conv(channels[i], channels[i + 1], kernel, stride, padding), activation_module(activation)]
         height, breadth = ((s + 2 * padding - kernel) // stride + 1 for s in size)
