@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import torch
 
-from robustgen.attacks.minimal_norm import MinimalNormAttack, annealed, column, length
+from robustgen.attacks.minimal_norm import MinimalNormAttack, annealed
 from robustgen.attacks.problem import Problem
 
 __all__ = ["DDN"]
@@ -73,6 +73,6 @@ class DDN(MinimalNormAttack):
             alpha = self._span * annealed(self.step_size, self.step_size / 100, step, self.steps)
             direction = z - x + problem.ball.step(self._free(z, gradient), torch.full_like(norm, alpha))
             norm = norm * torch.where(fools, 1 - self.gamma, 1 + self.gamma)
-            scale = norm / length(direction, "L2").clamp(min=1e-300)
-            z = problem.ball.project(i, x + direction * column(scale, direction))
+            norm = norm.clamp(max=self._span * max(1, x[:1].numel()) ** 0.5)  # the whole box
+            z = problem.ball.project(i, x + problem.ball.step(direction, norm))
         problem.record(i, z, problem.logits(i, z))
