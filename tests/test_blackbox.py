@@ -12,6 +12,7 @@ from robustgen.attacks import MIFGSM, PGD, HopSkipJump, Square
 from robustgen.attacks.ball import Ball
 from robustgen.attacks.hopskipjump import _Walk
 from robustgen.attacks.losses import margin
+from robustgen.attacks.queries import Oracle
 from robustgen.attacks.square import _L2Moves, _LinfMoves
 
 DUAL = {"Linf": 1, "L2": 2}
@@ -294,9 +295,16 @@ class TestHopSkipJump:
             return torch.stack([0 * far, torch.minimum(far - 0.1, 0.12 - far)], 1)
 
         attack = HopSkipJump(n_queries=50)
-        problem = attack._problem(model, x, y, torch.tensor([0]), torch.tensor([1.0], dtype=torch.float64))
+        oracle = Oracle(model, x, slots=8)
+        problem = attack._problem(oracle, x, y, torch.tensor([0]), torch.tensor([1.0], dtype=torch.float64))
         z, row = torch.tensor([[0.61, 0.5]], dtype=torch.float64), torch.tensor([0])
-        landed = _Walk(attack, problem).jump(row, z, torch.tensor([[1.0, 0.0]], dtype=torch.float64), 1)
+        jump = _Walk(attack, problem).jump(row, z, torch.tensor([[1.0, 0.0]], dtype=torch.float64), 1)
+        query, landed = next(jump), None
+        while landed is None:
+            try:
+                query = jump.send(oracle.answer([query])[0])
+            except StopIteration as end:
+                landed = end.value
         assert torch.allclose(landed, z + torch.tensor([[0.11 / 2**4, 0.0]]).double())
 
     def test_options_are_checked(self):

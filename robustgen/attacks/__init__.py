@@ -8,6 +8,7 @@ from robustgen.attacks.carlini_wagner import CarliniWagner
 from robustgen.attacks.ddn import DDN
 from robustgen.attacks.deepfool import DeepFool
 from robustgen.attacks.embedded_input import EmbeddedInput
+from robustgen.attacks.engine import Engine
 from robustgen.attacks.fgsm import FGSM
 from robustgen.attacks.fmn import FMN
 from robustgen.attacks.hopskipjump import HopSkipJump
@@ -31,6 +32,7 @@ __all__ = [
     "CarliniWagner",
     "DeepFool",
     "EmbeddedInput",
+    "Engine",
     "HopSkipJump",
     "NoiseSearch",
     "SpherePGD",

@@ -21,6 +21,7 @@ from robustgen.attacks.ball import Ball
 from robustgen.attacks.base import Attack
 from robustgen.attacks.losses import LOSSES
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
 
 __all__ = ["APGD"]
 
@@ -66,15 +67,10 @@ class APGD(Attack):
         super().__post_init__()
         check_rho(self.rho)
 
-    def _search(self, problem: Problem) -> None:
-        for restart in range(self.restarts):
-            i = problem.active()
-            if not len(i):
-                return
-            x = problem.x[i]
-            if self.random_start or restart:
-                x = problem.ball.uniform(i, self.seed, problem.ids[i], (restart,))
-            climb(problem, problem, i, x, self.loss, self.steps, self.rho, self.eot_samples)
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
+        random = self.random_start or run
+        x = problem.ball.uniform(i, self.seed, problem.ids[i], (run,)) if random else problem.x[i]
+        yield from climb(problem, i, x, self.loss, self.steps, self.rho, self.eot_samples)
 
 
 def check_rho(rho: float) -> None:
@@ -83,28 +79,36 @@ def check_rho(rho: float) -> None:
 
 
 def climb(
-    problem: Problem, aim: Problem, i: Tensor, x: Tensor, loss: str, steps: int, rho: float, eot_samples: int
-) -> None:
-    """One run from ``x`` (n, ...) for the rows ``i`` up the loss of ``aim``; what it visits is recorded in ``problem``.
+    problem: Problem,
+    i: Tensor,
+    x: Tensor,
+    loss: str,
+    steps: int,
+    rho: float,
+    eot_samples: int,
+    towards: Tensor | None = None,
+) -> Search:
+    """One run from ``x`` (n, ...) for the rows ``i`` up the loss, every point recorded.
 
-    The two are the same problem, or ``aim`` is a view of it with other labels.
+    ``towards`` (n,): classes whose targeted loss to climb, in place of what the problem is about.
     """
     pace = (
         _SparsePace(problem.ball, i, steps) if problem.ball.norm == "L1" else _HalvingPace(problem.ball, i, steps, rho)
     )
     run = _Run.start(x)
+    aim, targeted = (problem.y[i], problem.targeted) if towards is None else (towards, True)
     for k in range(steps):
-        logits, gradient = aim.gradient(i, run.x, loss, eot_samples)
+        logits, gradient = yield problem.gradient(i, run.x, loss, eot_samples, None if towards is None else aim)
         stays = problem.record(i, run.x, logits).nonzero().squeeze(1)
-        rose = run.see(LOSSES[loss](logits, aim.y[i], aim.targeted), gradient)
+        rose = run.see(LOSSES[loss](logits, aim, targeted), gradient)
         run.resume(pace.check(k, problem.x[i], run, rose))
         if len(stays) < len(i):
-            i, run = i[stays], run.rows(stays)
+            i, aim, run = i[stays], aim[stays], run.rows(stays)
             pace.keep(stays)
         if not len(i):
             return
         run.move(pace.next(k, problem.ball, i, run))
-    problem.record(i, run.x, problem.logits(i, run.x))
+    problem.record(i, run.x, (yield problem.logits(i, run.x)))
 
 
 @dataclass

@@ -5,7 +5,6 @@ Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble 
 the true one in the clean logits.
 """
 
-import copy
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -13,6 +12,7 @@ from torch import Tensor
 from robustgen.attacks.apgd import check_rho, climb
 from robustgen.attacks.base import Attack
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
 
 __all__ = ["APGDT"]
 
@@ -21,7 +21,7 @@ __all__ = ["APGDT"]
 class APGDT(Attack):
     """:class:`~robustgen.attacks.APGD` towards several classes in turn; any wrong class is a success.
 
-    Which classes, the logits at x decide, at the cost of one forward. With ``targeted=True`` there is one class to
+    Which classes, the logits at x decide. With ``targeted=True`` there is one class to
     reach, ``y``, and the attack is ``APGD(loss="dlr", targeted=True)``.
 
     Args:
@@ -60,27 +60,19 @@ class APGDT(Attack):
             raise ValueError(f"n_targets must be a whole number, at least 1; got {self.n_targets}")
         check_rho(self.rho)
 
-    def _search(self, problem: Problem) -> None:
-        targets = problem.y[:, None] if self.targeted else self._likely(problem)
-        # the same problem with other labels to ascend: whatever leaves the true class is still what is recorded
-        aim = copy.copy(problem)
-        aim.targeted = True
-        for restart in range(self.restarts):
-            for rank in range(targets.shape[1]):
-                aim.y = targets[:, rank]
-                i = problem.active()
-                if not len(i):
-                    return
-                x = problem.x[i]
-                if self.random_start or restart:
-                    x = problem.ball.uniform(i, self.seed, problem.ids[i], (restart, rank))
-                climb(problem, aim, i, x, "dlr", self.steps, self.rho, self.eot_samples)
+    def _runs(self, problem: Problem) -> int:
+        return self.restarts * self._count(problem)
 
-    def _likely(self, problem: Problem) -> Tensor:
-        """The classes to try, most likely first, (N, k); rows that need no work have the label itself."""
-        i = problem.active()
-        logits = problem.logits(i, problem.x[i]).scatter(1, problem.y[i, None], float("-inf"))
-        k = min(self.n_targets, logits.shape[1] - 1)
-        targets = problem.y[:, None].repeat(1, k)
-        targets[i] = logits.argsort(dim=1, descending=True, stable=True)[:, :k]
-        return targets
+    def _count(self, problem: Problem) -> int:
+        return 1 if self.targeted else min(self.n_targets, problem.clean.shape[1] - 1)
+
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
+        restart, rank = divmod(run, self._count(problem))
+        towards = problem.y[i]
+        if not self.targeted:
+            logits = (yield from problem.clean_logits(i)).scatter(1, towards[:, None], float("-inf"))
+            towards = logits.argsort(dim=1, descending=True, stable=True)[:, rank]
+        x = problem.x[i]
+        if self.random_start or restart:
+            x = problem.ball.uniform(i, self.seed, problem.ids[i], (restart, rank))
+        yield from climb(problem, i, x, "dlr", self.steps, self.rho, self.eot_samples, towards)

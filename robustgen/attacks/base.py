@@ -1,15 +1,20 @@
 """The contract of every attack: an object of hyperparameters that is called with a model, inputs and labels."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from robustgen.attacks.ball import Ball, perturbation_norm
+from robustgen.attacks.engine import Engine, run_searches
 from robustgen.attacks.losses import LOSSES
-from robustgen.attacks.problem import Problem
+from robustgen.attacks.prepare import prepare
+from robustgen.attacks.problem import LowestMargin, Problem
+from robustgen.attacks.queries import Oracle, Search
 from robustgen.checks import check_bounds, check_ids, check_images, check_labels
 from robustgen.model import Model, untouched
 
@@ -92,9 +97,10 @@ class Attack(ABC):
         *,
         ids: Tensor | None = None,
         eps: Tensor | float | None = None,
+        engine: Engine | None = None,
     ) -> Tensor:
         """Adversarial inputs (N, ...); see :meth:`run`."""
-        return self.run(model, x, y, ids=ids, eps=eps).x_adv
+        return self.run(model, x, y, ids=ids, eps=eps, engine=engine).x_adv
 
     def run(
         self,
@@ -104,12 +110,15 @@ class Attack(ABC):
         *,
         ids: Tensor | None = None,
         eps: Tensor | float | None = None,
+        engine: Engine | None = None,
     ) -> AttackResult:
-        """Attack ``model`` at ``x`` (N, ...) with labels ``y`` (N,).
+        """Attack ``model`` at ``x`` (N, ...) with labels ``y`` (N,); N may be any number.
 
         Args:
             ids: int64 (N,), what random numbers are keyed by; default ``arange(N)``.
             eps: number or tensor (N,) that replaces the attack's own.
+            engine: how it is executed; default: :class:`~robustgen.attacks.Engine` with its defaults, but on the model
+                as it is where ``early_stop=False``: in training, a copy at every step would not pay.
 
         Raises:
             TypeError: x is not a float32 / float64 tensor, y or ids not int64, or the model does not return logits.
@@ -126,29 +135,47 @@ class Attack(ABC):
             return AttackResult(x.clone(), empty.bool(), radius, empty, empty.clone())
         with torch.inference_mode(False), torch.no_grad(), untouched(model, self.seed):
             x, y, ids, radius = (t.clone() if t.is_inference() else t for t in (x, y, ids, radius))
-            problem = self._problem(model, x, y, ids, radius)
-            if len(problem.active()):
-                self._search(problem)
+            engine = engine or Engine(prepare=self.early_stop)
+            oracle = Oracle(model, x, engine.slots)
+            problem = self._problem(oracle, x, y, ids, radius)
+            problem.begin()
+            if engine.prepare and not oracle.stochastic and len(problem.active()):
+                oracle.searched = prepare(model, x[:8], precision=engine.precision).model
+            for part in self.parts():
+                if not len(problem.active()):
+                    break
+                run_searches(problem, partial(part._search, problem), part._runs(problem))
             problem.finish()
         distance = self._length(problem.best_x - x)
-        return AttackResult(problem.best_x, problem.solved, distance, problem.forwards, problem.backwards)
+        return AttackResult(problem.best_x, problem.solved, distance, oracle.forwards, oracle.backwards)
 
     def for_training(self) -> "Attack":
         """The same attack with ``early_stop=False``: every sample runs every step."""
         return replace(self, early_stop=False)
 
-    def _problem(self, model: Model, x: Tensor, y: Tensor, ids: Tensor, radius: Tensor) -> Problem:
+    def _problem(self, oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, radius: Tensor) -> Problem:
         """Where to search and what to keep: the ball of ``radius`` (N,) and the point of lowest margin."""
         ball = Ball(x, radius, self.norm, self.bounds)
-        rules: dict[str, Any] = {"targeted": self.targeted, "early_stop": self.early_stop, "votes": self.votes}
-        return Problem(model, x, y, ids, ball, **rules)
+        return LowestMargin(oracle, x, y, ids, ball, **self._rules)
+
+    @property
+    def _rules(self) -> dict[str, Any]:
+        return {"targeted": self.targeted, "early_stop": self.early_stop, "votes": self.votes}
 
     def _length(self, delta: Tensor) -> Tensor:
         return perturbation_norm(delta, self.norm)
 
+    def parts(self) -> Sequence["Attack"]:
+        """The attacks of which this one consists, in their order, each on the samples that still stand."""
+        return (self,)
+
+    def _runs(self, problem: Problem) -> int:
+        """How many searches a sample that stands gets, one after the other."""
+        return getattr(self, "restarts", 1)
+
     @abstractmethod
-    def _search(self, problem: Problem) -> None:
-        """Look for adversarial inputs of ``problem.active()`` and hand every candidate to ``problem.record``."""
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
+        """Look for adversarial inputs of the rows ``i`` and hand every candidate to ``problem.record``."""
 
     def describe(self) -> dict[str, Any]:
         """The attack's name and every hyperparameter, as JSON-able values."""

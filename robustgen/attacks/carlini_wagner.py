@@ -6,7 +6,9 @@ Linf in section VI-C (the sum of max(|delta| - tau, 0) in place of the distance,
 Adam: Kingma and Ba, "Adam: A Method for Stochastic Optimization", 2015, algorithm 1.
 """
 
+from collections.abc import Generator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +16,7 @@ from torch import Tensor
 from robustgen.attacks.losses import margin
 from robustgen.attacks.minimal_norm import MinimalNormAttack, annealed, column, length
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Query, Search
 
 __all__ = ["CarliniWagner"]
 
@@ -63,17 +66,16 @@ class CarliniWagner(MinimalNormAttack):
         if not 0 <= self.confidence < float("inf"):
             raise ValueError(f"confidence must be a finite number >= 0, got {self.confidence}")
 
-    def _search(self, problem: Problem) -> None:
-        i = problem.active()
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         x = problem.x[i]
         start = x
         c = torch.full_like(problem.ball.eps[i], self.initial_c)
         tau = torch.full_like(c, self._span)
         low, high = torch.zeros_like(c), torch.full_like(c, float("inf"))  # of c (L2), of tau (Linf): failed, succeeded
         nearest = torch.full_like(c, float("inf"))
-        rivals = self._first_rivals(problem, i)
+        rivals = yield from self._first_rivals(problem, i)
         for _ in range(self.search_steps or (9 if self.norm == "L2" else 12)):
-            z, settled = self._run(problem, i, start, c, tau, rivals)
+            z, settled = yield from self._run(problem, i, start, c, tau, rivals)
             if self.norm == "L2":
                 fails = settled.isinf()
                 low, high = torch.where(fails, c, low), torch.where(fails, high, c)
@@ -88,7 +90,7 @@ class CarliniWagner(MinimalNormAttack):
 
     def _run(
         self, problem: Problem, i: Tensor, start: Tensor, c: Tensor, tau: Tensor, rivals: Tensor
-    ) -> tuple[Tensor, Tensor]:
+    ) -> Generator[Query, Any, tuple[Tensor, Tensor]]:
         """One run of Adam from ``start`` (n, ...): its nearest success (else ``start``); how near a settled one is.
 
         Settled: in the second half of the run. The first steps of Adam are long whatever c is, and may cross the
@@ -104,9 +106,11 @@ class CarliniWagner(MinimalNormAttack):
         for step in range(self.steps + 1):
             z = self._from_variable(w)
             if step == self.steps:
-                logits = problem.logits(i, z)
+                logits = yield problem.logits(i, z)
             else:
-                logits, gap, ascent = self._uphill(problem, i, z, rivals if 2 * step < self.steps else anyone)
+                logits, gap, ascent = yield from self._uphill(
+                    problem, i, z, rivals if 2 * step < self.steps else anyone
+                )
             size = length(z.double() - x.double(), self.norm)
             leads = margin(logits, problem.y[i], self.targeted) <= -self.confidence
             counts = problem.fools(i, logits) & leads

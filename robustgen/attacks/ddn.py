@@ -8,9 +8,11 @@ is that of the last step times 1 - gamma if the last point was adversarial, else
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from robustgen.attacks.minimal_norm import MinimalNormAttack, annealed
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
 
 __all__ = ["DDN"]
 
@@ -56,18 +58,19 @@ class DDN(MinimalNormAttack):
             if not 0 < getattr(self, field) < float("inf"):
                 raise ValueError(f"{field} must be a finite number > 0, got {getattr(self, field)}")
 
-    def _search(self, problem: Problem) -> None:
-        i = problem.active()
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         x = problem.x[i]
         z = x
         norm = torch.full_like(problem.ball.eps[i], self.init_norm * self._span)
         anyone = torch.full_like(i, -1)
-        rivals = self._first_rivals(problem, i) if self.loss == "margin" else anyone
+        rivals = (yield from self._first_rivals(problem, i)) if self.loss == "margin" else anyone
         for step in range(self.steps):
             if self.loss == "margin":
-                logits, _, gradient = self._uphill(problem, i, z, rivals if 2 * step < self.steps else anyone)
+                logits, _, gradient = yield from self._uphill(
+                    problem, i, z, rivals if 2 * step < self.steps else anyone
+                )
             else:
-                logits, gradient = problem.gradient(i, z, self.loss, self.eot_samples)
+                logits, gradient = yield problem.gradient(i, z, self.loss, self.eot_samples)
             problem.record(i, z, logits)
             fools = problem.fools(i, logits)
             alpha = self._span * annealed(self.step_size, self.step_size / 100, step, self.steps)
@@ -75,4 +78,4 @@ class DDN(MinimalNormAttack):
             norm = norm * torch.where(fools, 1 - self.gamma, 1 + self.gamma)
             norm = norm.clamp(max=self._span * max(1, x[:1].numel()) ** 0.5)  # the whole box
             z = problem.ball.project(i, x + problem.ball.step(direction, norm))
-        problem.record(i, z, problem.logits(i, z))
+        problem.record(i, z, (yield problem.logits(i, z)))

@@ -9,8 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustgen.attacks.losses import rounding
 from robustgen.attacks.minimal_norm import MinimalNormAttack, column, length
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Answered, Search, gaps
 
 __all__ = ["DeepFool"]
 
@@ -49,31 +51,30 @@ class DeepFool(MinimalNormAttack):
         if not 0 <= self.overshoot < float("inf"):
             raise ValueError(f"overshoot must be a finite number >= 0, got {self.overshoot}")
 
-    def _search(self, problem: Problem) -> None:
-        i = problem.active()
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         x = problem.x[i]
         z, total = x, torch.zeros_like(x)
-        rivals = problem.y[i, None] if self.targeted else self._candidates(problem, i)
+        rivals = problem.y[i, None] if self.targeted else (yield from self._candidates(problem, i))
         for _ in range(self.steps):
-            logits, gap, gradients = self._gaps(problem, i, z, rivals)
+            logits, gap, gradients = yield from self._gaps(problem, i, z, rivals)
             problem.record(i, z, logits)
             stays = ~problem.fools(i, logits)
             i, x, z, total, rivals = i[stays], x[stays], z[stays], total[stays], rivals[stays]
             if not len(i):
                 return
-            gap = gap[stays].double() + problem.rounding(logits[stays])[:, None].double()
+            gap = gap[stays].double() + rounding(logits[stays])[:, None].double()
             total = total + self._nearest_face(z, gap, gradients[stays])
             z = problem.ball.project(i, x + (1 + self.overshoot) * total)
             total = (z - x) / (1 + self.overshoot)
-        problem.record(i, z, problem.logits(i, z))
+        problem.record(i, z, (yield problem.logits(i, z)))
 
-    def _gaps(self, problem: Problem, i: Tensor, z: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _gaps(self, problem: Problem, i: Tensor, z: Tensor, rivals: Tensor) -> Answered:
         """Logits (n, C), how far each rival is behind (n, k) and the gradient (n, k, ...) that closes each gap."""
         if self.targeted:
-            logits, gap, gradient = self._uphill(problem, i, z, rivals)
+            logits, gap, gradient = yield from self._uphill(problem, i, z, rivals)
             return logits, gap[:, None], gradient[:, None]
-        logits, gradients = problem.rival_gradients(i, z, rivals, self.eot_samples)
-        return logits, problem.gaps(i, logits, rivals), gradients
+        logits, gradients = yield problem.rival_gradients(i, z, rivals, self.eot_samples)
+        return logits, gaps(logits, problem.y[i], rivals), gradients
 
     def _nearest_face(self, z: Tensor, gap: Tensor, gradients: Tensor) -> Tensor:
         """The shortest step (n, ...) that closes one of the gaps (n, k), in the linear model of the logits."""

@@ -7,8 +7,11 @@ a sparse step (:meth:`~robustgen.attacks.ball.Ball.step`).
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from robustgen.attacks.base import Attack
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
 
 __all__ = ["FGSM"]
 
@@ -36,9 +39,8 @@ class FGSM(Attack):
     loss: str = "ce"
     eot_samples: int = 1
 
-    def _search(self, problem: Problem) -> None:
-        i = problem.active()
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         x = problem.x[i]
-        _, gradient = problem.gradient(i, x, self.loss, self.eot_samples)
+        _, gradient = yield problem.gradient(i, x, self.loss, self.eot_samples)
         x = problem.ball.project(i, x + problem.ball.step(gradient, problem.ball.eps[i], at=x))
-        problem.record(i, x, problem.logits(i, x))
+        problem.record(i, x, (yield problem.logits(i, x)))

@@ -13,6 +13,7 @@ from torch import Tensor
 from robustgen.attacks.ball import Ball
 from robustgen.attacks.minimal_norm import DUAL, MinimalNormAttack, annealed, column, length
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
 
 __all__ = ["FMN"]
 
@@ -56,16 +57,15 @@ class FMN(MinimalNormAttack):
         if self.step_size is not None and not 0 < self.step_size < float("inf"):
             raise ValueError(f"step_size must be a finite number > 0, got {self.step_size}")
 
-    def _search(self, problem: Problem) -> None:
-        i = problem.active()
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         x = problem.x[i]
         z = x
         first = self._span * (self.step_size or (10.0 if self.norm in ("Linf", "L0") else 1.0))
         radius = torch.zeros_like(problem.ball.eps[i])
         nearest = torch.full_like(radius, float("inf"))  # this search's own: with an eps, the problem keeps less
-        rivals, anyone = self._first_rivals(problem, i), torch.full_like(i, -1)
+        rivals, anyone = (yield from self._first_rivals(problem, i)), torch.full_like(i, -1)
         for step in range(self.steps):
-            logits, gap, gradient = self._uphill(problem, i, z, rivals if 2 * step < self.steps else anyone)
+            logits, gap, gradient = yield from self._uphill(problem, i, z, rivals if 2 * step < self.steps else anyone)
             problem.record(i, z, logits)
             fools, size = problem.fools(i, logits), length(z.double() - x.double(), self.norm)
             nearest = torch.where(fools, torch.minimum(nearest, size), nearest)
@@ -78,7 +78,7 @@ class FMN(MinimalNormAttack):
             ascent = column(torch.full_like(radius, annealed(first, first / 100, step, self.steps)), gradient)
             unit = gradient.double() / column(length(gradient, "L2").clamp(min=1e-300), gradient.double())
             z = _project(x, z + ascent * unit.to(z.dtype), radius, self.norm, self.bounds)
-        problem.record(i, z, problem.logits(i, z))
+        problem.record(i, z, (yield problem.logits(i, z)))
 
     def _next_radius(
         self, radius: Tensor, nearest: Tensor, fools: Tensor, gamma: float, size: Tensor, gap: Tensor, gradient: Tensor

@@ -6,8 +6,9 @@ search to the boundary), equations 9 and 16 (the gradient's direction, with a ba
 
 import itertools
 import math
+from collections.abc import Generator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,10 +17,13 @@ from robustgen import counter_rng
 from robustgen.attacks.ball import perturbation_norm
 from robustgen.attacks.minimal_norm import MinimalNormAttack, column
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Query, Search
 from robustgen.checks import check_images
 from robustgen.fingerprint import fingerprint
 
 __all__ = ["HopSkipJump"]
+
+_Asking: TypeAlias = Generator[Query, Any, Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,8 +71,8 @@ class HopSkipJump(MinimalNormAttack):
         described = super().describe() | {"starts": starts}
         return {k: v for k, v in described.items() if k not in ("candidates", "eot_samples")}
 
-    def _search(self, problem: Problem) -> None:
-        _Walk(self, problem).run(problem.active())
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
+        return _Walk(self, problem).run(i)
 
 
 class _Walk:
@@ -82,28 +86,28 @@ class _Walk:
         self.threshold = min(size**-1.5 if self.norm == "L2" else size**-2.0, 1e-3)
         self.size, self.halvings = size, math.ceil(-math.log2(self.threshold))
 
-    def run(self, i: Tensor) -> None:
-        i, z = self.start(i)
+    def run(self, i: Tensor) -> Search:
+        i, z = yield from self.start(i)
         for iteration in itertools.count(1):
             more = self.left[i] > 0
             i, z = i[more], z[more]
             if not len(i):
                 return
-            z = self.to_boundary(i, z)
-            z = self.jump(i, z, self.uphill(i, z, iteration), iteration)
+            z = yield from self.to_boundary(i, z)
+            z = yield from self.jump(i, z, (yield from self.uphill(i, z, iteration)), iteration)
 
-    def ask(self, i: Tensor, z: Tensor) -> Tensor:
+    def ask(self, i: Tensor, z: Tensor) -> _Asking:
         """Whether ``z`` (n, ...) is adversarial, bool (n,): one query of each row that has one left."""
         answer = torch.zeros_like(i, dtype=torch.bool)
         can = (self.left[i] > 0).nonzero().squeeze(1)
         if len(can):
             self.left[i[can]] -= 1
-            logits = self.problem.logits(i[can], z[can])
+            logits = yield self.problem.logits(i[can], z[can])
             self.problem.record(i[can], z[can], logits)
             answer[can] = self.problem.fools(i[can], logits)
         return answer
 
-    def start(self, i: Tensor) -> tuple[Tensor, Tensor]:
+    def start(self, i: Tensor) -> Generator[Query, Any, tuple[Tensor, Tensor]]:
         """The rows for which an adversarial point was found, and the points: the nearest start, or a random draw."""
         x, low, high = self.problem.x[i], *self.attack.bounds
         pool = x[:0] if self.attack.starts is None else self.attack.starts.to(x)
@@ -124,19 +128,19 @@ class _Walk:
                 ids, shape = self.problem.ids[i[rows]], tuple(x.shape[1:])
                 draw = counter_rng.uniform(self.attack.seed, ids, shape, (0, attempt), x.dtype)
                 point = (low + (high - low) * draw).clamp(low, high)
-            hit = self.ask(i[rows], point)
+            hit = yield from self.ask(i[rows], point)
             z[rows[hit]] = point[hit]
             begun[rows[hit]] = True
         return i[begun], z[begun]
 
-    def to_boundary(self, i: Tensor, z: Tensor) -> Tensor:
+    def to_boundary(self, i: Tensor, z: Tensor) -> _Asking:
         """The point nearest to x, up to the threshold, that is still adversarial between x and ``z`` (algorithm 1)."""
         x, far = self.problem.x[i], z
         low, high = torch.zeros_like(i, dtype=torch.float64), torch.ones_like(i, dtype=torch.float64)
         for _ in range(self.halvings):
             middle = (low + high) / 2
             point = self.between(x, far, middle)
-            hit = self.ask(i, point)
+            hit = yield from self.ask(i, point)
             z = torch.where(column(hit, z) > 0, point, z)
             low, high = torch.where(hit, low, middle), torch.where(hit, middle, high)
         return z
@@ -151,7 +155,7 @@ class _Walk:
             delta = torch.minimum(torch.maximum(delta, -limit), limit)
         return (x + delta).clamp(*self.attack.bounds)
 
-    def uphill(self, i: Tensor, z: Tensor, iteration: int) -> Tensor:
+    def uphill(self, i: Tensor, z: Tensor, iteration: int) -> _Asking:
         """The direction (n, ...), not scaled, into the adversarial side at ``z`` on the boundary (equation 16)."""
         low, high = self.attack.bounds
         distance = perturbation_norm(z - self.problem.x[i], self.norm)
@@ -162,7 +166,7 @@ class _Walk:
             u = counter_rng.normal(self.attack.seed, self.problem.ids[i], tuple(z.shape[1:]), (iteration, b), z.dtype)
             point = (z + _scaled(u, probe, "L2")).clamp(low, high)
             u = (point - z) / column(probe, z)  # what the bounds left of it
-            phi = 2 * self.ask(i, point).to(z.dtype) - 1
+            phi = 2 * (yield from self.ask(i, point)).to(z.dtype) - 1
             signed += column(phi, u) * u
             plain += u
             mean += phi / count
@@ -170,7 +174,7 @@ class _Walk:
         baseline = torch.where(mean.abs() < 1 - 0.5 / count, mean, 0.0)
         return signed - column(baseline, plain) * plain
 
-    def jump(self, i: Tensor, z: Tensor, direction: Tensor, iteration: int) -> Tensor:
+    def jump(self, i: Tensor, z: Tensor, direction: Tensor, iteration: int) -> _Asking:
         """From ``z`` by the longest step of a halving series that lands on the adversarial side; else none."""
         step = perturbation_norm(z - self.problem.x[i], self.norm) / math.sqrt(iteration)
         landed = torch.zeros_like(i, dtype=torch.bool)
@@ -179,7 +183,7 @@ class _Walk:
             if not len(rows):
                 break
             point = (z[rows] + _scaled(direction[rows], step[rows], self.norm)).clamp(*self.attack.bounds)
-            hit = self.ask(i[rows], point)
+            hit = yield from self.ask(i[rows], point)
             z = z.index_copy(0, rows[hit], point[hit])
             landed[rows[hit]] = True
             step = step / 2

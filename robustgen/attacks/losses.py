@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["LOSSES", "cross_entropy_direction", "difference_of_logits_ratio", "fooled", "margin"]
+__all__ = ["LOSSES", "cross_entropy_direction", "difference_of_logits_ratio", "fooled", "margin", "rounding"]
 
 
 def margin(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
@@ -79,3 +79,9 @@ def fooled(logits: Tensor, y: Tensor, targeted: bool = False) -> Tensor:
     """
     hit = (logits.argmax(1) == y) & logits.isfinite().all(1)
     return hit if targeted else ~hit
+
+
+def rounding(logits: Tensor) -> Tensor:
+    """What rounding may change in the difference of two logits (N, C), up to a safe factor, (N,)."""
+    size = 16 * torch.finfo(logits.dtype).eps * logits.abs().amax(1)
+    return torch.where(size.isfinite(), size, 0.0)

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.base import Attack
+from robustgen.attacks.pgd import ascend
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
 
 __all__ = ["MIFGSM"]
 
@@ -49,21 +51,16 @@ class MIFGSM(Attack):
         if self.step_size is not None and not 0 < self.step_size < float("inf"):
             raise ValueError(f"step_size must be a finite number > 0, got {self.step_size}")
 
-    def _search(self, problem: Problem) -> None:
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         ball = problem.ball
         alpha = ball.eps / self.steps if self.step_size is None else torch.full_like(ball.eps, self.step_size)
-        i = problem.active()
-        x = problem.x[i]
-        momentum = torch.zeros_like(x)
-        for _ in range(self.steps):
-            logits, gradient = problem.gradient(i, x, self.loss, self.eot_samples)
-            stays = problem.record(i, x, logits)
-            i, x, gradient, momentum = i[stays], x[stays], gradient[stays], momentum[stays]
-            if not len(i):
-                return
-            momentum = self.decay * momentum + _of_sum_one(gradient)
-            x = ball.project(i, x + ball.step(momentum, alpha[i]))
-        problem.record(i, x, problem.logits(i, x))
+        momentum = torch.zeros_like(problem.x)
+
+        def move(i: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+            momentum[i] = self.decay * momentum[i] + _of_sum_one(gradient)
+            return ball.project(i, x + ball.step(momentum[i], alpha[i]))
+
+        yield from ascend(problem, i, problem.x[i], move, self.steps, self.loss, self.eot_samples)
 
 
 def _of_sum_one(gradient: Tensor) -> Tensor:

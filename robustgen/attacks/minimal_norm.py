@@ -1,6 +1,7 @@
 """Attacks that look for the nearest adversarial input instead of any within a given radius."""
 
 import math
+from collections.abc import Generator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -10,8 +11,8 @@ from torch import Tensor
 from robustgen.attacks.ball import Ball, perturbation_norm
 from robustgen.attacks.base import Attack
 from robustgen.attacks.losses import margin
-from robustgen.attacks.problem import Problem
-from robustgen.model import Model
+from robustgen.attacks.problem import Nearest, Problem
+from robustgen.attacks.queries import Answered, Oracle, Query, gaps
 
 __all__ = ["DUAL", "Box", "MinimalNormAttack", "annealed", "column", "length"]
 
@@ -54,27 +55,27 @@ class MinimalNormAttack(Attack):
             raise ValueError(f"candidates must be a whole number, at least 1; got {self.candidates}")
         object.__setattr__(self, "eps", math.inf)
 
-    def _problem(self, model: Model, x: Tensor, y: Tensor, ids: Tensor, radius: Tensor) -> Problem:
-        rules: dict[str, Any] = {"targeted": self.targeted, "early_stop": self.early_stop, "votes": self.votes}
-        return Problem(model, x, y, ids, Box(x, radius, self.norm, self.bounds), length=self._length, **rules)
+    def _problem(self, oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, radius: Tensor) -> Problem:
+        box = Box(x, radius, self.norm, self.bounds)
+        return Nearest(oracle, x, y, ids, box, length=self._length, **self._rules)
 
     def _length(self, delta: Tensor) -> Tensor:
         return length(delta, self.norm)
 
-    def _first_rivals(self, problem: Problem, i: Tensor) -> Tensor:
+    def _first_rivals(self, problem: Problem, i: Tensor) -> Generator[Query, Any, Tensor]:
         """The class to head for in the first half of the steps, (n,); -1: whichever is highest at the moment."""
         x = problem.x[i]
         if self.targeted or self.candidates == 1 or not len(i):
             return torch.full_like(i, -1)
-        rivals = self._candidates(problem, i)
+        rivals = yield from self._candidates(problem, i)
         if rivals.shape[1] == 1:
             return torch.full_like(i, -1)
-        logits, gradients = problem.rival_gradients(i, x, rivals, self.eot_samples)
-        nearest = self._face_distances(x, problem.gaps(i, logits, rivals), gradients).argmin(1, keepdim=True)
+        logits, gradients = yield problem.rival_gradients(i, x, rivals, self.eot_samples)
+        nearest = self._face_distances(x, gaps(logits, problem.y[i], rivals), gradients).argmin(1, keepdim=True)
         return rivals.gather(1, nearest).squeeze(1)
 
-    def _candidates(self, problem: Problem, i: Tensor) -> Tensor:
-        logits = problem.logits(i, problem.x[i])
+    def _candidates(self, problem: Problem, i: Tensor) -> Generator[Query, Any, Tensor]:
+        logits = yield from problem.clean_logits(i)
         others = logits.scatter(1, problem.y[i, None], float("-inf"))
         return others.topk(min(self.candidates, logits.shape[1] - 1), dim=1).indices
 
@@ -89,13 +90,13 @@ class MinimalNormAttack(Attack):
         dual = length(gradients.flatten(0, 1), DUAL[self.norm]).reshape(gaps.shape)
         return torch.where(dual > 0, gaps / dual.clamp(min=1e-300), float("inf"))
 
-    def _uphill(self, problem: Problem, i: Tensor, z: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _uphill(self, problem: Problem, i: Tensor, z: Tensor, rivals: Tensor) -> Answered:
         """Logits (n, C) at ``z``, how far the rivals (n,) are behind, and the gradient (n, ...) that closes the gap."""
         if self.targeted:
-            logits, gradient = problem.gradient(i, z, "margin", self.eot_samples)
+            logits, gradient = yield problem.gradient(i, z, "margin", self.eot_samples)
             return logits, margin(logits, problem.y[i], True), gradient
-        logits, gradients = problem.rival_gradients(i, z, rivals[:, None], self.eot_samples)
-        return logits, problem.gaps(i, logits, rivals[:, None]).squeeze(1), gradients.squeeze(1)
+        logits, gradients = yield problem.rival_gradients(i, z, rivals[:, None], self.eot_samples)
+        return logits, gaps(logits, problem.y[i], rivals[:, None]).squeeze(1), gradients.squeeze(1)
 
     def _free(self, z: Tensor, gradient: Tensor) -> Tensor:
         """``gradient`` (n, ...) without the elements of ``z`` that stand at a bound and would leave it."""

@@ -2,8 +2,11 @@
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from robustgen.attacks.base import Attack
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
 
 __all__ = ["NoiseSearch"]
 
@@ -32,11 +35,10 @@ class NoiseSearch(Attack):
         if self.distribution not in ("uniform", "gaussian"):
             raise ValueError(f"distribution must be 'uniform' or 'gaussian', got {self.distribution!r}")
 
-    def _search(self, problem: Problem) -> None:
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         draw = problem.ball.uniform if self.distribution == "uniform" else problem.ball.gaussian
         for query in range(self.n_queries):
-            i = problem.active()
+            x = draw(i, self.seed, problem.ids[i], (query,))
+            i = i[problem.record(i, x, (yield problem.logits(i, x)))]
             if not len(i):
                 return
-            x = draw(i, self.seed, problem.ids[i], (query,))
-            problem.record(i, x, problem.logits(i, x))

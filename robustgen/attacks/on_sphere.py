@@ -14,7 +14,9 @@ from torch import Tensor
 from robustgen import counter_rng
 from robustgen.attacks.ball import Ball
 from robustgen.attacks.base import Attack
+from robustgen.attacks.pgd import ascend
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
 
 __all__ = ["SpherePGD"]
 
@@ -64,29 +66,21 @@ class SpherePGD(Attack):
         if self.step_size is not None and not 0 < self.step_size < float("inf"):
             raise ValueError(f"step_size must be a finite number > 0, got {self.step_size}")
 
-    def _search(self, problem: Problem) -> None:
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         cap = _Cap(problem.ball)
-        for restart in range(self.restarts):
-            i = problem.active()
-            if not len(i):
-                return
-            x = problem.x[i]
-            if self.random_start or restart:
-                start = cap.random(i, self.seed, problem.ids[i], (restart,))
-                x = torch.where(cap.in_bounds(start), start, x)
-            turn = 2.5 * cap.angle / self.steps if self.step_size is None else self.step_size / cap.radius
-            for _ in range(self.steps):
-                logits, gradient = problem.gradient(i, x, self.loss, self.eot_samples)
-                stays = problem.record(i, x, logits)
-                i, x, gradient = i[stays], x[stays], gradient[stays]
-                if not len(i):
-                    break
-                moved = cap.step(i, x, gradient, turn[i])
-                inside = cap.in_bounds(moved)
-                turn[i] = torch.where(inside.flatten(), turn[i], turn[i] / 2)
-                x = torch.where(inside, moved, x)
-            else:
-                problem.record(i, x, problem.logits(i, x))
+        x = problem.x[i]
+        if self.random_start or run:
+            start = cap.random(i, self.seed, problem.ids[i], (run,))
+            x = torch.where(cap.in_bounds(start), start, x)
+        turn = 2.5 * cap.angle / self.steps if self.step_size is None else self.step_size / cap.radius
+
+        def move(i: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+            moved = cap.step(i, x, gradient, turn[i])
+            inside = cap.in_bounds(moved)
+            turn[i] = torch.where(inside.flatten(), turn[i], turn[i] / 2)
+            return torch.where(inside, moved, x)
+
+        yield from ascend(problem, i, x, move, self.steps, self.loss, self.eot_samples)
 
 
 class _Cap:

@@ -5,14 +5,18 @@ section 2.1: x_{t+1} = Proj(x_t + alpha * sign(grad_x L(theta, x_t, y))); for L2
 a sparse step (:meth:`~robustgen.attacks.ball.Ball.step`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from robustgen.attacks.base import Attack
+from robustgen.attacks.cycles import Visited
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
 
-__all__ = ["PGD"]
+__all__ = ["PGD", "ascend"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +34,8 @@ class PGD(Attack):
         eot_samples: passes of a stochastic model that a gradient averages.
 
     The others are those of :class:`~robustgen.attacks.Attack`. Of all points visited, the start included, the one of
-    lowest margin is returned.
+    lowest margin is returned. For Linf a sample whose search comes back to a point where it has been is done with that
+    restart: it would go round in a circle.
 
     >>> import torch
     >>> linear = torch.nn.Linear(2, 2, bias=False)
@@ -54,22 +59,37 @@ class PGD(Attack):
         if self.step_size is not None and not 0 < self.step_size < float("inf"):
             raise ValueError(f"step_size must be a finite number > 0, got {self.step_size}")
 
-    def _search(self, problem: Problem) -> None:
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         ball = problem.ball
         alpha = 2.5 * ball.eps / self.steps if self.step_size is None else torch.full_like(ball.eps, self.step_size)
-        for restart in range(self.restarts):
-            i = problem.active()
-            if not len(i):
-                return
-            x = problem.x[i]
-            if self.random_start or restart:
-                x = ball.uniform(i, self.seed, problem.ids[i], (restart,))
-            for _ in range(self.steps):
-                logits, gradient = problem.gradient(i, x, self.loss, self.eot_samples)
-                stays = problem.record(i, x, logits)
-                i, x, gradient = i[stays], x[stays], gradient[stays]
-                if not len(i):
-                    break
-                x = ball.project(i, x + ball.step(gradient, alpha[i], at=x))
-            else:
-                problem.record(i, x, problem.logits(i, x))
+        x = ball.uniform(i, self.seed, problem.ids[i], (run,)) if self.random_start or run else problem.x[i]
+
+        def move(i: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+            return ball.project(i, x + ball.step(gradient, alpha[i], at=x))
+
+        repeats = self.norm == "Linf" and problem.early_stop and not problem.oracle.stochastic
+        visited = Visited(problem.y) if repeats else None
+        yield from ascend(problem, i, x, move, self.steps, self.loss, self.eot_samples, visited)
+
+
+def ascend(
+    problem: Problem,
+    i: Tensor,
+    x: Tensor,
+    move: Callable[[Tensor, Tensor, Tensor], Tensor],
+    steps: int,
+    loss: str,
+    eot_samples: int,
+    visited: Visited | None = None,
+) -> Search:
+    """``steps`` times from ``x`` (n, ...) to ``move(rows, x, gradient of the loss)``, every point recorded."""
+    for _ in range(steps):
+        logits, gradient = yield problem.gradient(i, x, loss, eot_samples)
+        stays = problem.record(i, x, logits)
+        if visited is not None:
+            stays &= ~visited.again(i, x)
+        i, x, gradient = i[stays], x[stays], gradient[stays]
+        if not len(i):
+            return
+        x = move(i, x, gradient)
+    problem.record(i, x, (yield problem.logits(i, x)))

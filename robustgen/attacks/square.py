@@ -18,6 +18,7 @@ from robustgen.attacks.ball import Ball
 from robustgen.attacks.base import Attack
 from robustgen.attacks.losses import margin
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
 
 __all__ = ["Square"]
 
@@ -58,24 +59,22 @@ class Square(Attack):
         if not 0 < self.p_init <= 1:
             raise ValueError(f"p_init must be in (0, 1], got {self.p_init}")
 
-    def _search(self, problem: Problem) -> None:
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         moves = _LinfMoves(problem.ball) if self.norm == "Linf" else _L2Moves(problem.ball)
-        for restart in range(self.restarts):
-            i = problem.active()
-            z = problem.x[i]
-            lowest = torch.full_like(problem.ball.eps[i], float("inf"))
-            for query in range(self.n_queries):
-                if not len(i):
-                    break
-                draw = partial(self._draw, problem.ids[i], (restart, query))
-                candidate = moves.propose(i, z, self.share(query), draw) if query else moves.start(i, draw)
-                logits = problem.logits(i, candidate)
-                reached = margin(logits, problem.y[i], self.targeted).to(lowest.dtype)
-                falls = reached < lowest
-                z = torch.where(falls.reshape(-1, *[1] * (z.ndim - 1)), candidate, z)
-                lowest = torch.where(falls, reached, lowest)
-                stays = problem.record(i, candidate, logits)
-                i, z, lowest = i[stays], z[stays], lowest[stays]
+        z = problem.x[i]
+        lowest = torch.full_like(problem.ball.eps[i], float("inf"))
+        for query in range(self.n_queries):
+            draw = partial(self._draw, problem.ids[i], (run, query))
+            candidate = moves.propose(i, z, self.share(query), draw) if query else moves.start(i, draw)
+            logits = yield problem.logits(i, candidate)
+            reached = margin(logits, problem.y[i], self.targeted).to(lowest.dtype)
+            falls = reached < lowest
+            z = torch.where(falls.reshape(-1, *[1] * (z.ndim - 1)), candidate, z)
+            lowest = torch.where(falls, reached, lowest)
+            stays = problem.record(i, candidate, logits)
+            i, z, lowest = i[stays], z[stays], lowest[stays]
+            if not len(i):
+                return
 
     def _draw(self, ids: Tensor, step: tuple[int, int], count: int) -> Tensor:
         return counter_rng.uniform(self.seed, ids, (count,), step, torch.float64)

@@ -7,10 +7,11 @@ Papernot, McDaniel and Goodfellow, "Transferability in Machine Learning", 2016; 
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustgen.attacks.base import Attack
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
 from robustgen.fingerprint import model_fingerprint
 from robustgen.model import Model
 
@@ -43,11 +44,10 @@ class TransferAttack(Attack):
         for common in fields(Attack):
             object.__setattr__(self, common.name, getattr(self.attack, common.name))
 
-    def _search(self, problem: Problem) -> None:
-        i = problem.active()
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         on_surrogate = self.attack.for_training()
         x = on_surrogate(self.surrogate, problem.x[i], problem.y[i], ids=problem.ids[i], eps=problem.ball.eps[i])
-        problem.record(i, x, problem.logits(i, x))
+        problem.record(i, x, (yield problem.logits(i, x)))
 
     def for_training(self) -> "TransferAttack":
         return replace(self, attack=self.attack.for_training())

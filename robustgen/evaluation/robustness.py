@@ -10,6 +10,7 @@ from torch import Tensor
 
 from robustgen.attacks import FGSM, PGD, Attack, NoiseSearch, TransferAttack
 from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
 from robustgen.checks import check_bounds, check_ids, check_images, check_labels, nearest
 from robustgen.evaluation.chunks import PICTURES, Job, run_jobs
 from robustgen.evaluation.masking import run_masking_tests
@@ -39,8 +40,8 @@ class NoAttack(Attack):
 
     norms = ("Linf", "L2", "L1")
 
-    def _search(self, problem: Problem) -> None:
-        pass
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
+        yield from ()
 
 
 def evaluate_robustness(

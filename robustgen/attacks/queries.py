@@ -1,0 +1,133 @@
+"""The model under attack: the only place that asks it, and counts what it was asked."""
+
+import warnings
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks.losses import LOSSES
+from robustgen.model import Model, logits_of, naming_inputs
+
+__all__ = ["Answered", "Oracle", "Query", "Search", "gaps"]
+
+
+@dataclass(frozen=True)
+class Query:
+    """What a search yields to ask the model at ``z`` (n, ...), the points of its rows ``i`` (n,).
+
+    ``y`` (n,) are the labels that a gradient is about, ``rivals`` (n, k) the classes of its logit gaps. Queries of the
+    same ``kind`` are answered together: ("logits",), ("gradient", loss, targeted, samples), ("rivals", k, samples).
+    """
+
+    i: Tensor
+    z: Tensor
+    y: Tensor
+    rivals: Tensor
+    kind: tuple[Any, ...]
+
+
+# Yields queries and is sent their answers: logits (n, C), or logits and gradients.
+Search: TypeAlias = Generator[Query, Any, None]
+# A part of a search that ends with three tensors (n, ...).
+Answered: TypeAlias = Generator[Query, Any, tuple[Tensor, Tensor, Tensor]]
+
+
+def gaps(logits: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
+    """How far each of ``rivals`` (n, k) is behind ``y`` (n,), (n, k); -1 is the class that is highest, y apart."""
+    top = logits.detach().scatter(1, y[:, None], float("-inf")).argmax(1, keepdim=True)
+    return logits.gather(1, y[:, None]) - logits.gather(1, torch.where(rivals < 0, top, rivals))
+
+
+class Oracle:
+    """Answers queries about samples of ``x`` (N, ...), at most ``slots`` rows in one pass of the model.
+
+    ``stochastic``: whether two passes differ. ``forwards`` and ``backwards`` (N,): passes for each sample (the first
+    look at four of them is not counted). Searches may be answered by ``searched``, a prepared copy of the model;
+    verdicts never are.
+    """
+
+    def __init__(self, model: Model, x: Tensor, slots: int) -> None:
+        self.model = self.searched = model
+        self.slots = slots
+        self.forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
+        self.backwards = torch.zeros_like(self.forwards)
+        few = x[:4]
+        with naming_inputs(few):
+            self.first = self._forward(model, few)
+        # Two passes of a deterministic model may still differ in the last bits (atomics on a GPU).
+        again = self._forward(model, few)
+        self.stochastic = not torch.allclose(self.first, again, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+    def verdict(self, i: Tensor, z: Tensor) -> Tensor:
+        """The model's own logits (n, C) at ``z``, without gradient."""
+        self.forwards[i] += 1
+        return torch.cat([self._forward(self.model, part) for part in z.split(self.slots)])
+
+    def answer(self, queries: Sequence[Query]) -> list[Any]:
+        """One answer for each query; those of one kind share their passes."""
+        answers: list[Any] = [None] * len(queries)
+        for kind in dict.fromkeys(query.kind for query in queries):
+            chosen = [k for k, query in enumerate(queries) if query.kind == kind]
+            sizes = [len(queries[k].i) for k in chosen]
+            i, z, y, rivals = (
+                torch.cat([getattr(queries[k], name) for k in chosen]) for name in ("i", "z", "y", "rivals")
+            )
+            parts = zip(*(t.split(self.slots) for t in (i, z, y, rivals)), strict=True)
+            found = [self._answer(kind, *part) for part in parts]
+            columns = [torch.cat(column).split(sizes) for column in zip(*found, strict=True)]
+            for k, row in zip(chosen, zip(*columns, strict=True), strict=True):
+                answers[k] = row[0] if kind[0] == "logits" else row
+        return answers
+
+    def _answer(self, kind: tuple[Any, ...], i: Tensor, z: Tensor, y: Tensor, rivals: Tensor) -> tuple[Tensor, ...]:
+        if kind[0] == "logits":
+            self.forwards[i] += 1
+            return (self._forward(self.searched, z),)
+        if kind[0] == "gradient":
+            _, loss, targeted, samples = kind
+            logits, (direction,) = self._differentiate(i, z, lambda v: [LOSSES[loss](v, y, targeted)], samples)
+            return logits, direction
+        logits, gradients = self._differentiate(i, z, lambda v: list((-gaps(v, y, rivals)).unbind(1)), kind[2])
+        return logits, torch.stack(gradients, 1)
+
+    def _forward(self, model: Model, z: Tensor) -> Tensor:
+        with torch.no_grad():
+            logits = logits_of(model(z))
+        if len(logits) != len(z):
+            raise ValueError(f"the model returned {len(logits)} rows of logits for {len(z)} inputs")
+        return logits
+
+    def _differentiate(
+        self, i: Tensor, z: Tensor, values: Callable[[Tensor], list[Tensor]], samples: int
+    ) -> tuple[Tensor, list[Tensor]]:
+        """Mean logits (n, C) and the mean gradient (n, ...) of each of ``values(logits)``, (n,) every one."""
+        total_logits: Tensor | None = None
+        totals: list[Tensor] = []
+        self.forwards[i] += samples
+        for _ in range(samples):
+            with torch.enable_grad():
+                leaf = z.detach().clone().requires_grad_(True)
+                logits = logits_of(self.searched(leaf))
+                if not logits.requires_grad:
+                    raise ValueError("the model's logits do not depend on x through differentiable operations")
+                ascents = [value.sum() for value in values(logits)]
+                gradients = [
+                    torch.autograd.grad(a, leaf, allow_unused=True, retain_graph=k < len(ascents))[0]
+                    for k, a in enumerate(ascents, 1)
+                ]
+            self.backwards[i] += len(ascents)
+            if any(g is None for g in gradients):
+                raise ValueError("the model's logits do not depend on x through differentiable operations")
+            totals = [t + g for t, g in zip(totals, gradients, strict=True)] if totals else gradients
+            total_logits = logits.detach() if total_logits is None else total_logits + logits.detach()
+        if not all(bool(t.isfinite().all()) for t in totals):
+            warnings.warn(
+                "the model's gradient is NaN or Inf for some inputs; they cannot be attacked by it",
+                stacklevel=2,
+            )
+            totals = [torch.where(t.isfinite(), t, 0.0) for t in totals]
+        assert total_logits is not None
+        return total_logits / samples, totals
