@@ -3,7 +3,7 @@
 import copy
 import inspect
 import warnings
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +39,8 @@ def make(name: str, model: object, **common) -> Attack:
         pytest.skip(f"{name} has no {norm}")
     if name == "TransferAttack":
         return TransferAttack(surrogate=model, attack=PGD(steps=10, **common))
+    if name == "JointAttack":  # with a detector that lets everything pass
+        return attacks.JointAttack(steps=10, score=lambda z: 0 * z.flatten(1).sum(1), threshold=0.5, **common)
     extra = {
         "APGD": {"steps": 10, "restarts": 2},
         "APGDT": {"steps": 10},
@@ -356,6 +358,8 @@ def test_strength_against_a_closed_form(name, norm, loss, n_classes):
     attack = make(name, model, **common)
     if name in ("PGD", "APGD"):
         attack = getattr(attacks, name)(norm=norm, loss=loss, steps=50, restarts=5)
+    if name == "JointAttack":
+        attack = replace(attack, steps=50, restarts=5)
     if name == "TransferAttack":
         attack = TransferAttack(surrogate=model, attack=PGD(norm=norm, loss=loss, steps=50, restarts=5))
     assert attack.run(model, x, y, eps=1.1 * radius).success.float().mean() >= 0.95

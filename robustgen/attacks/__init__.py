@@ -12,6 +12,7 @@ from robustgen.attacks.engine import Engine
 from robustgen.attacks.fgsm import FGSM
 from robustgen.attacks.fmn import FMN
 from robustgen.attacks.hopskipjump import HopSkipJump
+from robustgen.attacks.joint import JointAttack
 from robustgen.attacks.mifgsm import MIFGSM
 from robustgen.attacks.noise import NoiseSearch
 from robustgen.attacks.on_sphere import SpherePGD
@@ -34,6 +35,7 @@ __all__ = [
     "EmbeddedInput",
     "Engine",
     "HopSkipJump",
+    "JointAttack",
     "NoiseSearch",
     "SpherePGD",
     "Square",

@@ -136,11 +136,11 @@ class Attack(ABC):
         with torch.inference_mode(False), torch.no_grad(), untouched(model, self.seed):
             x, y, ids, radius = (t.clone() if t.is_inference() else t for t in (x, y, ids, radius))
             engine = engine or Engine(prepare=self.early_stop)
-            oracle = Oracle(model, x, engine.slots)
+            oracle = Oracle(self._view(model), x, engine.slots)
             problem = self._problem(oracle, x, y, ids, radius)
             problem.begin()
             if engine.prepare and not oracle.stochastic and len(problem.active()):
-                oracle.searched = prepare(model, x[:8], precision=engine.precision).model
+                oracle.searched = prepare(oracle.model, x[:8], precision=engine.precision).model
             for part in self.parts():
                 if not len(problem.active()):
                     break
@@ -152,6 +152,10 @@ class Attack(ABC):
     def for_training(self) -> "Attack":
         """The same attack with ``early_stop=False``: every sample runs every step."""
         return replace(self, early_stop=False)
+
+    def _view(self, model: Model) -> Model:
+        """What is asked in place of the model."""
+        return model
 
     def _problem(self, oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, radius: Tensor) -> Problem:
         """Where to search and what to keep: the ball of ``radius`` (N,) and the point of lowest margin."""

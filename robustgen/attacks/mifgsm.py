@@ -13,7 +13,7 @@ from torch import Tensor
 from robustgen.attacks.base import Attack
 from robustgen.attacks.pgd import ascend
 from robustgen.attacks.problem import Problem
-from robustgen.attacks.queries import Search
+from robustgen.attacks.queries import Query, Search
 
 __all__ = ["MIFGSM"]
 
@@ -56,11 +56,14 @@ class MIFGSM(Attack):
         alpha = ball.eps / self.steps if self.step_size is None else torch.full_like(ball.eps, self.step_size)
         momentum = torch.zeros_like(problem.x)
 
-        def move(i: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+        def ask(i: Tensor, x: Tensor) -> Query:
+            return problem.gradient(i, x, self.loss, self.eot_samples)
+
+        def move(i: Tensor, x: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
             momentum[i] = self.decay * momentum[i] + _of_sum_one(gradient)
             return ball.project(i, x + ball.step(momentum[i], alpha[i]))
 
-        yield from ascend(problem, i, problem.x[i], move, self.steps, self.loss, self.eot_samples)
+        yield from ascend(problem, i, problem.x[i], self.steps, ask, move)
 
 
 def _of_sum_one(gradient: Tensor) -> Tensor:

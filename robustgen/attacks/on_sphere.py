@@ -16,7 +16,7 @@ from robustgen.attacks.ball import Ball
 from robustgen.attacks.base import Attack
 from robustgen.attacks.pgd import ascend
 from robustgen.attacks.problem import Problem
-from robustgen.attacks.queries import Search
+from robustgen.attacks.queries import Query, Search
 
 __all__ = ["SpherePGD"]
 
@@ -74,13 +74,16 @@ class SpherePGD(Attack):
             x = torch.where(cap.in_bounds(start), start, x)
         turn = 2.5 * cap.angle / self.steps if self.step_size is None else self.step_size / cap.radius
 
-        def move(i: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+        def ask(i: Tensor, x: Tensor) -> Query:
+            return problem.gradient(i, x, self.loss, self.eot_samples)
+
+        def move(i: Tensor, x: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
             moved = cap.step(i, x, gradient, turn[i])
             inside = cap.in_bounds(moved)
             turn[i] = torch.where(inside.flatten(), turn[i], turn[i] / 2)
             return torch.where(inside, moved, x)
 
-        yield from ascend(problem, i, x, move, self.steps, self.loss, self.eot_samples)
+        yield from ascend(problem, i, x, self.steps, ask, move)
 
 
 class _Cap:

@@ -14,7 +14,7 @@ from torch import Tensor
 from robustgen.attacks.base import Attack
 from robustgen.attacks.cycles import Visited
 from robustgen.attacks.problem import Problem
-from robustgen.attacks.queries import Search
+from robustgen.attacks.queries import Query, Search
 
 __all__ = ["PGD", "ascend"]
 
@@ -64,32 +64,33 @@ class PGD(Attack):
         alpha = 2.5 * ball.eps / self.steps if self.step_size is None else torch.full_like(ball.eps, self.step_size)
         x = ball.uniform(i, self.seed, problem.ids[i], (run,)) if self.random_start or run else problem.x[i]
 
-        def move(i: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+        def ask(i: Tensor, x: Tensor) -> Query:
+            return problem.gradient(i, x, self.loss, self.eot_samples)
+
+        def move(i: Tensor, x: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
             return ball.project(i, x + ball.step(gradient, alpha[i], at=x))
 
         repeats = self.norm == "Linf" and problem.early_stop and not problem.oracle.stochastic
-        visited = Visited(problem.y) if repeats else None
-        yield from ascend(problem, i, x, move, self.steps, self.loss, self.eot_samples, visited)
+        yield from ascend(problem, i, x, self.steps, ask, move, Visited(problem.y) if repeats else None)
 
 
 def ascend(
     problem: Problem,
     i: Tensor,
     x: Tensor,
-    move: Callable[[Tensor, Tensor, Tensor], Tensor],
     steps: int,
-    loss: str,
-    eot_samples: int,
+    ask: Callable[[Tensor, Tensor], Query],
+    move: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor],
     visited: Visited | None = None,
 ) -> Search:
-    """``steps`` times from ``x`` (n, ...) to ``move(rows, x, gradient of the loss)``, every point recorded."""
+    """``steps`` times from ``x`` (n, ...) to ``move(rows, x, *answer to ask(rows, x))``, every point recorded."""
     for _ in range(steps):
-        logits, gradient = yield problem.gradient(i, x, loss, eot_samples)
+        logits, slope = yield ask(i, x)
         stays = problem.record(i, x, logits)
         if visited is not None:
             stays &= ~visited.again(i, x)
-        i, x, gradient = i[stays], x[stays], gradient[stays]
+        i, x = i[stays], x[stays]
         if not len(i):
             return
-        x = move(i, x, gradient)
+        x = move(i, x, logits[stays], slope[stays])
     problem.record(i, x, (yield problem.logits(i, x)))

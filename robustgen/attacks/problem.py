@@ -81,6 +81,13 @@ class Problem(ABC):
         y = self.y[i] if towards is None else towards
         return Query(i, z, y, i[:, None], ("gradient", loss, targeted, samples))
 
+    def joint_gradients(self, i: Tensor, z: Tensor, loss: str, samples: int = 1) -> Query:
+        """For outputs (n, C + 1), logits and a score: asks for them at ``z`` and for two directions (n, 2, ...).
+
+        The first raises ``loss`` of the logits, the second lowers the score.
+        """
+        return Query(i, z, self.y[i], i[:, None], ("joint", loss, self.targeted, samples))
+
     def rival_gradients(self, i: Tensor, z: Tensor, rivals: Tensor, samples: int = 1) -> Query:
         """Asks for logits (n, C) at ``z`` and the gradients (n, k, ...) of the logits of ``rivals`` (n, k) less y's.
 
@@ -119,13 +126,17 @@ class Problem(ABC):
     def _fooled(self, i: Tensor, logits: Tensor) -> Tensor:
         return fooled(logits, self.y[i], self.targeted)
 
+    def _distance(self, i: Tensor, logits: Tensor) -> Tensor:
+        """How far these logits are from success, (n,)."""
+        return margin(logits, self.y[i], self.targeted)
+
     def _vote(self, i: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Whether most of ``votes`` fresh draws are fooled, their mean margin, whether over four fifths are."""
-        count, distance = torch.zeros_like(i), torch.zeros(len(i), dtype=z.dtype, device=z.device)
+        count, distance = torch.zeros_like(i), torch.zeros_like(i, dtype=torch.float64)
         for _ in range(self.votes):
             logits = self.oracle.verdict(i, z)
             count += self._fooled(i, logits)
-            distance += margin(logits, self.y[i], self.targeted).to(z.dtype) / self.votes
+            distance += self._distance(i, logits).double() / self.votes
         return 2 * count > self.votes, distance, 5 * count > 4 * self.votes
 
     def _check_clean(self, logits: Tensor) -> None:
@@ -148,14 +159,14 @@ class LowestMargin(Problem):
         a prepared copy takes for a success must be one on the model itself.
         """
         found = self.fools(i, logits)
-        rank = margin(logits, self.y[i], self.targeted)
+        rank = self._distance(i, logits).double()
         hit = found.nonzero().squeeze(1)
         if len(hit) and self.oracle.stochastic and self.early_stop:
             found[hit], rank[hit], _ = self._vote(i[hit], z[hit])
         elif len(hit) and self.oracle.searched is not self.oracle.model:
             own = self.oracle.verdict(i[hit], z[hit])
             found[hit] = self.fools(i[hit], own)
-            rank[hit] = margin(own, self.y[i[hit]], self.targeted).to(rank.dtype)
+            rank[hit] = self._distance(i[hit], own).double()
         better = (rank < self.rank[i]) | (found & ~self.solved[i])
         self._keep(i[better], z[better], rank[better])
         self.solved[i] |= found

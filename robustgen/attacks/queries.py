@@ -19,7 +19,8 @@ class Query:
     """What a search yields to ask the model at ``z`` (n, ...), the points of its rows ``i`` (n,).
 
     ``y`` (n,) are the labels that a gradient is about, ``rivals`` (n, k) the classes of its logit gaps. Queries of the
-    same ``kind`` are answered together: ("logits",), ("gradient", loss, targeted, samples), ("rivals", k, samples).
+    same ``kind`` are answered together: ("logits",), ("gradient", loss, targeted, samples), ("joint",
+    loss, targeted, samples), ("rivals", k, samples).
     """
 
     i: Tensor
@@ -90,7 +91,13 @@ class Oracle:
             _, loss, targeted, samples = kind
             logits, (direction,) = self._differentiate(i, z, lambda v: [LOSSES[loss](v, y, targeted)], samples)
             return logits, direction
-        logits, gradients = self._differentiate(i, z, lambda v: list((-gaps(v, y, rivals)).unbind(1)), kind[2])
+        if kind[0] == "joint":
+            _, loss, targeted, samples = kind
+            logits, gradients = self._differentiate(
+                i, z, lambda v: [LOSSES[loss](v[:, :-1], y, targeted), -v[:, -1]], samples
+            )
+        else:
+            logits, gradients = self._differentiate(i, z, lambda v: list((-gaps(v, y, rivals)).unbind(1)), kind[2])
         return logits, torch.stack(gradients, 1)
 
     def _forward(self, model: Model, z: Tensor) -> Tensor:
