@@ -20,8 +20,11 @@ class Problem(ABC):
 
     ``x`` (N, ...), ``y`` (N,), ``ids`` (N,), ``ball`` (where to search), ``best_x``, ``solved`` (N,), ``rank`` (N,) of
     best_x (lower is better). A subclass says what is better in :meth:`record`. Searches ask the model by yielding
-    what :meth:`logits`, :meth:`gradient` or :meth:`rival_gradients` return.
+    what :meth:`logits`, :meth:`gradient` or :meth:`rival_gradients` return. ``length``, perturbations (n, ...) -> (n,),
+    is None where searches stay within ``ball.eps`` by themselves; else only points that do count.
     """
+
+    length: Callable[[Tensor], Tensor] | None = None
 
     def __init__(
         self,
@@ -152,12 +155,21 @@ class Problem(ABC):
 class LowestMargin(Problem):
     """Within a given ball: kept is the point of lowest margin, and a success before any other."""
 
+
     def record(self, i: Tensor, z: Tensor, logits: Tensor) -> Tensor:
         """Keep ``z`` where its margin is the lowest so far or it solves a sample; returns which rows stay active.
 
         With a stochastic model a sample stops once most of some fresh draws are fooled; :meth:`finish` judges it. What
         a prepared copy takes for a success must be one on the model itself.
         """
+        if self.length is None:
+            return self._record(i, z, logits)
+        near = self.length(z.double() - self.x[i].double()) <= self.ball.eps[i]
+        stays = ~self.solved[i] if self.early_stop else torch.ones_like(near)
+        stays[near] = self._record(i[near], z[near], logits[near])
+        return stays
+
+    def _record(self, i: Tensor, z: Tensor, logits: Tensor) -> Tensor:
         found = self.fools(i, logits)
         rank = self._distance(i, logits).double()
         hit = found.nonzero().squeeze(1)
@@ -174,11 +186,7 @@ class LowestMargin(Problem):
 
 
 class Nearest(Problem):
-    """Without an eps: kept is the shortest success that is not farther than ``ball.eps``; x where there is none.
-
-    Args:
-        length: perturbations (n, ...) -> (n,).
-    """
+    """Without an eps: kept is the shortest success that is not farther than ``ball.eps``; x where there is none."""
 
     def __init__(self, *args: Any, length: Callable[[Tensor], Tensor], **rules: Any) -> None:
         super().__init__(*args, **rules)
@@ -198,6 +206,7 @@ class Nearest(Problem):
         nearest to win it are those that were lucky, and they fail the vote of :meth:`finish`. Those that fooled nearly
         all draws (8 of 9) take precedence over them.
         """
+        assert self.length is not None
         rank = self.length(z.double() - self.x[i].double())
         nearer, firm = rank < self.rank[i], torch.ones_like(self.firm[i])
         found = self.fools(i, logits) & (rank <= self.ball.eps[i]) & (nearer | ~self.firm[i])

@@ -1,0 +1,86 @@
+"""AutoAttack: four complementary attacks without parameters to tune, each on what the ones before left standing.
+
+Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble of diverse parameter-free attacks",
+2020, section 6 (Linf, L2); Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers",
+2021, section 5 (L1).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+
+from torch import Tensor
+
+from robustgen.attacks.apgd import APGD
+from robustgen.attacks.apgd_targeted import APGDT
+from robustgen.attacks.at_eps import AtEps
+from robustgen.attacks.base import Attack
+from robustgen.attacks.fab import FAB
+from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
+from robustgen.attacks.square import Square
+
+__all__ = ["AutoAttack"]
+
+VERSIONS = ("standard", "plus", "rand")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AutoAttack(Attack):
+    """The ensemble with its published budgets; a number made with others should not bear its name.
+
+    Args:
+        version: which attacks.
+
+            - "standard": :class:`~robustgen.attacks.APGD` on the cross-entropy, :class:`~robustgen.attacks.APGDT`,
+              targeted :class:`~robustgen.attacks.FAB`, :class:`~robustgen.attacks.Square`.
+            - "plus": these, APGD with the ratio loss (which needs 3 classes: with fewer it is the margin) and FAB in
+              its untargeted form; five restarts of both APGD and of untargeted FAB.
+            - "rand", for stochastic models: APGD on both losses, gradients averaged over 20 draws.
+        steps: of every gradient attack.
+        n_targets: classes of the targeted attacks, C - 1 if there are fewer.
+        n_queries: of Square.
+
+    The others are those of :class:`~robustgen.attacks.Attack`. Of all points visited the one of lowest margin is
+    returned. Attacks with ``early_stop=False`` run on every sample.
+
+    Raises:
+        ValueError: as every attack, or an unknown version.
+
+    >>> import torch
+    >>> linear = torch.nn.Linear(2, 3, bias=False)
+    >>> _ = linear.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0], [-1.0, -1.0]]))
+    >>> AutoAttack(eps=0.13).run(linear, torch.tensor([[0.75, 0.5]]), torch.tensor([0])).success.item()
+    True
+    """
+
+    norms = ("Linf", "L2", "L1")
+
+    version: str = "standard"
+    steps: int = 100
+    n_targets: int = 9
+    n_queries: int = 5000
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.version not in VERSIONS:
+            raise ValueError(f"unknown version {self.version!r}; known: {', '.join(VERSIONS)}")
+        self.parts()
+
+    def parts(self) -> Sequence[Attack]:
+        """The attacks, the cheapest first."""
+        common = {f.name: getattr(self, f.name) for f in fields(Attack)}
+        steps = common | {"steps": self.steps}
+        near = {k: v for k, v in steps.items() if k != "eps"}
+        if self.version == "rand":
+            return tuple(APGD(**steps, loss=loss, eot_samples=20) for loss in ("ce", "dlr"))
+        boundary = AtEps(attack=FAB(**near, n_targets=self.n_targets), eps=self.eps)
+        targeted = (APGDT(**steps, n_targets=self.n_targets), boundary)
+        square = Square(**common, n_queries=self.n_queries)
+        if self.version == "standard":
+            return (APGD(**steps), *targeted, square)
+        again = {"restarts": 5}
+        boundary = AtEps(attack=FAB(**near, **again), eps=self.eps)
+        return (APGD(**steps, **again), APGD(**steps, **again, loss="dlr"), boundary, square, *targeted)
+
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
+        raise NotImplementedError("its parts search")
