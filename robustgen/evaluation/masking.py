@@ -21,6 +21,7 @@ __all__ = [
     "VERDICTS",
     "VIOLATED",
     "MaskingTest",
+    "above",
     "at_most",
     "monotone",
     "paired",
@@ -42,6 +43,7 @@ class MaskingTest:
         difference: by how much it is violated, in accuracy (negative: with room to spare); None if not run.
         standard_error: of the difference, paired over examples.
         n: examples.
+        advice: what to do where it is violated, in one sentence.
     """
 
     name: str
@@ -50,6 +52,7 @@ class MaskingTest:
     difference: float | None = None
     standard_error: float | None = None
     n: int = 0
+    advice: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -65,6 +68,14 @@ def paired(difference: Tensor) -> tuple[float, float]:
 
 def _verdict(excess: float, error: float) -> str:
     return VIOLATED if excess > 0 and excess > 2 * error else HOLDS
+
+
+def above(name: str, values: Tensor, what: str, threshold: float, advice: str) -> MaskingTest:
+    """The mean of ``values`` (N,), a share or a measure in [0, 1] named ``what``, must not exceed a threshold."""
+    excess, error = paired(values.double() - threshold)
+    limit = f", at most {threshold:g}" if threshold else ""
+    detail = f"{what}: {excess + threshold:.3g}{limit} (n = {len(values)}, standard error {error:.2g})"
+    return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(values), advice)
 
 
 def at_most(name: str, stronger: tuple[str, Tensor], weaker: tuple[str, Tensor]) -> MaskingTest:
