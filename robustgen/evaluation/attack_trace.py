@@ -21,7 +21,7 @@ class Trace:
     """The path of an attack on one input.
 
     A path holds the points at which a gradient was taken, in their order, and the last point that was asked about.
-    Queries of one point in a row, such as the draws of an expectation over transformation, are one step: their mean.
+    Where a gradient is the mean of several draws (expectation over transformation), each draw is a point.
 
     Attributes:
         losses: float64 (T,), what the attack ascends.
@@ -73,10 +73,10 @@ def trace_attack(attack: AttackCall, model: Model, x: Tensor, y: Tensor, *, loss
 
 
 class _Step:
-    """One point and the queries made of it in a row."""
+    """One point that the attack asked about."""
 
-    def __init__(self, z: Tensor, loss: Tensor, with_gradient: bool) -> None:
-        self.z, self.losses, self.with_gradient, self.norm = z, [loss], with_gradient, torch.zeros((), dtype=loss.dtype)
+    def __init__(self, loss: Tensor, with_gradient: bool) -> None:
+        self.loss, self.with_gradient, self.norm = loss, with_gradient, torch.zeros_like(loss)
 
 
 class _Recorder(nn.Module):
@@ -94,29 +94,20 @@ class _Recorder(nn.Module):
         y = self.y.expand(len(z))
         followed = torch.is_grad_enabled() and z.requires_grad
         losses = self.loss(logits, y).double().cpu()
-        points = z.detach().clone()
-        self.fooling += points[fooled(logits, y)].unbind(0)
-        steps = [self._step(*row, followed) for row in zip(points, losses, strict=True)]
+        self.fooling += z.detach()[fooled(logits, y)].unbind(0)
+        steps = [_Step(loss, followed) for loss in losses]
+        self.steps += steps
         if followed:
             z.register_hook(lambda gradient: _note(steps, gradient))
         return output
-
-    def _step(self, z: Tensor, loss: Tensor, followed: bool) -> _Step:
-        last = self.steps[-1] if self.steps else None
-        if last is not None and last.with_gradient == followed and torch.equal(last.z, z):
-            last.losses.append(loss)
-            return last
-        self.steps.append(_Step(z, loss, followed))
-        return self.steps[-1]
 
     def trace(self, x_adv: Tensor) -> Trace:
         path = [s for s in self.steps if s.with_gradient]
         norms = torch.stack([s.norm for s in path]) if path else torch.empty(0, dtype=torch.float64)
         if self.steps and not self.steps[-1].with_gradient:
             path.append(self.steps[-1])
-        losses = [torch.stack(s.losses).mean() for s in path]
         return Trace(
-            torch.stack(losses) if losses else torch.empty(0, dtype=torch.float64),
+            torch.stack([s.loss for s in path]) if path else torch.empty(0, dtype=torch.float64),
             norms,
             torch.stack(self.fooling) if self.fooling else x_adv.new_empty(0, *x_adv.shape),
             x_adv,
