@@ -34,8 +34,8 @@ ADVICE = "Strengthen the attack (more steps, another loss, usable gradients) unt
 REQUIRED = 0.95  # of the inputs, as in the paper
 TOO_EASY = 0.5  # share of the inputs that random points solve, from which on a success says little
 INNER_RADIUS = 0.95  # of eps, as in the paper
-CLOSENESS = 0.9  # where the decision is made, from the outermost inner point (0) to the point on the surface (1)
-RIDGE = 0.1  # of the mean variance of the features, added to each: less makes read-outs that are not linear in x
+CLOSENESS = 0.7  # where the decision is made, from the outermost inner point (0) to the point on the surface (1)
+RIDGE = 1.0  # of the mean variance of the features, added to each: with less, read-outs hang on kinks of the network
 SPARSE = 4  # coordinates that an extreme point of the L1 ball moves
 
 
@@ -56,7 +56,7 @@ class Binarization:
     features: str
 
     def to_test(self) -> MaskingTest:
-        """Violated where the attack solves less than 95 % of the feasible inputs."""
+        """Violated where the attack misses more than one of the feasible inputs and more than 5 %."""
         n = int(self.feasible.sum())
         if not n:
             why = f"no linear read-out of the {self.features} separates the points of the ball"
@@ -68,7 +68,8 @@ class Binarization:
             f"{int(found.sum())} of {n} found, random points {int(by_chance.sum())}; {len(self.feasible) - n} inputs "
             f"without a read-out of the {self.features}"
         )
-        verdict = VIOLATED if miss > 0 else NOT_RUN if chance > TOO_EASY else HOLDS
+        violated = miss > 0 and int((~found).sum()) > 1
+        verdict = VIOLATED if violated else NOT_RUN if chance > TOO_EASY else HOLDS
         if verdict == NOT_RUN:
             detail = f"too easy to tell: {detail}"
         return MaskingTest(NAME, verdict, detail, miss, error, n, ADVICE)
