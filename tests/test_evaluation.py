@@ -40,8 +40,14 @@ def test_accuracies_are_the_closed_form(linear):
     for e, standing in report.curve[1:]:
         assert (standing != (radius > e)).sum() <= 1
     verdicts = {t.name: t.verdict for t in report.masking}
-    assert verdicts.pop("white-box is at least as strong as black-box") == "not run"
-    assert set(verdicts.values()) == {"holds"}
+    unasked = [name for name, verdict in verdicts.items() if verdict == "not run"]
+    assert [name.split(": ")[-1] for name in unasked] == [
+        "white-box is at least as strong as black-box",  # no surrogate
+        "successes survive 8-bit rounding",  # the inputs are real-valued
+        "what fools the attacked model fools the network",  # no surrogate
+        "the attack finds examples that are known to be there",  # two logits of a line hold too little
+    ]
+    assert "violated" not in verdicts.values()
     assert report.to_dict()["clean_accuracy"]["low"] == wilson_interval(108, 120)[0]
 
 

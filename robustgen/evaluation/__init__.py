@@ -1,6 +1,8 @@
 """Evaluation: robustness and tests for gradient masking, detection metrics, the report."""
 
+from robustgen.evaluation.binarization import Binarization, binarization_test
 from robustgen.evaluation.detection import evaluate_detection
+from robustgen.evaluation.indicators import indicators_of_failure
 from robustgen.evaluation.masking import MaskingTest
 from robustgen.evaluation.metrics import (
     AUPR,
@@ -17,25 +19,32 @@ from robustgen.evaluation.report import draw_html, load_report, write_report
 from robustgen.evaluation.robustness import evaluate_robustness
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
 from robustgen.evaluation.substitute import Substitute, train_substitute
+from robustgen.evaluation.verifier import RoundedCheck, Verification, verify
 
 __all__ = [
     "AUPR",
     "AttackOutcome",
+    "Binarization",
     "MaskingTest",
     "RobustnessReport",
     "RocCurve",
+    "RoundedCheck",
     "Substitute",
+    "Verification",
     "aupr_trapezoid",
     "auroc",
     "average_precision",
+    "binarization_test",
     "detection_metrics",
     "draw_html",
     "evaluate_detection",
     "evaluate_robustness",
     "fpr_at_tpr",
+    "indicators_of_failure",
     "load_report",
     "roc_curve",
     "train_substitute",
+    "verify",
     "wilson_interval",
     "write_report",
 ]

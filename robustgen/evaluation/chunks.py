@@ -21,10 +21,11 @@ PICTURES = 8  # adversarial inputs kept for the report
 
 
 class Job(NamedTuple):
-    """One attack on the first ``n`` examples."""
+    """One attack on the first ``n`` examples; of the adversarial inputs, the first ``keep`` are kept."""
 
     attack: Attack
     n: int
+    keep: int = PICTURES
 
 
 def run_jobs(
@@ -40,7 +41,7 @@ def run_jobs(
     progress: bool = False,
     title: str = "attacks",
 ) -> dict[str, AttackResult]:
-    """Run every job in chunks of ``batch_size``; the results are whole, but for ``x_adv``: its first few rows.
+    """Run every job in chunks of ``batch_size``; the results are whole, but for ``x_adv``: its first rows.
 
     Raises:
         ValueError: ``run_dir`` holds an evaluation already (without ``resume``), or one of another model, of other
@@ -61,8 +62,8 @@ def run_jobs(
                     result = job.attack.run(model, x[rows], y[rows], ids=ids[rows])
                     if store:
                         store.save(k, start, result)
-                pictures = result.x_adv[: max(0, PICTURES - start)].clone()  # not all of them: a job may be large
-                chunks.append(replace(result, x_adv=pictures))
+                kept = result.x_adv[: max(0, job.keep - start)].clone()  # not all of them: a job may be large
+                chunks.append(replace(result, x_adv=kept))
                 bar.update(len(result.success))
             done[label] = _whole(chunks)
     return done

@@ -13,15 +13,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustgen.attacks import FGSM, PGD, Attack, NoiseSearch, TransferAttack
+from robustgen.attacks import APGD, APGDT, FGSM, MIFGSM, PGD, Attack, NoiseSearch, Square, TransferAttack
 
 __all__ = [
+    "GRADIENT_ATTACKS",
     "HOLDS",
     "NOT_RUN",
     "VERDICTS",
     "VIOLATED",
     "MaskingTest",
+    "above",
     "at_most",
+    "found_alone",
     "monotone",
     "paired",
     "reaches_zero",
@@ -42,6 +45,7 @@ class MaskingTest:
         difference: by how much it is violated, in accuracy (negative: with room to spare); None if not run.
         standard_error: of the difference, paired over examples.
         n: examples.
+        advice: what to do where it is violated, in one sentence.
     """
 
     name: str
@@ -50,6 +54,7 @@ class MaskingTest:
     difference: float | None = None
     standard_error: float | None = None
     n: int = 0
+    advice: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON-able."""
@@ -67,7 +72,15 @@ def _verdict(excess: float, error: float) -> str:
     return VIOLATED if excess > 0 and excess > 2 * error else HOLDS
 
 
-def at_most(name: str, stronger: tuple[str, Tensor], weaker: tuple[str, Tensor]) -> MaskingTest:
+def above(name: str, values: Tensor, what: str, threshold: float, advice: str) -> MaskingTest:
+    """The mean of ``values`` (N,), a share or a measure in [0, 1] named ``what``, must not exceed a threshold."""
+    excess, error = paired(values.double() - threshold)
+    limit = f", at most {threshold:g}" if threshold else ""
+    detail = f"{what}: {excess + threshold:.3g}{limit} (n = {len(values)}, standard error {error:.2g})"
+    return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(values), advice)
+
+
+def at_most(name: str, stronger: tuple[str, Tensor], weaker: tuple[str, Tensor], advice: str = "") -> MaskingTest:
     """Accuracy under the first attack must be at most that under the second.
 
     Args:
@@ -79,17 +92,17 @@ def at_most(name: str, stronger: tuple[str, Tensor], weaker: tuple[str, Tensor])
         f"{strong_name} leaves {strong.double().mean():.1%}, {weak_name} {weak.double().mean():.1%} "
         f"(difference {100 * excess:+.1f} points, standard error {100 * error:.1f})"
     )
-    return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(strong))
+    return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(strong), advice)
 
 
-def reaches_zero(name: str, standing: Tensor) -> MaskingTest:
+def reaches_zero(name: str, standing: Tensor, advice: str = "") -> MaskingTest:
     """An attack without a bound must leave nothing standing, up to two standard errors."""
     excess, error = paired(standing)
     detail = f"{standing.double().mean():.1%} of {len(standing)} still stand (standard error {100 * error:.1f} points)"
-    return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(standing))
+    return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(standing), advice)
 
 
-def monotone(name: str, eps: Sequence[float], standing: Sequence[Tensor]) -> MaskingTest:
+def monotone(name: str, eps: Sequence[float], standing: Sequence[Tensor], advice: str = "") -> MaskingTest:
     """Accuracy must not rise from one eps to the next; the worst step decides."""
     steps = [paired(b.double() - a.double()) for a, b in pairwise(standing)]
     worst = max(range(len(steps)), key=lambda k: steps[k][0] - 2 * steps[k][1])
@@ -99,7 +112,26 @@ def monotone(name: str, eps: Sequence[float], standing: Sequence[Tensor]) -> Mas
         f"{path}; largest step {100 * excess:+.1f} points, from {eps[worst]:.3g} to {eps[worst + 1]:.3g} "
         f"(standard error {100 * error:.1f})"
     )
-    return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(torch.atleast_1d(standing[0])))
+    return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(torch.atleast_1d(standing[0])), advice)
+
+
+def found_alone(name: str, weaker: tuple[str, Tensor], stronger: tuple[str, Tensor], advice: str) -> MaskingTest:
+    """No example may fall to the weaker attack alone; per example, where :func:`at_most` compares the totals."""
+    (weak_name, weak), (strong_name, strong) = weaker, stronger
+    alone = strong & ~weak
+    excess, error = paired(alone)
+    detail = (
+        f"{int(alone.sum())} of {len(alone)} fall to {weak_name} and not to {strong_name} "
+        f"(standard error {100 * error:.1f} points)"
+    )
+    return MaskingTest(name, _verdict(excess, error), detail, excess, error, len(alone), advice)
+
+
+GRADIENT_ATTACKS = (FGSM, MIFGSM, PGD, APGD, APGDT)
+BETTER_GRADIENTS = (
+    "The gradients mislead: attack a differentiable approximation (bpda), average over draws (eot_samples), or rely on "
+    "Square and transfer."
+)
 
 
 def run_masking_tests(
@@ -123,32 +155,51 @@ def run_masking_tests(
         return {name: standing[name] for name, a in attacks.items() if isinstance(a, kinds) and a.eps == eps}
 
     def compare(
-        name: str, strong_title: str, strong: dict[str, Tensor], weak_title: str, weak: dict[str, Tensor]
+        name: str,
+        strong_title: str,
+        strong: dict[str, Tensor],
+        weak_title: str,
+        weak: dict[str, Tensor],
+        advice: str,
+        by_example: bool = False,
     ) -> None:
         missing = strong_title if not strong else weak_title if not weak else None
         if missing:
-            tests.append(MaskingTest(name, NOT_RUN, f"no {missing} attack was run at eps {eps:g}"))
+            why = f"no {missing} attack was run at eps {eps:g}"
+            tests.append(MaskingTest(name, NOT_RUN, why, advice=advice))
             return
         if len(next(iter(strong.values()))) < 2:
-            tests.append(MaskingTest(name, NOT_RUN, "one example has no standard error"))
+            tests.append(MaskingTest(name, NOT_RUN, "one example has no standard error", advice=advice))
             return
-        sides = [
+        one, two = (
             (next(iter(side)) if len(side) == 1 else title, torch.stack(list(side.values())).all(0))
             for title, side in ((strong_title, strong), (weak_title, weak))
-        ]
-        tests.append(at_most(name, *sides))
+        )
+        tests.append(found_alone(name, two, one, advice) if by_example else at_most(name, one, two, advice))
 
     tests: list[MaskingTest] = []
-    white = group(FGSM, PGD)
-    black = group(TransferAttack)
-    compare("white-box is at least as strong as black-box", "white-box", white, "black-box (surrogate)", black)
-    compare("PGD is at least as strong as FGSM", "PGD", group(PGD), "FGSM", group(FGSM))
-    compare("gradients are at least as strong as noise", "white-box", white, "noise", group(NoiseSearch))
-    name = "unbounded PGD breaks everything"
-    tests.append(MaskingTest(name, NOT_RUN, "switched off") if unbounded is None else reaches_zero(name, unbounded))
-    name = "accuracy falls as eps grows"
-    if curve is None:
-        tests.append(MaskingTest(name, NOT_RUN, "switched off"))
+    white, black = group(*GRADIENT_ATTACKS), group(TransferAttack)
+    blind = group(TransferAttack, Square, NoiseSearch)
+    name = "white-box is at least as strong as black-box"
+    compare(name, "white-box", white, "black-box (surrogate)", black, BETTER_GRADIENTS)
+    name = "no example falls to black-box attacks alone"
+    compare(name, "white-box", white, "black-box", blind, BETTER_GRADIENTS, by_example=True)
+    name = "PGD is at least as strong as FGSM"
+    more_steps = "The steps of PGD lead astray: shorten them or take more, and look at the gradients."
+    compare(name, "PGD", group(PGD), "FGSM", group(FGSM), more_steps)
+    name = "gradients are at least as strong as noise"
+    compare(name, "white-box", white, "noise", group(NoiseSearch), BETTER_GRADIENTS)
+    name, advice = (
+        "unbounded PGD breaks everything",
+        "No number of this report counts until an unbounded attack succeeds.",
+    )
+    if unbounded is None:
+        tests.append(MaskingTest(name, NOT_RUN, "switched off", advice=advice))
     else:
-        tests.append(monotone(name, [eps for eps, _ in curve], [s for _, s in curve]))
+        tests.append(reaches_zero(name, unbounded, advice))
+    name, advice = "accuracy falls as eps grows", "PGD loses its way in larger balls: take more steps and restarts."
+    if curve is None:
+        tests.append(MaskingTest(name, NOT_RUN, "switched off", advice=advice))
+    else:
+        tests.append(monotone(name, [eps for eps, _ in curve], [s for _, s in curve], advice))
     return tests

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from robustgen.evaluation.masking import VERDICTS
+from robustgen.evaluation.masking import VERDICTS, VIOLATED
 from robustgen.files import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -161,9 +161,11 @@ def _accuracy_table(networks: list[dict[str, Any]]) -> _Table:
 
 def _masking_table(networks: list[dict[str, Any]]) -> _Table:
     rows: list[list[object]] = [
-        [n["name"], t["name"], t["verdict"], t["detail"]] for n in networks for t in n["masking_tests"]
+        [n["name"], t["name"], t["verdict"], t["detail"], t.get("advice", "") if t["verdict"] == VIOLATED else ""]
+        for n in networks
+        for t in n["masking_tests"]
     ]
-    return ["network", "masking test", "verdict", "numbers"], rows
+    return ["network", "masking test", "verdict", "numbers", "what to do"], rows
 
 
 def _detection_table(detection: list[dict[str, Any]]) -> _Table:

@@ -13,6 +13,7 @@ from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
 from robustgen.checks import check_bounds, check_ids, check_images, check_labels, nearest
 from robustgen.evaluation.chunks import PICTURES, Job, run_jobs
+from robustgen.evaluation.diagnostics import PROBED, diagnose, probe_jobs
 from robustgen.evaluation.masking import run_masking_tests
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
 from robustgen.model import Model
@@ -78,8 +79,12 @@ def evaluate_robustness(
             then be an nn.Module, so that another one is recognised.
         seed: of the attacks.
         surrogate: a substitute model; adds black-box transfer of FGSM and of PGD, and the white-against-black test.
-        masking_tests: run the tests for gradient masking: PGD at multiples of eps and without a bound, on the first
-            ``sweep_examples`` examples.
+        masking_tests: run the tests for gradient masking and the other diagnostics of the attacks. On the first
+            ``sweep_examples`` examples: PGD at multiples of eps and without a bound (340 gradient steps each); on 200
+            of these at most: PGD with three losses, with twice the steps and with twice the restarts, and to the end
+            for the 8-bit check (320), and every success verified; on 20 of these, one by one: the six indicators of
+            attack failure and the binarization test, of the attack with the most steps (two runs of it, one without a
+            bound, and some 500 forward passes).
         batch_size: examples in a chunk.
         name: of the network in the report.
         progress: show a progress bar.
@@ -112,14 +117,16 @@ def evaluate_robustness(
             on_surrogate = kind(eps=eps, norm=norm, bounds=bounds, seed=seed)
             chosen[f"transfer {kind.__name__}"] = TransferAttack(surrogate=surrogate, attack=on_surrogate)
     few = min(len(x), sweep_examples)
+    keep = max(PICTURES, min(few, PROBED)) if masking_tests else PICTURES
     pgd = PGD(eps=eps, norm=norm, bounds=bounds, seed=seed)
     span = (bounds[1] - bounds[0]) * x[0].numel() ** {"Linf": 0.0, "L2": 0.5, "L1": 1.0}[norm]
     sweep = {m * eps: f"sweep: {m * eps:.6g}" for m in SWEEP if m * eps < span} if masking_tests else {}
     jobs = {"clean": Job(NoAttack(norm=norm, bounds=bounds, seed=seed), len(x))}
-    jobs |= {f"attack: {label}": Job(attack, len(x)) for label, attack in chosen.items()}
+    jobs |= {f"attack: {label}": Job(attack, len(x), keep) for label, attack in chosen.items()}
     jobs |= {label: Job(replace(pgd, eps=e), few) for e, label in sweep.items()}
     if masking_tests:
         jobs["unbounded"] = Job(replace(pgd, eps=span, steps=100), few)
+        jobs |= probe_jobs(pgd, few)
     done = run_jobs(
         jobs,
         model,
@@ -139,7 +146,16 @@ def evaluate_robustness(
     pictures = x[:PICTURES].cpu().clone()
     for label in reversed(chosen):  # of the first attack that succeeded
         broken = found[label].success[:PICTURES]
-        pictures[broken] = found[label].x_adv[broken]
+        pictures[broken] = found[label].x_adv[:PICTURES][broken]
+    masking = run_masking_tests(
+        chosen,
+        {label: ~found[label].success for label in chosen},
+        eps=eps,
+        unbounded=~done["unbounded"].success if masking_tests else None,
+        curve=curve if sweep else None,
+    )
+    if masking_tests:
+        masking += diagnose(model, x, y, chosen, found, done, clean, pgd, span)
     return RobustnessReport(
         name=name,
         eps=eps,
@@ -154,13 +170,7 @@ def evaluate_robustness(
             for r in (found[label],)
         },
         curve=curve if sweep else [],
-        masking=run_masking_tests(
-            chosen,
-            {label: ~found[label].success for label in chosen},
-            eps=eps,
-            unbounded=~done["unbounded"].success if masking_tests else None,
-            curve=curve if sweep else None,
-        ),
+        masking=masking,
         examples=(x[:PICTURES].cpu(), pictures),
         seed=seed,
         wall_seconds=time.monotonic() - started,

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustgen.evaluation.masking import MaskingTest
+from robustgen.evaluation.masking import VIOLATED, MaskingTest
 from robustgen.evaluation.metrics import wilson_interval
 from robustgen.evaluation.report import encode_pictures, write_report
 from robustgen.files import environment
@@ -48,7 +48,7 @@ class RobustnessReport:
         clean: bool (N,), classified correctly without attack.
         outcomes: by attack name.
         curve: (eps, bool (n,) still standing under PGD) for each eps of the sweep, on the first n examples.
-        masking: the tests for gradient masking.
+        masking: the tests for gradient masking and the other diagnostics of the attacks.
         examples: x and worst-case x_adv of the first few inputs, for pictures.
         seed, environment, wall_seconds: how it was made.
     """
@@ -135,5 +135,8 @@ class RobustnessReport:
         rows.append(line("clean", self.clean))
         rows += [line(name, o.standing) for name, o in self.outcomes.items()]
         rows.append(line("worst case (upper bound)", self.standing))
-        rows += [f"  masking test, {t.name}: {t.verdict} - {t.detail}" for t in self.masking]
+        for t in self.masking:
+            rows.append(f"  masking test, {t.name}: {t.verdict} - {t.detail}")
+            if t.verdict == VIOLATED:
+                rows.append(f"    {t.advice}")
         return "\n".join(rows)

@@ -1,0 +1,166 @@
+"""The verifier accepts what is in the closed ball to the last bit and fools the model, and nothing else."""
+
+import math
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from robustgen.attacks import FMN, PGD
+from robustgen.evaluation import verify
+
+ZERO = torch.zeros(1, dtype=torch.int64)
+
+
+def always_wrong(x):
+    return torch.stack([torch.zeros(len(x)), torch.ones(len(x))], 1) + 0 * x.flatten(1).sum(1, keepdim=True)
+
+
+def up(z):
+    return torch.nextafter(z, torch.full_like(z, 2.0))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_one_ulp_decides(norm, dtype):
+    """Points whose distance is exactly eps in dyadic numbers, and their neighbours."""
+    x = torch.full((1, 4), 0.5, dtype=dtype)
+    step = {"Linf": [0.25, 0, 0.25, 0], "L2": [0.1875, 0.25, 0, 0], "L1": [0.125, 0.0625, 0.0625, 0.0625]}[norm]
+    eps = {"Linf": 0.25, "L2": 0.3125, "L1": 0.3125}[norm]
+    on = x + torch.tensor([step], dtype=dtype)
+    rules = {"norm": norm, "y": ZERO}
+    assert verify(always_wrong, x, on, eps=eps, **rules).accepted.item()
+    assert not verify(always_wrong, x, on, eps=math.nextafter(eps, 0), **rules).accepted.item()
+    for k in (0, 1) if norm != "Linf" else (0, 2):
+        past = on.clone()
+        past[0, k] = up(on[0, k])
+        found = verify(always_wrong, x, past, eps=eps, **rules)
+        assert not found.accepted.item()
+        assert found.reasons[0].startswith("outside the ball")
+
+
+def test_the_ball_is_exact_where_float64_rounds():
+    """1 + 2^-60 away rounds to 1 in float64: only exact arithmetic sees that it is outside."""
+    tiny = 2.0**-60
+    x = torch.tensor([[-tiny, 0.0], [tiny, 0.0]])
+    z = torch.tensor([[1.0, 0.0], [1.0, 0.0]])
+    for norm in ("Linf", "L2", "L1"):
+        found = verify(always_wrong, x, z, ZERO.expand(2), eps=1.0, norm=norm, bounds=(-1.0, 1.0))
+        assert found.accepted.tolist() == [False, True]
+
+
+@pytest.mark.parametrize("norm", ["L2", "L1"])
+def test_random_points_against_fractions(norm):
+    torch.manual_seed(1)
+    x, z = torch.rand(40, 30), torch.rand(40, 30)
+    power = 2 if norm == "L2" else 1
+    exact = [
+        sum(abs(Fraction(b) - Fraction(a)) ** power for a, b in zip(*rows, strict=True))
+        for rows in zip(x.tolist(), z.tolist(), strict=True)
+    ]
+    eps = torch.tensor([float(e) ** (1 / power) for e in exact], dtype=torch.float64)  # as close as it gets
+    eps[::2] = torch.nextafter(eps[::2], torch.zeros(20, dtype=torch.float64))
+    found = verify(always_wrong, x, z, ZERO.expand(40), eps=eps, norm=norm)
+    inside = [e <= Fraction(r) ** power for e, r in zip(exact, eps.tolist(), strict=True)]
+    assert found.accepted.tolist() == inside
+    assert 5 < sum(inside) < 35
+
+
+def test_every_reason():
+    model = lambda x: torch.stack([x.sum(1), 1 - x.sum(1)], 1)  # class 0 where the sum is over a half
+    x = torch.tensor([[0.5, 0.25]]).repeat(6, 1)
+    z = torch.tensor([[0.25, 0.125], [float("nan"), 0.1], [0.25, -1e-30], [0.5, 0.25], [0.0, 0.0], [0.2, float("inf")]])
+    found = verify(model, x, z, torch.zeros(6, dtype=torch.int64), eps=0.25, norm="Linf")
+    assert found.accepted.tolist() == [True, False, False, False, False, False]
+    expected = ["", "NaN or Inf", "outside the bounds", "does not fool", "outside the ball", "NaN or Inf"]
+    assert all(r.startswith(e) for r, e in zip(found.reasons, expected, strict=True))
+    assert found.distance.isnan().tolist() == [False, True, False, False, False, True]
+    double = verify(model, x, z.double(), torch.zeros(6, dtype=torch.int64), eps=0.25, norm="Linf")
+    assert double.reasons[0] == "torch.float64 instead of torch.float32"
+    targets = torch.ones(6, dtype=torch.int64)
+    assert verify(model, x, z, targets, eps=0.25, norm="Linf", targeted=True).accepted.tolist() == [True] + 5 * [False]
+    assert verify(model, x[:0], z[:0], ZERO[:0], eps=0.25, norm="L0").reasons == ()
+
+
+def test_logits_that_are_not_finite_predict_nothing():
+    broken = lambda x: torch.stack([x[:, 0] / 0, x[:, 0]], 1)
+    x = torch.full((1, 2), 0.5)
+    assert verify(broken, x, x, ZERO, eps=0.1, norm="L2").accepted.item()
+    assert not verify(broken, x, x, ZERO, eps=0.1, norm="L2", targeted=True).accepted.item()
+
+
+def test_the_model_is_asked_in_eval_mode_and_left_alone():
+    model = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.Dropout(0.9), nn.Linear(8, 2)).train()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    x = torch.rand(50, 4)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        y = model.eval()(x).argmax(1)
+    model.train()
+    found = verify(model, x, x, y, eps=0.0, norm="Linf", rounding=True)
+    assert not found.accepted.any()  # in train mode dropout alone would fool it
+    assert set(found.votes.tolist()) == {0.0}
+    assert torch.equal(torch.get_rng_state(), state)
+    assert model.training
+    assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
+
+
+def test_a_stochastic_model_takes_a_majority():
+    def often(share):
+        def model(x):
+            wrong = (torch.rand(len(x)) < share).float()
+            return torch.stack([1 - wrong, wrong], 1)
+
+        return model
+
+    x, y = torch.rand(400, 3), torch.zeros(400, dtype=torch.int64)
+    rare = verify(often(0.2), x, x, y, eps=0.0, norm="Linf")
+    assert rare.accepted.double().mean() < 0.06  # one draw would accept a fifth
+    assert any("fools only" in r for r in rare.reasons)
+    assert verify(often(0.8), x, x, y, eps=0.0, norm="Linf").accepted.double().mean() > 0.94
+
+
+def test_what_the_attacks_claim_is_verified():
+    model = nn.Sequential(nn.Linear(20, 30), nn.ReLU(), nn.Linear(30, 4))
+    x = torch.rand(60, 20)
+    y = model(x).argmax(1)
+    for norm, eps in (("Linf", 0.1), ("L2", 0.4), ("L1", 1.5)):
+        result = PGD(eps=eps, norm=norm).run(model, x, y)
+        assert result.success.sum() > 0
+        found = verify(model, x, result.x_adv, y, eps=eps, norm=norm)
+        assert torch.equal(found.accepted, result.success), found.reasons
+    nearest = FMN(norm="L0").run(model, x, y)
+    found = verify(model, x, nearest.x_adv, y, eps=nearest.distance, norm="L0")
+    assert torch.equal(found.accepted, nearest.success)
+
+
+def test_rounding_to_8_bits():
+    """Class 1 from a mean of 0.55 on; the inputs are 128 / 255, a step 1 / 255."""
+    model = lambda x: torch.stack([0.55 - x.mean(1), x.mean(1) - 0.55], 1)
+    x = torch.full((3, 4), 128 / 255)
+    z = torch.stack([torch.full((4,), v / 255) for v in (140.9, 140.1, 128 + 16.0)])
+    found = verify(model, x, z, ZERO.expand(3), eps=16 / 255 + 1e-6, norm="Linf", rounding=True)
+    assert found.accepted.tolist() == [True, False, True]  # 140.25 is the boundary
+    rounded = found.rounded
+    assert (rounded.x_adv * 255).round()[:, 0].tolist() == [140, 140, 144]  # towards x, and a level stays
+    assert rounded.fooled.tolist() == [False, False, True]
+    assert rounded.inside.all()
+    to_nearest = verify(model, x, z, ZERO.expand(3), eps=12.5 / 255 * 2, norm="L2", rounding=True).rounded
+    assert (to_nearest.x_adv * 255).round()[:, 0].tolist() == [141, 140, 144]
+    assert torch.allclose(to_nearest.distance, torch.tensor([26.0, 24.0, 32.0]).double() / 255)
+    assert to_nearest.inside.tolist() == [False, True, False]
+    down = verify(model, x, x - 2.5 / 255, ZERO.expand(3), eps=0.1, norm="Linf", rounding=True).rounded
+    assert (down.x_adv * 255).round().unique().tolist() == [126]
+
+
+def test_wrong_use():
+    x = torch.rand(2, 3)
+    y = ZERO.expand(2)
+    with pytest.raises(ValueError, match="shape"):
+        verify(always_wrong, x, x[:1], y, eps=0.1, norm="Linf")
+    with pytest.raises(ValueError, match="'L3'"):
+        verify(always_wrong, x, x, y, eps=0.1, norm="L3")
+    for eps in (-1.0, float("nan"), torch.ones(3)):
+        with pytest.raises(ValueError, match="eps"):
+            verify(always_wrong, x, x, y, eps=eps, norm="L2")
