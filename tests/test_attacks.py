@@ -43,6 +43,7 @@ def make(name: str, model: object, **common) -> Attack:
         "APGDT": {"steps": 10},
         "CarliniWagner": {"steps": 30, "search_steps": 4, "learning_rate": 0.05},
         "DDN": {"steps": 20},
+        "FAB": {"steps": 20},
         "FMN": {"steps": 20},
         "HopSkipJump": {"n_queries": 60, "directions": 5},
         "MIFGSM": {"steps": 5},

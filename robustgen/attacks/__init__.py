@@ -8,6 +8,7 @@ from robustgen.attacks.carlini_wagner import CarliniWagner
 from robustgen.attacks.ddn import DDN
 from robustgen.attacks.deepfool import DeepFool
 from robustgen.attacks.embedded_input import EmbeddedInput
+from robustgen.attacks.fab import FAB
 from robustgen.attacks.fgsm import FGSM
 from robustgen.attacks.fmn import FMN
 from robustgen.attacks.hopskipjump import HopSkipJump
@@ -22,6 +23,7 @@ __all__ = [
     "APGD",
     "APGDT",
     "DDN",
+    "FAB",
     "FGSM",
     "FMN",
     "MIFGSM",

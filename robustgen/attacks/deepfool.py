@@ -67,14 +67,6 @@ class DeepFool(MinimalNormAttack):
             total = (z - x) / (1 + self.overshoot)
         problem.record(i, z, problem.logits(i, z))
 
-    def _gaps(self, problem: Problem, i: Tensor, z: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Logits (n, C), how far each rival is behind (n, k) and the gradient (n, k, ...) that closes each gap."""
-        if self.targeted:
-            logits, gap, gradient = self._uphill(problem, i, z, rivals)
-            return logits, gap[:, None], gradient[:, None]
-        logits, gradients = problem.rival_gradients(i, z, rivals, self.eot_samples)
-        return logits, problem.gaps(i, logits, rivals), gradients
-
     def _nearest_face(self, z: Tensor, gap: Tensor, gradients: Tensor) -> Tensor:
         """The shortest step (n, ...) that closes one of the gaps (n, k), in the linear model of the logits."""
         free = self._free(z[:, None], gradients)

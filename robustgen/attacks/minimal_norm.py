@@ -97,6 +97,14 @@ class MinimalNormAttack(Attack):
         logits, gradients = problem.rival_gradients(i, z, rivals[:, None], self.eot_samples)
         return logits, problem.gaps(i, logits, rivals[:, None]).squeeze(1), gradients.squeeze(1)
 
+    def _gaps(self, problem: Problem, i: Tensor, z: Tensor, rivals: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (n, C), how far each rival is behind (n, k) and the gradient (n, k, ...) that closes each gap."""
+        if self.targeted:
+            logits, gap, gradient = self._uphill(problem, i, z, rivals)
+            return logits, gap[:, None], gradient[:, None]
+        logits, gradients = problem.rival_gradients(i, z, rivals, self.eot_samples)
+        return logits, problem.gaps(i, logits, rivals), gradients
+
     def _free(self, z: Tensor, gradient: Tensor) -> Tensor:
         """``gradient`` (n, ...) without the elements of ``z`` that stand at a bound and would leave it."""
         low, high = self.bounds
