@@ -41,11 +41,16 @@ def make(name: str, model: object, **common) -> Attack:
         return TransferAttack(surrogate=model, attack=PGD(steps=10, **common))
     if name == "JointAttack":  # with a detector that lets everything pass
         return attacks.JointAttack(steps=10, score=lambda z: 0 * z.flatten(1).sum(1), threshold=0.5, **common)
+    if name == "AtEps":
+        radius = {"eps": common.pop("eps")} if "eps" in common else {}
+        return attacks.AtEps(attack=attacks.FAB(steps=10, n_targets=9, **common), **radius)
     extra = {
         "APGD": {"steps": 10, "restarts": 2},
         "APGDT": {"steps": 10},
+        "AutoAttack": {"steps": 5, "n_queries": 10},
         "CarliniWagner": {"steps": 30, "search_steps": 4, "learning_rate": 0.05},
         "DDN": {"steps": 20},
+        "FAB": {"steps": 20},
         "FMN": {"steps": 20},
         "HopSkipJump": {"n_queries": 60, "directions": 5},
         "MIFGSM": {"steps": 5},

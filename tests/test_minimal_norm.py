@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustgen.attacks import DDN, FMN, CarliniWagner, DeepFool
+from robustgen.attacks import DDN, FAB, FMN, CarliniWagner, DeepFool
 from robustgen.attacks.fmn import _project
 from robustgen.attacks.losses import margin
 from robustgen.attacks.minimal_norm import annealed, length
@@ -19,6 +19,12 @@ ATTACKS = {
     "DDN": DDN(steps=100),
     "DeepFool L2": DeepFool(),
     "DeepFool Linf": DeepFool(norm="Linf"),
+    "FAB L1": FAB(steps=20, norm="L1"),
+    "FAB L2": FAB(steps=20),
+    "FAB Linf": FAB(steps=20, norm="Linf"),
+    "FAB-T L1": FAB(steps=20, norm="L1", n_targets=9),
+    "FAB-T L2": FAB(steps=20, n_targets=9),
+    "FAB-T Linf": FAB(steps=20, norm="Linf", n_targets=9, restarts=2),
     "FMN L0": FMN(steps=60, norm="L0"),
     "FMN L1": FMN(steps=100, norm="L1"),
     "FMN L2": FMN(steps=60),

@@ -2,6 +2,8 @@
 
 from robustgen.attacks.apgd import APGD
 from robustgen.attacks.apgd_targeted import APGDT
+from robustgen.attacks.at_eps import AtEps
+from robustgen.attacks.autoattack import AutoAttack
 from robustgen.attacks.base import Attack, AttackResult
 from robustgen.attacks.bpda import bpda
 from robustgen.attacks.carlini_wagner import CarliniWagner
@@ -9,6 +11,7 @@ from robustgen.attacks.ddn import DDN
 from robustgen.attacks.deepfool import DeepFool
 from robustgen.attacks.embedded_input import EmbeddedInput
 from robustgen.attacks.engine import Engine
+from robustgen.attacks.fab import FAB
 from robustgen.attacks.fgsm import FGSM
 from robustgen.attacks.fmn import FMN
 from robustgen.attacks.hopskipjump import HopSkipJump
@@ -24,12 +27,15 @@ __all__ = [
     "APGD",
     "APGDT",
     "DDN",
+    "FAB",
     "FGSM",
     "FMN",
     "MIFGSM",
     "PGD",
+    "AtEps",
     "Attack",
     "AttackResult",
+    "AutoAttack",
     "CarliniWagner",
     "DeepFool",
     "EmbeddedInput",

@@ -64,7 +64,7 @@ class AtEps(Attack):
         return self.attack._length(delta)
 
     def for_training(self) -> "AtEps":
-        return replace(self, attack=self.attack.for_training())
+        return replace(self, attack=replace(self.attack, early_stop=False))
 
     def describe(self) -> dict[str, Any]:
         """The attack's settings and the radius, as JSON-able values."""

@@ -7,6 +7,7 @@ Croce and Hein, "Reliable evaluation of adversarial robustness with an ensemble 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from typing import Any
 
 from torch import Tensor
 
@@ -68,19 +69,20 @@ class AutoAttack(Attack):
 
     def parts(self) -> Sequence[Attack]:
         """The attacks, the cheapest first."""
-        common = {f.name: getattr(self, f.name) for f in fields(Attack)}
+        common: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Attack)}
         steps = common | {"steps": self.steps}
-        near = {k: v for k, v in steps.items() if k != "eps"}
         if self.version == "rand":
             return tuple(APGD(**steps, loss=loss, eot_samples=20) for loss in ("ce", "dlr"))
-        boundary = AtEps(attack=FAB(**near, n_targets=self.n_targets), eps=self.eps)
-        targeted = (APGDT(**steps, n_targets=self.n_targets), boundary)
+        targeted = (APGDT(**steps, n_targets=self.n_targets), self._boundary(n_targets=self.n_targets))
         square = Square(**common, n_queries=self.n_queries)
         if self.version == "standard":
             return (APGD(**steps), *targeted, square)
-        again = {"restarts": 5}
-        boundary = AtEps(attack=FAB(**near, **again), eps=self.eps)
-        return (APGD(**steps, **again), APGD(**steps, **again, loss="dlr"), boundary, square, *targeted)
+        both = (APGD(**steps, restarts=5), APGD(**steps, restarts=5, loss="dlr"))
+        return (*both, self._boundary(restarts=5), square, *targeted)
+
+    def _boundary(self, **settings: Any) -> Attack:
+        common: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Attack) if f.name != "eps"}
+        return AtEps(attack=FAB(**common, steps=self.steps, **settings), eps=self.eps)
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         raise NotImplementedError("its parts search")

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustgen.attacks.losses import rounding
 from robustgen.attacks.minimal_norm import MinimalNormAttack, column, length
 from robustgen.attacks.problem import Problem
-from robustgen.attacks.queries import Answered, Search, gaps
+from robustgen.attacks.queries import Search
 
 __all__ = ["DeepFool"]
 
@@ -67,14 +67,6 @@ class DeepFool(MinimalNormAttack):
             z = problem.ball.project(i, x + (1 + self.overshoot) * total)
             total = (z - x) / (1 + self.overshoot)
         problem.record(i, z, (yield problem.logits(i, z)))
-
-    def _gaps(self, problem: Problem, i: Tensor, z: Tensor, rivals: Tensor) -> Answered:
-        """Logits (n, C), how far each rival is behind (n, k) and the gradient (n, k, ...) that closes each gap."""
-        if self.targeted:
-            logits, gap, gradient = yield from self._uphill(problem, i, z, rivals)
-            return logits, gap[:, None], gradient[:, None]
-        logits, gradients = yield problem.rival_gradients(i, z, rivals, self.eot_samples)
-        return logits, gaps(logits, problem.y[i], rivals), gradients
 
     def _nearest_face(self, z: Tensor, gap: Tensor, gradients: Tensor) -> Tensor:
         """The shortest step (n, ...) that closes one of the gaps (n, k), in the linear model of the logits."""

@@ -62,6 +62,9 @@ class MinimalNormAttack(Attack):
     def _length(self, delta: Tensor) -> Tensor:
         return length(delta, self.norm)
 
+    def _runs(self, problem: Problem) -> int:
+        return 1  # restarts, where there are any, begin at what was found before
+
     def _first_rivals(self, problem: Problem, i: Tensor) -> Generator[Query, Any, Tensor]:
         """The class to head for in the first half of the steps, (n,); -1: whichever is highest at the moment."""
         x = problem.x[i]
@@ -97,6 +100,14 @@ class MinimalNormAttack(Attack):
             return logits, margin(logits, problem.y[i], True), gradient
         logits, gradients = yield problem.rival_gradients(i, z, rivals[:, None], self.eot_samples)
         return logits, gaps(logits, problem.y[i], rivals[:, None]).squeeze(1), gradients.squeeze(1)
+
+    def _gaps(self, problem: Problem, i: Tensor, z: Tensor, rivals: Tensor) -> Answered:
+        """Logits (n, C), how far each rival is behind (n, k) and the gradient (n, k, ...) that closes each gap."""
+        if self.targeted:
+            logits, gap, gradient = yield from self._uphill(problem, i, z, rivals)
+            return logits, gap[:, None], gradient[:, None]
+        logits, gradients = yield problem.rival_gradients(i, z, rivals, self.eot_samples)
+        return logits, gaps(logits, problem.y[i], rivals), gradients
 
     def _free(self, z: Tensor, gradient: Tensor) -> Tensor:
         """``gradient`` (n, ...) without the elements of ``z`` that stand at a bound and would leave it."""

@@ -155,7 +155,6 @@ class Problem(ABC):
 class LowestMargin(Problem):
     """Within a given ball: kept is the point of lowest margin, and a success before any other."""
 
-
     def record(self, i: Tensor, z: Tensor, logits: Tensor) -> Tensor:
         """Keep ``z`` where its margin is the lowest so far or it solves a sample; returns which rows stay active.
 
