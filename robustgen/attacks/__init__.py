@@ -11,10 +11,12 @@ from robustgen.attacks.embedded_input import EmbeddedInput
 from robustgen.attacks.fgsm import FGSM
 from robustgen.attacks.fmn import FMN
 from robustgen.attacks.hopskipjump import HopSkipJump
+from robustgen.attacks.kl_pgd import KLPGD
 from robustgen.attacks.mifgsm import MIFGSM
 from robustgen.attacks.noise import NoiseSearch
 from robustgen.attacks.on_sphere import SpherePGD
 from robustgen.attacks.pgd import PGD
+from robustgen.attacks.random_start_fgsm import RandomStartFGSM
 from robustgen.attacks.square import Square
 from robustgen.attacks.transfer import TransferAttack
 
@@ -24,6 +26,7 @@ __all__ = [
     "DDN",
     "FGSM",
     "FMN",
+    "KLPGD",
     "MIFGSM",
     "PGD",
     "Attack",
@@ -33,6 +36,7 @@ __all__ = [
     "EmbeddedInput",
     "HopSkipJump",
     "NoiseSearch",
+    "RandomStartFGSM",
     "SpherePGD",
     "Square",
     "TransferAttack",
