@@ -16,7 +16,7 @@ from robustgen.attacks import FGSM, KLPGD, PGD, RandomStartFGSM
 from robustgen.fortified import FortifiedObjective, HiddenMatchingNetwork, HiddenMatchingObjective
 from robustgen.networks import convnet, mlp
 from robustgen.recurrent_networks import TextClassifier
-from robustgen.training import AWP, Batch, ClassifierObjective, Mart, Trades, Trainer
+from robustgen.training import AWP, Batch, ClassifierObjective, Mart, OverfittingGuard, Trades, Trainer
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "robustgen.data", "robustgen.training"])  # imported once
@@ -379,6 +379,7 @@ def job():
         optimizer=lambda p: torch.optim.SGD(p, lr=0.1),
         epochs=2,
         batch_size=20,
+        guard=OverfittingGuard(weak=FGSM(eps=0.1), strong=PGD(eps=0.1, steps=3), every=2),
         progress=False,
     )
     return model, trainer.fit(model, (b.x, b.y), val=(b.x[:7], b.y[:7]))

@@ -12,6 +12,7 @@ from robustgen.training.objective import (
     Objective,
     adversarial_inputs,
 )
+from robustgen.training.overfitting import OverfittingGuard
 from robustgen.training.trades import Trades
 from robustgen.training.trainer import Trainer
 
@@ -24,6 +25,7 @@ __all__ = [
     "ClassifierObjective",
     "Mart",
     "Objective",
+    "OverfittingGuard",
     "Source",
     "Trades",
     "Trainer",
