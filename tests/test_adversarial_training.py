@@ -277,6 +277,13 @@ def test_both_passes_draw_the_same_noise():
     assert torch.equal(*masks)
 
 
+def test_a_weight_with_a_gradient_hook_is_refused():
+    model = network()
+    model[0].weight.register_hook(lambda g: 0.1 * g)
+    with pytest.raises(ValueError, match=r"a gradient hook on 0.weight would act twice"):
+        AWP(ClassifierObjective())(model, batch(), 0)
+
+
 def test_weights_are_restored_after_an_exception():
     model, b, calls = network(), batch(), []
 
@@ -348,9 +355,26 @@ def test_around_fortified_and_hidden_matching_objectives():
     assert found["loss"] > found["unperturbed_loss"]
 
 
+class ThirdOfTheGradient(torch.autograd.Function):
+    """A backward pass that autocast would round, were it on."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return (gradient.float() @ torch.eye(gradient.shape[1])).div(3).to(gradient.dtype)
+
+
+class Third(nn.Module):
+    def forward(self, x):
+        return ThirdOfTheGradient.apply(x.float())
+
+
 def test_under_autocast_the_perturbation_is_seen():
     """Autocast keeps its casts of weights for as long as it lasts."""
-    model, b = network().float(), batch()
+    model, b = network(Third()).float(), batch()
     b = b._replace(x=b.x.float())
     with torch.autocast("cpu", torch.bfloat16):
         zero, small = (AWP(ClassifierObjective(), gamma=g)(model, b, 0)["loss"] for g in (0.0, 0.5))

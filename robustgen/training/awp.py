@@ -43,7 +43,7 @@ class AWP:
             adversarial training.
 
     Raises:
-        ValueError: gamma out of range.
+        ValueError: gamma out of range; at the call, a parameter with a gradient hook (``register_hook``).
 
     >>> from robustgen.training import ClassifierObjective
     >>> batch = Batch(torch.eye(4), torch.tensor([0, 1, 0, 1]), torch.arange(4))
@@ -62,6 +62,9 @@ class AWP:
             return self.objective(model, batch, step)
         net, evaluate = unwrap(model), self._prepared(model, batch, step)
         weights = [p for p in net.parameters() if p.requires_grad]
+        for name, weight in net.named_parameters():
+            if weight._backward_hooks:  # when the gradient is found here, and when the trainer asks for it
+                raise ValueError(f"AWP: a gradient hook on {name} would act twice")
         with seeded(batch.x.device):
             found = evaluate(net)
         gradients = _gradients(found["loss"], weights)
