@@ -94,13 +94,24 @@ def train(
     weights: Annotated[
         Path | None, typer.Option("--weights", help="Start from these (.safetensors, or a run).")
     ] = None,
+    adversarial: Annotated[
+        str | None,
+        typer.Option("--adversarial", help="A method with its attack and loss: madry, trades, mart or fast."),
+    ] = None,
+    beta: Annotated[
+        float | None, typer.Option("--beta", help="Of trades (default 6) or mart (5): weight of the divergence.")
+    ] = None,
+    awp: Annotated[
+        float | None, typer.Option("--awp", help="Perturb weights too, by this share of each layer's norm: 0.005.")
+    ] = None,
     attack: Annotated[str, typer.Option("--attack", help="Adversarial training: none, fgsm or pgd.")] = "none",
     eps: EpsOption = 0.3,
     norm: NormOption = "Linf",
-    steps: Annotated[int, typer.Option("--steps", help="Of pgd.")] = 7,
+    steps: Annotated[int, typer.Option("--steps", help="Of pgd, madry, trades and mart.")] = 7,
     clean_weight: Annotated[
-        float, typer.Option("--clean-weight", help="Of the clean loss beside the adversarial one; 0: Madry et al.")
-    ] = 1.0,
+        float | None,
+        typer.Option("--clean-weight", help="Of the clean loss beside that of --attack; default 1; 0: madry."),
+    ] = None,
     fortify: Annotated[
         str | None, typer.Option("--fortify", help="Layers to fortify: auto, or names separated by commas.")
     ] = None,
@@ -134,8 +145,8 @@ def train(
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a classifier: plain, adversarially (--attack), fortified (--fortify), or both."""
-    from robustgen.commands import DataSpec, FortifySpec, train_network, training_attack
+    """Train a classifier: plain, adversarially (--adversarial, --attack), fortified (--fortify), or both."""
+    from robustgen.commands import DataSpec, FortifySpec, adversarial_training, train_network
 
     spec = None
     if fortify is not None:
@@ -160,8 +171,17 @@ def train(
         width=width,
         activation=activation,
         weights=weights,
-        attack=training_attack(attack, eps, norm, steps, seed),
-        clean_weight=clean_weight,
+        adversarial=adversarial_training(
+            adversarial,
+            attack,
+            eps=eps,
+            norm=norm,
+            steps=steps,
+            clean_weight=clean_weight,
+            beta=beta,
+            awp=awp,
+            seed=seed,
+        ),
         fortified=spec,
         epochs=epochs,
         batch_size=batch_size,

@@ -12,6 +12,7 @@ __all__ = [
     "Model",
     "Normalize",
     "evaluating",
+    "kept_buffers",
     "logits_of",
     "naming_inputs",
     "output_tensor",
@@ -118,6 +119,21 @@ def naming_inputs(x: Tensor) -> Iterator[None]:
 
 
 @contextmanager
+def kept_buffers(model: nn.Module) -> Iterator[None]:
+    """Restore the buffers that a forward pass inside changes or replaces, also on an exception."""
+    buffers = [(m, k, b) for m in model.modules() for k, b in m._buffers.items() if b is not None]
+    saved = [b.detach().clone() for _, _, b in buffers]
+    try:
+        yield
+    finally:
+        for (owner, key, buffer), value in zip(buffers, saved, strict=True):
+            owner._buffers[key] = buffer  # a forward pass may have put another tensor in its place
+            if not torch.equal(buffer, value):
+                with torch.no_grad():
+                    buffer.copy_(value)
+
+
+@contextmanager
 def untouched(model: object, seed: int = 0) -> Iterator[None]:
     """Query ``model`` and leave no trace: eval mode, parameters frozen, random state forked and seeded.
 
@@ -128,11 +144,10 @@ def untouched(model: object, seed: int = 0) -> Iterator[None]:
     module = model if isinstance(model, nn.Module) else None
     parameters = list(module.parameters()) if module is not None else []
     required = [p.requires_grad for p in parameters]
-    owners = list(module.modules()) if module is not None else []
-    buffers = [(m, k, b) for m in owners for k, b in m._buffers.items() if b is not None]
-    saved = [b.detach().clone() for _, _, b in buffers]
-    recurrent = any(isinstance(m, nn.RNNBase) for m in owners)
+    recurrent = module is not None and any(isinstance(m, nn.RNNBase) for m in module.modules())
     with ExitStack() as stack:
+        if module is not None:
+            stack.enter_context(kept_buffers(module))
         stack.enter_context(evaluating(model))
         devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
         stack.enter_context(torch.random.fork_rng(devices))
@@ -146,8 +161,3 @@ def untouched(model: object, seed: int = 0) -> Iterator[None]:
         finally:
             for p, flag in zip(parameters, required, strict=True):
                 p.requires_grad_(flag)
-            for (owner, key, buffer), value in zip(buffers, saved, strict=True):
-                owner._buffers[key] = buffer  # a forward pass may have put another tensor in its place
-                if not torch.equal(buffer, value):
-                    with torch.no_grad():
-                        buffer.copy_(value)

@@ -37,6 +37,8 @@ def make(name: str, model: object, **common) -> Attack:
     norm = common.get("norm")
     if norm in NORMS and norm not in (PGD if name == "TransferAttack" else getattr(attacks, name)).norms:
         pytest.skip(f"{name} has no {norm}")
+    if name == "KLPGD" and common.get("targeted"):
+        pytest.skip("KLPGD aims at no class")
     if name == "TransferAttack":
         return TransferAttack(surrogate=model, attack=PGD(steps=10, **common))
     if name == "JointAttack":  # with a detector that lets everything pass
@@ -275,7 +277,7 @@ class TestWork:
         x, y = torch.rand(6, 2), torch.zeros(6, dtype=torch.int64)
         x_adv = make(name, wavy, eps=0.4, early_stop=False)(wavy, x, y)
         queries = [z for z in seen if z.shape == x.shape and not torch.equal(z, x)]
-        if name in ("FGSM", "TransferAttack"):  # one candidate
+        if name in ("FGSM", "RandomStartFGSM", "TransferAttack"):  # one candidate
             assert torch.equal(x_adv, queries[-1])
         else:
             best = torch.stack([torch.cos(9 * z.double()).sum(1) for z in queries]).amin(0)
@@ -333,7 +335,8 @@ class TestWork:
             make(name, nn.Linear(4, 2))(nn.Sequential(nn.Linear(4, 2), nn.Softmax(1)), x, y)
 
 
-@pytest.mark.parametrize("name", sorted({*GRADIENT} & {*FIXED_EPS} - {"SpherePGD"}))  # SpherePGD: test_spheres.py
+# SpherePGD: test_spheres.py; those made for training, of which a success is not promised: test_training_attacks.py
+@pytest.mark.parametrize("name", sorted({*GRADIENT} & {*FIXED_EPS} - {"KLPGD", "RandomStartFGSM", "SpherePGD"}))
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("loss", ["ce", "margin"])
 @pytest.mark.parametrize("n_classes", [2, 5])
@@ -371,7 +374,8 @@ def test_strength_against_a_closed_form(name, norm, loss, n_classes):
     assert attack.run(model, x, y, eps=0.999 * radius).success.sum() == 0
 
 
-@pytest.mark.parametrize("name", [n for n in GRADIENT if n != "CarliniWagner"])  # its c weighs logits against distance
+# CarliniWagner's c weighs logits against distance; the divergence of KLPGD saturates, as in the paper
+@pytest.mark.parametrize("name", [n for n in GRADIENT if n not in ("CarliniWagner", "KLPGD")])
 def test_a_confident_network_does_not_mask_its_gradient(name):
     """Logits a hundred thousand times larger: the cross-entropy's own gradient is exactly zero in float32."""
     model = nn.Linear(12, 2)
@@ -525,7 +529,7 @@ def test_every_member_is_an_attack_with_explicit_keywords():
         assert not any(p.kind is p.VAR_KEYWORD for p in inspect.signature(cls).parameters.values())
 
 
-@pytest.mark.parametrize("name", MEMBERS)
+@pytest.mark.parametrize("name", [n for n in MEMBERS if n != "KLPGD"])  # it may climb away from the failing side
 def test_logits_that_are_not_finite_are_no_correct_prediction(name):
     fragile = lambda z: torch.stack([torch.log(z - 0.4).sum(1) + 20, 0 * z[:, 0]], 1)  # NaN below 0.4
     x, y = torch.full((20, 3), 0.5), torch.zeros(20, dtype=torch.int64)

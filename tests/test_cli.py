@@ -252,6 +252,47 @@ def test_an_input_autoencoder_and_activations_from_the_command_line(capsys, tmp_
     assert config["activation"] == "tanh"
 
 
+@pytest.mark.parametrize("method", ["madry", "trades", "mart", "fast"])
+def test_methods_of_adversarial_training(capsys, tmp_path, method):
+    """With and without fortified layers and weight perturbation, the command trains what Python trains."""
+    from robustgen.attacks import KLPGD, PGD, RandomStartFGSM
+    from robustgen.data import split
+    from robustgen.training import AWP, ClassifierObjective, Mart, OverfittingGuard, Trades, Trainer, load_checkpoint
+
+    chosen = [*DIGITS, "--epochs", "1", "--limit", "100", "--adversarial", method, "--eps", "0.1", "--steps", "3"]
+    weighted = ["--beta", "2"] if method in ("trades", "mart") else []
+    assert run(capsys, "train", "--run", tmp_path / "a", *chosen, *weighted, "--awp", "0.01")[0] == 0
+    fast, pgd = RandomStartFGSM(eps=0.1), PGD(eps=0.1, steps=3)
+    guard = OverfittingGuard(weak=fast, strong=PGD(eps=0.1, steps=10)) if method == "fast" else None
+    objective = {
+        "madry": lambda: ClassifierObjective(pgd, clean_weight=0.0),
+        "trades": lambda: ClassifierObjective(KLPGD(eps=0.1, steps=3), loss=Trades(beta=2.0)),
+        "mart": lambda: ClassifierObjective(pgd, loss=Mart(beta=2.0)),
+        "fast": lambda: ClassifierObjective(fast, clean_weight=0.0),
+    }[method]()
+    train, _ = split(data.digits("train").take(100), (0.9, 0.1), seed=0)
+    torch.manual_seed(0)
+    network = convnet(1, 10, 8, width=4)
+    Trainer(AWP(objective, gamma=0.01), epochs=1, guard=guard, progress=False).fit(network, train)
+    saved = load_checkpoint(tmp_path / "a").model_state
+    assert all(torch.equal(v, saved[k]) for k, v in network.state_dict().items())
+    code, text, err = run(capsys, "train", "--run", tmp_path / "b", *chosen, "--fortify", "auto")
+    assert (code, err) == (0, "")
+    assert "rec_loss" in text
+    found = json.loads((tmp_path / "b" / "run.json").read_text())["adversarial"]
+    extras = {
+        "madry": None,
+        "trades": {"loss": {"loss": "Trades", "beta": 6.0}},
+        "mart": {"loss": {"loss": "Mart", "beta": 5.0}},
+    }
+    if method == "fast":
+        assert found["guard"]["strong"] == json.loads(json.dumps(guard.describe()["strong"]))
+    else:
+        assert found == extras[method]
+    code, _, err = run(capsys, "train", "--run", tmp_path / "b", "--resume", *chosen, "--fortify", "auto", "--awp", "1")
+    assert (code, "adversarial differ" in err) == (2, True)
+
+
 def test_black_box_surrogate(capsys, fortified_run, plain_run):
     chosen = ["--run", plain_run, "--surrogate", plain_run, "--eps", "0.1", "--limit", "30"]
     code, text, err = run(capsys, "attack", *chosen, "--no-masking-tests", "--quiet")
@@ -276,6 +317,28 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
         (["train", "--run", "{tmp}/r", "--fortify", "3x", "--width", "4"], "no layer '3x'; did you mean '3'"),
         (["train", "--run", "{tmp}/r", "--fortify", "auto", "--freeze-backbone"], "pass its --weights"),
         (["train", "--run", "{tmp}/r", "--clean-weight", "0"], "pass an attack"),
+        (["train", "--run", "{tmp}/r", "--adversarial", "free"], "unknown method 'free'; known: madry, trades"),
+        (["train", "--run", "{tmp}/r", "--adversarial", "trades", "--attack", "pgd"], "leave out --attack"),
+        (["train", "--run", "{tmp}/r", "--adversarial", "mart", "--clean-weight", "1"], "leave out --attack"),
+        (["train", "--run", "{tmp}/r", "--adversarial", "madry", "--beta", "6"], "--adversarial trades or mart"),
+        (["train", "--run", "{tmp}/r", "--adversarial", "mart", "--beta", "-1"], "beta must be"),
+        (["train", "--run", "{tmp}/r", "--awp", "0.01"], "pass --adversarial or --attack"),
+        (["train", "--run", "{tmp}/r", "--attack", "fgsm", "--awp", "-1"], "gamma must be"),
+        (
+            [
+                "train",
+                "--run",
+                "{tmp}/r",
+                "--fortify",
+                "auto",
+                "--freeze-backbone",
+                "--weights",
+                "{plain}",
+                "--adversarial",
+                "trades",
+            ],
+            "leave out --attack, --adversarial and --schedule",
+        ),
         (["attack", "--run", "{fortified}", "--resume"], "pass it"),
         (["train", "--run", "{tmp}/r", "--epochs", "0", "--width", "4"], "epochs must be at least 1"),
         (["train", "--run", "{tmp}/r", "--hold-out", "77"], "77"),

@@ -16,10 +16,12 @@ from robustgen.attacks.fgsm import FGSM
 from robustgen.attacks.fmn import FMN
 from robustgen.attacks.hopskipjump import HopSkipJump
 from robustgen.attacks.joint import JointAttack
+from robustgen.attacks.kl_pgd import KLPGD
 from robustgen.attacks.mifgsm import MIFGSM
 from robustgen.attacks.noise import NoiseSearch
 from robustgen.attacks.on_sphere import SpherePGD
 from robustgen.attacks.pgd import PGD
+from robustgen.attacks.random_start_fgsm import RandomStartFGSM
 from robustgen.attacks.square import Square
 from robustgen.attacks.transfer import TransferAttack
 
@@ -30,6 +32,7 @@ __all__ = [
     "FAB",
     "FGSM",
     "FMN",
+    "KLPGD",
     "MIFGSM",
     "PGD",
     "AtEps",
@@ -43,6 +46,7 @@ __all__ = [
     "HopSkipJump",
     "JointAttack",
     "NoiseSearch",
+    "RandomStartFGSM",
     "SpherePGD",
     "Square",
     "TransferAttack",

@@ -91,6 +91,10 @@ class Problem(ABC):
         """
         return Query(i, z, self.y[i], i[:, None], ("joint", loss, self.targeted, samples))
 
+    def divergence_gradient(self, i: Tensor, z: Tensor, clean: Tensor) -> Query:
+        """Asks for logits (n, C) at ``z`` and the gradient (n, ...) of their divergence from the logits ``clean``."""
+        return Query(i, z, self.y[i], clean, ("divergence",))
+
     def rival_gradients(self, i: Tensor, z: Tensor, rivals: Tensor, samples: int = 1) -> Query:
         """Asks for logits (n, C) at ``z`` and the gradients (n, k, ...) of the logits of ``rivals`` (n, k) less y's.
 

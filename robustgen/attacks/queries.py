@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.losses import LOSSES
+from robustgen.divergence import kl_divergence
 from robustgen.model import Model, logits_of, naming_inputs
 
 __all__ = ["Answered", "Oracle", "Query", "Search", "gaps"]
@@ -18,15 +19,15 @@ __all__ = ["Answered", "Oracle", "Query", "Search", "gaps"]
 class Query:
     """What a search yields to ask the model at ``z`` (n, ...), the points of its rows ``i`` (n,).
 
-    ``y`` (n,) are the labels that a gradient is about, ``rivals`` (n, k) the classes of its logit gaps. Queries of the
-    same ``kind`` are answered together: ("logits",), ("gradient", loss, targeted, samples), ("joint",
-    loss, targeted, samples), ("rivals", k, samples).
+    ``y`` (n,) are the labels that a gradient is about, ``beside`` (n, k) the classes of its logit gaps or the logits from
+    which to diverge. Queries of the same ``kind`` are answered together: ("logits",), ("gradient", loss, targeted, samples), ("joint",
+    loss, targeted, samples), ("rivals", k, samples), ("divergence",).
     """
 
     i: Tensor
     z: Tensor
     y: Tensor
-    rivals: Tensor
+    beside: Tensor
     kind: tuple[Any, ...]
 
 
@@ -73,17 +74,15 @@ class Oracle:
         for kind in dict.fromkeys(query.kind for query in queries):
             chosen = [k for k, query in enumerate(queries) if query.kind == kind]
             sizes = [len(queries[k].i) for k in chosen]
-            i, z, y, rivals = (
-                torch.cat([getattr(queries[k], name) for k in chosen]) for name in ("i", "z", "y", "rivals")
-            )
-            parts = zip(*(t.split(self.slots) for t in (i, z, y, rivals)), strict=True)
+            rows = [torch.cat([getattr(queries[k], name) for k in chosen]) for name in ("i", "z", "y", "beside")]
+            parts = zip(*(t.split(self.slots) for t in rows), strict=True)
             found = [self._answer(kind, *part) for part in parts]
             columns = [torch.cat(column).split(sizes) for column in zip(*found, strict=True)]
             for k, row in zip(chosen, zip(*columns, strict=True), strict=True):
                 answers[k] = row[0] if kind[0] == "logits" else row
         return answers
 
-    def _answer(self, kind: tuple[Any, ...], i: Tensor, z: Tensor, y: Tensor, rivals: Tensor) -> tuple[Tensor, ...]:
+    def _answer(self, kind: tuple[Any, ...], i: Tensor, z: Tensor, y: Tensor, beside: Tensor) -> tuple[Tensor, ...]:
         if kind[0] == "logits":
             self.forwards[i] += 1
             return (self._forward(self.searched, z),)
@@ -91,13 +90,16 @@ class Oracle:
             _, loss, targeted, samples = kind
             logits, (direction,) = self._differentiate(i, z, lambda v: [LOSSES[loss](v, y, targeted)], samples)
             return logits, direction
+        if kind[0] == "divergence":
+            logits, (direction,) = self._differentiate(i, z, lambda v: [kl_divergence(beside, v)], 1)
+            return logits, direction
         if kind[0] == "joint":
             _, loss, targeted, samples = kind
             logits, gradients = self._differentiate(
                 i, z, lambda v: [LOSSES[loss](v[:, :-1], y, targeted), -v[:, -1]], samples
             )
         else:
-            logits, gradients = self._differentiate(i, z, lambda v: list((-gaps(v, y, rivals)).unbind(1)), kind[2])
+            logits, gradients = self._differentiate(i, z, lambda v: list((-gaps(v, y, beside)).unbind(1)), kind[2])
         return logits, torch.stack(gradients, 1)
 
     def _forward(self, model: Model, z: Tensor) -> Tensor:

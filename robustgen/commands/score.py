@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
+from robustgen.commands.adversarial import training_attack
 from robustgen.commands.runs import CALIBRATION, DataSpec, by_class_name, data_for, device_of, open_network
-from robustgen.commands.train import training_attack
 from robustgen.data import ArrayDataset, noise, require_nonempty, split
 from robustgen.detectors import ReconstructionError
 from robustgen.evaluation import evaluate_detection

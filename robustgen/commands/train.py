@@ -12,16 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustgen.attacks import FGSM, PGD, Attack
+from robustgen.commands.adversarial import AdversarialSpec
 from robustgen.commands.runs import CALIBRATION, DataSpec, FortifySpec, NetworkSpec, device_of, load_weights
 from robustgen.data import ArrayDataset, heldout_classes, require_nonempty, split
 from robustgen.detectors import ReconstructionError
 from robustgen.files import read_json, write_json
-from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
+from robustgen.fortified import FortifiedNetwork, fortify
 from robustgen.model import evaluating, logits_of
-from robustgen.training import ClassifierObjective, Trainer
+from robustgen.training import Trainer
 
-__all__ = ["train_network", "training_attack"]
+__all__ = ["train_network"]
 
 
 def cosine(progress: float) -> float:
@@ -40,8 +40,7 @@ def train_network(
     width: int | None = None,
     activation: str = "relu",
     weights: Path | None = None,
-    attack: Attack | None = None,
-    clean_weight: float = 1.0,
+    adversarial: AdversarialSpec | None = None,
     fortified: FortifySpec | None = None,
     hold_out: tuple[str, ...] = (),
     epochs: int = 10,
@@ -55,14 +54,17 @@ def train_network(
     command: str | None = None,
 ) -> dict[str, Any]:
     """Train a classifier, plain, adversarially or fortified, and write it to ``run``; returns what to print."""
+    adversarial = adversarial or AdversarialSpec()
     if schedule not in _SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(_SCHEDULES)}")
     if fortified is not None and fortified.freeze_backbone:
         if weights is None:
             raise ValueError("--freeze-backbone keeps a pretrained network as it is: pass its --weights")
-        if attack is not None or schedule != "constant":
-            raise ValueError("--freeze-backbone trains the autoencoders alone: leave out --attack and --schedule")
-    objective = _objective(attack, clean_weight, fortified)
+        if adversarial.attack is not None or schedule != "constant":
+            raise ValueError(
+                "--freeze-backbone trains the autoencoders alone: leave out --attack, --adversarial and --schedule"
+            )
+    objective = adversarial.objective(fortified)
     rest = require_nonempty(data.read("train"))
     whole_classes = rest.classes
     rest.labels()  # a clear error where there are none
@@ -88,8 +90,9 @@ def train_network(
         "held_out": [name for name in whole_classes if name not in rest.classes],
         "network": asdict(spec),
         "fortify": None if fortified is None else asdict(fortified) | {"chosen": list(network.layers)},
-        "attack": None if attack is None else attack.describe(),
-        "clean_weight": clean_weight,
+        "attack": None if adversarial.attack is None else adversarial.attack.describe(),
+        "clean_weight": adversarial.clean_weight,
+        "adversarial": adversarial.extras(),
         "training": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed},
         "command": command,
     }
@@ -102,7 +105,8 @@ def train_network(
         history = network.fit_autoencoders(train, lr=lr, **common)
     else:
         adam = partial(torch.optim.Adam, lr=lr)
-        trainer = Trainer(objective, optimizer=adam, schedule=_SCHEDULES[schedule], device=device, **common)
+        common |= {"schedule": _SCHEDULES[schedule], "device": device, "guard": adversarial.guard}
+        trainer = Trainer(objective, optimizer=adam, **common)
         history = trainer.fit(network, train)
     if not first:
         return {}
@@ -152,28 +156,6 @@ def _claim(run: Path, info: dict[str, Any], resume: bool) -> None:
     different = [name for name in wanted if found.get(name) != wanted[name]]
     if different:
         raise ValueError(f"{run} holds a run with other settings: {', '.join(different)} differ")
-
-
-def _objective(attack: Attack | None, clean_weight: float, fortified: FortifySpec | None) -> Callable[..., Any]:
-    if fortified is None:
-        return ClassifierObjective(attack, clean_weight)
-    return FortifiedObjective(
-        attack,
-        lambda_rec=fortified.lambda_rec,
-        lambda_adv=fortified.lambda_adv,
-        detach_states=fortified.detach_states,
-        clean_weight=clean_weight,
-    )
-
-
-def training_attack(name: str, eps: float, norm: str, steps: int, seed: int) -> Attack | None:
-    """The attack inside adversarial training: "none", "fgsm" or "pgd"."""
-    common: dict[str, Any] = {"eps": eps, "norm": norm, "seed": seed, "early_stop": False}
-    known = {"none": None, "fgsm": lambda: FGSM(**common), "pgd": lambda: PGD(**common, steps=steps)}
-    if name not in known:
-        raise ValueError(f"unknown attack {name!r}; known: {', '.join(known)}")
-    make = known[name]
-    return None if make is None else make()
 
 
 def accuracy(network: nn.Module, dataset: ArrayDataset, batch_size: int = 500) -> float:

@@ -16,7 +16,7 @@ from robustgen.fortified.layer import FortifiedLayer, Tape, recording
 from robustgen.fortified.placement import call_model, place
 from robustgen.model import logits_of, naming_inputs, output_tensor, untouched
 from robustgen.networks import mlp
-from robustgen.training import AdversarialObjective, Batch, unwrap
+from robustgen.training import AdversarialObjective, unwrap
 
 __all__ = ["HiddenMatchingNetwork", "HiddenMatchingObjective"]
 
@@ -149,6 +149,7 @@ class HiddenMatchingObjective(AdversarialObjective):
         ValueError: no attack, a value out of range; at the call, data without labels.
         TypeError: at the call, a network that is no :class:`HiddenMatchingNetwork`.
 
+    >>> from robustgen.training import Batch
     >>> net = HiddenMatchingNetwork(mlp(4, [8], 2), "2", torch.zeros(2, 4))
     >>> objective = HiddenMatchingObjective(lambda model, x, y, ids: x + 0.1, weight=0.1)
     >>> sorted(objective(net, Batch(torch.rand(6, 4), torch.arange(6) % 2, torch.arange(6)), step=0))
@@ -165,14 +166,14 @@ class HiddenMatchingObjective(AdversarialObjective):
             raise ValueError(f"weight must be a finite number >= 0, got {weight}")
         self.weight = weight
 
-    def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         net = unwrap(model)
         if not isinstance(net, HiddenMatchingNetwork):
             raise TypeError(f"HiddenMatchingObjective trains a HiddenMatchingNetwork, not {type(net).__name__}")
-        (x, y), n = self.inputs(net, batch, step), len(batch.x)
-        with naming_inputs(batch.x):
+        n = len(y)
+        with naming_inputs(x):
             output, verdicts = model(x, reversal=self.weight)
-        loss, logged = self.cross_entropies(logits_of(output), y)
+        loss, logged = self.classification(logits_of(output), y)
         verdicts = verdicts.to(torch.promote_types(verdicts.dtype, torch.float32))  # bfloat16 is too coarse
         is_clean = torch.arange(2 * n, device=x.device) < n
         discriminator_loss = F.binary_cross_entropy_with_logits(verdicts, is_clean.to(verdicts.dtype))

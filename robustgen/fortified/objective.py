@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.model import logits_of, naming_inputs
-from robustgen.training import AdversarialObjective, Batch, unwrap
+from robustgen.training import AdversarialObjective, ClassificationLoss, unwrap
 
 __all__ = ["FortifiedObjective"]
 
@@ -28,6 +28,7 @@ class FortifiedObjective(AdversarialObjective):
         detach_states: the autoencoder losses train the autoencoders only, not the backbone.
         clean_weight: of L_c(y); 1 in the source, 0 trains on adversarial inputs only.
         label_smoothing: of both cross-entropies.
+        loss: :class:`~robustgen.training.Trades` or :class:`~robustgen.training.Mart` in place of both cross-entropies.
         reduction: over the units of a state: "mean" (the source leaves the normalisation open), or "sum", for which a
             weight that suits one layer can let another, larger one collapse to zero, or "relative": the mean over the
             batch of ||D(E(h + n)) - h||^2 over that of ||h||^2, which shrinking states does not lower.
@@ -50,8 +51,9 @@ class FortifiedObjective(AdversarialObjective):
         clean_weight: float = 1.0,
         label_smoothing: float = 0.0,
         reduction: str = "mean",
+        loss: ClassificationLoss | None = None,
     ) -> None:
-        super().__init__(attack, clean_weight, label_smoothing)
+        super().__init__(attack, clean_weight, label_smoothing, loss)
         if not all(0 <= weight < float("inf") for weight in (lambda_rec, lambda_adv)):
             raise ValueError("lambda_rec and lambda_adv must be finite and >= 0")
         if reduction not in ("sum", "mean", "relative"):
@@ -59,14 +61,14 @@ class FortifiedObjective(AdversarialObjective):
         self.lambda_rec, self.lambda_adv = lambda_rec, lambda_adv
         self.detach_states, self.reduction = detach_states, reduction
 
-    def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
         net: Any = unwrap(model)
         if not hasattr(net, "per_example"):
             raise TypeError(f"FortifiedObjective trains a FortifiedNetwork, not {type(net).__name__}")
-        (x, y), n = self.inputs(net, batch, step), len(batch.x)
-        with naming_inputs(batch.x):
+        n = len(y)
+        with naming_inputs(x):
             output, states = model(x, return_states=True, detach_states=self.detach_states)
-        loss, logged = self.cross_entropies(logits_of(output), y)
+        loss, logged = self.classification(logits_of(output), y)
         rec, adv = loss.new_zeros(()), loss.new_zeros(())
         for name, (state, decoded) in states.items():
             h, d = (net.per_example(name, values) for values in (state, decoded))

@@ -1,24 +1,33 @@
 """One training loop for classifiers and every generative model, handed an objective; checkpoints; exact resume."""
 
+from robustgen.training.awp import AWP
 from robustgen.training.batches import Batch, Source, as_source
 from robustgen.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from robustgen.training.classification import ClassificationLoss, class_loss
 from robustgen.training.distributed import unwrap
+from robustgen.training.mart import Mart
 from robustgen.training.objective import (
     AdversarialObjective,
     ClassifierObjective,
     Objective,
     adversarial_inputs,
-    class_loss,
 )
+from robustgen.training.overfitting import OverfittingGuard
+from robustgen.training.trades import Trades
 from robustgen.training.trainer import Trainer
 
 __all__ = [
+    "AWP",
     "AdversarialObjective",
     "Batch",
     "Checkpoint",
+    "ClassificationLoss",
     "ClassifierObjective",
+    "Mart",
     "Objective",
+    "OverfittingGuard",
     "Source",
+    "Trades",
     "Trainer",
     "adversarial_inputs",
     "as_source",

@@ -2,6 +2,7 @@
 
 import json
 import re
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
@@ -19,6 +20,7 @@ from robustgen.training.distributed import World, set_seed
 from robustgen.training.ema import EMA
 from robustgen.training.interrupt import Interrupt, Stopped
 from robustgen.training.metrics import Means, append_row, write_rows
+from robustgen.training.overfitting import Watch
 
 if TYPE_CHECKING:
     from robustgen.training.trainer import Trainer
@@ -60,6 +62,7 @@ class Run:
         self.base_lr = [group.get("lr") for group in self.optimizer.param_groups]
         self.config = self._describe()
         self.ema = None if trainer.ema is None else EMA(self.weights, trainer.ema)
+        self.watch = None if trainer.guard is None else Watch(trainer.guard, self._tensors)
         self.means = Means(device)
         self.step = 0  # completed
         self.history: list[dict[str, float]] = []
@@ -93,7 +96,14 @@ class Run:
                 self.optimizer.zero_grad(set_to_none=True)
         if self.ema:
             self.ema.apply()
+        if self._stopped() and self.world.rank == 0:
+            assert self.watch is not None
+            warnings.warn(self.watch.fired, stacklevel=4)
         return self.history
+
+    def _stopped(self) -> bool:
+        """Whether the guard has ended the run."""
+        return self.watch is not None and self.watch.fired != ""
 
     def _enter_epoch(self, epoch: int) -> None:
         """The batches of an epoch, and for each of its steps a seed, made here at once: one at a time is slow."""
@@ -126,6 +136,8 @@ class Run:
             self.ema.update(first=self.step == 0)
         self.means.add(scalars, len(batch.ids))
         self.step += 1
+        if self.watch is not None and self.watch.look(self.model, batch, self.step, self.world):
+            self.total = self.step
 
     def _objective(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainer.precision == "bfloat16"):
@@ -136,12 +148,15 @@ class Run:
 
     def _epoch_ended(self) -> bool:
         """Whether the epoch's last step is done and its row of the history is not."""
-        return self.step // self.per_epoch > len(self.history)
+        steps = self.step + (self.per_epoch - 1 if self._stopped() else 0)  # the guard cuts an epoch short
+        return steps // self.per_epoch > len(self.history)
 
     def _close_epoch(self) -> None:
         self._check_loss()
         self.world.broadcast(self.model.buffers())  # as DDP does before the next step
         row = {"epoch": len(self.history) + 1, "step": self.step, **self.means.read(self.world)}
+        if self.watch is not None:
+            row |= self.watch.row
         if self.val is not None:
             row |= {f"val_{name}": value for name, value in self._validate(self.val).items()}
         self.means = Means(self.device)
@@ -230,11 +245,18 @@ class Run:
             "optimizer": self.optimizer.state_dict(),
             "live_weights": [w.detach() for w in self.weights] if self.ema else [],  # the model state has averages
         }
+        if self.watch is not None:
+            state["watch"] = self.watch.state()
         if self.world.rank == 0:
             model_state = {k: averages.get(id(v), v) for k, v in self.model.state_dict(keep_vars=True).items()}
             save_checkpoint(self.trainer.run_dir, self.step, model_state, state, self.config)
         self._wait()
         self.saved = self.step, len(self.history)
+
+    def _tensors(self) -> dict[str, Tensor]:
+        """The network that is trained, and its averages."""
+        averages = self.ema.averages if self.ema else []
+        return self.model.state_dict() | {f"average {k}": average for k, average in enumerate(averages)}
 
     def _wait(self) -> None:
         """Until every rank is here."""
@@ -250,9 +272,13 @@ class Run:
                 average.copy_(weight)
                 weight.copy_(live)
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.watch is not None:
+            self.watch.restore(state["watch"])
         self.means.restore(state["means"], self.world)
         self.step, self.history = checkpoint.step, list(state["history"])
         self._enter_epoch(self.step // self.per_epoch)
+        if self._stopped():
+            self.total = self.step
         self.saved = self.step, len(self.history)
 
     def _compare(self, checkpoint: Checkpoint) -> None:
@@ -280,6 +306,7 @@ class Run:
             "precision": t.precision,
             "ema": t.ema,
             "clip_norm": t.clip_norm,
+            "guard": None if t.guard is None else t.guard.describe(),
             "number of examples": len(self.source),
             "data": self.source.fingerprint(),
             "architecture": " ".join(repr(self.model).split()),

@@ -12,6 +12,7 @@ from robustgen.training.batches import as_source
 from robustgen.training.distributed import join, seeded
 from robustgen.training.interrupt import deferred_interrupt
 from robustgen.training.objective import Objective
+from robustgen.training.overfitting import OverfittingGuard
 from robustgen.training.run import Run, training_mode
 
 __all__ = ["Trainer"]
@@ -45,6 +46,7 @@ class Trainer:
         ema: decay in [0, 1) of an exponential moving average of the weights. Validation uses the averages, and a
             finished ``fit`` leaves them in the model.
         clip_norm: largest norm of the whole gradient.
+        guard: ends the run where fast adversarial training overfits its attack; see :class:`OverfittingGuard`.
         run_dir: where checkpoints and ``metrics.jsonl`` (the history, one line an epoch) go; None writes nothing.
         resume: go on from the latest checkpoint in ``run_dir``, or start where there is none.
         checkpoint_every: steps between checkpoints; default once an epoch. The first and last state are always saved.
@@ -74,6 +76,7 @@ class Trainer:
         precision: str = "float32",
         ema: float | None = None,
         clip_norm: float | None = None,
+        guard: OverfittingGuard | None = None,
         run_dir: str | Path | None = None,
         resume: bool = False,
         checkpoint_every: int | None = None,
@@ -93,7 +96,7 @@ class Trainer:
         self.objective, self.optimizer, self.schedule = objective, optimizer, schedule
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
         self.device, self.precision = device, precision
-        self.ema, self.clip_norm = ema, clip_norm
+        self.ema, self.clip_norm, self.guard = ema, clip_norm, guard
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.resume, self.checkpoint_every, self.progress = resume, checkpoint_every, progress
 
@@ -110,7 +113,8 @@ class Trainer:
 
         Returns:
             One dict an epoch: ``epoch`` and ``step`` (completed), means of the objective's entries over the epoch,
-            and those of ``val`` prefixed ``val_``. With ``resume`` it starts at the run's first epoch.
+            and those of ``val`` prefixed ``val_``. With ``resume`` it starts at the run's first epoch. A run that the
+            guard has ended warns, and its last epoch may be cut short.
 
         Raises:
             ValueError: an empty data set, no parameter to train, a ``run_dir`` that already holds a run (without

@@ -1,0 +1,52 @@
+"""The fast gradient sign method from a random start, the attack inside fast adversarial training.
+
+Wong, Rice and Kolter, "Fast is better than free: Revisiting adversarial training", 2020, algorithm 3: from a point
+drawn uniformly in the ball, one step alpha * sign(grad_x' L(theta, x', y)) with alpha = 1.25 * eps, projected on the
+ball.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from robustgen.attacks.base import Attack
+from robustgen.attacks.problem import Problem
+from robustgen.attacks.queries import Search
+
+__all__ = ["RandomStartFGSM"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomStartFGSM(Attack):
+    """One step up the cross-entropy from a point drawn uniformly in the ball, then into the ball and the bounds.
+
+    Made for training; a network that stands against it may fall to :class:`PGD` altogether (see
+    :class:`~robustgen.training.OverfittingGuard`).
+
+    Args:
+        alpha: length of the step as a multiple of eps, > 0; above 2 the start no longer matters.
+
+    The others are those of :class:`~robustgen.attacks.Attack`. The end of the step is returned, never the start.
+
+    >>> import torch
+    >>> linear = torch.nn.Linear(2, 2, bias=False)
+    >>> _ = linear.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
+    >>> RandomStartFGSM(eps=0.25, alpha=2.0)(linear, torch.tensor([[0.75, 0.5]]), torch.tensor([0]))
+    tensor([[0.5000, 0.7500]])
+    """
+
+    norms = ("Linf", "L2", "L1")
+
+    alpha: float = 1.25
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.alpha < float("inf"):
+            raise ValueError(f"alpha must be a finite number > 0, got {self.alpha}")
+
+    def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
+        ball = problem.ball
+        x = ball.uniform(i, self.seed, problem.ids[i], ())
+        _, gradient = yield problem.gradient(i, x, "ce")
+        x = ball.project(i, x + ball.step(gradient, self.alpha * ball.eps[i], at=x))
+        problem.record(i, x, (yield problem.logits(i, x)))

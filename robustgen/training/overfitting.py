@@ -1,0 +1,123 @@
+"""A guard against catastrophic overfitting of fast adversarial training.
+
+Wong, Rice and Kolter, "Fast is better than free: Revisiting adversarial training", 2020, section 5: within a few steps
+a network trained with a single-step attack may learn to stand against that attack alone; robust accuracy under PGD, on
+a batch of the training data, tells, and the weights from before are kept.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.model import evaluating, logits_of
+from robustgen.training.batches import Batch
+from robustgen.training.distributed import World
+
+__all__ = ["OverfittingGuard", "Watch"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OverfittingGuard:
+    """Stops a run of :class:`Trainer` when its network stands against the attack it is trained with and no other.
+
+    Every so many steps the batch just trained on is attacked, in eval mode. Overfitting is declared where accuracy
+    under the strong attack is both more than ``drop`` below and less than half of what it was at its highest and of
+    what it is under the weak attack. The trainer then warns, puts back the weights of the last check that was at most
+    half a drop below the highest, and ends the run; resumed, such a run is at its end. A network that never was robust
+    does not fall, and is not noticed.
+
+    Logged with each epoch, as of the last check: ``guard_weak_accuracy`` and ``guard_strong_accuracy``; in the last row
+    of a run that was stopped also ``kept_step``, the step whose weights were put back.
+
+    Args:
+        weak: the attack of the objective, callable ``attack(model, x, y, *, ids) -> x_adv``.
+        strong: one that is not fooled by a masked gradient as easily: PGD with several steps.
+        every: steps between checks.
+        drop: of accuracy, in (0, 1).
+
+    Raises:
+        ValueError: a value out of range.
+    """
+
+    weak: Any
+    strong: Any
+    every: int = 50
+    drop: float = 0.2
+
+    def __post_init__(self) -> None:
+        if self.every < 1:
+            raise ValueError(f"every must be at least 1, got {self.every}")
+        if not 0 < self.drop < 1:
+            raise ValueError(f"drop must be in (0, 1), got {self.drop}")
+
+    def accuracies(self, model: nn.Module, batch: Batch, step: int, world: World) -> tuple[float, float]:
+        """Accuracy under the weak and under the strong attack, over the shares of ``batch`` of all processes."""
+        if batch.y is None:
+            raise ValueError("OverfittingGuard needs labels: pass data as (x, y)")
+        ids = batch.ids + step * 2**32
+        hits = []
+        for attack in (self.weak, self.strong):
+            with torch.enable_grad():
+                x_adv = attack(model, batch.x, batch.y, ids=ids).detach()
+            with evaluating(model), torch.no_grad():
+                hits.append((logits_of(model(x_adv)).argmax(1) == batch.y).sum())
+        counts = world.reduce(torch.stack([*hits, torch.full_like(hits[0], len(ids))])).tolist()
+        return counts[0] / counts[2], counts[1] / counts[2]
+
+    def describe(self) -> dict[str, Any]:
+        """Every setting, JSON-able."""
+        attacks = {"weak": self.weak, "strong": self.strong}
+        described = {k: a.describe() if hasattr(a, "describe") else repr(a) for k, a in attacks.items()}
+        return described | {"every": self.every, "drop": self.drop}
+
+
+class Watch:
+    """A guard at work in one run; part of the run's state.
+
+    Args:
+        tensors: what to keep and put back, by name.
+    """
+
+    def __init__(self, guard: OverfittingGuard, tensors: Callable[[], dict[str, Tensor]]) -> None:
+        self.guard, self.tensors = guard, tensors
+        self.row: dict[str, float] = {}  # what to log
+        self.highest = 0.0
+        self.kept: dict[str, Tensor] = {}
+        self.kept_step = 0
+        self.fired = ""  # why, once it has
+
+    def look(self, model: nn.Module, batch: Batch, step: int, world: World) -> bool:
+        """Check after ``step`` completed steps: has the network overfitted, and is it back at weights from before?"""
+        if step % self.guard.every:
+            return False
+        weak, strong = self.guard.accuracies(model, batch, step, world)
+        self.row = {"guard_weak_accuracy": weak, "guard_strong_accuracy": strong}
+        self.highest, drop = max(self.highest, strong), self.guard.drop
+        before = min(self.highest, weak)
+        if strong < before - drop and strong < before / 2:  # a small batch alone may cost a drop of 0.2
+            self.fired = (
+                f"catastrophic overfitting at step {step}: accuracy {weak:.1%} under the attack of training, "
+                f"{strong:.1%} under the guard's, which was {self.highest:.1%}; the run ends with the weights of step "
+                f"{self.kept_step}"
+            )
+            self.row["kept_step"] = self.kept_step
+            with torch.no_grad():
+                for name, tensor in self.tensors().items():
+                    tensor.copy_(self.kept[name])
+            return True
+        if strong >= self.highest - drop / 2:
+            self.kept, self.kept_step = {k: t.detach().clone() for k, t in self.tensors().items()}, step
+        return False
+
+    def state(self) -> dict[str, Any]:
+        """What :meth:`restore` needs."""
+        own = ("row", "highest", "kept", "kept_step", "fired")
+        return {name: getattr(self, name) for name in own}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """As it was when ``state`` was taken."""
+        for name, value in state.items():
+            setattr(self, name, value)
