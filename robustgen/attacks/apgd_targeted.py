@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustgen.attacks.apgd import check_rho, climb
+from robustgen.attacks.apgd import check_options, climb, plan
 from robustgen.attacks.base import Attack
 from robustgen.attacks.problem import Problem
 
@@ -29,13 +29,14 @@ class APGDT(Attack):
             that still stand.
         steps: gradient steps in one run.
         restarts: runs towards each class.
-        random_start, rho, eot_samples: as in :class:`~robustgen.attacks.APGD`.
+        random_start, rho, multi_eps, eot_samples: as in :class:`~robustgen.attacks.APGD`.
 
     The others are those of :class:`~robustgen.attacks.Attack`. Of all points visited, the one of lowest margin is
     returned.
 
     Raises:
-        ValueError: as every attack, n_targets below 1, or rho outside [0, 1].
+        ValueError: as every attack, n_targets below 1, rho outside [0, 1], or multi_eps with a norm other than
+            L1.
 
     >>> import torch
     >>> linear = torch.nn.Linear(2, 3, bias=False)
@@ -52,19 +53,21 @@ class APGDT(Attack):
     restarts: int = 1
     random_start: bool = True
     rho: float = 0.75
+    multi_eps: bool = False
     eot_samples: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.n_targets, int) or self.n_targets < 1:
             raise ValueError(f"n_targets must be a whole number, at least 1; got {self.n_targets}")
-        check_rho(self.rho)
+        check_options(self.rho, self.multi_eps, self.norm)
 
     def _search(self, problem: Problem) -> None:
         targets = problem.y[:, None] if self.targeted else self._likely(problem)
         # the same problem with other labels to ascend: whatever leaves the true class is still what is recorded
         aim = copy.copy(problem)
         aim.targeted = True
+        stages = plan(problem.ball, self.steps, self.multi_eps)
         for restart in range(self.restarts):
             for rank in range(targets.shape[1]):
                 aim.y = targets[:, rank]
@@ -73,8 +76,8 @@ class APGDT(Attack):
                     return
                 x = problem.x[i]
                 if self.random_start or restart:
-                    x = problem.ball.uniform(i, self.seed, problem.ids[i], (restart, rank))
-                climb(problem, aim, i, x, "dlr", self.steps, self.rho, self.eot_samples)
+                    x = stages[0][0].uniform(i, self.seed, problem.ids[i], (restart, rank))
+                climb(problem, aim, i, x, "dlr", stages, self.rho, self.eot_samples)
 
     def _likely(self, problem: Problem) -> Tensor:
         """The classes to try, most likely first, (N, k); rows that need no work have the label itself."""
