@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
 
-from robustgen.attacks import APGD, APGDT, PGD
+from robustgen.attacks import APGD, APGDT, PGD, apgd
 from robustgen.attacks.apgd import _checkpoints, _Run, _SparsePace, plan
 from robustgen.attacks.ball import Ball, perturbation_norm
 from robustgen.attacks.losses import LOSSES, difference_of_logits_ratio, margin
@@ -340,9 +340,10 @@ class TestMultiEps:
         assert plan(ball, 100, False) == [(ball, 100)]
 
     @pytest.mark.parametrize("random_start", [False, True])
-    def test_each_ball_begins_at_the_best_of_the_one_before(self, random_start):
+    def test_each_ball_begins_at_the_best_of_the_one_before(self, random_start, monkeypatch):
         torch.manual_seed(4)
         model = nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 5)).double()
+        model[0].weight.data.mul_(8)
         x, y = uniform(7, 6, 30), torch.arange(6) % 5
         eps = torch.linspace(0.3, 1.5, 6, dtype=torch.float64)
         seen = []
@@ -351,6 +352,13 @@ class TestMultiEps:
             seen.append(z.detach().clone())
             return model(z)
 
+        starts = []
+
+        def pace(ball, i, steps, start):
+            starts.append(start)
+            return _SparsePace(ball, i, steps, start)
+
+        monkeypatch.setattr(apgd, "_SparsePace", pace)
         attack = APGD(norm="L1", steps=20, multi_eps=True, random_start=random_start, early_stop=False)
         result = attack.run(spy, x, y, eps=eps)
         stages = torch.stack(seen[2:]).split([7, 7, 9])  # after the two that ask whether it is stochastic
@@ -365,6 +373,8 @@ class TestMultiEps:
             best = before[loss.argmax(0), torch.arange(6)]
             expected = Ball(x, factor * eps, "L1", (0.0, 1.0)).project(torch.arange(6), best)
             assert torch.allclose(after[0], expected, atol=1e-12)
+            assert not torch.equal(best, before[-1])
+        assert torch.equal(torch.stack(starts), torch.stack([x, stages[1][0], stages[2][0]]))
         margins = torch.stack([margin(model(z), y) for z in stages[2]])
         assert torch.equal(result.x_adv, stages[2][margins.argmin(0), torch.arange(6)])
 
