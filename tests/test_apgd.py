@@ -341,9 +341,8 @@ class TestMultiEps:
 
     @pytest.mark.parametrize("random_start", [False, True])
     def test_each_ball_begins_at_the_best_of_the_one_before(self, random_start, monkeypatch):
-        torch.manual_seed(4)
-        model = nn.Sequential(nn.Linear(30, 40), nn.Tanh(), nn.Linear(40, 5)).double()
-        model[0].weight.data.mul_(8)
+        w = normal(2, 30, 5)
+        model = lambda z: torch.sin(12 * z) @ w
         x, y = uniform(7, 6, 30), torch.arange(6) % 5
         eps = torch.linspace(0.3, 1.5, 6, dtype=torch.float64)
         seen = []
@@ -367,7 +366,7 @@ class TestMultiEps:
         for factor, points in zip((3, 2, 1), stages, strict=True):
             reach = (points - x).abs().sum(2)
             assert (reach <= factor * eps).all()
-            assert (reach.amax(0) > (factor - 0.1) * eps).sum() >= 4
+            assert (reach.amax(0) > (factor - 0.1) * eps).sum() >= 3
         for factor, before, after in zip((2, 1), stages, stages[1:], strict=False):
             loss = torch.stack([LOSSES["ce"](model(z), y, False) for z in before])
             best = before[loss.argmax(0), torch.arange(6)]
