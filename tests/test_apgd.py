@@ -1,6 +1,7 @@
 """Auto-PGD, what it climbs (the difference of logits ratio), and the L1 ball in the box on which it climbs."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,8 +10,8 @@ from hypothesis import strategies as st
 from sklearn.datasets import load_digits
 from torch import nn
 
-from robustgen.attacks import APGD, APGDT, PGD
-from robustgen.attacks.apgd import _checkpoints, _Run, _SparsePace
+from robustgen.attacks import APGD, APGDT, PGD, apgd
+from robustgen.attacks.apgd import _checkpoints, _Run, _SparsePace, plan
 from robustgen.attacks.ball import Ball, perturbation_norm
 from robustgen.attacks.losses import LOSSES, difference_of_logits_ratio, margin
 
@@ -292,7 +293,7 @@ def test_is_its_algorithm(norm, loss):
 
 def test_pace_of_sparse_steps():
     x = torch.full((1, 20), 0.5)
-    pace = _SparsePace(Ball(x, torch.tensor([3.0]), "L1", (0.0, 1.0)), torch.arange(1), 100)
+    pace = _SparsePace(Ball(x, torch.tensor([3.0]), "L1", (0.0, 1.0)), torch.arange(1), 100, x)
     run = _Run.start(x + 0.1 * (torch.arange(20) < 9))
     assert pace.spread.item() == 4
     assert pace.check(3, x, run, torch.ones(1) > 0) is None
@@ -303,6 +304,91 @@ def test_pace_of_sparse_steps():
         sizes.append(pace.size.item())
     assert sizes == pytest.approx([max(3 / 1.5**j, 0.3) for j in range(12)])
     assert pace.spread.item() == 6
+
+
+def test_sparsity_begins_with_what_a_search_in_a_larger_ball_left():
+    x = torch.full((3, 20), 0.5)
+    start = x + 0.1 * (torch.arange(20) < torch.tensor([[0], [1], [9]]))
+    ball, rows = Ball(x, torch.full((3,), 3.0), "L1", (0.0, 1.0)), torch.arange(3)
+    pace = _SparsePace(ball, rows, 30, start)
+    assert pace.spread.tolist() == [4, 1, 6]
+    assert pace.count.tolist() == [20, 1, 9]
+    assert [_SparsePace(ball, rows, steps, x).every for steps in (1, 24, 30, 49, 50, 100)] == [1, 1, 1, 1, 2, 4]
+
+
+def test_a_sparse_step_has_its_length_where_slopes_are_few():
+    """A fifth of 20 coordinates would move, but two have a slope: they share the whole step."""
+    x = torch.full((1, 20), 0.5)
+    ball, rows = Ball(x, torch.tensor([0.4]), "L1", (0.0, 1.0)), torch.arange(1)
+    run, gradient = _Run.start(x), torch.zeros(1, 20)
+    gradient[0, [3, 7]] = torch.tensor([1.0, -2.0])
+    run.see(torch.zeros(1), gradient)
+    moved = _SparsePace(ball, rows, 100, x).next(0, ball, rows, run) - x
+    assert moved[0, [3, 7]].tolist() == pytest.approx([0.2, -0.2], abs=1e-5)
+    assert moved.count_nonzero() == 2
+
+
+class TestMultiEps:
+    def test_plan(self):
+        ball = Ball(torch.zeros(2, 5), torch.tensor([0.5, 1.0]), "L1", (0.0, 1.0))
+        for steps, shares in [(100, [30, 30, 40]), (25, [7, 7, 11]), (4, [1, 1, 2]), (3, [3]), (1, [1])]:
+            stages = plan(ball, steps, True)
+            assert [share for _, share in stages] == shares
+            assert stages[-1][0] is ball
+            for (wider, _), factor in zip(stages[:-1], (3, 2), strict=False):
+                assert wider.eps.tolist() == [0.5 * factor, factor]
+        assert plan(ball, 100, False) == [(ball, 100)]
+
+    @pytest.mark.parametrize("random_start", [False, True])
+    def test_each_ball_begins_at_the_best_of_the_one_before(self, random_start, monkeypatch):
+        w = normal(2, 30, 5)
+        model = lambda z: torch.sin(12 * z) @ w
+        x, y = uniform(7, 6, 30), torch.arange(6) % 5
+        eps = torch.linspace(0.3, 1.5, 6, dtype=torch.float64)
+        seen = []
+
+        def spy(z):
+            seen.append(z.detach().clone())
+            return model(z)
+
+        starts = []
+
+        def pace(ball, i, steps, start):
+            starts.append(start)
+            return _SparsePace(ball, i, steps, start)
+
+        monkeypatch.setattr(apgd, "_SparsePace", pace)
+        attack = APGD(norm="L1", steps=20, multi_eps=True, random_start=random_start, early_stop=False)
+        result = attack.run(spy, x, y, eps=eps)
+        stages = torch.stack(seen[2:]).split([7, 7, 9])  # after the two that ask whether it is stochastic
+        assert result.backwards.tolist() == [20] * 6
+        assert result.forwards.tolist() == [23] * 6
+        for factor, points in zip((3, 2, 1), stages, strict=True):
+            reach = (points - x).abs().sum(2)
+            assert (reach <= factor * eps).all()
+            assert (reach.amax(0) > (factor - 0.1) * eps).sum() >= 3
+        for factor, before, after in zip((2, 1), stages, stages[1:], strict=False):
+            loss = torch.stack([LOSSES["ce"](model(z), y, False) for z in before])
+            best = before[loss.argmax(0), torch.arange(6)]
+            expected = Ball(x, factor * eps, "L1", (0.0, 1.0)).project(torch.arange(6), best)
+            assert torch.allclose(after[0], expected, atol=1e-12)
+            assert not torch.equal(best, before[-1])
+        assert torch.equal(torch.stack(starts), torch.stack([x, stages[1][0], stages[2][0]]))
+        margins = torch.stack([margin(model(z), y) for z in stages[2]])
+        assert torch.equal(result.x_adv, stages[2][margins.argmin(0), torch.arange(6)])
+
+    def test_what_is_found_too_far_away_does_not_count(self):
+        model, w = linear(2)
+        x = 0.4 + 0.2 * uniform(0, 40, 12)
+        z = model(x).detach()
+        radius = (z[:, 0] - z[:, 1]).abs() / (w[0] - w[1]).abs().max()
+        attack = APGD(norm="L1", steps=20, multi_eps=True)
+        y = z.argmax(1)
+        assert not attack.run(model, x, y, eps=0.9 * radius).success.any()
+        found = attack.run(model, x, y, eps=1.1 * radius)
+        assert found.success.all()
+        assert (found.distance <= 1.1 * radius).all()
+        assert found.backwards.min() > 12  # nobody left before the last ball
 
 
 def test_checkpoints():
@@ -359,7 +445,16 @@ class TestClosedForm:
         assert attack.run(model, x, y, eps=1.1 * lower).success.float().mean() >= (0.95 if n_classes == 2 else 0.7)
 
 
-@pytest.mark.parametrize("attack", [PGD(norm="L1", steps=50), APGD(norm="L1", steps=50), APGDT(norm="L1", steps=50)])
+@pytest.mark.parametrize(
+    "attack",
+    [
+        PGD(norm="L1", steps=50),
+        APGD(norm="L1", steps=50),
+        APGDT(norm="L1", steps=50),
+        APGD(norm="L1", steps=50, multi_eps=True),
+        APGDT(norm="L1", steps=50, multi_eps=True),
+    ],
+)
 @pytest.mark.parametrize("d", [30, 300])
 def test_l1_where_the_box_binds(attack, d):
     """Along w the steepest coordinates reach their bounds one after the other: the smallest radius is a greedy sum."""
@@ -411,11 +506,15 @@ def test_at_least_as_strong_as_pgd(digits, norm, radii):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("kind", [APGD, APGDT])
-def test_samples_that_leave_take_their_state_with_them(digits, norm, kind):
+@pytest.mark.parametrize("multi_eps", [False, True])
+def test_samples_that_leave_take_their_state_with_them(digits, norm, kind, multi_eps):
+    if multi_eps and norm != "L1":
+        pytest.skip("multi_eps is for L1")
     net, x, y = digits
     net, x, y = nn.Sequential(*net).double(), x[:20].double(), y[:20]
     extra = {"n_targets": 3} if kind is APGDT else {}
     attack = kind(eps={"Linf": 0.12, "L2": 0.7, "L1": 2.0}[norm], norm=norm, steps=15, seed=3, **extra)
+    attack = replace(attack, multi_eps=multi_eps)
     try:
         whole = attack.run(net, x, y)
         assert len(whole.backwards.unique()) >= 3  # solved at different steps
@@ -473,7 +572,8 @@ def test_computes_no_gradient_of_the_weights(attack):
 @pytest.mark.parametrize(
     ("kind", "wrong"),
     [(APGD, {"rho": 1.5}), (APGD, {"rho": -0.1}), (APGDT, {"rho": float("nan")}), (APGDT, {"n_targets": 0}),
-     (APGDT, {"n_targets": 2.5}), (APGD, {"loss": "cw"}), (APGD, {"steps": 0}), (APGDT, {"restarts": 0})],
+     (APGDT, {"n_targets": 2.5}), (APGD, {"multi_eps": True}), (APGDT, {"multi_eps": True, "norm": "L2"}),
+     (APGD, {"loss": "cw"}), (APGD, {"steps": 0}), (APGDT, {"restarts": 0})],
 )  # fmt: skip
 def test_wrong_options(kind, wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

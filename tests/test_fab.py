@@ -9,11 +9,10 @@ from hypothesis import strategies as st
 from scipy.optimize import linprog
 from torch import nn
 
-from robustgen.attacks import FAB, fab
+from robustgen.attacks import FAB, AtEps, fab
 from robustgen.attacks.hyperplane import step_to_hyperplane
 from robustgen.attacks.losses import margin
 from robustgen.attacks.minimal_norm import length
-from robustgen.attacks.problem import Problem
 
 NORMS = ("Linf", "L2", "L1")
 DUAL = {"Linf": 1, "L2": 2, "L1": float("inf")}
@@ -182,7 +181,7 @@ def test_is_its_algorithm(norm, n_targets, eta, beta):
         return net(z)
 
     FAB(norm=norm, n_targets=n_targets, steps=8, eta=eta, beta=beta, alpha_max=0.2).run(model, x, y)
-    seen = seen[2:18]  # after the clean points and the choice of the classes: x_i, x_{i+1}, x_i, ...
+    seen = seen[1:17]  # after the clean points: x_i, x_{i+1}, x_i, ...
     crossed = 0
     for row in range(len(x)):
         z, own = x[row], y[row]
@@ -210,7 +209,7 @@ def test_is_its_algorithm(norm, n_targets, eta, beta):
 
 
 def test_queries_are_counted():
-    """A step is two forward passes and one backward pass a face; choice, end of the line and final search: five."""
+    """A step is two forward passes and one backward pass a face; the clean logits and the final search: four."""
     for n_classes, n_targets, faces, runs in [
         (2, None, 1, 1),
         (10, None, 9, 1),
@@ -221,7 +220,7 @@ def test_queries_are_counted():
         model, x, y, _, _ = linear(n_classes, (7,))
         result = FAB(steps=6, n_targets=n_targets, bounds=(-9.0, 9.0)).run(model, x, y)
         assert result.success.all()
-        assert result.forwards.unique().tolist() == [1 + 1 + runs * 6 * 2 + 1 + 3]
+        assert result.forwards.unique().tolist() == [1 + runs * 6 * 2 + 3]
         assert result.backwards.unique().tolist() == [runs * 6 * faces]
         targeted = FAB(steps=6, n_targets=n_targets, bounds=(-9.0, 9.0), targeted=True)
         assert targeted.run(model, x, (y + 1) % n_classes).backwards.unique().tolist() == [6]
@@ -239,22 +238,14 @@ def test_the_targets_are_the_likely_classes_in_their_order(norm):
 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("n_targets", [None, 2])
-def test_rows_leave_when_the_problem_says_so(norm, n_targets, monkeypatch):
-    """A search for any point within a radius: who has one takes no further queries, and nobody else notices."""
+def test_rows_leave_when_a_point_within_eps_is_found(norm, n_targets):
+    """Who has one takes no further queries, and nobody else notices."""
     net, x, y = curved()
     attack = FAB(norm=norm, n_targets=n_targets, steps=10, restarts=2)
     free = attack.run(net, x, y)
     eps = torch.where(torch.arange(len(x)) % 2 == 0, 1.2, 0.9) * free.distance
     whole = attack.run(net, x, y, eps=eps)
-    keep = Problem.record
-
-    def leaving(self, i, z, logits):
-        assert not self.solved[i].any()
-        keep(self, i, z, logits)
-        return ~self.solved[i]
-
-    monkeypatch.setattr(Problem, "record", leaving)
-    part = attack.run(net, x, y, eps=eps)
+    part = AtEps(attack=attack).run(net, x, y, eps=eps)
     assert torch.equal(part.success, whole.success)
     assert part.success.sum() == len(x) // 2
     assert (part.backwards[::2] < whole.backwards[::2]).all()
@@ -274,9 +265,9 @@ def test_restarts_begin_half_way_to_what_was_found(norm):
 
     one = FAB(norm=norm, steps=5, bounds=(-9.0, 9.0))
     two = replace(one, restarts=2).run(model, x, y)
-    start = seen[2 + 10]
+    start = seen[1 + 10]
     best = torch.full((len(x),), float("inf"), dtype=torch.float64)
-    for z in seen[2:12]:
+    for z in seen[1:11]:
         best = torch.where(margin(net(z), y) < 0, torch.minimum(best, length(z - x, norm)), best)
     assert torch.allclose(length(start - x, norm)[best.isfinite()], (best / 2)[best.isfinite()])
     assert best.isfinite().sum() >= 6

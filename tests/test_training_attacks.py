@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from robustgen.attacks import FGSM, KLPGD, RandomStartFGSM
+from robustgen.attacks import FGSM, KLPGD, Engine, RandomStartFGSM
 from robustgen.divergence import kl_divergence
 
 NORMS = {"Linf": float("inf"), "L2": 2, "L1": 1}
@@ -123,7 +123,9 @@ def test_the_start_is_gaussian_and_tiny():
         starts.append(z.detach())
         return model(z)
 
-    KLPGD(eps=0.1, steps=1, bounds=(-4.0, 6.0)).for_training()(watched, x, torch.zeros(400, dtype=torch.int64))
+    KLPGD(eps=0.1, steps=1, bounds=(-4.0, 6.0)).for_training()(
+        watched, x, torch.zeros(400, dtype=torch.int64), engine=Engine(slots=400, prepare=False)
+    )
     noise = next(z for z in starts if len(z) == 400 and not torch.equal(z, x)) - x
     assert noise.std().item() == pytest.approx(0.01, rel=0.05)  # a thousandth of the width of the bounds
     assert abs(noise.mean().item()) < 0.001
@@ -150,7 +152,7 @@ def test_one_step_from_a_uniform_start():
         seen.append(z.detach())
         return model(z)
 
-    result = RandomStartFGSM(eps=0.1, early_stop=False).run(watched, x, y, ids=torch.arange(2000))
+    result = RandomStartFGSM(eps=0.1, early_stop=False).run(watched, x, y, engine=Engine(slots=2000, prepare=False))
     start = next(z for z in seen if len(z) == 2000)
     direction = (model.weight[1] - model.weight[0]).sign().detach()
     assert torch.allclose(result.x_adv, x + (start - x + 0.125 * direction).clamp(-0.1, 0.1), atol=1e-12)

@@ -9,7 +9,9 @@ and at the checkpoints w_j the step is halved, and the best point so far taken u
 (condition 1) or nothing better came of this step size (condition 2).
 
 L1: Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", 2021, section 3: sparse
-steps without momentum; how sparse is read off the best point.
+steps without momentum; how sparse is read off the best point; and larger balls first (the multi-eps scheme). Where the
+paper and its released code differ, the code is followed, but for the random start: projected noise, as there, is so
+sparse that steps on the few steepest coordinates, once at their bounds, never undo its wrong ones.
 """
 
 from dataclasses import dataclass, fields
@@ -39,13 +41,16 @@ class APGD(Attack):
             same over the spread of the logits).
         rho: share of the steps since the last checkpoint that must have gone up for the step size to stay, in [0, 1].
             L1 has another rule, without it.
+        multi_eps: L1 only. Spend 30 % of the steps each (rounded down) in the balls of three times and twice eps, whose
+            best points are then projected on the next smaller one. No point found there counts and no sample leaves;
+            each of the two takes a forward more. l1-AutoAttack has it so.
         eot_samples: passes of a stochastic model that a gradient averages.
 
     The others are those of :class:`~robustgen.attacks.Attack`. The run goes on from the point of highest loss; of all
     points visited, the start included, the one of lowest margin is returned.
 
     Raises:
-        ValueError: as every attack, or rho outside [0, 1].
+        ValueError: as every attack, rho outside [0, 1], or multi_eps with a norm other than L1.
 
     >>> linear = torch.nn.Linear(2, 2, bias=False)
     >>> _ = linear.weight.data.copy_(torch.tensor([[1.0, 0.0], [0.0, 1.0]]))
@@ -61,21 +66,34 @@ class APGD(Attack):
     random_start: bool = True
     loss: str = "ce"
     rho: float = 0.75
+    multi_eps: bool = False
     eot_samples: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_rho(self.rho)
+        check_options(self.rho, self.multi_eps, self.norm)
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
+        stages = plan(problem.ball, self.steps, self.multi_eps)
         random = self.random_start or run
-        x = problem.ball.uniform(i, self.seed, problem.ids[i], (run,)) if random else problem.x[i]
-        yield from climb(problem, i, x, self.loss, self.steps, self.rho, self.eot_samples)
+        x = stages[0][0].uniform(i, self.seed, problem.ids[i], (run,)) if random else problem.x[i]
+        yield from climb(problem, i, x, self.loss, stages, self.rho, self.eot_samples)
 
 
-def check_rho(rho: float) -> None:
+def check_options(rho: float, multi_eps: bool, norm: str) -> None:
     if not 0 <= rho <= 1:
         raise ValueError(f"rho must be in [0, 1], got {rho}")
+    if multi_eps and norm != "L1":
+        raise ValueError(f"multi_eps is for norm L1, not {norm!r}")
+
+
+def plan(ball: Ball, steps: int, multi_eps: bool) -> list[tuple[Ball, int]]:
+    """The balls to search one after the other, ``ball`` the last, and the steps in each."""
+    share = 3 * steps // 10
+    if not multi_eps or not share:
+        return [(ball, steps)]
+    wider = [(Ball(ball.x, k * ball.eps, ball.norm, ball.bounds), share) for k in (3, 2)]
+    return [*wider, (ball, steps - 2 * share)]
 
 
 def climb(
@@ -83,32 +101,44 @@ def climb(
     i: Tensor,
     x: Tensor,
     loss: str,
-    steps: int,
+    stages: list[tuple[Ball, int]],
     rho: float,
     eot_samples: int,
     towards: Tensor | None = None,
 ) -> Search:
-    """One run from ``x`` (n, ...) for the rows ``i`` up the loss, every point recorded.
+    """One run from ``x`` (n, ...) for the rows ``i`` up the loss, through the balls of :func:`plan`.
 
-    ``towards`` (n,): classes whose targeted loss to climb, in place of what the problem is about.
+    What it visits in the last ball is recorded. ``towards`` (n,): classes whose targeted loss to climb, in place of
+    what the problem is about.
     """
-    pace = (
-        _SparsePace(problem.ball, i, steps) if problem.ball.norm == "L1" else _HalvingPace(problem.ball, i, steps, rho)
-    )
-    run = _Run.start(x)
     aim, targeted = (problem.y[i], problem.targeted) if towards is None else (towards, True)
-    for k in range(steps):
-        logits, gradient = yield problem.gradient(i, run.x, loss, eot_samples, None if towards is None else aim)
-        stays = problem.record(i, run.x, logits).nonzero().squeeze(1)
-        rose = run.see(LOSSES[loss](logits, aim, targeted), gradient)
-        run.resume(pace.check(k, problem.x[i], run, rose))
-        if len(stays) < len(i):
-            i, aim, run = i[stays], aim[stays], run.rows(stays)
-            pace.keep(stays)
-        if not len(i):
-            return
-        run.move(pace.next(k, problem.ball, i, run))
-    problem.record(i, run.x, (yield problem.logits(i, run.x)))
+    for stage, (ball, steps) in enumerate(stages):
+        if stage:
+            x = ball.project(i, x)
+        pace: _SparsePace | _HalvingPace
+        if ball.norm == "L1":
+            # after a larger ball, steps begin as sparse as what was found there
+            pace = _SparsePace(ball, i, steps, x if stage else ball.x[i])
+        else:
+            pace = _HalvingPace(ball, i, steps, rho)
+        run = _Run.start(x)
+        counts = ball is problem.ball
+        for k in range(steps):
+            logits, gradient = yield problem.gradient(i, run.x, loss, eot_samples, None if towards is None else aim)
+            rose = run.see(LOSSES[loss](logits, aim, targeted), gradient)
+            stays = problem.record(i, run.x, logits) if counts else torch.ones_like(rose)
+            run.resume(pace.check(k, problem.x[i], run, rose))
+            if not bool(stays.all()):
+                i, aim, run = i[stays], aim[stays], run.rows(stays)
+                pace.keep(stays)
+            if not len(i):
+                return
+            run.move(pace.next(k, ball, i, run))
+        logits = yield problem.logits(i, run.x)
+        if counts:
+            problem.record(i, run.x, logits)
+        run.see(LOSSES[loss](logits, aim, targeted), run.gradient)
+        x = run.best_x
 
 
 @dataclass
@@ -196,22 +226,24 @@ class _SparsePace:
     """Step sizes and sparsities of l1-APGD of 2021, one for each row of the run.
 
     At every check (each 4 % of the steps) it sets how many coordinates a step moves: the non-zero elements of the best
-    perturbation over 1.5, or a fifth of all before the first check. Where that number no longer falls by 5 %, the step,
-    eps at first, is shortened by 1.5 down to eps / 10; where it does, the step is eps again, from the best point.
+    perturbation over 1.5; before the first check those of the perturbation at ``start`` over 1.5, or a fifth of all
+    where there is none. Where that number no longer falls by 5 %, the step, eps at first, is shortened by 1.5 down to
+    eps / 10; where it does, the step is eps again, from the best point.
     """
 
-    def __init__(self, ball: Ball, i: Tensor, steps: int) -> None:
-        self.every = -(-4 * steps // 100)
+    def __init__(self, ball: Ball, i: Tensor, steps: int, start: Tensor) -> None:
+        self.every = max(1, 4 * steps // 100)
         self.largest = ball.eps[i].double()
         self.size = self.largest
-        self.count = torch.full_like(self.size, ball.x[:1].numel())  # non-zero elements at the check before
-        self.spread = (0.2 * self.count).clamp(min=1)
+        count, whole = _changed(start, ball.x[i]), max(1, ball.x[:1].numel())
+        self.spread = torch.where(count > 0, count / 1.5, 0.2 * whole).clamp(min=1)
+        self.count = torch.where(count > 0, count, whole)  # non-zero elements at the check before
 
     def check(self, k: int, x: Tensor, run: _Run, rose: Tensor) -> Tensor | None:
         """With x_k seen: at a check, set sparsity and step; the rows that got sparser, bool (n,)."""
         if k == 0 or k % self.every:
             return None
-        count = (run.best_x != x).flatten(1).sum(1).double()
+        count = _changed(run.best_x, x)
         sparser = count < 0.95 * self.count
         self.size = torch.where(sparser, self.largest, torch.maximum(self.size / 1.5, self.largest / 10))
         self.count, self.spread = count, (count / 1.5).clamp(min=1)
@@ -223,7 +255,9 @@ class _SparsePace:
         Steps as long as these, led past the coordinates at a bound, would spill over into flat ones: with the bounds
         left out a point whose steepest coordinates are all at their bounds is a point of rest, as it should be.
         """
-        return ball.project(i, run.x + ball.step(run.gradient, self.size, spread=self.spread))
+        slopes = run.gradient.flatten(1).count_nonzero(1)  # the length goes to coordinates that have one
+        spread = torch.minimum(self.spread, slopes).clamp(min=1)
+        return ball.project(i, run.x + ball.step(run.gradient, self.size, spread=spread))
 
     def keep(self, rows: Tensor) -> None:
         self.largest, self.size, self.count, self.spread = (
@@ -245,6 +279,11 @@ def _checkpoints(steps: int) -> set[int]:
         gap = max(gap - 3, 6)
         p += gap
     return found
+
+
+def _changed(z: Tensor, x: Tensor) -> Tensor:
+    """How many elements of ``z`` differ from those of ``x``, float64 (n,)."""
+    return (z != x).flatten(1).sum(1).double()
 
 
 def _like(flags: Tensor, x: Tensor) -> Tensor:

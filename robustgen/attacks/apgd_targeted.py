@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustgen.attacks.apgd import check_rho, climb
+from robustgen.attacks.apgd import check_options, climb, plan
 from robustgen.attacks.base import Attack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
@@ -29,13 +29,14 @@ class APGDT(Attack):
             that still stand.
         steps: gradient steps in one run.
         restarts: runs towards each class.
-        random_start, rho, eot_samples: as in :class:`~robustgen.attacks.APGD`.
+        random_start, rho, multi_eps, eot_samples: as in :class:`~robustgen.attacks.APGD`.
 
     The others are those of :class:`~robustgen.attacks.Attack`. Of all points visited, the one of lowest margin is
     returned.
 
     Raises:
-        ValueError: as every attack, n_targets below 1, or rho outside [0, 1].
+        ValueError: as every attack, n_targets below 1, rho outside [0, 1], or multi_eps with a norm other than
+            L1.
 
     >>> import torch
     >>> linear = torch.nn.Linear(2, 3, bias=False)
@@ -52,13 +53,14 @@ class APGDT(Attack):
     restarts: int = 1
     random_start: bool = True
     rho: float = 0.75
+    multi_eps: bool = False
     eot_samples: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.n_targets, int) or self.n_targets < 1:
             raise ValueError(f"n_targets must be a whole number, at least 1; got {self.n_targets}")
-        check_rho(self.rho)
+        check_options(self.rho, self.multi_eps, self.norm)
 
     def _runs(self, problem: Problem) -> int:
         return self.restarts * self._count(problem)
@@ -72,7 +74,7 @@ class APGDT(Attack):
         if not self.targeted:
             logits = (yield from problem.clean_logits(i)).scatter(1, towards[:, None], float("-inf"))
             towards = logits.argsort(dim=1, descending=True, stable=True)[:, rank]
-        x = problem.x[i]
+        stages, x = plan(problem.ball, self.steps, self.multi_eps), problem.x[i]
         if self.random_start or restart:
-            x = problem.ball.uniform(i, self.seed, problem.ids[i], (restart, rank))
-        yield from climb(problem, i, x, "dlr", self.steps, self.rho, self.eot_samples, towards)
+            x = stages[0][0].uniform(i, self.seed, problem.ids[i], (restart, rank))
+        yield from climb(problem, i, x, "dlr", stages, self.rho, self.eot_samples, towards)

@@ -71,13 +71,14 @@ class AutoAttack(Attack):
         """The attacks, the cheapest first."""
         common: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(Attack)}
         steps = common | {"steps": self.steps}
+        climbing = steps | {"multi_eps": self.norm == "L1"}
         if self.version == "rand":
-            return tuple(APGD(**steps, loss=loss, eot_samples=20) for loss in ("ce", "dlr"))
-        targeted = (APGDT(**steps, n_targets=self.n_targets), self._boundary(n_targets=self.n_targets))
+            return tuple(APGD(**climbing, loss=loss, eot_samples=20) for loss in ("ce", "dlr"))
+        targeted = (APGDT(**climbing, n_targets=self.n_targets), self._boundary(n_targets=self.n_targets))
         square = Square(**common, n_queries=self.n_queries)
         if self.version == "standard":
-            return (APGD(**steps), *targeted, square)
-        both = (APGD(**steps, restarts=5), APGD(**steps, restarts=5, loss="dlr"))
+            return (APGD(**climbing), *targeted, square)
+        both = (APGD(**climbing, restarts=5), APGD(**climbing, restarts=5, loss="dlr"))
         return (*both, self._boundary(restarts=5), square, *targeted)
 
     def _boundary(self, **settings: Any) -> Attack:

@@ -19,9 +19,9 @@ __all__ = ["Answered", "Oracle", "Query", "Search", "gaps"]
 class Query:
     """What a search yields to ask the model at ``z`` (n, ...), the points of its rows ``i`` (n,).
 
-    ``y`` (n,) are the labels that a gradient is about, ``beside`` (n, k) the classes of its logit gaps or the logits from
-    which to diverge. Queries of the same ``kind`` are answered together: ("logits",), ("gradient", loss, targeted, samples), ("joint",
-    loss, targeted, samples), ("rivals", k, samples), ("divergence",).
+    ``y`` (n,) are the labels that a gradient is about, ``beside`` (n, k) the classes of its logit gaps or the logits
+    from which to diverge. Queries of the same ``kind`` are answered together: ("logits",), ("gradient", loss, targeted,
+    samples), ("joint", loss, targeted, samples), ("rivals", k, samples), ("divergence",).
     """
 
     i: Tensor
