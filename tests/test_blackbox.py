@@ -8,14 +8,14 @@ import torch
 from torch import nn
 
 from robustgen import counter_rng
-from robustgen.attacks import MIFGSM, PGD, HopSkipJump, Square
-from robustgen.attacks.ball import Ball
+from robustgen.attacks import MIFGSM, PGD, HopSkipJump, NoiseSearch, Square
+from robustgen.attacks.ball import Ball, perturbation_norm
 from robustgen.attacks.hopskipjump import _Walk
 from robustgen.attacks.losses import margin
 from robustgen.attacks.queries import Oracle
-from robustgen.attacks.square import _L2Moves, _LinfMoves
+from robustgen.attacks.square import _EnergyMoves, _LinfMoves
 
-DUAL = {"Linf": 1, "L2": 2}
+DUAL = {"Linf": 1, "L2": 2, "L1": float("inf")}
 
 
 def linear_problem(units=12, classes=3, n=20):
@@ -76,13 +76,60 @@ class TestSquare:
         assert gained.min() > share
         assert gained.max() <= 1
 
+    @pytest.mark.parametrize(
+        ("shape", "eps", "targeted", "share"),
+        [((12,), 0.4, False, 0.9), ((12,), 0.4, True, 0.9), ((6, 7), 0.8, False, 0.45), ((3, 8, 8), 3.0, False, 0.45)],
+    )
+    def test_l1_comes_near_the_optimum(self, shape, eps, targeted, share):
+        """On a linear model the optimum fills the steepest elements up to their bounds: what part of its gain is
+        reached, in a window that has eight neighbours to its peak, and that noise is no match for it.
+        """
+        w = torch.randn(1, *shape, dtype=torch.float64)
+        model = lambda z: torch.stack([(z * w).flatten(1).sum(1) + 100, 0 * z.flatten(1)[:, 0]], 1)
+        x, y = 0.2 + 0.6 * torch.rand(5, *shape, dtype=torch.float64), torch.full((5,), int(targeted))
+        order = w.flatten().abs().argsort(descending=True)
+        room = torch.where(w > 0, x, 1 - x).flatten(1)[:, order]
+        filled = torch.minimum(room, (eps - (room.cumsum(1) - room)).clamp(min=0))
+        best = (filled * w.flatten().abs()[order]).sum(1)
+
+        def gained(kind):
+            attack = kind(eps=eps, norm="L1", n_queries=800, early_stop=False, targeted=targeted)
+            return ((x - attack(model, x, y)) * w).flatten(1).sum(1) / best
+
+        ours, noise = gained(Square), gained(NoiseSearch)
+        assert ours.min() > share
+        assert ours.max() <= 1
+        assert (ours > 1.5 * noise).all()
+
+    def test_l1_finds_what_there_is(self):
+        model, x, y, radius = linear_problem()
+        attack = Square(norm="L1", n_queries=400, bounds=(-3, 3))
+        assert attack.run(model, x, y, eps=0.999 * radius("L1")).success.sum() == 0
+        assert attack.run(model, x, y, eps=1.3 * radius("L1")).success.float().mean() >= 0.6
+        assert attack.run(model, x, y, eps=1.6 * radius("L1")).success.all()
+
+    def test_l1_windows_peak_and_cancel(self):
+        """The sums over 1 / j^4 of a window of five by seven: a hill and a hollow, each highest at its centre."""
+        x = torch.zeros(1, 1, 9, 9, dtype=torch.float64)
+        moves = _EnergyMoves(Ball(x, torch.ones(1), "L1", (0.0, 1.0)))
+        shape = moves.hill_and_hollow((5, 7), 1, x).reshape(5, 7)
+        assert shape.abs().sum() == pytest.approx(1)
+        rings = [sum(j**-4 for j in range(k, 4)) for k in (1, 2, 3)]  # 3 = 1 + the farthest pixel of the half of 4
+        hill = shape[:, :4]
+        assert (hill > 0).all()
+        assert (shape[:, 4:] < 0).all()
+        assert hill[2, 2] == hill.max()
+        assert [float(hill[2, k] / hill[2, 2]) for k in (1, 0)] == pytest.approx(
+            [rings[1] / rings[0], rings[2] / rings[0]]
+        )
+
     def test_no_success_below_the_optimum_and_success_above(self):
         model, x, y, radius = linear_problem()
         attack = Square(n_queries=200, bounds=(-3, 3))
         assert attack.run(model, x, y, eps=0.999 * radius("Linf")).success.sum() == 0
         assert attack.run(model, x, y, eps=1.05 * radius("Linf")).success.all()
 
-    @pytest.mark.parametrize("norm", ["Linf", "L2"])
+    @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
     def test_queries_are_counted_one_by_one(self, norm):
         model, x, y, radius = linear_problem()
         easy = torch.arange(20) < 10
@@ -95,7 +142,7 @@ class TestSquare:
         full = Square(norm=norm, n_queries=30, early_stop=False).run(model, x, y)
         assert (full.forwards == 30).all()
 
-    @pytest.mark.parametrize("norm", ["Linf", "L2"])
+    @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
     def test_a_change_is_kept_only_where_the_margin_falls(self, norm):
         """From one query to the next a window changes in the point of lowest margin so far, in no other."""
         torch.manual_seed(3)
@@ -167,16 +214,17 @@ class TestSquare:
             if share == 1e-6 and pixels > 20:
                 assert len(set(where[:, 0, 0].tolist())) > 15
 
-    def test_l2_moves_conserve_the_length(self):
+    @pytest.mark.parametrize("norm", ["L2", "L1"])
+    def test_moves_conserve_the_length(self, norm):
         """Where no bound binds, the perturbation has length eps at the start and after every step."""
         x = torch.zeros(20, 2, 9, 11, dtype=torch.float64)
-        ball = Ball(x, torch.full((20,), 2.0, dtype=torch.float64), "L2", (-9.0, 9.0))
-        moves, rows = _L2Moves(ball), torch.arange(20)
+        ball = Ball(x, torch.full((20,), 2.0, dtype=torch.float64), norm, (-9.0, 9.0))
+        moves, rows = _EnergyMoves(ball), torch.arange(20)
         uniforms = lambda step: lambda count: counter_rng.uniform(0, rows, (count,), (step,), torch.float64)
         z = moves.start(rows, uniforms(0))
         for step in range(1, 30):
             moved = moves.propose(rows, z, 0.8 / step, uniforms(step))
-            assert torch.allclose(moved.flatten(1).norm(dim=1), torch.full((20,), 2.0, dtype=torch.float64))
+            assert torch.allclose(perturbation_norm(moved, norm), torch.full((20,), 2.0, dtype=torch.float64))
             assert ((moved != z).flatten(1).any(1)).all()
             if step >= 10:  # the window that gave its energy away is empty, but for what the other covers
                 assert (moved == 0).flatten(1).any(1).float().mean() > 0.8

@@ -3,6 +3,9 @@
 Andriushchenko, Croce, Flammarion and Hein, "Square Attack: a query-efficient black-box adversarial attack via random
 search", 2020: algorithm 1 (the search), algorithm 2 (Linf proposals), algorithm 3 and equation 2 (L2 proposals),
 section 4 (the share of changed pixels and its schedule).
+
+L1: Croce and Hein, "Mind the box: l1-APGD for sparse adversarial attacks on image classifiers", 2021, section 4: the L2
+proposals with lengths for energies and steeper hills, projected on the ball and the bounds at once.
 """
 
 import math
@@ -14,7 +17,7 @@ import torch
 from torch import Tensor
 
 from robustgen import counter_rng
-from robustgen.attacks.ball import Ball
+from robustgen.attacks.ball import Ball, perturbation_norm
 from robustgen.attacks.base import Attack
 from robustgen.attacks.losses import margin
 from robustgen.attacks.problem import Problem
@@ -24,6 +27,8 @@ __all__ = ["Square"]
 
 _Draw = Callable[[int], Tensor]  # count -> uniform numbers of one step, float64 (n, count)
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)  # of the share, in a search of 10000 queries
+_POWER = {"L2": 2, "L1": 1}  # energies are sums of this power
+_DECAY = {"L2": 2, "L1": 4}  # of the terms of a hill: that of L1 is little more than its peak
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +55,8 @@ class Square(Attack):
     (True, 0)
     """
 
+    norms = ("Linf", "L2", "L1")
+
     n_queries: int = 5000
     p_init: float = 0.8
     restarts: int = 1
@@ -60,7 +67,7 @@ class Square(Attack):
             raise ValueError(f"p_init must be in (0, 1], got {self.p_init}")
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
-        moves = _LinfMoves(problem.ball) if self.norm == "Linf" else _L2Moves(problem.ball)
+        moves = _LinfMoves(problem.ball) if self.norm == "Linf" else _EnergyMoves(problem.ball)
         z = problem.x[i]
         lowest = torch.full_like(problem.ball.eps[i], float("inf"))
         for query in range(self.n_queries):
@@ -144,49 +151,62 @@ class _LinfMoves(_Moves):
         return self.rows(z).scatter(2, pixels, new).reshape(z.shape)
 
 
-class _L2Moves(_Moves):
+class _EnergyMoves(_Moves):
     """The perturbation's energy moved from one window to another, on which it takes the shape of a hill and a hollow
-    (algorithm 3).
+    (algorithm 3). For L1 it is the sum of the absolute values, for L2 that of the squares.
     """
 
     def __init__(self, ball: Ball) -> None:
         super().__init__(ball)
+        self.power, self.decay = _POWER[ball.norm], _DECAY[ball.norm]
         self.shapes: dict[tuple[int, int], tuple[Tensor, Tensor]] = {}
 
     def start(self, i: Tensor, draw: _Draw) -> Tensor:
         """Five by five tiles, a hill or a hollow each, of length eps in all."""
         rows, columns = _tiles(self.height, 5, i.device), _tiles(self.width, 5, i.device)
-        hill = _hill(rows[1], columns[1])
+        hill = _hill(rows[1], columns[1], self.decay)
         tile = (rows[0][:, None] * 5 + columns[0]).flatten().expand(len(i), self.channels, -1)
         up = (draw(self.channels * 25) < 0.5).reshape(-1, self.channels, 25).gather(2, tile)
         delta = torch.where(up, hill.flatten(), -hill.flatten()).to(self.ball.x.dtype)
         x = self.ball.x[i]
-        return self.ball.project(i, x + self.ball.step(delta.reshape(x.shape), self.ball.eps[i]))
+        scale = self.ball.eps[i].double() / perturbation_norm(delta, self.ball.norm).clamp(min=1e-300)
+        return self.ball.project(i, x + (delta.double() * scale[:, None, None]).to(x.dtype).reshape(x.shape))
 
     def propose(self, i: Tensor, z: Tensor, share: float, draw: _Draw) -> Tensor:
         size = self.window(share, 3)
         u = draw(5 + self.channels)
         pixels, source = self.place(size, u[:, :2]), self.place(size, u[:, 2:4])
         if size not in self.shapes:
-            self.shapes[size] = _hill_and_hollow(size, 0, z), _hill_and_hollow(size, 1, z)
+            self.shapes[size] = self.hill_and_hollow(size, 0, z), self.hill_and_hollow(size, 1, z)
         shape = torch.where(u[:, 4, None, None] < 0.5, *self.shapes[size])
         shape = torch.where(u[:, 5:, None] < 0.5, shape, -shape)
 
         x = self.ball.x[i]
         delta = self.rows(z - x)
-        spare = (self.ball.eps[i].to(z.dtype) ** 2 - delta.square().sum((1, 2))).clamp(min=0)[:, None, None]
+        eps = self.ball.eps[i].to(z.dtype)
+        spare = (eps**self.power - self.energy(delta).sum(1)[:, 0]).clamp(min=0)[:, None, None]
         here = delta.gather(2, pixels)
         delta = delta.scatter(2, pixels, torch.zeros_like(here))
         there = delta.gather(2, source)
         delta = delta.scatter(2, source, torch.zeros_like(there))
-        energy = here.square().sum(2, keepdim=True) + there.square().sum(2, keepdim=True) + spare / self.channels
-        new = _unit(shape + _unit(here)) * energy.sqrt()
-        delta = delta.scatter(2, pixels, new)
+        energy = self.energy(here) + self.energy(there) + spare / self.channels
+        # for L1 more than there is: what the projection takes back makes the smallest elements vanish, in all windows
+        size_of_new = energy.sqrt() if self.power == 2 else self.channels * energy
+        delta = delta.scatter(2, pixels, self.unit(shape + self.unit(here)) * size_of_new)
         return self.ball.project(i, x + delta.reshape(z.shape))
 
+    def energy(self, v: Tensor) -> Tensor:
+        """Of each channel, (n, channels, 1)."""
+        return v.abs().pow(self.power).sum(2, keepdim=True)
 
-def _unit(v: Tensor) -> Tensor:
-    return v / v.norm(dim=2, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
+    def unit(self, v: Tensor) -> Tensor:
+        return v / v.norm(p=self.power, dim=2, keepdim=True).clamp(min=torch.finfo(v.dtype).tiny)
+
+    def hill_and_hollow(self, size: tuple[int, int], axis: int, like: Tensor) -> Tensor:
+        """A window with a hill in one half and a hollow in the other, cut along ``axis``, of length 1, (1, 1, size)."""
+        (part, row), (other, column) = (_tiles(s, 2 if k == axis else 1, like.device) for k, s in enumerate(size))
+        shape = _hill(row, column, self.decay) * (1 - 2 * (part[:, None] + other))
+        return self.unit(shape.reshape(1, 1, -1)).to(like.dtype)
 
 
 def _tiles(size: int, parts: int, device: torch.device) -> tuple[Tensor, Tensor]:
@@ -198,17 +218,10 @@ def _tiles(size: int, parts: int, device: torch.device) -> tuple[Tensor, Tensor]
     return part, (position - first - (end - first) // 2).abs()
 
 
-def _hill(row: Tensor, column: Tensor) -> Tensor:
-    """The bump of equation 2, (H, W), from the distances to its centre: a sum of 1 / (n + 1 - k)^2 over k = 0..M, with
-    n the farthest distance and M that less the pixel's own.
+def _hill(row: Tensor, column: Tensor, decay: int) -> Tensor:
+    """The bump of equation 2, (H, W), from the distances to its centre: a sum of 1 / (n + 1 - k)^decay over k = 0..M,
+    with n the farthest distance and M that less the pixel's own.
     """
     distance = torch.maximum(row[:, None], column)
-    height = (1 / torch.arange(int(distance.max()) + 1, 0, -1, device=row.device).double() ** 2).cumsum(0)
+    height = (1 / torch.arange(int(distance.max()) + 1, 0, -1, device=row.device).double() ** decay).cumsum(0)
     return height[distance.max() - distance]
-
-
-def _hill_and_hollow(size: tuple[int, int], axis: int, like: Tensor) -> Tensor:
-    """A window with a hill in one half and a hollow in the other, cut along ``axis``, of length 1, (1, 1, size)."""
-    (part, row), (other, column) = (_tiles(s, 2 if k == axis else 1, like.device) for k, s in enumerate(size))
-    shape = _hill(row, column) * (1 - 2 * (part[:, None] + other))
-    return (shape / shape.norm()).to(like.dtype).reshape(1, 1, -1)
