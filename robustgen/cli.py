@@ -214,7 +214,11 @@ def attack(
         Path | None, typer.Option("--surrogate", help="Run of a substitute network, for black-box transfer.")
     ] = None,
     masking_tests: Annotated[
-        bool, typer.Option("--masking-tests/--no-masking-tests", help="PGD at many eps and without bound.")
+        bool,
+        typer.Option(
+            "--masking-tests/--no-masking-tests",
+            help="PGD at many eps and without bound, stronger probes, diagnostics of the attack.",
+        ),
     ] = True,
     out: Annotated[
         Path | None, typer.Option("--out", help="Directory of report.json and report.html; finished chunks too.")

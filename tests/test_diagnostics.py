@@ -1,5 +1,7 @@
 """Indicators of attack failure and the binarization test: raised where they should be, quiet on a healthy network."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -10,6 +12,7 @@ from robustgen.attacks.ball import Ball
 from robustgen.evaluation import binarization_test, evaluate_robustness, indicators_of_failure
 from robustgen.evaluation.attack_trace import trace_attack
 from robustgen.evaluation.binarization import _Binarized
+from robustgen.evaluation.diagnostics import _verified
 from robustgen.networks import mlp
 
 EPS = 0.1
@@ -230,3 +233,18 @@ def test_claims_that_are_not_so_are_rejected(healthy, monkeypatch):
     verified = next(t for t in report.masking if t.name == "every success is verified")
     assert verified.verdict == "violated"
     assert "outside the ball" in verified.detail
+
+
+def test_one_point_outside_the_ball_is_enough():
+    """A vote may be lost by chance and is judged by its standard error; a point outside the ball is not."""
+    wrong = lambda z: torch.stack([z[:, 0] - 0.5, 0 * z[:, 0]], 1)  # class 1 below a half
+    x, y = torch.full((50, 2), 0.55), torch.zeros(50, dtype=torch.int64)
+    attack = PGD(eps=0.1)
+    result = attack.run(wrong, x, y)
+    for value, verdict in ((0.56, "holds"), (0.2, "violated")):  # it does not fool; it is too far
+        claimed = result.x_adv.clone()
+        claimed[7] = value
+        test = _verified(wrong, x, y, {"PGD": attack}, {"PGD": replace(result, x_adv=claimed)}, attack)
+        assert test.verdict == verdict
+        assert test.difference == 1 / 50
+        assert "PGD at example 7" in test.detail

@@ -71,7 +71,8 @@ def test_every_reason():
     model = lambda x: torch.stack([x.sum(1), 1 - x.sum(1)], 1)  # class 0 where the sum is over a half
     x = torch.tensor([[0.5, 0.25]]).repeat(6, 1)
     z = torch.tensor([[0.25, 0.125], [float("nan"), 0.1], [0.25, -1e-30], [0.5, 0.25], [0.0, 0.0], [0.2, float("inf")]])
-    found = verify(model, x, z, torch.zeros(6, dtype=torch.int64), eps=0.25, norm="Linf")
+    eps = torch.tensor([0.25, 0.25, 0.5, 0.25, 0.25, 0.25])
+    found = verify(model, x, z, torch.zeros(6, dtype=torch.int64), eps=eps, norm="Linf")
     assert found.accepted.tolist() == [True, False, False, False, False, False]
     expected = ["", "NaN or Inf", "outside the bounds", "does not fool", "outside the ball", "NaN or Inf"]
     assert all(r.startswith(e) for r, e in zip(found.reasons, expected, strict=True))
