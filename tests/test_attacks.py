@@ -267,6 +267,8 @@ class TestWork:
         """On a wavy loss the last iterate is not the best one; everything the model saw is on record."""
         if name in MINIMAL_NORM:
             pytest.skip("it returns the nearest success: test_minimal_norm.py")
+        if name in ("AtEps", "AutoAttack"):
+            pytest.skip("FAB asks about points outside the ball too, which do not count")
         seen: list[torch.Tensor] = []
 
         def wavy(x):
