@@ -1,5 +1,11 @@
 """Attacks: one attack, one file, one paper. See :class:`Attack` for what all of them promise."""
 
+from robustgen.attacks.adapters import (
+    FoolboxAttack,
+    FoolboxMinimalNormAttack,
+    TorchattacksAttack,
+    TorchattacksMinimalNormAttack,
+)
 from robustgen.attacks.apgd import APGD
 from robustgen.attacks.apgd_targeted import APGDT
 from robustgen.attacks.base import Attack, AttackResult
@@ -31,10 +37,14 @@ __all__ = [
     "CarliniWagner",
     "DeepFool",
     "EmbeddedInput",
+    "FoolboxAttack",
+    "FoolboxMinimalNormAttack",
     "HopSkipJump",
     "NoiseSearch",
     "SpherePGD",
     "Square",
+    "TorchattacksAttack",
+    "TorchattacksMinimalNormAttack",
     "TransferAttack",
     "bpda",
 ]
