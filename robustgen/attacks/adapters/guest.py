@@ -32,13 +32,13 @@ class Guest(nn.Module):
     def __init__(self, model: Model, x: Tensor, decode: Callable[[Tensor], Tensor] = lambda x: x) -> None:
         super().__init__()
         self._hidden = (model,)  # a module in a tuple is no submodule
-        self._decode, self._dtype = decode, x.dtype
+        self._decode = decode
         self.idle = nn.Parameter(x.new_zeros(()))
         self.forwards = self.backwards = 0
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self._decode(x.to(self._dtype))
+        x = self._decode(x)
         if torch.is_grad_enabled() and x.requires_grad:
             logits: Tensor = _Isolated.apply(x, self)
             return logits

@@ -42,6 +42,10 @@ class _Torchattacks(ForeignAttack):
                 raise ValueError(
                     f"torchattacks.{self.attack} has no option {name!r}; {nearest(name, self._option_names())}"
                 )
+        needed = [n for n, default in known.items() if default is inspect.Parameter.empty and n != "model"]
+        for name in needed:
+            if name not in self.options:
+                raise ValueError(f"torchattacks.{self.attack} needs the option {name!r}")
         json.dumps(self.options)  # for the report; a TypeError says what is not JSON
 
     def _class(self) -> Callable[..., Any]:
