@@ -77,8 +77,9 @@ class ForeignAttack(Attack):
 def accepted(problem: Problem, i: Tensor, z: Any, who: str) -> Tensor:
     """``z`` (n, ...) where it is a legal perturbation of samples ``i``, and x where it is not; a warning counts those.
 
-    ``who`` is what the warning calls the source. The tolerance is the rounding error of computing x + delta in the
-    dtype of x; what lies within it is projected, so that the result is legal in exact arithmetic.
+    ``who`` is what the warning calls the source. The tolerance is the rounding error of computing x + delta in
+    float32, which libraries do in parts for float64 too; what lies within it is projected, so that the result is legal
+    in exact arithmetic.
     """
     x, ball = problem.x[i], problem.ball
     if not isinstance(z, Tensor) or z.shape != x.shape or z.dtype != x.dtype:
@@ -88,7 +89,7 @@ def accepted(problem: Problem, i: Tensor, z: Any, who: str) -> Tensor:
     z = z.detach().to(x.device)
     broken = ~z.isfinite().flatten(1).all(1)
     z = _where(broken, x, z)
-    rounding = 16 * torch.finfo(x.dtype).eps * max(map(abs, ball.bounds))
+    rounding = 16 * torch.finfo(torch.float32).eps * max(map(abs, ball.bounds))
     inside = z.clamp(*ball.bounds)
     stray = perturbation_norm(z.double() - inside.double(), "Linf")
     excess = torch.zeros_like(stray)
