@@ -15,6 +15,7 @@ are given the network as a user has it, in eval mode and not frozen.
 """
 
 import argparse
+import shlex
 import statistics
 import sys
 import time
@@ -142,7 +143,7 @@ def main() -> None:
         print(f"skipped: {side}: {reason}")
     if options.out is not None:
         settings = {
-            "command": " ".join(["python", "benchmarks/attacks.py", *_portable(sys.argv[1:])]),
+            "command": shlex.join(["python", "benchmarks/attacks.py", *_portable(sys.argv[1:])]),
             "samples": n,
             "rounds": rounds,
             "rounds, AutoAttack": long_rounds,

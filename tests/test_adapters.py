@@ -63,6 +63,11 @@ class Fake(ForeignAttack):
         return {"attack": "fake"}
 
 
+@dataclass(frozen=True, kw_only=True)
+class FakeNearest(MinimalNormAttack, Fake):
+    pass
+
+
 class Normed(nn.Module):
     """Train mode, a frozen batch norm in eval mode, a gradient left by the user."""
 
@@ -226,9 +231,9 @@ class TestOutOfReach:
 
         drawn = []
         for seed in (3, 3, 4):
-            Fake(run_it=draw, seed=seed).run(WEAK, X, Y)
-        assert drawn[0] == drawn[1]
-        assert not {*drawn[0]} & {*drawn[2]}
+            Fake(run_it=draw, seed=seed).run(WEAK, X, Y, eps=torch.tensor([0.1, 0.2, 0.1, 0.1]))
+        assert len({*drawn[:4]}) == 1  # of each call alike
+        assert not {*drawn[0]} & {*drawn[4]}
 
     def test_the_gradient_is_that_of_the_model(self, images):
         x, y = images
@@ -278,6 +283,11 @@ class TestRules:
         shown = []
         Fake(run_it=lambda model, x, y, eps: shown.append(len(x)) or x).run(WEAK, X, torch.tensor([1, 0, 1, 0]))
         assert shown == [2]
+        nearest = FakeNearest(run_it=lambda model, x, y, eps: shown.append(len(x)) or x + 0.1, early_stop=False)
+        result = nearest.run(WEAK, X, torch.tensor([1, 0, 1, 0]))
+        assert shown == [2, 2]
+        assert result.success.all()
+        assert result.distance.gt(0).tolist() == [False, True, False, True]
 
     @pytest.mark.parametrize("name", ["torchattacks", "foolbox"])
     def test_without_the_library(self, name, monkeypatch):
@@ -336,10 +346,12 @@ class TestTorchattacks:
         torch.testing.assert_close((z + 1) / 4, unit(model, x, y), atol=1e-6, rtol=0)
 
     def test_elements_left_alone_stay_what_they_were(self, torchattacks):
-        """Mapped to [0, 1] and back, a number is another in its last bits."""
-        x, y = -3 + 10 * torch.rand(20, 1, 6, 6), torch.zeros(20, dtype=torch.int64)
+        """Mapped to [0, 1] and back, some numbers are others in their last bits."""
+        low, span = 0.2, 0.7
+        x, y = low + span * torch.rand(20, 1, 6, 6), torch.zeros(20, dtype=torch.int64)
+        assert (low + span * ((x - low) / span) != x).any()
         only_first = lambda z: torch.stack([0 * z[:, 0, 0, 0] + 9, z[:, 0, 0, 0]], 1)
-        z = TorchattacksAttack(attack="FGSM", eps=0.5, bounds=(-3.0, 7.0))(only_first, x, y)
+        z = TorchattacksAttack(attack="FGSM", eps=0.5, bounds=(0.2, 0.9))(only_first, x, y)
         assert torch.equal(z.flatten(1)[:, 1:], x.flatten(1)[:, 1:])
         assert (z != x).any(1).any()
 
@@ -357,7 +369,9 @@ class TestTorchattacks:
         model, x, y, nearest = line(n_classes=5)
         attack = TorchattacksAttack(attack="APGDT", norm="L2", options={"steps": 20})
         assert attack.run(model, x, y, eps=1.2 * nearest.max()).success.double().mean() > 0.9
-        ten = replace(attack, eps=1e-4, options={"steps": 2, "n_classes": 10})
+        few = replace(attack, eps=1e-4, options={"steps": 2})
+        assert not few.run(model, x, y).success.all()  # so that all classes have their turn
+        ten = replace(few, options={"steps": 2, "n_classes": 10})
         with pytest.raises(IndexError):
             ten.run(model, x, y)
 

@@ -11,13 +11,11 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from robustgen.attacks.adapters.foreign import ForeignAttack
 from robustgen.attacks.adapters.guest import Guest
 from robustgen.attacks.minimal_norm import MinimalNormAttack
-from robustgen.attacks.problem import Problem
 
 __all__ = ["FoolboxAttack", "FoolboxMinimalNormAttack"]
 
@@ -107,9 +105,6 @@ class FoolboxMinimalNormAttack(MinimalNormAttack, _Foolbox):
 
     candidates: int = field(init=False, default=1)
     eot_samples: int = field(init=False, default=1)
-
-    def _groups(self, problem: Problem, i: Tensor) -> list[tuple[float, Tensor]]:
-        return [(self.eps, torch.arange(len(i), device=i.device))] if len(i) else []
 
 
 def _library() -> Any:

@@ -1,5 +1,6 @@
 """An attack of another library under the contract of ours: what it returns is checked, never trusted."""
 
+import math
 import warnings
 from abc import abstractmethod
 from collections.abc import Callable
@@ -41,7 +42,9 @@ class ForeignAttack(Attack):
             problem.record(i, z, problem.logits(i, z))
 
     def _groups(self, problem: Problem, i: Tensor) -> list[tuple[float, Tensor]]:
-        """Each radius > 0 and the rows of ``i`` that have it, in a fixed order."""
+        """Each radius > 0 and the rows of ``i`` that have it; of a search without a limit, infinity and all rows."""
+        if problem.length is not None:
+            return [(math.inf, torch.arange(len(i), device=i.device))] if len(i) else []
         eps = problem.ball.eps[i]
         return [(e, (eps == e).nonzero().squeeze(1)) for e in eps.unique().tolist() if e > 0]
 
@@ -55,7 +58,7 @@ class ForeignAttack(Attack):
 
         hired: list[Guest] = []
         with torch.enable_grad(), foreign_random(self.seed):
-            z = self._points(guest, problem.x[i], problem.y[i].clone(), eps)
+            z = self._points(guest, problem.x[i], problem.y[i], eps)
         problem.forwards[i] += _shares(sum(g.forwards for g in hired), i)
         problem.backwards[i] += _shares(sum(g.backwards for g in hired), i)
         return accepted(problem, i, z, str(self._of()["attack"]))

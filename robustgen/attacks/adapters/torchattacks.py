@@ -17,7 +17,6 @@ from torch import Tensor
 from robustgen.attacks.adapters.foreign import ForeignAttack
 from robustgen.attacks.adapters.guest import Guest
 from robustgen.attacks.minimal_norm import MinimalNormAttack
-from robustgen.attacks.problem import Problem
 from robustgen.checks import nearest
 
 __all__ = ["TorchattacksAttack", "TorchattacksMinimalNormAttack"]
@@ -154,6 +153,3 @@ class TorchattacksMinimalNormAttack(MinimalNormAttack, _Torchattacks):
         super().__post_init__()
         if set(_RADII) & self._parameters().keys():
             raise ValueError(f"torchattacks.{self.attack} takes an eps: use TorchattacksAttack")
-
-    def _groups(self, problem: Problem, i: Tensor) -> list[tuple[float, Tensor]]:
-        return [(self.eps, torch.arange(len(i), device=i.device))] if len(i) else []
