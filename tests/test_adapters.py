@@ -279,6 +279,13 @@ class TestRules:
         assert torch.allclose(result.distance, eps)
         assert result.success.tolist() == [True, False, True, True]
 
+    def test_a_nearest_point_is_looked_for_without_the_limit(self):
+        calls = []
+        nearest = FakeNearest(run_it=lambda model, x, y, eps: calls.append((eps, len(x))) or x + 0.1)
+        eps = torch.tensor([0.05, 0.2, 0.3, 0.0])
+        assert nearest.run(WEAK, X, Y, eps=eps).success.tolist() == [False, True, True, False]
+        assert calls == [(float("inf"), 4)]
+
     def test_misclassified_samples_are_not_shown_to_it(self):
         shown = []
         Fake(run_it=lambda model, x, y, eps: shown.append(len(x)) or x).run(WEAK, X, torch.tensor([1, 0, 1, 0]))

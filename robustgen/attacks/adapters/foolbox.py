@@ -81,6 +81,9 @@ class FoolboxAttack(_Foolbox):
         ImportError: foolbox is not installed.
         TypeError: not an attack of foolbox with a distance (as SpatialAttack is not).
         ValueError: one that takes no eps, another norm; at the call, targeted where the attack has no such mode.
+
+    >>> attack = FoolboxAttack(attack=foolbox.attacks.L2PGD(steps=20), norm="L2", eps=0.5)  # doctest: +SKIP
+    >>> result = attack.run(model, x, y)  # doctest: +SKIP
     """
 
 

@@ -119,6 +119,9 @@ class TorchattacksAttack(_Torchattacks):
         ImportError: torchattacks is not installed.
         TypeError: options that are not JSON-able.
         ValueError: unknown attack or option, an attack without an eps; at the call, targeted where it has no such mode.
+
+    >>> attack = TorchattacksAttack(attack="VMIFGSM", eps=8 / 255, options={"steps": 20})  # doctest: +SKIP
+    >>> result = attack.run(model, x, y)  # doctest: +SKIP
     """
 
     def __post_init__(self) -> None:
