@@ -1,5 +1,11 @@
 """Attacks: one attack, one file, one paper. See :class:`Attack` for what all of them promise."""
 
+from robustgen.attacks.adapters import (
+    FoolboxAttack,
+    FoolboxMinimalNormAttack,
+    TorchattacksAttack,
+    TorchattacksMinimalNormAttack,
+)
 from robustgen.attacks.apgd import APGD
 from robustgen.attacks.apgd_targeted import APGDT
 from robustgen.attacks.at_eps import AtEps
@@ -43,12 +49,16 @@ __all__ = [
     "DeepFool",
     "EmbeddedInput",
     "Engine",
+    "FoolboxAttack",
+    "FoolboxMinimalNormAttack",
     "HopSkipJump",
     "JointAttack",
     "NoiseSearch",
     "RandomStartFGSM",
     "SpherePGD",
     "Square",
+    "TorchattacksAttack",
+    "TorchattacksMinimalNormAttack",
     "TransferAttack",
     "bpda",
 ]
