@@ -209,7 +209,9 @@ def attack(
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
     eps: EpsOption = 0.3,
     norm: NormOption = "Linf",
-    suite: Annotated[str, typer.Option("--suite", help="quick: noise, FGSM, PGD-40 on two losses.")] = "quick",
+    suite: Annotated[
+        str, typer.Option("--suite", help="quick (noise, FGSM, PGD-40), standard (AutoAttack too), or thorough.")
+    ] = "quick",
     surrogate: Annotated[
         Path | None, typer.Option("--surrogate", help="Run of a substitute network, for black-box transfer.")
     ] = None,
@@ -232,6 +234,7 @@ def attack(
 ) -> None:
     """Attack a network and report how robust it is, with tests for gradient masking."""
     from robustgen.commands import DataSpec, attack_network
+    from robustgen.training.distributed import current_world
 
     report, page = attack_network(
         run=run,
@@ -252,6 +255,8 @@ def attack(
         progress=not quiet,
         command=_command(),
     )
+    if current_world().rank:
+        return  # the first process speaks for all
     if as_json:
         print(json.dumps(report.to_dict()))
     else:

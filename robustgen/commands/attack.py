@@ -2,9 +2,10 @@
 
 from pathlib import Path
 
-from robustgen.commands.runs import DataSpec, by_class_name, data_for, device_of, load_run, open_network
+from robustgen.commands.runs import DataSpec, by_class_name, data_for, load_run, open_network
 from robustgen.data import require_nonempty
 from robustgen.evaluation import RobustnessReport, evaluate_robustness
+from robustgen.training.distributed import join
 
 __all__ = ["attack_network"]
 
@@ -29,7 +30,10 @@ def attack_network(
     progress: bool = True,
     command: str | None = None,
 ) -> tuple[RobustnessReport, Path | None]:
-    """Attack a trained network on a data set; returns the report and, with ``out``, where its page is."""
+    """Attack a trained network on a data set; returns the report and, with ``out``, where its page is.
+
+    Under ``torchrun`` the processes share the work; all return the same report, the first writes it.
+    """
     if resume and out is None:
         raise ValueError("--resume goes on with the evaluation in --out: pass it")
     network, info = open_network(run, model, weights)
@@ -37,10 +41,10 @@ def attack_network(
     if info:
         dataset = require_nonempty(by_class_name(dataset, info)[0])
     substitute = None if surrogate is None else load_run(surrogate)[0]
+    world, where = join(device, network)
     for module in (network, substitute):
-        if module is not None and device is not None:
-            module.to(device)
-    where = device_of(network)
+        if module is not None:
+            module.to(where)
     report = evaluate_robustness(
         network,
         dataset.images().to(where),
@@ -58,4 +62,4 @@ def attack_network(
         name=f"{run or model} on {dataset.name}",
         progress=progress,
     )
-    return report, None if out is None else report.save(out, command=command)
+    return report, None if out is None or world.rank else report.save(out, command=command)
