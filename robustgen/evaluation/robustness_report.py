@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from robustgen.evaluation.masking import VIOLATED, MaskingTest
-from robustgen.evaluation.metrics import wilson_interval
 from robustgen.evaluation.report import encode_pictures, write_report
+from robustgen.evaluation.shares import percent, share
 from robustgen.files import environment
 
 __all__ = ["AttackOutcome", "RobustnessReport"]
@@ -29,12 +29,6 @@ class AttackOutcome:
     def standing(self) -> Tensor:
         """bool (N,): still classified correctly."""
         return ~self.success
-
-
-def _share(hits: Tensor) -> dict[str, float | int]:
-    """A proportion with its 95 % Wilson interval."""
-    low, high = wilson_interval(int(hits.sum()), len(hits))
-    return {"value": hits.double().mean().item(), "low": low, "high": high, "n": len(hits)}
 
 
 @dataclass
@@ -88,18 +82,18 @@ class RobustnessReport:
         return {
             "name": self.name,
             "threat_model": {"norm": self.norm, "eps": self.eps, "bounds": list(self.bounds)},
-            "clean_accuracy": _share(self.clean),
-            "worst_case_accuracy": _share(self.standing),
+            "clean_accuracy": share(self.clean),
+            "worst_case_accuracy": share(self.standing),
             "attacks": {
                 name: {
                     "settings": o.settings,
-                    "robust_accuracy": _share(o.standing),
+                    "robust_accuracy": share(o.standing),
                     "mean_forwards": o.forwards.double().mean().item(),
                     "mean_backwards": o.backwards.double().mean().item(),
                 }
                 for name, o in self.outcomes.items()
             },
-            "curve": [{"eps": eps} | _share(standing) for eps, standing in self.curve],
+            "curve": [{"eps": eps} | share(standing) for eps, standing in self.curve],
             "masking_tests": [test.to_dict() for test in self.masking],
             "per_example": {
                 "ids": self.ids.tolist(),
@@ -128,8 +122,8 @@ class RobustnessReport:
 
     def __str__(self) -> str:
         def line(name: str, hits: Tensor) -> str:
-            s = _share(hits)
-            return f"  {name:<28}{s['value']:>7.1%}   [{s['low']:.1%}, {s['high']:.1%}]"
+            value, interval = percent(share(hits)).split(" ", 1)
+            return f"  {name:<28}{value:>7}   {interval}"
 
         rows = [f"{self.name}: {len(self.y)} examples, {self.norm} eps {self.eps:g} (95 % Wilson intervals)"]
         rows.append(line("clean", self.clean))
