@@ -12,6 +12,7 @@ from robustgen.attacks.ball import Ball
 from robustgen.evaluation import binarization_test, evaluate_robustness, indicators_of_failure
 from robustgen.evaluation.attack_trace import trace_attack
 from robustgen.evaluation.binarization import _Binarized
+from robustgen.evaluation.chunks import Job, run_jobs
 from robustgen.evaluation.diagnostics import _verified
 from robustgen.networks import mlp
 
@@ -244,7 +245,16 @@ def test_one_point_outside_the_ball_is_enough():
     for value, verdict in ((0.56, "holds"), (0.2, "violated")):  # it does not fool; it is too far
         claimed = result.x_adv.clone()
         claimed[7] = value
-        test = _verified(wrong, x, y, {"PGD": attack}, {"PGD": replace(result, x_adv=claimed)}, attack)
+
+        class Claims(PGD):
+            def run(self, *args, claimed=claimed, **options):
+                return replace(result, x_adv=claimed)
+
+        job = Job(Claims(eps=0.1), 50, checked=True)
+        found = run_jobs({"PGD": job}, wrong, x, y, torch.arange(50), batch_size=50)
+        assert not found["PGD"].success[7]
+        assert found["PGD"].success.sum() == result.success.sum() - 1
+        test = _verified(found)
         assert test.verdict == verdict
         assert test.difference == 1 / 50
         assert "PGD at example 7" in test.detail

@@ -19,7 +19,7 @@ from robustgen.checks import check_bounds, check_ids, check_images, check_labels
 from robustgen.detectors import Detector
 from robustgen.evaluation.chunks import Job, run_jobs
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness, GuardedOutcome, ReverseOutcome
-from robustgen.evaluation.robustness import NoAttack
+from robustgen.evaluation.verifier import verify
 from robustgen.model import Model
 
 __all__ = ["evaluate_detector_robustness"]
@@ -53,7 +53,8 @@ def evaluate_detector_robustness(
     lowest margin are shown to the detector, since either may be the one that it sees better. The one who knows the
     detector runs :class:`~robustgen.attacks.JointAttack` in every formulation; of its points that fool the classifier
     the one of lowest score counts. No formulation is the strongest everywhere: the worst case per example is over all
-    attacks. Every outcome is what model and detector say of the point that an attack returned.
+    attacks. Every outcome is what model and detector say of the point that an attack
+    returned, once the verifier has found it in the ball.
 
     Args:
         model: x (N, ...) in bounds -> logits (N, C).
@@ -108,44 +109,41 @@ def evaluate_detector_robustness(
         raise ValueError(f"x_ood must hold inputs of shape {tuple(x.shape[1:])}, got shape {tuple(x_ood.shape)}")
 
     common: dict[str, Any] = {"eps": eps, "norm": norm, "bounds": bounds, "seed": seed}
-    common |= {"steps": steps, "restarts": restarts}
+    budget: dict[str, Any] = {"steps": steps, "restarts": restarts}
     known: dict[str, Any] = {"score": detector.score, "threshold": threshold, "early_stop": False}
     attacks: dict[str, Attack] = {
-        "oblivious PGD, first point that fools": PGD(**common),
-        "oblivious PGD, lowest margin": PGD(**common, early_stop=False),
+        "oblivious PGD, first point that fools": PGD(**common, **budget),
+        "oblivious PGD, lowest margin": PGD(**common, **budget, early_stop=False),
     }
-    attacks |= {f"joint, {f}": JointAttack(**common, **known, formulation=f) for f in formulations}
+    attacks |= {f"joint, {f}": JointAttack(**common, **budget, **known, formulation=f) for f in formulations}
 
-    def run(jobs: Mapping[str, Attack], x: Tensor, y: Tensor, ids: Tensor) -> dict[str, Any]:
-        wanted = {label: Job(attack, len(x), len(x)) for label, attack in jobs.items()}
-        return run_jobs(wanted, model, x, y, ids, batch_size=batch_size, progress=progress, title=name)
+    def run(attacks: Mapping[str, Attack], x: Tensor, y: Tensor, ids: Tensor) -> dict[str, Tensor]:
+        jobs = {label: Job(attack, len(x), keep=len(x)) for label, attack in attacks.items()}
+        done = run_jobs(jobs, model, x, y, ids, batch_size=batch_size, progress=progress, title=name)
+        return {label: result.x_adv.to(x.device) for label, result in done.items()}
 
-    def scores_of(z: Tensor) -> Tensor:
-        scores = detector.score(z).detach().double().cpu()
-        if scores.isnan().any():
-            raise ValueError(f"the detector's score is NaN for {int(scores.isnan().sum())} of {len(z)} inputs")
+    def fooled_at(x_adv: Tensor) -> Tensor:
+        return verify(model, x, x_adv, y, **common).accepted.cpu()
+
+    def scores_of(x: Tensor) -> Tensor:
+        scores = detector.score(x).detach().double().cpu()
+        if bad := int(scores.isnan().sum()):
+            raise ValueError(f"the detector's score is NaN for {bad} of {len(x)} inputs")
         return scores
 
-    def fooled_at(z: Tensor) -> Tensor:
-        judge = {"verdict": NoAttack(norm=norm, bounds=bounds, seed=seed)}
-        return run(judge, z, y, ids)["verdict"].success
-
-    outcomes = {}
-    for label, result in run(attacks, x, y, ids).items():
-        x_adv = result.x_adv.to(x.device)
-        outcomes[label] = GuardedOutcome(attacks[label].describe(), fooled_at(x_adv), scores_of(x_adv))
+    outcomes = {
+        label: GuardedOutcome(attacks[label].describe(), fooled_at(x_adv), scores_of(x_adv))
+        for label, x_adv in run(attacks, x, y, ids).items()
+    }
     reverse = None
     if x_ood is not None:
         x_ood = x_ood.detach().to(x.device)
-        attack = JointAttack(**common, **known, formulation="score")
-        unlabelled, rows = (
-            t.to(x.device) for t in (torch.zeros(len(x_ood), dtype=torch.int64), torch.arange(len(x_ood)))
-        )
-        found = run({"out of distribution": attack}, x_ood, unlabelled, rows)["out of distribution"]
+        attack = JointAttack(**common, **budget, **known, formulation="score")
+        rows = torch.arange(len(x_ood), device=x.device)
+        (found,) = run({"out of distribution": attack}, x_ood, torch.zeros_like(rows), rows).values()
         before = scores_of(x_ood)
-        # x itself is a point of the ball, and one that the search need not pass
-        after = torch.minimum(before, scores_of(found.x_adv.to(x.device)))
-        reverse = ReverseOutcome(attack.describe(), before, after)
+        # the input itself is a point of the ball, and one that the search need not pass
+        reverse = ReverseOutcome(attack.describe(), before, torch.minimum(before, scores_of(found)))
     return DetectorRobustness(
         name=name,
         detector=repr(detector),

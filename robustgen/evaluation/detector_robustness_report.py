@@ -104,9 +104,9 @@ class DetectorRobustness:
         adversarial = self.clean & outcome.fooled
         flagged = outcome.scores > self.threshold
         return {
-            "success": share(outcome.fooled[self.clean]),
-            "flagged": share(flagged[adversarial]),
-            "evaded": share((adversarial & ~flagged)[self.clean]),
+            "success": _share(outcome.fooled[self.clean]),
+            "flagged": _share(flagged[adversarial]),
+            "evaded": _share((adversarial & ~flagged)[self.clean]),
             "guarded_accuracy": share(~self._broken(outcome)),
             "auroc": auroc(self.scores, outcome.scores[adversarial]) if adversarial.any() else None,
         }
@@ -177,7 +177,12 @@ class DetectorRobustness:
             f"  clean accuracy {percent(entry['clean']['accuracy'])}; threshold {self.threshold:.6g} for a nominal "
             f"{self.fpr:.1%} false alarms, from {self.n_calibration} calibration scores",
         ]
-        widths = [max(len(str(row[k])) for row in (head, *rows)) for k in range(len(head))]
-        for row in (head, *rows):
-            lines.append("  " + "  ".join(str(c).ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
+        cells = [[str(c) for c in row] for row in [head, *rows]]
+        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        for row in cells:
+            lines.append("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
         return "\n".join(lines)
+
+
+def _share(hits: Tensor) -> dict[str, Any] | None:
+    return share(hits) if len(hits) else None

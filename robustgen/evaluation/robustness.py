@@ -8,32 +8,21 @@ from typing import Any
 
 from torch import Tensor
 
-from robustgen.attacks import FGSM, PGD, Attack, NoiseSearch, TransferAttack
+from robustgen.attacks import APGD, FGSM, PGD, AtEps, Attack, TransferAttack
+from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.attacks.problem import Problem
-from robustgen.attacks.queries import Search
+from robustgen.attacks.queries import Oracle, Search
 from robustgen.checks import check_bounds, check_ids, check_images, check_labels, nearest
 from robustgen.evaluation.chunks import PICTURES, Job, run_jobs
 from robustgen.evaluation.diagnostics import PROBED, diagnose, probe_jobs
 from robustgen.evaluation.masking import run_masking_tests
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
-from robustgen.model import Model
+from robustgen.evaluation.suites import SUITES, Stage, suite_of
+from robustgen.model import Model, untouched
 
-__all__ = ["SUITES", "NoAttack", "evaluate_robustness"]
+__all__ = ["NoAttack", "evaluate_robustness"]
 
 SWEEP = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # multiples of eps at which accuracy is measured on the one network
-
-
-def _quick(eps: float, norm: str, bounds: tuple[float, float], seed: int) -> dict[str, Attack]:
-    common: dict[str, Any] = {"eps": eps, "norm": norm, "bounds": bounds, "seed": seed}
-    return {
-        "noise": NoiseSearch(**common, n_queries=20),
-        "FGSM": FGSM(**common),
-        "PGD-40": PGD(**common, steps=40),
-        "PGD-40 margin": PGD(**common, steps=40, loss="margin"),
-    }
-
-
-SUITES = {"quick": _quick}
 
 
 class NoAttack(Attack):
@@ -63,6 +52,7 @@ def evaluate_robustness(
     masking_tests: bool = True,
     sweep_examples: int = 500,
     batch_size: int = 250,
+    precision: str = "float32",
     name: str = "network",
     progress: bool = False,
 ) -> RobustnessReport:
@@ -72,7 +62,8 @@ def evaluate_robustness(
         model: x (N, ...) in bounds -> logits (N, C).
         x: float (N, ...) in ``bounds``; y: int64 (N,), the true labels.
         attacks: by name, or a sequence named by class; default: the suite. Their own eps, norm and bounds count.
-        suite: "quick" (the default): noise, FGSM, PGD with 40 steps on the cross-entropy and on the margin.
+        suite: "quick" (the default), "standard" (AutoAttack) or "thorough"; see
+            :func:`~robustgen.evaluation.suites.suite_of`.
         eps, norm, bounds: the threat model, used by the suite and the masking tests.
         ids: int64 (N,), what random numbers are keyed by; default arange(N).
         run_dir: keep the outcome of every finished chunk there; ``resume=True`` continues such a run. The model must
@@ -85,7 +76,9 @@ def evaluate_robustness(
             for the 8-bit check (320), and every success verified; on 20 of these, one by one: the six indicators of
             attack failure and the binarization test, of the attack with the most steps (two runs of it, one without a
             bound, and some 500 forward passes).
-        batch_size: examples in a chunk.
+        batch_size: examples in one pass of the model; what is finished is kept after every four batches.
+        precision: of the attacks' searches, "float32" or "bfloat16". Every success is verified in float32 on the model;
+            what a search in bfloat16 left standing is attacked again by the cheapest gradient attack in float32.
         name: of the network in the report.
         progress: show a progress bar.
 
@@ -111,18 +104,19 @@ def evaluate_robustness(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     if not 0 < eps < float("inf"):
         raise ValueError(f"eps must be a finite number > 0, got {eps}")
-    chosen = _choose(attacks, suite, eps, norm, bounds, seed)
+    stages = _choose(attacks, suite, eps, norm, bounds, seed, model, x)
     if surrogate is not None:
         for kind in (FGSM, PGD):
             on_surrogate = kind(eps=eps, norm=norm, bounds=bounds, seed=seed)
-            chosen[f"transfer {kind.__name__}"] = TransferAttack(surrogate=surrogate, attack=on_surrogate)
+            stages[f"transfer {kind.__name__}"] = Stage(TransferAttack(surrogate=surrogate, attack=on_surrogate))
     few = min(len(x), sweep_examples)
     keep = max(PICTURES, min(few, PROBED)) if masking_tests else PICTURES
     pgd = PGD(eps=eps, norm=norm, bounds=bounds, seed=seed)
     span = (bounds[1] - bounds[0]) * x[0].numel() ** {"Linf": 0.0, "L2": 0.5, "L1": 1.0}[norm]
     sweep = {m * eps: f"sweep: {m * eps:.6g}" for m in SWEEP if m * eps < span} if masking_tests else {}
     jobs = {"clean": Job(NoAttack(norm=norm, bounds=bounds, seed=seed), len(x))}
-    jobs |= {f"attack: {label}": Job(attack, len(x), keep) for label, attack in chosen.items()}
+    jobs |= _attack_jobs(stages, len(x), keep, precision)
+    chosen = {label: stage.attack for label, stage in stages.items()}
     jobs |= {label: Job(replace(pgd, eps=e), few) for e, label in sweep.items()}
     if masking_tests:
         jobs["unbounded"] = Job(replace(pgd, eps=span, steps=100), few)
@@ -165,7 +159,7 @@ def evaluate_robustness(
         y=y.cpu(),
         clean=clean,
         outcomes={
-            label: AttackOutcome(attack.describe(), r.success, r.distance, r.forwards, r.backwards)
+            label: AttackOutcome(attack.describe(), r.success, r.distance, r.forwards, r.backwards, r.attacked)
             for label, attack in chosen.items()
             for r in (found[label],)
         },
@@ -177,6 +171,23 @@ def evaluate_robustness(
     )
 
 
+def _attack_jobs(stages: dict[str, Stage], n: int, keep: int, precision: str) -> dict[str, Job]:
+    """The jobs of the report's attacks; a search in bfloat16 adds a stage in float32."""
+    common: dict[str, Any] = {"n": n, "keep": keep, "checked": True}
+    if precision != "float32":
+        gradient = next((s.attack for s in stages.values() if isinstance(s.attack, PGD | APGD)), None)
+        if gradient is None:
+            raise ValueError(f"precision={precision!r} needs PGD or APGD among the attacks, to repeat it in float32")
+        stages["float32 check"] = Stage(gradient, True)
+    jobs: dict[str, Job] = {}
+    for label, stage in stages.items():
+        used = "float32" if label == "float32 check" else precision
+        jobs[f"attack: {label}"] = Job(
+            stage.attack, after=("clean", *jobs) if stage.on_standing else (), precision=used, **common
+        )
+    return jobs
+
+
 def _choose(
     attacks: Mapping[str, Attack] | Sequence[Attack] | None,
     suite: str | None,
@@ -184,13 +195,17 @@ def _choose(
     norm: str,
     bounds: tuple[float, float],
     seed: int,
-) -> dict[str, Attack]:
+    model: Model,
+    x: Tensor,
+) -> dict[str, Stage]:
     if attacks is not None and suite is not None:
         raise ValueError("pass attacks or a suite, not both")
     if attacks is None:
         if (suite or "quick") not in SUITES:
             raise ValueError(f"unknown suite {suite!r}; {nearest(str(suite), SUITES)}")
-        return SUITES[suite or "quick"](eps, norm, bounds, seed)
+        with untouched(model, seed):
+            stochastic = Oracle(model, x[:4], slots=4).stochastic
+        return suite_of(suite or "quick", eps, norm, bounds, seed, stochastic=stochastic)
     if not isinstance(attacks, Mapping):
         named: dict[str, Attack] = {}
         for attack in attacks:
@@ -201,6 +216,7 @@ def _choose(
         attacks = named
     if not attacks:
         raise ValueError("no attacks given")
+    attacks = {k: AtEps(attack=a, eps=eps) if isinstance(a, MinimalNormAttack) else a for k, a in attacks.items()}
     for label, attack in attacks.items():
         if attack.norm != norm or attack.bounds != bounds or attack.targeted or not attack.early_stop:
             raise ValueError(
@@ -209,4 +225,4 @@ def _choose(
             )
         if attack.eps > eps * (1 + 1e-9):
             raise ValueError(f"attack {label!r} has eps {attack.eps:g}, above the threat model's {eps:g}")
-    return dict(attacks)
+    return {label: Stage(attack) for label, attack in attacks.items()}

@@ -17,13 +17,17 @@ __all__ = ["AttackOutcome", "RobustnessReport"]
 
 @dataclass(frozen=True)
 class AttackOutcome:
-    """One attack on every example: ``success`` bool (N,), ``distance`` (N,), ``forwards`` and ``backwards`` (N,)."""
+    """One attack: ``success`` and ``attacked``, bool (N,), ``distance``, ``forwards`` and ``backwards`` (N,).
+
+    An example that was not attacked had fallen to an attack before, and counts as fallen.
+    """
 
     settings: dict[str, Any]
     success: Tensor
     distance: Tensor
     forwards: Tensor
     backwards: Tensor
+    attacked: Tensor
 
     @property
     def standing(self) -> Tensor:
@@ -88,6 +92,7 @@ class RobustnessReport:
                 name: {
                     "settings": o.settings,
                     "robust_accuracy": share(o.standing),
+                    "n_attacked": int(o.attacked.sum()),
                     "mean_forwards": o.forwards.double().mean().item(),
                     "mean_backwards": o.backwards.double().mean().item(),
                 }

@@ -9,16 +9,14 @@ from robustgen.evaluation.metrics import wilson_interval
 __all__ = ["percent", "share"]
 
 
-def share(hits: Tensor) -> dict[str, Any] | None:
-    """The share of True in ``hits``, bool (n,), with its 95 % Wilson interval and n; None where n is 0."""
-    if not len(hits):
-        return None
+def share(hits: Tensor) -> dict[str, Any]:
+    """The share of True in ``hits``, bool (n,) with n > 0, with its 95 % Wilson interval and n."""
     low, high = wilson_interval(int(hits.sum()), len(hits))
     return {"value": hits.double().mean().item(), "low": low, "high": high, "n": len(hits)}
 
 
 def percent(share: dict[str, Any] | None) -> str:
-    """What :func:`share` returned, as text.
+    """What :func:`share` returned, as text; None is a share of no examples.
 
     >>> percent({"value": 0.5, "low": 0.095, "high": 0.905, "n": 2}), percent(None)
     ('50.0% [9.5%, 90.5%]', 'of none')

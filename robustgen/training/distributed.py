@@ -6,12 +6,13 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import safetensors.torch
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-__all__ = ["World", "join", "seeded", "set_seed", "unwrap"]
+__all__ = ["World", "current_world", "join", "seeded", "set_seed", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -46,11 +47,38 @@ class World:
             for tensor in tensors:
                 dist.broadcast(tensor, src=0)
 
+    def wait(self) -> None:
+        """Until every rank is here."""
+        if self.size > 1:
+            dist.barrier()
+
+    def union(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The tensors of all ranks, on each of them; names that several ranks use hold the same."""
+        if self.size == 1:
+            return tensors
+        device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
+        packed = {name: t.contiguous() for name, t in tensors.items()}
+        own = torch.frombuffer(bytearray(safetensors.torch.save(packed)), dtype=torch.uint8).to(device)
+        sizes = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(self.size)]
+        dist.all_gather(sizes, torch.tensor([len(own)], device=device))
+        longest = int(max(sizes))
+        parts = [torch.zeros(longest, dtype=torch.uint8, device=device) for _ in range(self.size)]
+        dist.all_gather(parts, torch.nn.functional.pad(own, (0, longest - len(own))))
+        found: dict[str, Tensor] = {}
+        for part, size in zip(parts, sizes, strict=True):
+            found |= safetensors.torch.load(part[: int(size)].cpu().numpy().tobytes())
+        return found
+
     def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
         """``model`` with gradients averaged over all ranks."""
         if self.size == 1:
             return model
         return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+
+
+def current_world() -> World:
+    """The processes that have been joined; one, where none have."""
+    return World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
 
 
 def join(device: torch.device | str | None, model: nn.Module) -> tuple[World, torch.device]:
@@ -64,7 +92,7 @@ def join(device: torch.device | str | None, model: nn.Module) -> tuple[World, to
         on_gpu = torch.cuda.is_available() and (wanted is None or wanted.type == "cuda")
         dist.init_process_group("nccl" if on_gpu else "gloo")
         atexit.register(_leave)
-    world = World(dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else World()
+    world = current_world()
     if world.size > 1 and dist.get_backend() == "nccl" and (wanted is None or wanted.index is None):
         wanted = torch.device("cuda", int(os.environ.get("LOCAL_RANK", world.rank % torch.cuda.device_count())))
     if wanted is None:
