@@ -53,8 +53,8 @@ def evaluate_detector_robustness(
     lowest margin are shown to the detector, since either may be the one that it sees better. The one who knows the
     detector runs :class:`~robustgen.attacks.JointAttack` in every formulation; of its points that fool the classifier
     the one of lowest score counts. No formulation is the strongest everywhere: the worst case per example is over all
-    attacks. Every outcome is what model and detector say of the point that an attack
-    returned, once the verifier has found it in the ball.
+    attacks. Every outcome is what model and detector say of the point that an attack returned, once the verifier has
+    found it in the ball.
 
     Args:
         model: x (N, ...) in bounds -> logits (N, C).

@@ -177,7 +177,7 @@ class DetectorRobustness:
             f"  clean accuracy {percent(entry['clean']['accuracy'])}; threshold {self.threshold:.6g} for a nominal "
             f"{self.fpr:.1%} false alarms, from {self.n_calibration} calibration scores",
         ]
-        cells = [[str(c) for c in row] for row in [head, *rows]]
+        cells = [head, *([str(c) for c in row] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for row in cells:
             lines.append("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustgen.evaluation.detector_robustness_report import DetectorRobustness
 from robustgen.evaluation.masking import VIOLATED, MaskingTest
 from robustgen.evaluation.report import encode_pictures, write_report
 from robustgen.evaluation.shares import percent, share
@@ -113,8 +114,10 @@ class RobustnessReport:
             "wall_seconds": round(self.wall_seconds, 2),
         }
 
-    def save(self, directory: str | Path, *, command: str | None = None) -> Path:
-        """Write ``report.json`` and ``report.html`` to ``directory``; returns the path of the page."""
+    def save(
+        self, directory: str | Path, *, command: str | None = None, guarded: DetectorRobustness | None = None
+    ) -> Path:
+        """Write ``report.json`` and ``report.html``, with ``guarded`` beside it; returns the path of the page."""
         report = {
             "title": f"Robustness of {self.name}",
             "command": command,
@@ -122,6 +125,7 @@ class RobustnessReport:
             "wall_seconds": round(self.wall_seconds, 1),
             "environment": self.environment,
             "networks": [self.to_dict()],
+            "detector_robustness": [] if guarded is None else [guarded.to_dict()],
         }
         return write_report(report, directory)
 
