@@ -222,6 +222,17 @@ def attack(
             help="PGD at many eps and without bound, stronger probes, diagnostics of the attack.",
         ),
     ] = True,
+    detector: Annotated[
+        bool,
+        typer.Option(
+            "--detector", help="Attack the run's detector too: attacks that do not know it beside ones that do."
+        ),
+    ] = False,
+    fpr: Annotated[float, typer.Option("--fpr", help="Nominal false-alarm rate of that detector.")] = 0.05,
+    ood: Annotated[
+        str | None,
+        typer.Option("--ood", help="With --detector: a data set to be made to look in-distribution."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", help="Directory of report.json and report.html; finished chunks too.")
     ] = None,
@@ -236,7 +247,7 @@ def attack(
     from robustgen.commands import DataSpec, attack_network
     from robustgen.training.distributed import current_world
 
-    report, page = attack_network(
+    report, guarded, page = attack_network(
         run=run,
         model=model,
         weights=weights,
@@ -247,6 +258,9 @@ def attack(
         part=split,
         surrogate=surrogate,
         masking_tests=masking_tests,
+        detector=detector,
+        fpr=fpr,
+        ood=None if ood is None else DataSpec(ood, data_root, download, limit),
         batch_size=batch_size,
         seed=seed,
         device=device,
@@ -258,9 +272,12 @@ def attack(
     if current_world().rank:
         return  # the first process speaks for all
     if as_json:
-        print(json.dumps(report.to_dict()))
+        found = {} if guarded is None else {"detector_robustness": guarded.to_dict()}
+        print(json.dumps(report.to_dict() | found))
     else:
         print(report)
+        if guarded is not None:
+            print(guarded)
         if page is not None:
             print(f"report: {page}")
 

@@ -15,6 +15,8 @@ import pytest
 import torch
 
 from robustgen import cli, data
+from robustgen.commands.runs import load_run
+from robustgen.detectors import ReconstructionError
 from robustgen.files import save_tensors
 from robustgen.networks import convnet
 
@@ -118,6 +120,35 @@ def test_train_attack_score_report(capsys, fortified_run, tmp_path):
     entry = json.loads((tmp_path / "detection" / "report.json").read_text())["detection"][0]
     assert f"uniform noise: AUROC {entry['populations']['uniform noise']['auroc']:.3f}" in text
     assert "| FGSM, Linf eps 0.1 (n = " in run(capsys, "report", tmp_path / "detection", "--markdown")[1]
+
+
+def test_the_detector_under_attack(capsys, fortified_run, plain_run, tmp_path):
+    noise = tmp_path / "noise.npz"
+    np.savez(noise, x=np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8))
+    common = ["--eps", "0.1", "--limit", "12", "--no-masking-tests", "--quiet"]
+    attack = ["attack", "--run", fortified_run, *common, "--detector", "--fpr", "0.1"]
+    code, text, err = run(capsys, *attack, "--ood", noise, "--out", tmp_path / "a", "--json")
+    assert code == 0, err
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    (entry,) = report["detector_robustness"]
+    assert entry["fpr"] == 0.1
+    saved = ReconstructionError.load(fortified_run / "detector", model=load_run(fortified_run)[0])
+    assert entry["threshold"] == saved.calibration.threshold(0.1)
+    assert entry["out_of_distribution"]["before"]["flagged"]["n"] == 6
+    assert entry["per_example"]["ids"] == report["networks"][0]["per_example"]["ids"]
+    assert "Detectors under attack" in (tmp_path / "a" / "report.html").read_text()
+    assert "joint, orthogonal" in run(capsys, "report", tmp_path / "a", "--markdown")[1]
+    assert json.loads(text)["detector_robustness"] == entry
+
+    for arguments, message in [
+        (["--run", plain_run, "--detector"], "has no detector: its network is not fortified"),
+        (["--model", "nowhere:build", "--detector"], "--detector is about the one that a --run"),
+        (["--run", fortified_run, "--ood", noise], "--ood is about --detector"),
+        (["--run", fortified_run, "--detector", "--fpr", "0.0001"], "calibration scores cannot give"),
+    ]:
+        code, _, err = run(capsys, "attack", *arguments, *common)
+        assert code == 2
+        assert message in err
 
 
 def test_an_image_folder_is_scored_by_file_name(capsys, fortified_run, tmp_path):
@@ -441,6 +472,7 @@ def test_the_demo_smoke_run_writes_what_it_prints(tmp_path):
     for network in report["networks"]:
         assert f"{100 * network['worst_case_accuracy']['value']:.1f}" in found.stdout
     assert len(report["detection"]) == 2
+    assert [len(entry["per_example"]["ids"]) for entry in report["detector_robustness"]] == [20, 20]
     verdicts = [line for line in report["remarks"] if line.startswith("Fortification, ")]
     assert verdicts
     assert all(line in found.stdout for line in verdicts)

@@ -49,7 +49,9 @@ class JointAttack(Attack):
         restarts, random_start, loss, eot_samples: as in :class:`~robustgen.attacks.PGD`.
 
     The others are those of :class:`~robustgen.attacks.Attack`. Where it fails the point returned is, of those that
-    fool the classifier, the one of lowest score, else the one of lowest margin.
+    fool the classifier, the one of lowest score, else the one of lowest margin. With ``early_stop=False`` the search
+    goes on below the threshold, and the success of lowest score is returned: its scores are an attacker's at every
+    threshold, those of an attack that stops are at this one only.
 
     Raises:
         ValueError: an unknown formulation, a negative weight, a threshold that is NaN;
@@ -161,13 +163,14 @@ class _Guarded(LowestMargin):
         return passes if self.attack.formulation == "score" else passes & super()._fooled(i, outputs[:, :-1])
 
     def _distance(self, i: Tensor, outputs: Tensor) -> Tensor:
-        """-1 for a success, then the excess of the score of what fools the classifier, then the margin of the rest."""
-        excess = _squashed((outputs[:, -1] - self.attack.threshold).nan_to_num(float("inf")))
+        """By the score, -2 to -1 for a success and to 1 for what fools the classifier only; then by the margin."""
+        excess = (outputs[:, -1].double() - self.attack.threshold).nan_to_num(float("inf"))
+        success = -1 - _squashed(-excess)
         if self.attack.formulation == "score":
-            return torch.where(self._fooled(i, outputs), -1.0, excess)
+            return torch.where(self._fooled(i, outputs), success, _squashed(excess))
         left = _squashed(super()._distance(i, outputs[:, :-1]))
-        closest = torch.where(super()._fooled(i, outputs[:, :-1]), excess, 1 + left)
-        return torch.where(self._fooled(i, outputs), -1.0, closest)
+        closest = torch.where(super()._fooled(i, outputs[:, :-1]), _squashed(excess), 1 + left)
+        return torch.where(self._fooled(i, outputs), success, closest)
 
     def _check_clean(self, outputs: Tensor) -> None:
         if not bool(outputs[:, -1].isfinite().all()):

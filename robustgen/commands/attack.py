@@ -2,9 +2,14 @@
 
 from pathlib import Path
 
-from robustgen.commands.runs import DataSpec, by_class_name, data_for, load_run, open_network
+from robustgen.commands.runs import DataSpec, by_class_name, data_for, load_run, open_network, saved_detector
 from robustgen.data import require_nonempty
-from robustgen.evaluation import RobustnessReport, evaluate_robustness
+from robustgen.evaluation import (
+    DetectorRobustness,
+    RobustnessReport,
+    evaluate_detector_robustness,
+    evaluate_robustness,
+)
 from robustgen.training.distributed import join
 
 __all__ = ["attack_network"]
@@ -22,6 +27,9 @@ def attack_network(
     part: str = "test",
     surrogate: Path | None = None,
     masking_tests: bool = True,
+    detector: bool = False,
+    fpr: float = 0.05,
+    ood: DataSpec | None = None,
     batch_size: int = 250,
     seed: int = 0,
     device: str | None = None,
@@ -29,15 +37,29 @@ def attack_network(
     resume: bool = False,
     progress: bool = True,
     command: str | None = None,
-) -> tuple[RobustnessReport, Path | None]:
-    """Attack a trained network on a data set; returns the report and, with ``out``, where its page is.
+) -> tuple[RobustnessReport, DetectorRobustness | None, Path | None]:
+    """Attack a trained network on a data set and, if asked, the run's detector with it.
 
-    Under ``torchrun`` the processes share the work; all return the same report, the first writes it.
+    Under ``torchrun`` the processes share the work; all return the same reports, the first writes them.
+
+    Returns:
+        The report, that of the detector, and with ``out`` where their page is.
     """
     if resume and out is None:
         raise ValueError("--resume goes on with the evaluation in --out: pass it")
+    if detector and run is None:
+        raise ValueError("--detector is about the one that a --run of a fortified network has")
+    if ood is not None and not detector:
+        raise ValueError("--ood is about --detector")
     network, info = open_network(run, model, weights)
-    dataset = data_for(data, info).read(part, tuple(info["network"]["shape"]) if info else None)
+    guard = None
+    if detector:
+        assert run is not None
+        guard = saved_detector(run, network)
+        guard.calibration.threshold(fpr)  # before hours of attacks: there may be too few calibration scores for it
+    shape = tuple(info["network"]["shape"]) if info else None
+    dataset = data_for(data, info).read(part, shape)
+    x_ood = None if ood is None else ood.read(part, shape).images()
     if info:
         dataset = require_nonempty(by_class_name(dataset, info)[0])
     substitute = None if surrogate is None else load_run(surrogate)[0]
@@ -45,21 +67,44 @@ def attack_network(
     for module in (network, substitute):
         if module is not None:
             module.to(where)
+    x, y, ids = dataset.images().to(where), dataset.labels().to(where), dataset.ids.to(where)
+    name = f"{run or model} on {dataset.name}"
     report = evaluate_robustness(
         network,
-        dataset.images().to(where),
-        dataset.labels().to(where),
+        x,
+        y,
         suite=suite,
         eps=eps,
         norm=norm,
-        ids=dataset.ids.to(where),
+        ids=ids,
         run_dir=out,
         resume=resume,
         seed=seed,
         surrogate=substitute,
         masking_tests=masking_tests,
         batch_size=batch_size,
-        name=f"{run or model} on {dataset.name}",
+        name=name,
         progress=progress,
     )
-    return report, None if out is None or world.rank else report.save(out, command=command)
+    guarded = None
+    if guard is not None:
+        guarded = evaluate_detector_robustness(
+            network,
+            guard,
+            x,
+            y,
+            eps=eps,
+            norm=norm,
+            fpr=fpr,
+            x_ood=None if x_ood is None else x_ood.to(where),
+            ids=ids,
+            seed=seed,
+            batch_size=batch_size,
+            run_dir=out,
+            resume=resume,
+            name=name,
+            progress=progress,
+        )
+    if out is None or world.rank:
+        return report, guarded, None
+    return report, guarded, report.save(out, command=command, guarded=guarded)

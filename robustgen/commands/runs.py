@@ -16,6 +16,7 @@ from torch import nn
 
 from robustgen.data import ArrayDataset, load, require_nonempty
 from robustgen.data.load import canonical_name
+from robustgen.detectors import ReconstructionError
 from robustgen.files import load_state, load_tensors, read_json
 from robustgen.fortified import FortifiedNetwork
 from robustgen.networks import build
@@ -33,6 +34,7 @@ __all__ = [
     "load_run",
     "load_weights",
     "open_network",
+    "saved_detector",
 ]
 
 CALIBRATION = 0.1  # share of the training data that is kept from training, for the detector's thresholds
@@ -175,6 +177,19 @@ def open_network(run: Path | None, model: str | None, weights: Path | None) -> t
     if weights is not None:
         load_weights(network, weights)
     return network.eval(), {}
+
+
+def saved_detector(run: Path, network: nn.Module) -> ReconstructionError:
+    """The detector that ``robustgen train`` saved beside a fortified network.
+
+    Raises:
+        ValueError: there is none.
+    """
+    if not isinstance(network, FortifiedNetwork):
+        raise ValueError(f"{run} has no detector: its network is not fortified")
+    if not (run / "detector" / "detector.json").is_file():
+        raise ValueError(f"{run} has no detector: its training was not finished, or its noise stays on at test")
+    return ReconstructionError.load(run / "detector", model=network)
 
 
 def data_for(data: DataSpec, info: dict[str, Any]) -> DataSpec:

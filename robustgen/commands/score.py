@@ -10,7 +10,15 @@ from typing import Any
 import torch
 
 from robustgen.commands.adversarial import training_attack
-from robustgen.commands.runs import CALIBRATION, DataSpec, by_class_name, data_for, device_of, open_network
+from robustgen.commands.runs import (
+    CALIBRATION,
+    DataSpec,
+    by_class_name,
+    data_for,
+    device_of,
+    open_network,
+    saved_detector,
+)
 from robustgen.data import ArrayDataset, noise, require_nonempty, split
 from robustgen.detectors import ReconstructionError
 from robustgen.evaluation import evaluate_detection
@@ -43,9 +51,7 @@ def open_detector(
     if run is not None and isinstance(network, FortifiedNetwork):
         if device is not None:
             network.to(device)
-        if not (run / "detector" / "detector.json").is_file():
-            raise ValueError(f"{run} has no detector: its training was not finished, or its noise stays on at test")
-        return ReconstructionError.load(run / "detector", model=network), shape, info
+        return saved_detector(run, network), shape, info
     if fit_data is None:
         raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
     known = fit_data.read("train", shape)

@@ -2,6 +2,8 @@
 
 from robustgen.evaluation.binarization import Binarization, binarization_test
 from robustgen.evaluation.detection import evaluate_detection
+from robustgen.evaluation.detector_robustness import evaluate_detector_robustness
+from robustgen.evaluation.detector_robustness_report import DetectorRobustness, GuardedOutcome, ReverseOutcome
 from robustgen.evaluation.indicators import indicators_of_failure
 from robustgen.evaluation.masking import MaskingTest
 from robustgen.evaluation.metrics import (
@@ -25,7 +27,10 @@ __all__ = [
     "AUPR",
     "AttackOutcome",
     "Binarization",
+    "DetectorRobustness",
+    "GuardedOutcome",
     "MaskingTest",
+    "ReverseOutcome",
     "RobustnessReport",
     "RocCurve",
     "RoundedCheck",
@@ -38,6 +43,7 @@ __all__ = [
     "detection_metrics",
     "draw_html",
     "evaluate_detection",
+    "evaluate_detector_robustness",
     "evaluate_robustness",
     "fpr_at_tpr",
     "indicators_of_failure",

@@ -58,7 +58,7 @@ def trace_attack(attack: AttackCall, model: Model, x: Tensor, y: Tensor, *, loss
     >>> from robustgen.attacks import PGD
     >>> linear = nn.Linear(3, 2)
     >>> x = torch.full((1, 3), 0.5); y = linear(x).argmax(1)
-    >>> (trace,) = trace_attack(PGD(eps=1e-4, steps=5), linear, x, y)
+    >>> (trace,) = trace_attack(PGD(eps=1e-4, steps=5, step_size=1e-5), linear, x, y)
     >>> len(trace.losses), len(trace.gradient_norms), len(trace.fooling)
     (6, 5, 0)
     """

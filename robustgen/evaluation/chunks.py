@@ -62,13 +62,14 @@ def run_jobs(
     batch_size: int,
     run_dir: str | Path | None = None,
     resume: bool = False,
+    about: Mapping[str, Tensor] | None = None,
     progress: bool = False,
     title: str = "attacks",
 ) -> dict[str, Outcome]:
     """Run every job, ``batch_size`` examples in a pass, and keep what is finished after every few batches.
 
     Where several processes work together (``torch.distributed``), each takes a share of the chunks, and all return the
-    same: a chunk does not depend on who runs it.
+    same: a chunk does not depend on who runs it. ``about``: what else outcomes depend on, by name.
 
     Raises:
         ValueError: ``run_dir`` holds an evaluation already (without ``resume``), or one of another model, of other
@@ -79,7 +80,7 @@ def run_jobs(
     world = current_world()
     store = None
     if run_dir is not None:
-        store = _Store(Path(run_dir), _plan(jobs, model, x, y, ids, batch_size), resume, world)
+        store = _Store(Path(run_dir), _plan(jobs, model, x, y, ids, batch_size, about or {}), resume, world)
     done: dict[str, Outcome] = {}
     total, size = sum(job.n for job in jobs.values()), WAVES * batch_size
     with tqdm(total=total, disable=not progress or world.rank > 0, desc=title, unit="example") as bar:
@@ -165,7 +166,15 @@ def _rejected(
     return rejected, tuple(f"example {k}: {reason}" for k, reason in pairs if reason)
 
 
-def _plan(jobs: Mapping[str, Job], model: Model, x: Tensor, y: Tensor, ids: Tensor, batch_size: int) -> dict[str, Any]:
+def _plan(
+    jobs: Mapping[str, Job],
+    model: Model,
+    x: Tensor,
+    y: Tensor,
+    ids: Tensor,
+    batch_size: int,
+    about: Mapping[str, Tensor],
+) -> dict[str, Any]:
     """Everything on which a chunk depends."""
     return {
         "model": model_fingerprint(model) if isinstance(model, nn.Module) else None,
@@ -173,7 +182,7 @@ def _plan(jobs: Mapping[str, Job], model: Model, x: Tensor, y: Tensor, ids: Tens
         "attacks": [[label, job.attack.describe(), job.n, job.after, job.precision] for label, job in jobs.items()],
         "batch size": [batch_size, WAVES],
         "threads": torch.get_num_threads(),
-    }
+    } | {name: fingerprint({name: value}) for name, value in about.items()}
 
 
 class _Store:

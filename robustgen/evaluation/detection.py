@@ -8,7 +8,7 @@ from torch import Tensor
 from robustgen.detectors import Detector
 from robustgen.evaluation.metrics import detection_metrics
 
-__all__ = ["evaluate_detection"]
+__all__ = ["evaluate_detection", "rounded"]
 
 
 def evaluate_detection(
@@ -38,7 +38,7 @@ def evaluate_detection(
         "network": network,
         "detector": type(detector).__name__,
         "fpr": fpr,
-        "in_distribution": _rounded(known),
+        "in_distribution": rounded(known),
         "false_alarms": detector.calibration.flag(known, fpr).double().mean().item(),
         "populations": {},
     }
@@ -46,12 +46,13 @@ def evaluate_detection(
         scores = detector.score(x).detach().cpu()
         entry["populations"][name] = {
             "n": len(x),
-            "scores": _rounded(scores),
+            "scores": rounded(scores),
             **detection_metrics(known, scores),
             "flagged": detector.calibration.flag(scores, fpr).double().mean().item(),
         }
     return entry
 
 
-def _rounded(scores: Tensor) -> list[float]:
+def rounded(scores: Tensor) -> list[float]:
+    """Scores (N,) as a report keeps them: six digits."""
     return [float(f"{s:.6g}") for s in scores.tolist()]

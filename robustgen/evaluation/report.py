@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from robustgen.evaluation.detector_robustness_table import GUARDED_NOTE, detector_robustness_table
 from robustgen.evaluation.masking import VERDICTS, VIOLATED
+from robustgen.evaluation.shares import percent
 from robustgen.files import read_json, write_bytes, write_json
 
 if TYPE_CHECKING:
@@ -82,6 +84,13 @@ def draw_html(report: dict[str, Any]) -> str:
         )
         for entry in detection:
             parts.append(_figure(_draw_detection(entry), f"Scores of {entry['detector']} on {entry['network']}"))
+    if guarded := report.get("detector_robustness"):
+        parts.append("<h2>Detectors under attack</h2>")
+        for entry in guarded:
+            threshold = f"threshold {entry['threshold']:.6g}, fixed on {entry['n_calibration']} calibration inputs"
+            parts.append(f"<p>{_text(entry['name'])}, {_text(entry['detector'])}: {threshold}</p>")
+            parts.append(_html_table(*detector_robustness_table(entry)))
+        parts.append(f"<p class=note>{_text(GUARDED_NOTE)}</p>")
     for network in networks:
         if network.get("pictures"):
             parts.append(f"<h2>Adversarial inputs: {_text(network['name'])}</h2>")
@@ -132,6 +141,8 @@ def draw_markdown(report: dict[str, Any]) -> str:
         parts += [table(*_accuracy_table(report["networks"])), table(*_masking_table(report["networks"]))]
     if report.get("detection"):
         parts.append(table(*_detection_table(report["detection"])))
+    for entry in report.get("detector_robustness", []):
+        parts += [f"{entry['name']}, {entry['detector']}:", table(*detector_robustness_table(entry)), GUARDED_NOTE]
     parts.append("; ".join(f"{name}: {value}" for name, value in _facts(report)))
     return "\n\n".join(parts) + "\n"
 
@@ -144,18 +155,14 @@ def _facts(report: dict[str, Any]) -> list[list[object]]:
 _Table = tuple[list[str], list[list[object]]]
 
 
-def _percent(share: dict[str, Any]) -> str:
-    return f"{share['value']:.1%} [{share['low']:.1%}, {share['high']:.1%}]"
-
-
 def _accuracy_table(networks: list[dict[str, Any]]) -> _Table:
     labels = list(dict.fromkeys(label for n in networks for label in n["attacks"]))
     threat = "; ".join(dict.fromkeys(f"{n['threat_model']['norm']} eps {n['threat_model']['eps']:g}" for n in networks))
-    rows: list[list[object]] = [["clean", *(_percent(n["clean_accuracy"]) for n in networks)]]
+    rows: list[list[object]] = [["clean", *(percent(n["clean_accuracy"]) for n in networks)]]
     for label in labels:
         found = [n["attacks"].get(label) for n in networks]
-        rows.append([label, *("not measured" if a is None else _percent(a["robust_accuracy"]) for a in found)])
-    rows.append(["worst case per example", *(_percent(n["worst_case_accuracy"]) for n in networks)])
+        rows.append([label, *("not measured" if a is None else percent(a["robust_accuracy"]) for a in found)])
+    rows.append(["worst case per example", *(percent(n["worst_case_accuracy"]) for n in networks)])
     return [threat, *(f"{n['name']} (n = {n['clean_accuracy']['n']})" for n in networks)], rows
 
 

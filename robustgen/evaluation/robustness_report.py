@@ -7,9 +7,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustgen.evaluation.detector_robustness_report import DetectorRobustness
 from robustgen.evaluation.masking import VIOLATED, MaskingTest
-from robustgen.evaluation.metrics import wilson_interval
 from robustgen.evaluation.report import encode_pictures, write_report
+from robustgen.evaluation.shares import percent, share
 from robustgen.files import environment
 
 __all__ = ["AttackOutcome", "RobustnessReport"]
@@ -33,12 +34,6 @@ class AttackOutcome:
     def standing(self) -> Tensor:
         """bool (N,): still classified correctly."""
         return ~self.success
-
-
-def _share(hits: Tensor) -> dict[str, float | int]:
-    """A proportion with its 95 % Wilson interval."""
-    low, high = wilson_interval(int(hits.sum()), len(hits))
-    return {"value": hits.double().mean().item(), "low": low, "high": high, "n": len(hits)}
 
 
 @dataclass
@@ -92,19 +87,19 @@ class RobustnessReport:
         return {
             "name": self.name,
             "threat_model": {"norm": self.norm, "eps": self.eps, "bounds": list(self.bounds)},
-            "clean_accuracy": _share(self.clean),
-            "worst_case_accuracy": _share(self.standing),
+            "clean_accuracy": share(self.clean),
+            "worst_case_accuracy": share(self.standing),
             "attacks": {
                 name: {
                     "settings": o.settings,
-                    "robust_accuracy": _share(o.standing),
+                    "robust_accuracy": share(o.standing),
                     "n_attacked": int(o.attacked.sum()),
                     "mean_forwards": o.forwards.double().mean().item(),
                     "mean_backwards": o.backwards.double().mean().item(),
                 }
                 for name, o in self.outcomes.items()
             },
-            "curve": [{"eps": eps} | _share(standing) for eps, standing in self.curve],
+            "curve": [{"eps": eps} | share(standing) for eps, standing in self.curve],
             "masking_tests": [test.to_dict() for test in self.masking],
             "per_example": {
                 "ids": self.ids.tolist(),
@@ -119,8 +114,10 @@ class RobustnessReport:
             "wall_seconds": round(self.wall_seconds, 2),
         }
 
-    def save(self, directory: str | Path, *, command: str | None = None) -> Path:
-        """Write ``report.json`` and ``report.html`` to ``directory``; returns the path of the page."""
+    def save(
+        self, directory: str | Path, *, command: str | None = None, guarded: DetectorRobustness | None = None
+    ) -> Path:
+        """Write ``report.json`` and ``report.html``, with ``guarded`` beside it; returns the path of the page."""
         report = {
             "title": f"Robustness of {self.name}",
             "command": command,
@@ -128,13 +125,14 @@ class RobustnessReport:
             "wall_seconds": round(self.wall_seconds, 1),
             "environment": self.environment,
             "networks": [self.to_dict()],
+            "detector_robustness": [] if guarded is None else [guarded.to_dict()],
         }
         return write_report(report, directory)
 
     def __str__(self) -> str:
         def line(name: str, hits: Tensor) -> str:
-            s = _share(hits)
-            return f"  {name:<28}{s['value']:>7.1%}   [{s['low']:.1%}, {s['high']:.1%}]"
+            value, interval = percent(share(hits)).split(" ", 1)
+            return f"  {name:<28}{value:>7}   {interval}"
 
         rows = [f"{self.name}: {len(self.y)} examples, {self.norm} eps {self.eps:g} (95 % Wilson intervals)"]
         rows.append(line("clean", self.clean))

@@ -12,7 +12,14 @@ from torch import nn
 from robustgen import data
 from robustgen.attacks import FGSM, PGD
 from robustgen.detectors import ReconstructionError
-from robustgen.evaluation import RobustnessReport, evaluate_detection, evaluate_robustness, write_report
+from robustgen.evaluation import (
+    DetectorRobustness,
+    RobustnessReport,
+    evaluate_detection,
+    evaluate_detector_robustness,
+    evaluate_robustness,
+    write_report,
+)
 from robustgen.evaluation.masking import paired
 from robustgen.files import environment
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
@@ -35,9 +42,11 @@ class Scale:
     pgd_steps: int = 5
     test_examples: int = 400
     sweep_examples: int = 300
+    guarded_examples: int = 100
+    joint_steps: int = 100
 
 
-SMOKE = Scale(epochs=2, width=8, pgd_steps=2, test_examples=60, sweep_examples=40)
+SMOKE = Scale(epochs=2, width=8, pgd_steps=2, test_examples=60, sweep_examples=40, guarded_examples=20, joint_steps=5)
 
 
 def run_demo(
@@ -120,7 +129,7 @@ def run_demo(
         )
         for name, network in networks.items()
     }
-    detection = []
+    detection, guarded = [], []
     for name in ("plain, fortified afterwards", "fortified adversarial"):
         network = networks[name]
         detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
@@ -131,10 +140,26 @@ def run_demo(
             "uniform noise": data.noise(len(x), tuple(x.shape[1:]), seed=seed).images(),
         }
         detection.append(evaluate_detection(detector, x, populations, network=name))
+        few = slice(scale.guarded_examples)
+        guarded.append(
+            evaluate_detector_robustness(
+                network,
+                detector,
+                x[few],
+                y[few],
+                eps=EPS,
+                x_ood=heldout.images()[few],
+                seed=seed,
+                steps=scale.joint_steps,
+                name=name,
+                progress=progress,
+            )
+        )
 
     remarks = [
         f"Data: {data.digits('all').name}, {len(train)} training, {len(calibration)} calibration and {len(x)} test "
-        f"images of 8x8 pixels; digits {HELD_OUT[0]} and {HELD_OUT[1]} held out of training.",
+        f"images of 8x8 pixels; digits {HELD_OUT[0]} and {HELD_OUT[1]} held out of training. "
+        f"The detectors are attacked on the first {scale.guarded_examples} test images.",
         "Does fortification help beyond adversarial training? Paired over the test images, one training run each:",
         *_verdicts(reports["adversarial"], reports["fortified adversarial"]),
     ]
@@ -148,10 +173,11 @@ def run_demo(
             "wall_seconds": round(time.monotonic() - started, 1),
             "networks": [r.to_dict() for r in reports.values()],
             "detection": detection,
+            "detector_robustness": [found.to_dict() for found in guarded],
         },
         out,
     )
-    _summary(reports, detection, remarks, say)
+    _summary(reports, detection, guarded, remarks, say)
     say(f"\n{time.monotonic() - started:.0f} s; report: {page}")
     return page
 
@@ -172,6 +198,7 @@ def _verdicts(baseline: RobustnessReport, fortified: RobustnessReport) -> list[s
 def _summary(
     reports: dict[str, RobustnessReport],
     detection: list[dict[str, Any]],
+    guarded: list[DetectorRobustness],
     remarks: list[str],
     say: Callable[[str], None],
 ) -> None:
@@ -191,6 +218,9 @@ def _summary(
     for entry in detection:
         found = ", ".join(f"{k} {p['auroc']:.2f} ({p['flagged']:.0%})" for k, p in entry["populations"].items())
         say(f"  {entry['network']}: {found}; false alarms {entry['false_alarms']:.1%}")
+    say("\nthe same detectors under attack, by one who does not know them and by one who does")
+    for attacked in guarded:
+        say(str(attacked))
     say("")
     for line in remarks[1:]:
         say(line)

@@ -1,0 +1,185 @@
+"""What a detector is worth against an attacker who does not know it, and against one who does.
+
+Carlini and Wagner, "Adversarial Examples Are Not Easily Detected: Bypassing Ten Detection Methods", 2017: a detector is
+to be measured with attacks that optimise against it as well. Bryniarski, Hingun, Pachuca, Wang and Carlini, "Evading
+Adversarial Example Detection Defenses with Orthogonal Projected Gradient Descent", 2022: at a false-alarm rate that is
+fixed beforehand. Sehwag, Bhagoji, Song, Sitawarin, Cullina, Chiang and Mittal, "Analyzing the Robustness of Open-World
+Machine Learning", 2019: out-of-distribution inputs are attacked too, to look in-distribution.
+"""
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks import PGD, Attack, JointAttack
+from robustgen.checks import check_bounds, check_ids, check_images, check_labels, nearest
+from robustgen.detectors import Detector
+from robustgen.evaluation.chunks import Job, run_jobs
+from robustgen.evaluation.detector_robustness_report import DetectorRobustness, GuardedOutcome, ReverseOutcome
+from robustgen.evaluation.verifier import verify
+from robustgen.model import Model
+
+__all__ = ["evaluate_detector_robustness"]
+
+JOINT = ("sum", "max", "selective", "orthogonal")
+
+
+def evaluate_detector_robustness(
+    model: Model,
+    detector: Detector,
+    x: Tensor,
+    y: Tensor,
+    *,
+    eps: float,
+    norm: str = "Linf",
+    bounds: tuple[float, float] = (0.0, 1.0),
+    fpr: float = 0.05,
+    formulations: Sequence[str] = JOINT,
+    x_ood: Tensor | None = None,
+    ids: Tensor | None = None,
+    seed: int = 0,
+    steps: int = 100,
+    restarts: int = 1,
+    batch_size: int = 250,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    name: str = "network",
+    progress: bool = False,
+) -> DetectorRobustness:
+    """Attack a guarded classifier: ``model``, whose answer counts unless ``detector`` flags the input.
+
+    The oblivious attacker runs PGD on the classifier alone; of its points both the first that fools and the one of
+    lowest margin are shown to the detector, since either may be the one that it sees better. The one who knows the
+    detector runs :class:`~robustgen.attacks.JointAttack` in every formulation; of its points that fool the classifier
+    the one of lowest score counts. No formulation is the strongest everywhere: the worst case per example is over all
+    attacks. Every outcome is what model and detector say of the point that an attack returned, once the verifier has
+    found it in the ball.
+
+    Args:
+        model: x (N, ...) in bounds -> logits (N, C).
+        detector: fitted and calibrated on data other than x, its score differentiable in x; its calibration alone gives
+            the threshold at ``fpr``.
+        x: float (N, ...) in ``bounds``, in-distribution; y: int64 (N,), the true labels.
+        eps, norm, bounds: the threat model, of ``x_ood`` too; norm "Linf", "L2" or "L1".
+        fpr: nominal false-alarm rate, in (0, 1).
+        formulations: of the joint attack: "sum", "max", "selective", "orthogonal".
+        x_ood: float (M, ...) in ``bounds``, out-of-distribution inputs: also attacked, to get a lower score.
+        ids: int64 (N,), what random numbers are keyed by; default arange(N).
+        seed: of the attacks.
+        steps, restarts: of every attack. None of them ends early, but for the search for the first point that fools.
+        batch_size: examples in a pass.
+        run_dir: where finished chunks are kept, so that nothing is lost when the process is killed.
+        resume: continue the evaluation in ``run_dir``: same model, detector, examples and arguments.
+        name: of the network in the report.
+        progress: show a progress bar.
+
+    Raises:
+        TypeError: not a :class:`~robustgen.detectors.Detector`; otherwise as :meth:`robustgen.attacks.Attack.run`.
+        ValueError: no examples, an unknown formulation, none, or one named twice; too few calibration scores for
+            ``fpr``; ``run_dir`` of another evaluation; a score that does not depend on x through differentiable
+            operations, or is NaN; otherwise as :meth:`robustgen.attacks.Attack.run`.
+        NotFittedError: a detector that is not fitted and calibrated.
+
+    >>> from robustgen import ReconstructionError, fortify
+    >>> x = torch.rand(60, 8, generator=torch.Generator().manual_seed(0))
+    >>> net = fortify(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)), "auto",
+    ...               example_input=x)
+    >>> detector = ReconstructionError(net).fit(x[:20]).calibrate(x[20:40])
+    >>> found = evaluate_detector_robustness(net, detector, x[40:], net(x[40:]).argmax(1), eps=0.1, fpr=0.1, steps=5)
+    >>> found.guarded_accuracy <= found.clean_accuracy, found.threshold == detector.calibration.threshold(0.1)
+    (True, True)
+    """
+    started = time.monotonic()
+    if not isinstance(detector, Detector):
+        raise TypeError(f"detector must be a robustgen.detectors.Detector, got {type(detector).__name__}")
+    threshold = detector.calibration.threshold(fpr)
+    bounds = check_bounds(bounds)
+    x = check_images(x, bounds).detach()
+    y = check_labels(y, len(x)).to(x.device)
+    ids = check_ids(ids, len(x), x.device)
+    if not len(x):
+        raise ValueError("the data set is empty: nothing to evaluate")
+    if not 0 < eps < float("inf"):
+        raise ValueError(f"eps must be a finite number > 0, got {eps}")
+    for formulation in formulations:
+        if formulation not in JOINT:
+            raise ValueError(f"unknown formulation {formulation!r}; {nearest(formulation, JOINT)}")
+    if not formulations or len(set(formulations)) < len(formulations):
+        raise ValueError(f"formulations must name at least one, each once; got {tuple(formulations)}")
+    if x_ood is not None and (not len(check_images(x_ood, bounds, "x_ood")) or x_ood.shape[1:] != x.shape[1:]):
+        raise ValueError(f"x_ood must hold inputs of shape {tuple(x.shape[1:])}, got shape {tuple(x_ood.shape)}")
+
+    common: dict[str, Any] = {"eps": eps, "norm": norm, "bounds": bounds, "seed": seed}
+    budget: dict[str, Any] = {"steps": steps, "restarts": restarts}
+    known: dict[str, Any] = {"score": detector.score, "threshold": threshold, "early_stop": False}
+    attacks: dict[str, Attack] = {
+        "oblivious PGD, first point that fools": PGD(**common, **budget),
+        "oblivious PGD, lowest margin": PGD(**common, **budget, early_stop=False),
+    }
+    attacks |= {f"joint, {f}": JointAttack(**common, **budget, **known, formulation=f) for f in formulations}
+
+    def run(
+        attacks: Mapping[str, Attack], x: Tensor, y: Tensor, ids: Tensor, scores: Tensor, part: str
+    ) -> list[Tensor]:
+        done = run_jobs(
+            {label: Job(attack, len(x), keep=len(x)) for label, attack in attacks.items()},
+            model,
+            x,
+            y,
+            ids,
+            batch_size=batch_size,
+            run_dir=None if run_dir is None else Path(run_dir) / part,
+            resume=resume,
+            about={"detector's scores": scores},
+            progress=progress,
+            title=name,
+        )
+        return [result.x_adv.to(x.device) for result in done.values()]
+
+    def fooled_at(x_adv: Tensor) -> Tensor:
+        return verify(model, x, x_adv, y, **common).accepted.cpu()
+
+    def scores_of(x: Tensor) -> Tensor:
+        scores = detector.score(x).detach().double().cpu()
+        if bad := int(scores.isnan().sum()):
+            raise ValueError(f"the detector's score is NaN for {bad} of {len(x)} inputs")
+        return scores
+
+    scores = scores_of(x)
+    outcomes = {
+        label: GuardedOutcome(attack.describe(), fooled_at(x_adv), scores_of(x_adv))
+        for (label, attack), x_adv in zip(
+            attacks.items(), run(attacks, x, y, ids, scores, "attacked-detector"), strict=True
+        )
+    }
+    reverse = None
+    if x_ood is not None:
+        x_ood = x_ood.detach().to(x.device)
+        attack = JointAttack(**common, **budget, **known, formulation="score")
+        rows = torch.arange(len(x_ood), device=x.device)
+        before = scores_of(x_ood)
+        (found,) = run({"score": attack}, x_ood, torch.zeros_like(rows), rows, before, "attacked-ood")
+        # the input itself is a point of the ball, and one that the search need not pass
+        reverse = ReverseOutcome(attack.describe(), before, torch.minimum(before, scores_of(found)))
+    return DetectorRobustness(
+        name=name,
+        detector=repr(detector),
+        eps=eps,
+        norm=norm,
+        bounds=bounds,
+        fpr=fpr,
+        threshold=threshold,
+        n_calibration=len(detector.calibration),
+        ids=ids.cpu(),
+        y=y.cpu(),
+        clean=~fooled_at(x),
+        scores=scores,
+        outcomes=outcomes,
+        reverse=reverse,
+        seed=seed,
+        wall_seconds=time.monotonic() - started,
+    )
