@@ -61,7 +61,7 @@ class Problem(ABC):
         self._check_clean(self.clean)
         self.known[:] = True
         if self.oracle.stochastic:
-            self.solved = self._vote(self.everyone, self.x)[0]
+            self.solved = self._certain(self.everyone, self.x)
         else:
             self.solved = self._fooled(self.everyone, self.clean)
 
@@ -125,7 +125,7 @@ class Problem(ABC):
         The votes on the way only say when to stop: of many, one is bound to be lucky.
         """
         if self.oracle.stochastic:
-            self.solved = self._vote(self.everyone, self.best_x)[0]
+            self.solved = self._vote(self.everyone, self.best_x)[0] > 0.5
 
     def _keep(self, i: Tensor, z: Tensor, rank: Tensor) -> None:
         self.best_x[i], self.rank[i] = z, rank.to(self.rank.dtype)
@@ -137,14 +137,20 @@ class Problem(ABC):
         """How far these logits are from success, (n,)."""
         return margin(logits, self.y[i], self.targeted)
 
-    def _vote(self, i: Tensor, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Whether most of ``votes`` fresh draws are fooled, their mean margin, whether over four fifths are."""
+    def _vote(self, i: Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
+        """Which share of ``votes`` fresh draws is fooled, and their mean margin, float64 (n,)."""
         count, distance = torch.zeros_like(i), torch.zeros_like(i, dtype=torch.float64)
         for _ in range(self.votes):
             logits = self.oracle.verdict(i, z)
             count += self._fooled(i, logits)
             distance += self._distance(i, logits).double() / self.votes
-        return 2 * count > self.votes, distance, 5 * count > 4 * self.votes
+        return count.double() / self.votes, distance
+
+    def _certain(self, i: Tensor, z: Tensor) -> Tensor:
+        """Whether two votes in a row are unanimous: :meth:`finish` will all but surely see a success too, bool (n,)."""
+        found = self._vote(i, z)[0] == 1
+        found[found.clone()] = self._vote(i[found], z[found])[0] == 1
+        return found
 
     def _check_clean(self, logits: Tensor) -> None:
         bad = int((~logits.isfinite().all(1)).sum())
@@ -162,8 +168,9 @@ class LowestMargin(Problem):
     def record(self, i: Tensor, z: Tensor, logits: Tensor) -> Tensor:
         """Keep ``z`` where its margin is the lowest so far or it solves a sample; returns which rows stay active.
 
-        With a stochastic model a sample stops once most of some fresh draws are fooled; :meth:`finish` judges it. What
-        a prepared copy takes for a success must be one on the model itself.
+        With a stochastic model a sample stops once all of many fresh draws are fooled: of the points of a search one is
+        bound to win a bare majority by luck, and :meth:`finish` would then take back what was no longer searched for.
+        What a prepared copy takes for a success must be one on the model itself.
         """
         if self.length is None:
             return self._record(i, z, logits)
@@ -177,7 +184,10 @@ class LowestMargin(Problem):
         rank = self._distance(i, logits).double()
         hit = found.nonzero().squeeze(1)
         if len(hit) and self.oracle.stochastic and self.early_stop:
-            found[hit], rank[hit], _ = self._vote(i[hit], z[hit])
+            share, mean = self._vote(i[hit], z[hit])
+            rank[hit] = torch.where(share > 0.5, mean.clamp(max=0), mean)
+            found[hit] = share == 1
+            found[found.clone()] = self._vote(i[found], z[found])[0] == 1
         elif len(hit) and self.oracle.searched is not self.oracle.model:
             own = self.oracle.verdict(i[hit], z[hit])
             found[hit] = self.fools(i[hit], own)
@@ -216,7 +226,8 @@ class Nearest(Problem):
         found = self.fools(i, logits) & (rank <= self.ball.eps[i]) & (nearer | ~self.firm[i])
         hit = found.nonzero().squeeze(1)
         if len(hit) and self.oracle.stochastic:
-            found[hit], _, firm[hit] = self._vote(i[hit], z[hit])
+            share, _ = self._vote(i[hit], z[hit])
+            found[hit], firm[hit] = share > 0.5, share > 0.8
             found &= torch.where(firm == self.firm[i], nearer, firm)
         elif len(hit) and self.oracle.searched is not self.oracle.model:
             found[hit] = self.fools(i[hit], self.oracle.verdict(i[hit], z[hit]))
