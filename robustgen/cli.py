@@ -228,7 +228,9 @@ def attack(
             "--detector", help="Attack the run's detector too: attacks that do not know it beside ones that do."
         ),
     ] = False,
-    fpr: Annotated[float, typer.Option("--fpr", help="Nominal false-alarm rate of that detector.")] = 0.05,
+    fpr: Annotated[
+        float | None, typer.Option("--fpr", help="Nominal false-alarm rate of that detector; default 0.05.")
+    ] = None,
     ood: Annotated[
         str | None,
         typer.Option("--ood", help="With --detector: a data set to be made to look in-distribution."),

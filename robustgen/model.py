@@ -12,6 +12,7 @@ __all__ = [
     "Model",
     "Normalize",
     "evaluating",
+    "is_stochastic",
     "kept_buffers",
     "logits_of",
     "naming_inputs",
@@ -116,6 +117,20 @@ def naming_inputs(x: Tensor) -> Iterator[None]:
     except RuntimeError as error:
         line = " ".join(str(error).split())
         raise ValueError(f"the model fails on inputs of shape {tuple(x.shape[1:])}, {x.dtype}: {line}") from error
+
+
+def is_stochastic(ask: Callable[[], Tensor], passes: int = 8) -> bool:
+    """Whether passes of a model, each of which ``ask`` makes and returns the logits of, differ by more than rounding.
+
+    Two passes of a deterministic model may differ in the last bits too (atomics on a GPU). A model that draws rarely
+    may go unnoticed: one that tosses a coin for each pass, with ``passes`` of them, once in 2^(passes - 1) times.
+
+    >>> is_stochastic(lambda: torch.rand(2, 3)), is_stochastic(lambda: torch.ones(2, 3))
+    (True, False)
+    """
+    first = ask()
+    again = (ask() for _ in range(passes - 1))
+    return not all(torch.allclose(first, logits, rtol=1e-5, atol=1e-6, equal_nan=True) for logits in again)
 
 
 @contextmanager

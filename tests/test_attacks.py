@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from robustgen import attacks
-from robustgen.attacks import APGD, FGSM, PGD, Attack, NoiseSearch, TransferAttack
+from robustgen.attacks import APGD, DDN, FGSM, PGD, Attack, NoiseSearch, TransferAttack
 from robustgen.attacks.adapters.foreign import ForeignAttack
 from robustgen.attacks.ball import Ball, perturbation_norm
 from robustgen.attacks.engine import Engine
@@ -595,3 +595,22 @@ def test_a_lucky_vote_on_the_way_does_not_end_the_search(attack):
             return torch.stack([value, -value], 1)
 
     assert attack.run(Noisy(), x, torch.zeros(400, dtype=torch.int64)).success.double().mean() > 0.99
+
+
+def test_a_model_that_tosses_a_coin_for_each_pass_is_noticed():
+    w = torch.tensor([1.0, -1.0])
+    noticed = 0
+    for seed in range(20):
+        coin = lambda z: z @ torch.stack([w, -w], 1) * (1 if torch.rand(()) < 0.5 else 2)
+        passes = FGSM(seed=seed).run(coin, torch.tensor([[0.75, 0.25]]), torch.tensor([0])).forwards
+        noticed += passes.item() > 9  # a vote was taken
+    assert noticed >= 18
+
+
+@pytest.mark.parametrize("attack", [FGSM(), NoiseSearch(n_queries=2), DDN()])
+def test_a_model_that_changes_its_input_is_refused_and_changes_nothing(attack):
+    x = torch.rand(6, 4)
+    kept = x.clone()
+    with pytest.raises(ValueError, match="in place"):
+        attack(lambda z: z.sub_(0.5) @ torch.ones(4, 3), x, torch.zeros(6, dtype=torch.int64))
+    assert torch.equal(x, kept)

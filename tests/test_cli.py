@@ -144,6 +144,7 @@ def test_the_detector_under_attack(capsys, fortified_run, plain_run, tmp_path):
         (["--run", plain_run, "--detector"], "has no detector: its network is not fortified"),
         (["--model", "nowhere:build", "--detector"], "--detector is about the one that a --run"),
         (["--run", fortified_run, "--ood", noise], "--ood is about --detector"),
+        (["--run", fortified_run, "--fpr", "0.1"], "--fpr is about --detector"),
         (["--run", fortified_run, "--detector", "--fpr", "0.0001"], "calibration scores cannot give"),
     ]:
         code, _, err = run(capsys, "attack", *arguments, *common)

@@ -225,6 +225,19 @@ class TestJointAttack:
             found.append(best.fun < 0 and threshold - 100 * ((best.x[5:] - self.centre) ** 2).mean() > -1e-6)
         return torch.tensor(found)
 
+    @pytest.mark.parametrize("formulation", ["sum", "max", "selective", "orthogonal", "score"])
+    def test_scores_keep_their_precision(self, formulation):
+        """Scores near a million in float64, logits in bfloat16: rounded as those, every score would be the same."""
+        net = self.net.bfloat16()
+        logits = lambda z: net(z.bfloat16())
+        score = lambda z: 1e6 + self.score(z)
+        threshold = score(self.x).median().item()
+        y = logits(self.x).argmax(1)
+        attack = JointAttack(eps=0.3, score=score, threshold=threshold, formulation=formulation, steps=40)
+        result = attack.run(logits, self.x, y)
+        assert result.success.sum() > 0
+        assert (score(result.x_adv)[result.success] <= threshold).all()
+
     @pytest.mark.parametrize("formulation", ["sum", "max", "selective", "orthogonal"])
     def test_success_is_both_and_found_where_there_is_one(self, formulation):
         threshold = self.score(self.x).median().item()

@@ -104,6 +104,31 @@ def test_stochastic_networks_get_the_suite_for_them(setting, monkeypatch):
     assert report.outcomes["PGD-40"].settings["eot_samples"] == 20
 
 
+def test_a_stage_does_not_take_credit_for_what_fell_before_it():
+    """Steps of an eighth with a slope that points the wrong way: noise fools what no gradient attack does."""
+
+    class Misleading(nn.Module):
+        def forward(self, z):
+            z = z.flatten(1)
+            value = ((8 * z).round() / 8).mean(1).detach() - 0.5 - 1e-4 * (z.mean(1) - 0.5)
+            return torch.stack([value, -value], 1)
+
+    x = (0.5 + 0.4 * (torch.rand(60, 16, generator=torch.Generator().manual_seed(0)) - 0.35)).clamp(0, 1)
+    net = Misleading()
+    report = evaluate_robustness(net, x, net(x).argmax(1), eps=0.1, suite="standard", masking_tests=False)
+    noise, standing = report.outcomes["noise"], int((~report.outcomes["noise"].success).sum())
+    assert noise.success.any()
+    assert f"attacked: the {standing} still standing" in str(report)
+    assert sum(report.to_dict()["per_example"]["attacked"]["APGD-CE"]) == report.outcomes["APGD-CE"].attacked.sum() < 60
+    verdicts = {test.name: test for test in report.masking}
+    own = [o.success & o.attacked for label, o in report.outcomes.items() if label not in ("noise", "Square")]
+    black = noise.success | report.outcomes["Square"].success
+    test = verdicts["no example falls to black-box attacks alone"]
+    assert test.verdict == "violated"
+    assert f"{int((black & ~torch.stack(own).any(0)).sum())} of 60" in test.detail
+    assert verdicts["gradients are at least as strong as noise"].difference > 0
+
+
 SCRIPT = textwrap.dedent(
     """
     import json, sys, torch

@@ -21,8 +21,8 @@ __all__ = ["APGDT"]
 class APGDT(Attack):
     """:class:`~robustgen.attacks.APGD` towards several classes in turn; any wrong class is a success.
 
-    Which classes, the logits at x decide. With ``targeted=True`` there is one class to
-    reach, ``y``, and the attack is ``APGD(loss="dlr", targeted=True)``.
+    Which classes, the logits at x decide. With ``targeted=True`` there is one class to reach, ``y``, and the attack is
+    ``APGD(loss="dlr", targeted=True)``.
 
     Args:
         n_targets: how many classes are tried, C - 1 if there are fewer; the most likely first, each for the samples

@@ -123,8 +123,8 @@ class Attack(ABC):
         Raises:
             TypeError: x is not a float32 / float64 tensor, y or ids not int64, or the model does not return logits.
             ValueError: shapes that do not fit or that the model does not take, NaN / Inf / out-of-bounds inputs, labels
-                outside [0, C), a negative
-                eps, NaN logits on clean inputs, or a model that is not differentiable in x where the attack needs it.
+                outside [0, C), a negative eps, NaN logits on clean inputs, a model that changes its input in place, or
+                one that is not differentiable in x where the attack needs it.
         """
         x = check_images(x, self.bounds).detach()
         y = check_labels(y, len(x)).to(x.device)
@@ -136,7 +136,8 @@ class Attack(ABC):
         with torch.inference_mode(False), torch.no_grad(), untouched(model, self.seed):
             x, y, ids, radius = (t.clone() if t.is_inference() else t for t in (x, y, ids, radius))
             engine = engine or Engine(prepare=self.early_stop)
-            oracle = Oracle(self._view(model), x, engine.slots)
+            # without early_stop, as in training, little hangs on it, and it would be asked at every step
+            oracle = Oracle(self._view(model), x, engine.slots, passes=8 if self.early_stop else 2)
             problem = self._problem(oracle, x, y, ids, radius)
             problem.begin()
             if engine.prepare and not oracle.stochastic and len(problem.active()):

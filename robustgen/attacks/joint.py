@@ -69,7 +69,7 @@ class JointAttack(Attack):
 
     score: Callable[[Tensor], Tensor]
     threshold: float
-    formulation: str = "orthogonal"
+    formulation: str = "selective"
     weight: float = 1.0
     steps: int = 100
     restarts: int = 1
@@ -96,7 +96,8 @@ class JointAttack(Attack):
             for name, part in (("model's logits do", logits), ("score does", score)):
                 if x.requires_grad and not part.requires_grad:
                     raise ValueError(f"the {name} not depend on x through differentiable operations")
-            return torch.cat([logits, score[:, None].to(logits)], 1)
+            dtype = torch.promote_types(logits.dtype, score.dtype)  # a score must not be rounded below the threshold
+            return torch.cat([logits.to(dtype), score[:, None].to(dtype)], 1)
 
         return outputs
 

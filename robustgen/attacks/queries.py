@@ -10,7 +10,7 @@ from torch import Tensor
 
 from robustgen.attacks.losses import LOSSES
 from robustgen.divergence import kl_divergence
-from robustgen.model import Model, logits_of, naming_inputs
+from robustgen.model import Model, is_stochastic, logits_of, naming_inputs
 
 __all__ = ["Answered", "Oracle", "Query", "Search", "gaps"]
 
@@ -46,22 +46,23 @@ def gaps(logits: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
 class Oracle:
     """Answers queries about samples of ``x`` (N, ...), at most ``slots`` rows in one pass of the model.
 
-    ``stochastic``: whether two passes differ. ``forwards`` and ``backwards`` (N,): passes for each sample (the first
-    look at four of them is not counted). Searches may be answered by ``searched``, a prepared copy of the model;
+    ``stochastic``: whether ``passes`` of them differ. ``forwards`` and ``backwards`` (N,): passes for each sample (the
+    first look at four of them is not counted). Searches may be answered by ``searched``, a prepared copy of the model;
     verdicts never are.
     """
 
-    def __init__(self, model: Model, x: Tensor, slots: int) -> None:
+    def __init__(self, model: Model, x: Tensor, slots: int, passes: int = 8) -> None:
         self.model = self.searched = model
         self.slots = slots
         self.forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.backwards = torch.zeros_like(self.forwards)
-        few = x[:4]
+        few = x[:4].clone()
+        version = few._version
         with naming_inputs(few):
             self.first = self._forward(model, few)
-        # Two passes of a deterministic model may still differ in the last bits (atomics on a GPU).
-        again = self._forward(model, few)
-        self.stochastic = not torch.allclose(self.first, again, rtol=1e-5, atol=1e-6, equal_nan=True)
+        if few._version != version:
+            raise ValueError("the model changes its input in place: let its first layer work on a copy")
+        self.stochastic = is_stochastic(lambda: self._forward(model, few), passes)
 
     def verdict(self, i: Tensor, z: Tensor) -> Tensor:
         """The model's own logits (n, C) at ``z``, without gradient."""

@@ -28,7 +28,7 @@ def attack_network(
     surrogate: Path | None = None,
     masking_tests: bool = True,
     detector: bool = False,
-    fpr: float = 0.05,
+    fpr: float | None = None,
     ood: DataSpec | None = None,
     batch_size: int = 250,
     seed: int = 0,
@@ -49,8 +49,10 @@ def attack_network(
         raise ValueError("--resume goes on with the evaluation in --out: pass it")
     if detector and run is None:
         raise ValueError("--detector is about the one that a --run of a fortified network has")
-    if ood is not None and not detector:
-        raise ValueError("--ood is about --detector")
+    for option, value in (("--ood", ood), ("--fpr", fpr)):
+        if value is not None and not detector:
+            raise ValueError(f"{option} is about --detector")
+    fpr = 0.05 if fpr is None else fpr
     network, info = open_network(run, model, weights)
     guard = None
     if detector:

@@ -199,7 +199,9 @@ class _Store:
                 write_json(path, plan)
             return
         if not resume:
-            raise ValueError(f"{run_dir} already holds an evaluation: resume it, or choose another directory")
+            raise ValueError(
+                f"{run_dir} already holds an evaluation: resume it (--resume), or choose another directory"
+            )
         found = read_json(path)
         different = [name for name in plan if not isinstance(found, dict) or found.get(name) != plan[name]]
         if different:

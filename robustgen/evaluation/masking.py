@@ -13,7 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustgen.attacks import APGD, APGDT, FGSM, MIFGSM, PGD, Attack, NoiseSearch, Square, TransferAttack
+from robustgen.attacks import (
+    APGD,
+    APGDT,
+    FGSM,
+    MIFGSM,
+    PGD,
+    AtEps,
+    Attack,
+    HopSkipJump,
+    NoiseSearch,
+    Square,
+    TransferAttack,
+)
+from robustgen.attacks.minimal_norm import MinimalNormAttack
 
 __all__ = [
     "GRADIENT_ATTACKS",
@@ -128,6 +141,7 @@ def found_alone(name: str, weaker: tuple[str, Tensor], stronger: tuple[str, Tens
 
 
 GRADIENT_ATTACKS = (FGSM, MIFGSM, PGD, APGD, APGDT)
+BLACK_BOX_ATTACKS = (TransferAttack, Square, NoiseSearch, HopSkipJump)
 BETTER_GRADIENTS = (
     "The gradients mislead: attack a differentiable approximation (bpda), average over draws (eot_samples), or rely on "
     "Square and transfer."
@@ -151,8 +165,10 @@ def run_masking_tests(
         curve: (eps, bool (n,)) in the order of eps; None: not run.
     """
 
-    def group(*kinds: type[Attack]) -> dict[str, Tensor]:
-        return {name: standing[name] for name, a in attacks.items() if isinstance(a, kinds) and a.eps == eps}
+    searches = {name: a.attack if isinstance(a, AtEps) else a for name, a in attacks.items() if a.eps == eps}
+
+    def group(*kinds: type) -> dict[str, Tensor]:
+        return {name: standing[name] for name, search in searches.items() if isinstance(search, kinds)}
 
     def compare(
         name: str,
@@ -178,8 +194,8 @@ def run_masking_tests(
         tests.append(found_alone(name, two, one, advice) if by_example else at_most(name, one, two, advice))
 
     tests: list[MaskingTest] = []
-    white, black = group(*GRADIENT_ATTACKS), group(TransferAttack)
-    blind = group(TransferAttack, Square, NoiseSearch)
+    black, blind = group(TransferAttack), group(*BLACK_BOX_ATTACKS)
+    white = {k: v for k, v in group(*GRADIENT_ATTACKS, MinimalNormAttack).items() if k not in blind}
     name = "white-box is at least as strong as black-box"
     compare(name, "white-box", white, "black-box (surrogate)", black, BETTER_GRADIENTS)
     name = "no example falls to black-box attacks alone"

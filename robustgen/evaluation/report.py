@@ -161,9 +161,17 @@ def _accuracy_table(networks: list[dict[str, Any]]) -> _Table:
     rows: list[list[object]] = [["clean", *(percent(n["clean_accuracy"]) for n in networks)]]
     for label in labels:
         found = [n["attacks"].get(label) for n in networks]
-        rows.append([label, *("not measured" if a is None else percent(a["robust_accuracy"]) for a in found)])
+        rows.append([label, *map(_accuracy, found)])
     rows.append(["worst case per example", *(percent(n["worst_case_accuracy"]) for n in networks)])
     return [threat, *(f"{n['name']} (n = {n['clean_accuracy']['n']})" for n in networks)], rows
+
+
+def _accuracy(attack: dict[str, Any] | None) -> str:
+    if attack is None:
+        return "not measured"
+    accuracy, attacked = attack["robust_accuracy"], attack.get("n_attacked")
+    left = "" if attacked in (None, accuracy["n"]) else f", attacked: the {attacked} still standing"
+    return percent(accuracy) + left
 
 
 def _masking_table(networks: list[dict[str, Any]]) -> _Table:

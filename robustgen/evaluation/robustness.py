@@ -143,7 +143,8 @@ def evaluate_robustness(
         pictures[broken] = found[label].x_adv[:PICTURES][broken]
     masking = run_masking_tests(
         chosen,
-        {label: ~found[label].success for label in chosen},
+        # what fell to an earlier attack is no success of one that was not run on it
+        {label: ~(found[label].success & found[label].attacked) for label in chosen},
         eps=eps,
         unbounded=~done["unbounded"].success if masking_tests else None,
         curve=curve if sweep else None,

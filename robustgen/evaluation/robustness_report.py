@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness
-from robustgen.evaluation.masking import VIOLATED, MaskingTest
+from robustgen.evaluation.masking import NOT_RUN, VIOLATED, MaskingTest
 from robustgen.evaluation.report import encode_pictures, write_report
 from robustgen.evaluation.shares import percent, share
 from robustgen.files import environment
@@ -105,6 +105,7 @@ class RobustnessReport:
                 "ids": self.ids.tolist(),
                 "labels": self.y.tolist(),
                 "clean_correct": self.clean.tolist(),
+                "attacked": {name: o.attacked.tolist() for name, o in self.outcomes.items()},
                 "broken_by": {name: o.success.tolist() for name, o in self.outcomes.items()},
                 "distance": {name: [round(d, 6) for d in o.distance.tolist()] for name, o in self.outcomes.items()},
             },
@@ -130,16 +131,20 @@ class RobustnessReport:
         return write_report(report, directory)
 
     def __str__(self) -> str:
-        def line(name: str, hits: Tensor) -> str:
+        def line(name: str, hits: Tensor, attacked: int) -> str:
             value, interval = percent(share(hits)).split(" ", 1)
-            return f"  {name:<28}{value:>7}   {interval}"
+            left = f"   attacked: the {attacked} still standing" if attacked < len(hits) else ""
+            return f"  {name:<28}{value:>7}   {interval}{left}"
 
         rows = [f"{self.name}: {len(self.y)} examples, {self.norm} eps {self.eps:g} (95 % Wilson intervals)"]
-        rows.append(line("clean", self.clean))
-        rows += [line(name, o.standing) for name, o in self.outcomes.items()]
-        rows.append(line("worst case (upper bound)", self.standing))
+        rows.append(line("clean", self.clean, len(self.y)))
+        rows += [line(name, o.standing, int(o.attacked.sum())) for name, o in self.outcomes.items()]
+        rows.append(line("worst case (upper bound)", self.standing, len(self.y)))
         for t in self.masking:
-            rows.append(f"  masking test, {t.name}: {t.verdict} - {t.detail}")
+            if t.verdict != NOT_RUN:
+                rows.append(f"  masking test, {t.name}: {t.verdict} - {t.detail}")
             if t.verdict == VIOLATED:
                 rows.append(f"    {t.advice}")
+        if not_run := [f"{t.name} ({t.detail})" for t in self.masking if t.verdict == NOT_RUN]:
+            rows.append(f"  masking tests not run: {'; '.join(not_run)}")
         return "\n".join(rows)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustgen.checks import check_bounds, check_images, check_labels
-from robustgen.model import Model, logits_of, naming_inputs, untouched
+from robustgen.model import Model, is_stochastic, logits_of, naming_inputs, untouched
 
 __all__ = ["RoundedCheck", "Verification", "verify"]
 
@@ -78,7 +78,7 @@ def verify(
 
     The ball is closed and has no tolerance: whether a point is inside is decided in exact arithmetic on the numbers as
     they are stored. A bound is read in the dtype of ``x``. The model is asked in its own precision, in eval mode, and
-    left untouched; where two passes differ it is stochastic, and must be fooled in most of ``votes`` fresh draws.
+    left untouched; where passes differ it is stochastic, and must be fooled in most of ``votes`` fresh draws.
     Logits with NaN or Inf predict nothing: not the true class, and not the target.
 
     Args:
@@ -224,8 +224,7 @@ def _share_fooled(model: Model, z: Tensor, y: Tensor, rows: Tensor, targeted: bo
 
     with torch.inference_mode(False), torch.no_grad(), untouched(model, seed):
         first = chosen[:4]
-        steady = torch.allclose(ask(first), ask(first), rtol=1e-5, atol=1e-6, equal_nan=True)
-        draws = 1 if steady else votes
+        draws = votes if is_stochastic(lambda: ask(first)) else 1
         for i in chosen.split(BATCH):
             share[i] = torch.stack([fooled(i) for _ in range(draws)]).double().mean(0)
     return share

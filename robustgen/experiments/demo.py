@@ -20,7 +20,7 @@ from robustgen.evaluation import (
     evaluate_robustness,
     write_report,
 )
-from robustgen.evaluation.masking import paired
+from robustgen.evaluation.masking import VIOLATED, paired
 from robustgen.files import environment
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
 from robustgen.networks import convnet, mlp
@@ -212,7 +212,7 @@ def _summary(
     say(f"{'worst case':<22}" + "".join(f"{100 * r.robust_accuracy:>29.1f}" for r in reports.values()))
     for name, report in reports.items():
         for test in report.masking:
-            if test.verdict != "holds":
+            if test.verdict == VIOLATED:
                 say(f"masking test {test.verdict} on {name}: {test.name} ({test.detail})")
     say("\nreconstruction error against test images, AUROC (flagged at 5 % nominal false alarms)")
     for entry in detection:
