@@ -14,7 +14,7 @@ from robustgen.files import load_state, load_tensors, save_tensors
 from robustgen.networks import convnet, resnet
 from robustgen.training import ClassifierObjective, Trainer
 
-__all__ = ["NETWORKS", "Network", "prepared"]
+__all__ = ["NETWORKS", "Network", "prepared", "slug"]
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Network:
     """How a network is built for images of some channels and size, and what it learns from.
 
     ``data``: name of the set, of which ``n_train`` images are learned from; ``eps``: of the Linf attack, and of its
-    training where ``robust``; ``steps``: of PGD.
+    training where ``robust``; ``steps``: of PGD; ``samples``: attacked by PGD, and by AutoAttack (0: not measured).
     """
 
     build: Callable[[int, int], nn.Module]
@@ -32,6 +32,7 @@ class Network:
     epochs: int = 1
     n_train: int = 10_000
     robust: bool = False
+    samples: tuple[int, int] = (128, 128)
 
 
 def _resnet18(channels: int, size: int) -> nn.Module:
@@ -55,12 +56,21 @@ def _convnet(channels: int, size: int) -> nn.Module:
 
 NETWORKS = {
     "convnet": Network(_convnet, "mnist", 0.3, 40),
-    "convnet, adversarially trained": Network(_convnet, "mnist", 0.3, 40, epochs=6, robust=True, n_train=20_000),
-    "resnet18": Network(_resnet18, "cifar10-jpeg", 8 / 255, 10, n_train=5000),
-    "small resnet with batch norm": Network(
-        lambda c, s: resnet(c, 10, norm="batch"), "cifar10-jpeg", 8 / 255, 10, epochs=2, robust=True, n_train=5000
+    "convnet, adversarially trained": Network(
+        _convnet, "mnist", 0.3, 40, epochs=6, robust=True, n_train=20_000, samples=(128, 64)
     ),
-    "vit-tiny": Network(_vit_tiny, "cifar10-jpeg", 8 / 255, 10, n_train=20_000),
+    "resnet18": Network(_resnet18, "cifar10-jpeg", 8 / 255, 10, n_train=5000, samples=(64, 0)),
+    "small resnet with batch norm": Network(
+        lambda c, s: resnet(c, 10, norm="batch"),
+        "cifar10-jpeg",
+        8 / 255,
+        10,
+        epochs=2,
+        robust=True,
+        n_train=5000,
+        samples=(128, 0),
+    ),
+    "vit-tiny": Network(_vit_tiny, "cifar10-jpeg", 8 / 255, 10, n_train=20_000, samples=(128, 0)),
 }
 
 
@@ -76,19 +86,24 @@ def prepared(name: str, work: Path, root: Path | None, smoke: bool, n: int) -> t
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = recipe.build(channels, size)
-    path = work / f"{name.replace(', ', '-').replace(' ', '-')}{'-smoke' if smoke else ''}.safetensors"
+    path = work / f"{slug(name)}{'-smoke' if smoke else ''}.safetensors"
     if path.is_file():
         load_state(net, load_tensors(path), path)
     else:
         attack = PGD(eps=recipe.eps, steps=7, step_size=recipe.eps / 4) if recipe.robust else None
         objective = ClassifierObjective(
             attack
-        )  # from adversarial inputs alone, at eps 0.3, it would not begin to learn
+        )  # clean inputs too: from attacked ones alone it would not begin to learn
         data = train.take(512 if smoke else recipe.n_train)
         Trainer(objective, epochs=4 if smoke else recipe.epochs, progress=False).fit(net, data)
         save_tensors(path, net.state_dict())
     test = test.take(n)
     return net.eval(), test.images(), test.y
+
+
+def slug(name: str) -> str:
+    """The network's name in names of files."""
+    return name.replace(", ", "-").replace(" ", "-")
 
 
 def _data(recipe: Network, split: str, root: Path | None, smoke: bool) -> ArrayDataset:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from robustgen import attacks
-from robustgen.attacks import PGD, AttackResult
+from robustgen.attacks import PGD, AttackResult, Engine
+from robustgen.attacks.prepare import prepare
+from robustgen.model import untouched
 
 __all__ = ["AUTOATTACK", "FULL", "PGD_SIDES", "Budget", "Case", "Counted", "Run", "floor", "judged", "our_pgd"]
 
@@ -45,9 +47,9 @@ class Budget:
 FULL = Budget()
 
 
-def our_pgd(case: Case, early_stop: bool) -> Run:
+def our_pgd(case: Case, early_stop: bool, prepare: bool = True) -> Run:
     attack = PGD(eps=case.eps, steps=case.steps, step_size=case.alpha, early_stop=early_stop)
-    return lambda: attack.run(case.net, case.x, case.y)
+    return lambda: attack.run(case.net, case.x, case.y, engine=Engine(prepare=prepare))
 
 
 def _torchattacks_pgd(case: Case) -> Run:
@@ -160,21 +162,22 @@ AUTOATTACK: dict[str, Callable[[Case, Budget], Run]] = {
 }
 
 
-def floor(case: Case) -> Callable[[], None]:
-    """What no PGD can do without: steps x (forward + gradient in the input), on the frozen network."""
+def floor(case: Case) -> tuple[Callable[[], None], tuple[str, ...]]:
+    """What no PGD can do without: steps x (forward + gradient in the input), on the network as our engine prepares it.
+
+    Returns:
+        What to time, and what the preparation did.
+    """
+    with torch.no_grad(), untouched(case.net):
+        prepared = prepare(case.net, case.x[:8])
 
     def run() -> None:
-        for p in case.net.parameters():
-            p.requires_grad_(False)
-        try:
+        with untouched(case.net):
             for _ in range(case.steps):
                 leaf = case.x.clone().requires_grad_(True)
-                torch.autograd.grad(nn.functional.cross_entropy(case.net(leaf), case.y), leaf)
-        finally:
-            for p in case.net.parameters():
-                p.requires_grad_(True)
+                torch.autograd.grad(nn.functional.cross_entropy(prepared.model(leaf), case.y), leaf)
 
-    return run
+    return run, prepared.steps
 
 
 class Counted:

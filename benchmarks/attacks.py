@@ -1,17 +1,19 @@
 """PGD and AutoAttack against torchattacks, foolbox, ART, adv-lib and auto-attack, whichever are installed.
 
-``python benchmarks/attacks.py --data-root DIR --work DIR [--out results/benchmarks]``; ``--smoke`` takes seconds: the
-embedded digits, small budgets. All sides in one process, interleaved, on one thread; medians and quartiles over rounds.
+``python benchmarks/attacks.py --data-root DIR --work DIR [--out results/benchmarks/attacks]``, one file for each
+network; ``--smoke`` takes seconds: the embedded digits, small budgets. All sides in one process, interleaved, on one
+thread; medians and quartiles over rounds.
 
 Three tables for each network, Linf:
 
 1. PGD, every sample all steps (``early_stop=False`` on our side), as multiples of the floor: steps x (forward +
-   gradient in the input) on the same module.
-2. PGD as a user runs it: solved samples leave on our side.
+   gradient in the input) on the same prepared module.
+2. PGD as a user runs it: solved samples leave on our side, and so do those that go in circles.
 3. AutoAttack standard: ours, the parts of torchattacks with the same budget, the reference.
 
 Beside the time: rows forwards and backwards for a sample, and robust accuracy by a forward of the network itself. Peers
-are given the network as a user has it, in eval mode and not frozen.
+are given the network as a user has it, in eval mode and not frozen. "robustgen, unprepared" searches on the network
+itself: the difference is what folding and channels-last give; from table 1 to 2, what leaving early gives.
 """
 
 import argparse
@@ -20,12 +22,13 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
-from attack_networks import NETWORKS, prepared
+from attack_networks import NETWORKS, prepared, slug
 from attack_peers import AUTOATTACK, FULL, PGD_SIDES, Budget, Case, Counted, Run, floor, judged, our_pgd
 
 from robustgen.files import environment, write_json
@@ -63,7 +66,9 @@ def _synchronize(case: Case) -> None:
         torch.cuda.synchronize()
 
 
-def race(case: Case, sides: dict[str, Run], rounds: int, against_floor: bool) -> list[dict[str, Any]]:
+def race(
+    case: Case, sides: dict[str, Run], rounds: int, floor: Callable[[], None] | None = None
+) -> list[dict[str, Any]]:
     """A row for each side: a counted run that is not timed, then ``rounds`` timed ones, taking turns."""
     rows = []
     for name, run in sides.items():
@@ -72,11 +77,11 @@ def race(case: Case, sides: dict[str, Run], rounds: int, against_floor: bool) ->
         rows.append({"side": name} | judged(case, found, counted))
     times: dict[str, list[float]] = {name: [] for name in (*sides, "floor")}
     for turn in range(rounds):
-        if against_floor:
-            times["floor"].append(seconds(case, floor(case), turn)[0])
+        if floor is not None:
+            times["floor"].append(seconds(case, floor, turn)[0])
         for name, run in sides.items():
             times[name].append(seconds(case, run, turn)[0])
-    reference = "floor" if against_floor else next(iter(sides), "floor")
+    reference = "floor" if floor is not None else next(iter(sides), "floor")
     for row in rows:
         taken = times[row["side"]]
         row["seconds, median"] = statistics.median(taken)
@@ -92,7 +97,7 @@ def show(title: str, rows: list[dict[str, Any]]) -> None:
         multiple = next(value for key, value in row.items() if key.startswith("multiple"))
         low, high = row["quartiles"]
         print(
-            f"  {row['side']:14}{multiple:7.2f} ({low:.2f} to {high:.2f}) {row['seconds, median']:9.3f} s"
+            f"  {row['side']:23}{multiple:7.2f} ({low:.2f} to {high:.2f}) {row['seconds, median']:9.3f} s"
             f"  forwards {row['forwards']:8.1f}  backwards {row['backwards']:7.1f}"
             f"  robust {100 * row['robust accuracy']:5.1f} %"
         )
@@ -102,57 +107,66 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, help="folder of the named data sets")
     parser.add_argument("--work", type=Path, required=True, help="folder in which trained networks are kept")
-    parser.add_argument("--out", type=Path, help="folder for attacks.json")
+    parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--tables", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3])
-    parser.add_argument("--samples", type=int, default=256)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--samples", type=int, help="at most; default: each network's own numbers")
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rounds-autoattack", type=int, default=3)
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--smoke", action="store_true")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    budget, n, rounds, long_rounds = FULL, options.samples, options.rounds, options.rounds_autoattack
+    budget, rounds, long_rounds = FULL, options.rounds, options.rounds_autoattack
     if options.smoke:
-        budget, n, rounds, long_rounds = SMOKE, 8, 2, 1
-    tables: list[dict[str, Any]] = []
-    skipped: dict[str, str] = {}
+        budget, rounds, long_rounds = SMOKE, 2, 1
     for name in options.networks:
+        recipe, device = NETWORKS[name], torch.device(options.device)
+        few = 8 if options.smoke else options.samples
+        n, n_autoattack = (k if few is None else min(k, few) for k in recipe.samples)
         try:
-            net, x, y = prepared(name, options.work, options.data_root, options.smoke, n)
+            net, x, y = prepared(name, options.work, options.data_root, options.smoke, max(n, n_autoattack))
         except (FileNotFoundError, ValueError) as error:
-            skipped[name] = str(error)
             print(f"\n{name}: skipped: {error}")
             continue
-        recipe, device = NETWORKS[name], torch.device(options.device)
         steps = 3 if options.smoke else recipe.steps
-        case = Case(net.to(device), x.to(device), y.to(device), recipe.eps, steps)
+        whole = Case(net.to(device), x.to(device), y.to(device), recipe.eps, steps)
+        case = replace(whole, x=whole.x[:n], y=whole.y[:n])
+        tables: list[dict[str, Any]] = []
+        skipped: dict[str, str] = {}
         peers = {peer: lambda make=make, case=case: make(case) for peer, make in PGD_SIDES.items()}
         for table, title in ((1, "PGD, every sample all steps"), (2, "PGD as a user runs it")):
             if table in options.tables:
-                ours = {"robustgen": lambda table=table, case=case: our_pgd(case, early_stop=table == 2)}
-                rows = race(case, available(ours | peers, skipped), rounds, against_floor=True)
-                show(f"{name}: {title}, {steps} steps, eps {case.eps:.3f}, multiples of the floor", rows)
-                tables.append({"table": table, "network": name, "title": title, "steps": steps, "rows": rows})
-        if 3 in options.tables:
+                bare, preparation = floor(case)
+                ours = {
+                    side: lambda table=table, case=case, p=p: our_pgd(case, early_stop=table == 2, prepare=p)
+                    for side, p in (("robustgen", True), ("robustgen, unprepared", False))
+                }
+                rows = race(case, available(ours | peers, skipped), rounds, bare)
+                what = f"{n} samples, {steps} steps, eps {case.eps:.3f}, preparation: {', '.join(preparation)}"
+                show(f"{name}: {title}, {what}; multiples of the floor", rows)
+                facts = {"network": name, "title": title, "samples": n, "steps": steps, "preparation": preparation}
+                tables.append({"table": table} | facts | {"rounds": rounds, "rows": rows})
+        if 3 in options.tables and n_autoattack:
+            case = replace(whole, x=whole.x[:n_autoattack], y=whole.y[:n_autoattack])
             sides = {side: lambda make=make, case=case: make(case, budget) for side, make in AUTOATTACK.items()}
-            rows = race(case, available(sides, skipped), long_rounds, against_floor=False)
-            show(f"{name}: AutoAttack standard, eps {case.eps:.3f}, multiples of the first", rows)
-            tables.append({"table": 3, "network": name, "title": "AutoAttack standard", "rows": rows} | vars(budget))
-    for side, reason in skipped.items():
-        print(f"skipped: {side}: {reason}")
-    if options.out is not None:
-        settings = {
-            "command": shlex.join(["python", "benchmarks/attacks.py", *_portable(sys.argv[1:])]),
-            "samples": n,
-            "rounds": rounds,
-            "rounds, AutoAttack": long_rounds,
-            "seeds": "ours 0; peers are seeded with the number of the round, before each run",
-            "skipped": skipped,
-            "versions": {package: v for package in PACKAGES if (v := _version(package)) is not None},
-            "environment": environment(),
-        }
-        write_json(options.out / "attacks.json", {"tables": tables} | settings)
+            rows = race(case, available(sides, skipped), long_rounds)
+            show(
+                f"{name}: AutoAttack standard, {n_autoattack} samples, eps {case.eps:.3f}; multiples of the first", rows
+            )
+            facts = {"network": name, "title": "AutoAttack standard", "samples": n_autoattack} | vars(budget)
+            tables.append({"table": 3} | facts | {"rounds": long_rounds, "rows": rows})
+        for side, reason in skipped.items():
+            print(f"  skipped: {side}: {reason}")
+        if options.out is not None:
+            settings = {
+                "command": shlex.join(["python", "benchmarks/attacks.py", *_portable(sys.argv[1:])]),
+                "seeds": "ours 0; peers are seeded with the number of the round, before each run",
+                "skipped": skipped,
+                "versions": {package: v for package in PACKAGES if (v := _version(package)) is not None},
+                "environment": environment(),
+            }
+            write_json(options.out / f"{slug(name)}.json", {"tables": tables} | settings)
 
 
 def _portable(arguments: list[str]) -> list[str]:

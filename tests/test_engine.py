@@ -152,14 +152,15 @@ class TestPrepare:
         assert result.x_adv.dtype == torch.float32
         assert torch.equal(net(result.x_adv).argmax(1) != y, result.success)
 
-    def test_a_copy_that_lies_wins_nothing(self, monkeypatch):
+    @pytest.mark.parametrize("early_stop", [True, False])
+    def test_a_copy_that_lies_wins_nothing(self, monkeypatch, early_stop):
         """Searched on a copy that is always fooled, no success survives the model's own verdict."""
         net = nn.Linear(4, 2)
         x = torch.rand(10, 4)
         y = net(x).argmax(1)
         lie = lambda z: -net(z)
         monkeypatch.setattr("robustgen.attacks.base.prepare", lambda *a, **k: type("", (), {"model": lie}))
-        result = PGD(eps=1e-6, steps=5).run(net, x, y)
+        result = PGD(eps=1e-6, steps=5, early_stop=early_stop).run(net, x, y, engine=Engine(prepare=True))
         assert not result.success.any()
 
 

@@ -170,7 +170,8 @@ class LowestMargin(Problem):
 
         With a stochastic model a sample stops once all of many fresh draws are fooled: of the points of a search one is
         bound to win a bare majority by luck, and :meth:`finish` would then take back what was no longer searched for.
-        What a prepared copy takes for a success must be one on the model itself.
+        What a prepared copy takes for a success must be one on the model itself: before the sample stops, or, where
+        none does, at the end.
         """
         if self.length is None:
             return self._record(i, z, logits)
@@ -188,7 +189,7 @@ class LowestMargin(Problem):
             rank[hit] = torch.where(share > 0.5, mean.clamp(max=0), mean)
             found[hit] = share == 1
             found[found.clone()] = self._vote(i[found], z[found])[0] == 1
-        elif len(hit) and self.oracle.searched is not self.oracle.model:
+        elif len(hit) and self.oracle.prepared and self.early_stop:
             own = self.oracle.verdict(i[hit], z[hit])
             found[hit] = self.fools(i[hit], own)
             rank[hit] = self._distance(i[hit], own).double()
@@ -196,6 +197,13 @@ class LowestMargin(Problem):
         self._keep(i[better], z[better], rank[better])
         self.solved[i] |= found
         return ~found if self.early_stop else torch.ones_like(found)
+
+    def finish(self) -> None:
+        """As for every problem; what was not verified on the way is now."""
+        super().finish()
+        claimed = self.solved.nonzero().squeeze(1)
+        if self.oracle.prepared and not self.early_stop and len(claimed):
+            self.solved[claimed] = self.fools(claimed, self.oracle.verdict(claimed, self.best_x[claimed]))
 
 
 class Nearest(Problem):
@@ -229,7 +237,7 @@ class Nearest(Problem):
             share, _ = self._vote(i[hit], z[hit])
             found[hit], firm[hit] = share > 0.5, share > 0.8
             found &= torch.where(firm == self.firm[i], nearer, firm)
-        elif len(hit) and self.oracle.searched is not self.oracle.model:
+        elif len(hit) and self.oracle.prepared:
             found[hit] = self.fools(i[hit], self.oracle.verdict(i[hit], z[hit]))
         self._keep(i[found], z[found], rank[found])
         self.solved[i] |= found

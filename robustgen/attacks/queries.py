@@ -64,6 +64,11 @@ class Oracle:
             raise ValueError("the model changes its input in place: let its first layer work on a copy")
         self.stochastic = is_stochastic(lambda: self._forward(model, few), passes)
 
+    @property
+    def prepared(self) -> bool:
+        """Whether searches are answered by a copy."""
+        return self.searched is not self.model
+
     def verdict(self, i: Tensor, z: Tensor) -> Tensor:
         """The model's own logits (n, C) at ``z``, without gradient."""
         self.forwards[i] += 1
