@@ -249,6 +249,19 @@ class TestContract:
         plain = Engine(prepare=False)  # a function cannot be prepared
         assert torch.equal(attack(wrapped, x, y), attack(model, x, y, engine=plain))
 
+    def test_images_stay_float32_where_the_model_computes_in_bfloat16(self, name, norm, early_stop, batch):
+        """bfloat16 cannot represent the ball: at 0.5 its neighbours are 0.004 apart."""
+        x, y = batch
+        net = Awkward(torch.bfloat16).eval()
+        model = lambda z: net(z.bfloat16())
+        result = make(name, model, norm=norm, early_stop=early_stop, eps=0.01).run(model, x, y, eps=0.01)
+        assert result.x_adv.dtype == torch.float32
+        assert torch.equal(result.success, model(result.x_adv).argmax(1) != y)
+        inside = (result.x_adv.double() - x.double()).flatten(1).norm(p=NORMS[norm], dim=1) <= 0.01
+        assert inside.all()
+        moved = result.x_adv != x
+        assert (result.x_adv.bfloat16().float() != result.x_adv)[moved].any() or not moved.any()
+
     def test_a_stochastic_model_needs_a_majority(self, name, norm, early_stop):
         class Flicker(nn.Module):
             """Right on average; a single draw is wrong three times in ten, whatever x is.

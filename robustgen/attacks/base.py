@@ -141,7 +141,7 @@ class Attack(ABC):
             problem = self._problem(oracle, x, y, ids, radius)
             problem.begin()
             if engine.prepare and not oracle.stochastic and len(problem.active()):
-                oracle.searched = prepare(oracle.model, x[:8], precision=engine.precision).model
+                oracle.searched = prepare(oracle.model, x[:4], precision=engine.precision).model
             for part in self.parts():
                 if not len(problem.active()):
                     break

@@ -61,7 +61,7 @@ def prepare(model: Model, x: Tensor, *, precision: str = "float32") -> Prepared:
 
 def _folded(model: nn.Module, x: Tensor) -> Prepared:
     try:
-        pairs = _pairs(model, x)
+        pairs, own = _pairs(model, x)
         if not pairs:
             return Prepared(model, ("none: no batch norm to fold",))
         changed = copy.deepcopy(model)
@@ -75,7 +75,7 @@ def _folded(model: nn.Module, x: Tensor) -> Prepared:
         steps.append("channels_last")
     changed.requires_grad_(False)
     with torch.no_grad():
-        own, found = logits_of(model(x)), logits_of(changed(x))
+        found = logits_of(changed(x))
     scale = own.abs().max().clamp(min=1)
     if not bool(((found - own).abs() <= TOLERANCE * scale).all()):
         return Prepared(model, ("none: the folded copy gives other logits",))
@@ -93,8 +93,8 @@ class _Autocast:
             return logits_of(self.model(x)).float()
 
 
-def _pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
-    """Names of (convolution or linear layer, batch norm that takes its output), from one forward at ``x``."""
+def _pairs(model: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
+    """Names of (convolution or linear layer, batch norm that takes its output) and the logits, from a forward at ``x``."""
     made: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that no id is used twice
     calls: dict[str, int] = {}
     found: list[tuple[str, str]] = []
@@ -118,16 +118,17 @@ def _pairs(model: nn.Module, x: Tensor) -> list[tuple[str, str]]:
     handles = [module.register_forward_hook(watch(name)) for name, module in eligible.items()]
     try:
         with torch.no_grad():
-            model(x[:2])
+            logits = logits_of(model(x))
     finally:
         for handle in handles:
             handle.remove()
     fits = {"Conv2d": nn.BatchNorm2d, "Linear": nn.BatchNorm1d}
-    return [
+    pairs = [
         (layer, norm)
         for layer, norm in found
         if calls[layer] == calls[norm] == 1 and isinstance(eligible[norm], fits[type(eligible[layer]).__name__])
     ]
+    return pairs, logits
 
 
 def _shared_tensors(model: nn.Module) -> set[int]:

@@ -73,6 +73,10 @@ class Problem(ABC):
         """Asks for the logits (n, C) at ``z``, without gradient."""
         return Query(i, z, self.y[i], i[:, None], ("logits",))
 
+    def verdict(self, i: Tensor, z: Tensor) -> Query:
+        """Asks for the logits (n, C) at ``z`` of the model itself, even where searches are answered by a copy."""
+        return Query(i, z, self.y[i], i[:, None], ("verdict",))
+
     def gradient(self, i: Tensor, z: Tensor, loss: str, samples: int = 1, towards: Tensor | None = None) -> Query:
         """Asks for logits (n, C) at ``z`` and the direction (n, ...) that raises ``loss``, means of ``samples`` passes.
 
@@ -112,8 +116,11 @@ class Problem(ABC):
         return self.clean[i]
 
     @abstractmethod
-    def record(self, i: Tensor, z: Tensor, logits: Tensor) -> Tensor:
-        """Keep ``z`` where it is better than what is kept; returns which rows stay active, bool (n,)."""
+    def record(self, i: Tensor, z: Tensor, logits: Tensor, *, own: bool = False) -> Tensor:
+        """Keep ``z`` where it is better than what is kept; returns which rows stay active, bool (n,).
+
+        ``own``: these logits are the answer to a :meth:`verdict`.
+        """
 
     def fools(self, i: Tensor, logits: Tensor) -> Tensor:
         """Which rows these logits solve, bool (n,)."""
@@ -165,7 +172,11 @@ class Problem(ABC):
 class LowestMargin(Problem):
     """Within a given ball: kept is the point of lowest margin, and a success before any other."""
 
-    def record(self, i: Tensor, z: Tensor, logits: Tensor) -> Tensor:
+    def __init__(self, *args: Any, **rules: Any) -> None:
+        super().__init__(*args, **rules)
+        self.verified = torch.zeros_like(self.solved)  # whether the model itself has been asked at best_x
+
+    def record(self, i: Tensor, z: Tensor, logits: Tensor, *, own: bool = False) -> Tensor:
         """Keep ``z`` where its margin is the lowest so far or it solves a sample; returns which rows stay active.
 
         With a stochastic model a sample stops once all of many fresh draws are fooled: of the points of a search one is
@@ -173,14 +184,15 @@ class LowestMargin(Problem):
         What a prepared copy takes for a success must be one on the model itself: before the sample stops, or, where
         none does, at the end.
         """
+        own |= not self.oracle.prepared
         if self.length is None:
-            return self._record(i, z, logits)
+            return self._record(i, z, logits, own)
         near = self.length(z.double() - self.x[i].double()) <= self.ball.eps[i]
         stays = ~self.solved[i] if self.early_stop else torch.ones_like(near)
-        stays[near] = self._record(i[near], z[near], logits[near])
+        stays[near] = self._record(i[near], z[near], logits[near], own)
         return stays
 
-    def _record(self, i: Tensor, z: Tensor, logits: Tensor) -> Tensor:
+    def _record(self, i: Tensor, z: Tensor, logits: Tensor, own: bool) -> Tensor:
         found = self.fools(i, logits)
         rank = self._distance(i, logits).double()
         hit = found.nonzero().squeeze(1)
@@ -189,20 +201,21 @@ class LowestMargin(Problem):
             rank[hit] = torch.where(share > 0.5, mean.clamp(max=0), mean)
             found[hit] = share == 1
             found[found.clone()] = self._vote(i[found], z[found])[0] == 1
-        elif len(hit) and self.oracle.prepared and self.early_stop:
-            own = self.oracle.verdict(i[hit], z[hit])
-            found[hit] = self.fools(i[hit], own)
-            rank[hit] = self._distance(i[hit], own).double()
+        elif len(hit) and not own and self.early_stop:
+            logits = self.oracle.verdict(i[hit], z[hit])
+            found[hit] = self.fools(i[hit], logits)
+            rank[hit] = self._distance(i[hit], logits).double()
         better = (rank < self.rank[i]) | (found & ~self.solved[i])
         self._keep(i[better], z[better], rank[better])
+        self.verified[i[better]] = own or self.early_stop
         self.solved[i] |= found
         return ~found if self.early_stop else torch.ones_like(found)
 
     def finish(self) -> None:
         """As for every problem; what was not verified on the way is now."""
         super().finish()
-        claimed = self.solved.nonzero().squeeze(1)
-        if self.oracle.prepared and not self.early_stop and len(claimed):
+        claimed = (self.solved & ~self.verified).nonzero().squeeze(1)
+        if len(claimed) and not self.oracle.stochastic:
             self.solved[claimed] = self.fools(claimed, self.oracle.verdict(claimed, self.best_x[claimed]))
 
 
@@ -220,7 +233,7 @@ class Nearest(Problem):
         self.rank[self.solved] = 0.0
         self.firm = self.solved.clone()
 
-    def record(self, i: Tensor, z: Tensor, logits: Tensor) -> Tensor:
+    def record(self, i: Tensor, z: Tensor, logits: Tensor, *, own: bool = False) -> Tensor:
         """Keep ``z`` where it fools and is nearer than what is kept; all rows stay: a nearer point may always be found.
 
         With a stochastic model, firm successes first: of many points near the boundary that are put to the vote, the
@@ -237,7 +250,7 @@ class Nearest(Problem):
             share, _ = self._vote(i[hit], z[hit])
             found[hit], firm[hit] = share > 0.5, share > 0.8
             found &= torch.where(firm == self.firm[i], nearer, firm)
-        elif len(hit) and self.oracle.prepared:
+        elif len(hit) and self.oracle.prepared and not own:
             found[hit] = self.fools(i[hit], self.oracle.verdict(i[hit], z[hit]))
         self._keep(i[found], z[found], rank[found])
         self.solved[i] |= found

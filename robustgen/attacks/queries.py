@@ -20,8 +20,8 @@ class Query:
     """What a search yields to ask the model at ``z`` (n, ...), the points of its rows ``i`` (n,).
 
     ``y`` (n,) are the labels that a gradient is about, ``beside`` (n, k) the classes of its logit gaps or the logits
-    from which to diverge. Queries of the same ``kind`` are answered together: ("logits",), ("gradient", loss, targeted,
-    samples), ("joint", loss, targeted, samples), ("rivals", k, samples), ("divergence",).
+    from which to diverge. Queries of the same ``kind`` are answered together: ("logits",), ("verdict",), ("gradient",
+    loss, targeted, samples), ("joint", loss, targeted, samples), ("rivals", k, samples), ("divergence",).
     """
 
     i: Tensor
@@ -85,13 +85,15 @@ class Oracle:
             found = [self._answer(kind, *part) for part in parts]
             columns = [torch.cat(column).split(sizes) for column in zip(*found, strict=True)]
             for k, row in zip(chosen, zip(*columns, strict=True), strict=True):
-                answers[k] = row[0] if kind[0] == "logits" else row
+                answers[k] = row[0] if kind[0] in ("logits", "verdict") else row
         return answers
 
     def _answer(self, kind: tuple[Any, ...], i: Tensor, z: Tensor, y: Tensor, beside: Tensor) -> tuple[Tensor, ...]:
         if kind[0] == "logits":
             self.forwards[i] += 1
             return (self._forward(self.searched, z),)
+        if kind[0] == "verdict":
+            return (self.verdict(i, z),)
         if kind[0] == "gradient":
             _, loss, targeted, samples = kind
             logits, (direction,) = self._differentiate(i, z, lambda v: [LOSSES[loss](v, y, targeted)], samples)
