@@ -119,8 +119,10 @@ def naming_inputs(x: Tensor) -> Iterator[None]:
         raise ValueError(f"the model fails on inputs of shape {tuple(x.shape[1:])}, {x.dtype}: {line}") from error
 
 
-def is_stochastic(ask: Callable[[], Tensor], passes: int = 8) -> bool:
+def is_stochastic(ask: Callable[[], Tensor], passes: int = 8, first: Tensor | None = None) -> bool:
     """Whether passes of a model, each of which ``ask`` makes and returns the logits of, differ by more than rounding.
+
+    ``first``: the logits of the first of them, where it was made already.
 
     Two passes of a deterministic model may differ in the last bits too (atomics on a GPU). A model that draws rarely
     may go unnoticed: one that tosses a coin for each pass, with ``passes`` of them, once in 2^(passes - 1) times.
@@ -128,7 +130,7 @@ def is_stochastic(ask: Callable[[], Tensor], passes: int = 8) -> bool:
     >>> is_stochastic(lambda: torch.rand(2, 3)), is_stochastic(lambda: torch.ones(2, 3))
     (True, False)
     """
-    first = ask()
+    first = ask() if first is None else first
     again = (ask() for _ in range(passes - 1))
     return not all(torch.allclose(first, logits, rtol=1e-5, atol=1e-6, equal_nan=True) for logits in again)
 

@@ -284,7 +284,7 @@ def test_is_its_algorithm(norm, loss):
         seen.clear()
         one = slice(row, row + 1)
         attack(spy, x[one], y[one])
-        points = torch.cat(seen[3:])  # the first three: whether it is stochastic
+        points = torch.cat(seen[2:])  # the first two: whether it is stochastic
         assert len(points) == 51
         values = LOSSES[loss](model(points), y[one].expand(51), False).detach()
         expected = plain_apgd(model, loss, x[one], y[one], eps, norm, 50, rho)
@@ -360,7 +360,7 @@ class TestMultiEps:
         monkeypatch.setattr(apgd, "_SparsePace", pace)
         attack = APGD(norm="L1", steps=20, multi_eps=True, random_start=random_start, early_stop=False)
         result = attack.run(spy, x, y, eps=eps)
-        stages = torch.stack(seen[3:]).split([7, 7, 9])  # after the three that ask whether it is stochastic
+        stages = torch.stack(seen[2:]).split([7, 7, 9])  # after the two that ask whether it is stochastic
         assert result.backwards.tolist() == [20] * 6
         assert result.forwards.tolist() == [23] * 6
         for factor, points in zip((3, 2, 1), stages, strict=True):

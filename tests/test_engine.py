@@ -111,7 +111,7 @@ class TestPrepare:
             assert prepare(net, x).steps[0] == "folded 1 batch norm"
             twice = nn.Sequential(nn.Linear(4, 4), nn.BatchNorm1d(4)).eval()
             twice = nn.Sequential(twice[0], twice[1], twice[0])
-            assert prepare(twice, torch.rand(3, 4)).steps == ("none: no batch norm to fold",)
+            assert prepare(twice, torch.rand(3, 4)).steps == ("none: no batch norm to fold, no convolutions",)
 
     def test_an_output_that_goes_elsewhere_too_is_found_out(self):
         class Skip(nn.Module):
@@ -126,7 +126,7 @@ class TestPrepare:
 
         with torch.no_grad():
             found = prepare(Skip().eval(), torch.rand(3, 4))
-        assert found.steps == ("none: the folded copy gives other logits",)
+        assert found.steps == ("none: the copy gives other logits",)
 
     def test_a_fortified_network_keeps_its_layers(self):
         x = torch.rand(6, 1, 8, 8)

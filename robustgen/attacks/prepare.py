@@ -35,12 +35,12 @@ class Prepared:
 
 
 def prepare(model: Model, x: Tensor, *, precision: str = "float32") -> Prepared:
-    """Fold batch norms into the layers before them and set the layout to channels-last; in eval mode, frozen.
+    """Fold batch norms into the layers before them, set convolutions' layout to channels-last; in eval mode, frozen.
 
     The copy is used only where its logits at ``x`` (n, ...) agree with the model's to :data:`TOLERANCE` (before
     bfloat16, if asked for). A layer with a hook of its own, one that is called more than once, one whose output goes
-    elsewhere too, and a batch norm in train mode or without running statistics are left as they are. A model without
-    anything to fold is left whole, in its own layout; a plain function always.
+    elsewhere too, and a batch norm in train mode or without running statistics are left as they are. The layout is that
+    of models with something folded or several convolutions. Where neither is to be done the model is left whole; a plain function always.
 
     Call it where the model is in eval mode with its parameters frozen.
 
@@ -62,15 +62,17 @@ def prepare(model: Model, x: Tensor, *, precision: str = "float32") -> Prepared:
 def _folded(model: nn.Module, x: Tensor) -> Prepared:
     try:
         pairs, own = _pairs(model, x)
-        if not pairs:
-            return Prepared(model, ("none: no batch norm to fold",))
+        convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())
+        relay = x.ndim == 4 and convolutions > (0 if pairs else 1)
+        if not pairs and not relay:
+            return Prepared(model, ("none: no batch norm to fold, no convolutions",))
         changed = copy.deepcopy(model)
     except Exception as error:  # whatever a model of the user's raises when it is copied: then it is searched as it is
         return Prepared(model, (f"none: {type(error).__name__} on copying",))
     for layer, norm in pairs:
         _fold(changed, layer, norm)
-    steps = [f"folded {len(pairs)} batch norm{'s' if len(pairs) > 1 else ''}"]
-    if x.ndim == 4:
+    steps = [f"folded {len(pairs)} batch norm{'s' if len(pairs) > 1 else ''}"] if pairs else []
+    if relay:
         changed = changed.to(memory_format=torch.channels_last)
         steps.append("channels_last")
     changed.requires_grad_(False)
@@ -78,7 +80,7 @@ def _folded(model: nn.Module, x: Tensor) -> Prepared:
         found = logits_of(changed(x))
     scale = own.abs().max().clamp(min=1)
     if not bool(((found - own).abs() <= TOLERANCE * scale).all()):
-        return Prepared(model, ("none: the folded copy gives other logits",))
+        return Prepared(model, ("none: the copy gives other logits",))
     return Prepared(changed, tuple(steps))
 
 
@@ -94,7 +96,7 @@ class _Autocast:
 
 
 def _pairs(model: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
-    """Names of (convolution or linear layer, batch norm that takes its output) and the logits, from a forward at ``x``."""
+    """Names of (layer, batch norm that takes its output), and the logits, from one forward at ``x`` (n, ...)."""
     made: dict[int, tuple[str, Tensor]] = {}  # the tensors are kept, so that no id is used twice
     calls: dict[str, int] = {}
     found: list[tuple[str, str]] = []

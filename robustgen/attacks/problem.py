@@ -207,7 +207,7 @@ class LowestMargin(Problem):
             rank[hit] = self._distance(i[hit], logits).double()
         better = (rank < self.rank[i]) | (found & ~self.solved[i])
         self._keep(i[better], z[better], rank[better])
-        self.verified[i[better]] = own or self.early_stop
+        self.verified[i[better]] = own
         self.solved[i] |= found
         return ~found if self.early_stop else torch.ones_like(found)
 
@@ -215,7 +215,7 @@ class LowestMargin(Problem):
         """As for every problem; what was not verified on the way is now."""
         super().finish()
         claimed = (self.solved & ~self.verified).nonzero().squeeze(1)
-        if len(claimed) and not self.oracle.stochastic:
+        if len(claimed) and not self.early_stop and not self.oracle.stochastic:
             self.solved[claimed] = self.fools(claimed, self.oracle.verdict(claimed, self.best_x[claimed]))
 
 

@@ -62,7 +62,7 @@ class Oracle:
             self.first = self._forward(model, few)
         if few._version != version:
             raise ValueError("the model changes its input in place: let its first layer work on a copy")
-        self.stochastic = is_stochastic(lambda: self._forward(model, few), passes)
+        self.stochastic = is_stochastic(lambda: self._forward(model, few), passes, self.first)
 
     @property
     def prepared(self) -> bool:
