@@ -35,11 +35,10 @@ _FINAL_STEPS = 3  # of the search between the nearest point found and x, algorit
 class FAB(MinimalNormAttack):
     """Projections on the linearised decision boundary, drawn towards the original point.
 
-    Every step is a forward and a backward pass for each class considered, and, once a point that fools has been found,
-    a forward at the new point; until then the next step's forward shows whether it fools. In the end three forward
-    passes look for the boundary between the nearest point found and x, where a line through the margins at the ends has
-    it (the paper's final search), but no nearer to the end that does not fool than a tenth: on the boundary itself
-    nothing is fooled.
+    Every step is a forward and a backward pass for each class considered, and a forward at the new point. In the end
+    three forward passes look for the boundary between the nearest point found and x, where a line through the margins
+    at the ends has it (the paper's final search), but no nearer to the end that does not fool than a tenth: on the
+    boundary itself nothing is fooled.
 
     Args:
         steps: of one run.
@@ -102,34 +101,20 @@ class FAB(MinimalNormAttack):
                     rows = yield from self._step(problem, rows, slice(first, first + at_once))
                     if not len(rows.i):
                         return
-                rows = yield from self._look(problem, rows, rows.nearest.isinf())
         yield from self._final_search(problem, rows)
 
     def _step(self, problem: Problem, run: "_Run", faces: slice) -> Generator[Query, Any, "_Run"]:
         """To x_{i+1}, and back by ``beta`` where it fools; the rows that are left."""
         logits, gap, gradients = yield from self._gaps(problem, run.i, run.z, run.rivals[:, faces])
-        unfooled = run.nearest.isinf()
-        stays, fools = run.see(problem, torch.arange(len(run.i), device=run.i.device), logits, self.norm)
+        stays, _ = run.see(problem, logits, self.norm)
         # a gap of rounding errors counts as none, and a step that closed it would not move: see Problem.fools
         gap = gap.double() + rounding(logits)[:, None].double()
-        run, first = run.rows(stays), (fools & unfooled)[stays]
-        moved = self._next(run, gap[stays], gradients[stays])
-        run.z = torch.where(column(first, moved) > 0, self._back(run), moved)
-        return (yield from self._look(problem, run, run.nearest.isfinite() & ~first))
-
-    def _look(self, problem: Problem, run: "_Run", at: Tensor) -> Generator[Query, Any, "_Run"]:
-        """Whether z fools in the rows ``at``, bool (n,), and back where it does; the rows that are left."""
-        k = at.nonzero().squeeze(1)
-        if not len(k):
-            return run
-        found, fools = run.see(problem, k, (yield problem.logits(run.i[k], run.z[k])), self.norm)
-        stays, back = torch.ones_like(at), torch.zeros_like(at)
-        stays[k], back[k] = found, fools
-        run.z = torch.where(column(back, run.z) > 0, self._back(run), run.z)
+        run = run.rows(stays)
+        run.z = self._next(run, gap[stays], gradients[stays])
+        stays, fools = run.see(problem, (yield problem.logits(run.i, run.z)), self.norm)
+        back = column(torch.where(fools, self.beta, 1.0), run.z)
+        run.z = torch.where(back < 1, run.x + back * (run.z - run.x), run.z)
         return run.rows(stays)
-
-    def _back(self, run: "_Run") -> Tensor:
-        return run.x + self.beta * (run.z - run.x)
 
     def _next(self, run: "_Run", gap: Tensor, gradients: Tensor) -> Tensor:
         nearest = self._face_distances(run.z, gap.abs(), gradients).argmin(1)
@@ -167,7 +152,7 @@ class FAB(MinimalNormAttack):
             share = ((above + beyond) / (above - run.depth)).nan_to_num(0.5).clamp(0.1, 1.0)
             run.z = (near + column(share, near) * (run.nearest_x - near)).clamp(*self.bounds)
             logits = yield problem.logits(run.i, run.z)
-            stays, fools = run.see(problem, torch.arange(len(run.i), device=run.i.device), logits, self.norm)
+            stays, fools = run.see(problem, logits, self.norm)
             above = torch.where(fools, above, margin(logits, problem.y[run.i], self.targeted).double())
             near = torch.where(fools.reshape(-1, *[1] * (near.ndim - 1)), near, run.z)
             run, near, above, logits = run.rows(stays), near[stays], above[stays], logits[stays]
@@ -191,17 +176,17 @@ class _Run:
     def start(cls, problem: Problem, i: Tensor, rivals: Tensor) -> "_Run":
         x = problem.x[i]
         nowhere = torch.full_like(i, float("inf"), dtype=torch.float64)
-        return cls(i, x, rivals, x, nowhere, x.clone(), nowhere.clone())
+        return cls(i, x, rivals, x, nowhere, x.clone(), nowhere)
 
-    def see(self, problem: Problem, k: Tensor, logits: Tensor, norm: str) -> tuple[Tensor, Tensor]:
-        """Take in the logits at z of the rows ``k`` (m,); which have work left and which are fooled, bool (m,) both."""
-        i, z = self.i[k], self.z[k]
-        stays, fools = problem.record(i, z, logits), problem.fools(i, logits)
-        size = length(z.double() - self.x[k].double(), norm)
-        nearer = fools & (size < self.nearest[k])
-        at = k[nearer]
-        self.nearest[at], self.nearest_x[at] = size[nearer], z[nearer]
-        self.depth[at] = margin(logits, problem.y[i], problem.targeted).double()[nearer]
+    def see(self, problem: Problem, logits: Tensor, norm: str) -> tuple[Tensor, Tensor]:
+        """Take in the logits at z; which rows have work left and which are fooled, bool (n,) both."""
+        stays, fools = problem.record(self.i, self.z, logits), problem.fools(self.i, logits)
+        size = length(self.z.double() - self.x.double(), norm)
+        nearer = fools & (size < self.nearest)
+        self.nearest = torch.where(nearer, size, self.nearest)
+        self.nearest_x[nearer] = self.z[nearer]
+        depth = margin(logits, problem.y[self.i], problem.targeted).double()
+        self.depth = torch.where(nearer, depth, self.depth)
         return stays, fools
 
     def rows(self, keep: Tensor) -> "_Run":

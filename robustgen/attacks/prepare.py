@@ -40,7 +40,8 @@ def prepare(model: Model, x: Tensor, *, precision: str = "float32") -> Prepared:
     The copy is used only where its logits at ``x`` (n, ...) agree with the model's to :data:`TOLERANCE` (before
     bfloat16, if asked for). A layer with a hook of its own, one that is called more than once, one whose output goes
     elsewhere too, and a batch norm in train mode or without running statistics are left as they are. The layout is that
-    of models with something folded or several convolutions. Where neither is to be done the model is left whole; a plain function always.
+    of models with something folded or several convolutions. Where neither is to be done the model is left whole; a
+    plain function always.
 
     Call it where the model is in eval mode with its parameters frozen.
 
