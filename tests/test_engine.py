@@ -128,6 +128,29 @@ class TestPrepare:
             found = prepare(Skip().eval(), torch.rand(3, 4))
         assert found.steps == ("none: the copy gives other logits",)
 
+    def test_around_skips_what_can_be_folded_is(self):
+        """Of two norms behind a convolution each, the first one's input goes around it too."""
+
+        class Block(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.one, self.two = nn.Conv2d(1, 4, 3, padding=1), nn.Conv2d(4, 4, 3, padding=1)
+                self.norms = nn.ModuleList(nn.BatchNorm2d(4) for _ in range(2))
+                for norm in self.norms:
+                    norm.running_mean.normal_()
+                    norm.running_var.fill_(3)
+
+            def forward(self, x):
+                x = self.one(x)
+                return (x + self.norms[1](self.two(torch.relu(self.norms[0](x))))).mean((2, 3))
+
+        net, x = Block().eval(), torch.rand(3, 1, 5, 5)
+        with torch.no_grad():
+            found = prepare(net, x)
+            assert found.steps == ("folded 1 batch norm", "channels_last")
+            assert isinstance(found.model.norms[0], nn.BatchNorm2d)
+            assert torch.allclose(found.model(x), net(x), atol=1e-5)
+
     def test_a_fortified_network_keeps_its_layers(self):
         x = torch.rand(6, 1, 8, 8)
         net = fortify(normed_net(), ["2"], example_input=x).eval()

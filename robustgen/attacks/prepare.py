@@ -39,9 +39,9 @@ def prepare(model: Model, x: Tensor, *, precision: str = "float32") -> Prepared:
 
     The copy is used only where its logits at ``x`` (n, ...) agree with the model's to :data:`TOLERANCE` (before
     bfloat16, if asked for). A layer with a hook of its own, one that is called more than once, one whose output goes
-    elsewhere too, and a batch norm in train mode or without running statistics are left as they are. The layout is that
-    of models with something folded or several convolutions. Where neither is to be done the model is left whole; a
-    plain function always.
+    elsewhere too (found by trying each where the whole does not agree), and a batch norm in train mode or without
+    running statistics are left as they are. The layout is that of models with something folded or several convolutions.
+    Where neither is to be done the model is left whole; a plain function always.
 
     Call it where the model is in eval mode with its parameters frozen.
 
@@ -67,22 +67,30 @@ def _folded(model: nn.Module, x: Tensor) -> Prepared:
         relay = x.ndim == 4 and convolutions > (0 if pairs else 1)
         if not pairs and not relay:
             return Prepared(model, ("none: no batch norm to fold, no convolutions",))
-        changed = copy.deepcopy(model)
+        changed = _changed(model, pairs, relay, x, own)
+        if changed is None and len(pairs) > 1:  # the outputs of some go elsewhere too, around a block for instance
+            pairs = [pair for pair in pairs if _changed(model, [pair], False, x, own) is not None]
+            changed = _changed(model, pairs, relay, x, own) if pairs or relay else None
     except Exception as error:  # whatever a model of the user's raises when it is copied: then it is searched as it is
         return Prepared(model, (f"none: {type(error).__name__} on copying",))
+    if changed is None:
+        return Prepared(model, ("none: the copy gives other logits",))
+    folded = (f"folded {len(pairs)} batch norm{'s' if len(pairs) > 1 else ''}",) if pairs else ()
+    return Prepared(changed, (*folded, *(("channels_last",) if relay else ())))
+
+
+def _changed(model: nn.Module, pairs: list[tuple[str, str]], relay: bool, x: Tensor, own: Tensor) -> nn.Module | None:
+    """A frozen copy with ``pairs`` folded, with ``relay`` channels-last; None if its logits at x are not ``own``."""
+    changed = copy.deepcopy(model)
     for layer, norm in pairs:
         _fold(changed, layer, norm)
-    steps = [f"folded {len(pairs)} batch norm{'s' if len(pairs) > 1 else ''}"] if pairs else []
     if relay:
         changed = changed.to(memory_format=torch.channels_last)
-        steps.append("channels_last")
     changed.requires_grad_(False)
     with torch.no_grad():
         found = logits_of(changed(x))
     scale = own.abs().max().clamp(min=1)
-    if not bool(((found - own).abs() <= TOLERANCE * scale).all()):
-        return Prepared(model, ("none: the copy gives other logits",))
-    return Prepared(changed, tuple(steps))
+    return changed if bool(((found - own).abs() <= TOLERANCE * scale).all()) else None
 
 
 class _Autocast:
