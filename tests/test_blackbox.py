@@ -285,7 +285,9 @@ class TestHopSkipJump:
 
         result = HopSkipJump(n_queries=n_queries, directions=10).run(counting, x, y)
         assert result.forwards.tolist() == [1] + [1 + n_queries] * 5
-        assert seen["rows"] == int(result.forwards.sum()) + 8 * 4  # the uncounted first look, eight times at four inputs
+        assert (
+            seen["rows"] == int(result.forwards.sum()) + 8 * 4
+        )  # the uncounted first look, eight times at four inputs
         assert not result.backwards.any()
         assert torch.equal(result.x_adv[0], x[0])
         assert result.success[0]
