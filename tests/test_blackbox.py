@@ -285,9 +285,8 @@ class TestHopSkipJump:
 
         result = HopSkipJump(n_queries=n_queries, directions=10).run(counting, x, y)
         assert result.forwards.tolist() == [1] + [1 + n_queries] * 5
-        assert (
-            seen["rows"] == int(result.forwards.sum()) + 8 * 4
-        )  # the uncounted first look, eight times at four inputs
+        first_look = 8 * 4  # passes at the first inputs, not counted
+        assert seen["rows"] == int(result.forwards.sum()) + first_look
         assert not result.backwards.any()
         assert torch.equal(result.x_adv[0], x[0])
         assert result.success[0]
