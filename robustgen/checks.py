@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["check_bounds", "check_ids", "check_images", "check_labels", "nearest"]
+__all__ = ["check_bounds", "check_evaluation", "check_ids", "check_images", "check_labels", "nearest"]
 
 
 def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -69,6 +69,23 @@ def check_ids(ids: object, n: int, device: torch.device) -> Tensor:
     if ids.shape != (n,):
         raise ValueError(f"ids must have shape ({n},), got {tuple(ids.shape)}")
     return ids.to(device)
+
+
+def check_evaluation(
+    x: Tensor, y: Tensor, ids: Tensor | None, bounds: tuple[float, float], eps: float, batch_size: int
+) -> tuple[Tensor, Tensor, Tensor, tuple[float, float]]:
+    """What every evaluation is given: x (N, ...), y and ids (N,) on the device of x, bounds; all of it checked."""
+    bounds = check_bounds(bounds)
+    x = check_images(x, bounds).detach()
+    y = check_labels(y, len(x)).to(x.device)
+    ids = check_ids(ids, len(x), x.device)
+    if not len(x):
+        raise ValueError("the data set is empty: nothing to evaluate")
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    if not 0 < eps < float("inf"):
+        raise ValueError(f"eps must be a finite number > 0, got {eps}")
+    return x, y, ids, bounds
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> str:

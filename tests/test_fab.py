@@ -10,9 +10,9 @@ from scipy.optimize import linprog
 from torch import nn
 
 from robustgen.attacks import FAB, AtEps, fab
+from robustgen.attacks.ball import perturbation_norm
 from robustgen.attacks.hyperplane import step_to_hyperplane
 from robustgen.attacks.losses import margin
-from robustgen.attacks.minimal_norm import length
 
 NORMS = ("Linf", "L2", "L1")
 DUAL = {"Linf": 1, "L2": 2, "L1": float("inf")}
@@ -71,7 +71,7 @@ class TestStepToHyperplane:
                 assert least >= float(step[row] @ step[row]) - 1e-7
             else:
                 least = least_norm(w[row], float(gap[row]), *ends, norm)
-                assert float(length(step[row : row + 1], norm)) == pytest.approx(least, rel=1e-7, abs=1e-7)
+                assert float(perturbation_norm(step[row : row + 1], norm)) == pytest.approx(least, rel=1e-7, abs=1e-7)
 
     @pytest.mark.parametrize("norm", NORMS)
     def test_out_of_reach_it_goes_to_the_corner(self, norm):
@@ -123,7 +123,7 @@ class TestClosedForm:
         steps = [step_to_hyperplane(x, faces[:, k].reshape(x.shape), gap[:, k], norm, bounds) for k in range(n_classes)]
         there = torch.stack([(faces[:, k] * s.flatten(1)).sum(1) for k, s in enumerate(steps)], 1)
         reached = (there >= gap - 1e-9) & (torch.arange(n_classes) != y[:, None])
-        best = torch.where(reached, torch.stack([length(s, norm) for s in steps], 1), float("inf")).amin(1)
+        best = torch.where(reached, torch.stack([perturbation_norm(s, norm) for s in steps], 1), float("inf")).amin(1)
         possible = best.isfinite()
         assert possible.sum() > 15
         if bounds == (-9.0, 9.0):
@@ -199,7 +199,7 @@ def test_is_its_algorithm(norm, n_targets, eta, beta):
             _, gap, w = min(faces, key=lambda face: face[0])
             one = step_to_hyperplane(z[None], w[None], gap[None], norm, (0.0, 1.0))[0]
             home = step_to_hyperplane(x[row][None], w[None], (gap + w @ (z - x[row]))[None], norm, (0.0, 1.0))[0]
-            a, b = (float(length(v[None], norm)) for v in (one, home))
+            a, b = (float(perturbation_norm(v[None], norm)) for v in (one, home))
             alpha = min(a / (a + b), 0.2)
             z = ((1 - alpha) * (z + eta * one) + alpha * (x[row] + eta * home)).clamp(0, 1)
             assert torch.allclose(seen[2 * step + 1][row], z, atol=1e-11)
@@ -268,8 +268,8 @@ def test_restarts_begin_half_way_to_what_was_found(norm):
     start = seen[1 + 10]
     best = torch.full((len(x),), float("inf"), dtype=torch.float64)
     for z in seen[1:11]:
-        best = torch.where(margin(net(z), y) < 0, torch.minimum(best, length(z - x, norm)), best)
-    assert torch.allclose(length(start - x, norm)[best.isfinite()], (best / 2)[best.isfinite()])
+        best = torch.where(margin(net(z), y) < 0, torch.minimum(best, perturbation_norm(z - x, norm)), best)
+    assert torch.allclose(perturbation_norm(start - x, norm)[best.isfinite()], (best / 2)[best.isfinite()])
     assert best.isfinite().sum() >= 6
     assert len({tuple((z / z.abs().max()).tolist()) for z in start - x}) == len(x)
     assert (two.distance <= one.run(net, x, y).distance * 1.01).all()

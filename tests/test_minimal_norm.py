@@ -9,9 +9,10 @@ import torch
 from torch import nn
 
 from robustgen.attacks import DDN, FAB, FMN, CarliniWagner, DeepFool
+from robustgen.attacks.ball import perturbation_norm
 from robustgen.attacks.fmn import _project
 from robustgen.attacks.losses import margin
-from robustgen.attacks.minimal_norm import annealed, length
+from robustgen.attacks.minimal_norm import annealed
 
 ATTACKS = {
     "CarliniWagner L2": CarliniWagner(steps=100, search_steps=7),
@@ -85,7 +86,7 @@ class TestClosedForm:
         result = attack.run(model, x, y)
         assert result.success.all()
         assert torch.equal(model(result.x_adv).argmax(1) != y, result.success)
-        ratio = length(result.x_adv.double() - x.double(), attack.norm) / best
+        ratio = perturbation_norm(result.x_adv.double() - x.double(), attack.norm) / best
         assert ratio.max() <= 1.05
         assert ratio.min() >= 1 - (1e-4 if dtype == torch.float32 else 1e-9)  # nothing is nearer than the nearest
 
@@ -163,7 +164,7 @@ class TestRules:
         best = torch.full((8,), float("inf"), dtype=torch.float64)
         for z in list(seen):
             if z.shape == x.shape:
-                size = length(z - x, attack.norm)
+                size = perturbation_norm(z - x, attack.norm)
                 best = torch.where(islands(z)[:, 0] < -1e-12, torch.minimum(best, size), best)
         assert result.success.any()
         if isinstance(attack, DeepFool):  # rows that crossed have left: what it saw is not in step with x
@@ -274,8 +275,8 @@ class TestProjection:
             torch.tensor([0.1, 0.2, 0.25, 0.3, 0.3, 0.4], dtype=torch.float64) if norm != "L0" else torch.arange(1, 7)
         )
         moved = _project(x, z, radius.double(), norm, (0.0, 1.0))
-        assert torch.allclose(length(moved - x, norm), radius.double(), atol=1e-9)
-        assert (length(moved - x, norm) <= radius).all()
+        assert torch.allclose(perturbation_norm(moved - x, norm), radius.double(), atol=1e-9)
+        assert (perturbation_norm(moved - x, norm) <= radius).all()
         if norm == "L2":
             cosine = nn.functional.cosine_similarity((moved - x).flatten(1), (z - x).flatten(1))
             assert torch.allclose(cosine, torch.ones_like(cosine))
@@ -379,4 +380,4 @@ def test_l0_counts_elements():
     delta = torch.zeros(2, 3, 2, 2)
     delta[0, :, 0, 0] = 0.1  # one pixel of three channels
     delta[1, 0, 1, :] = -1e-6
-    assert length(delta, "L0").tolist() == [3, 2]
+    assert perturbation_norm(delta, "L0").tolist() == [3, 2]

@@ -1,11 +1,12 @@
 """Attacks that look for the nearest adversarial input, put to the question whether there is one within eps."""
 
 import copy
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import Tensor
 
+from robustgen.attacks.around import AroundAttack
 from robustgen.attacks.base import Attack
 from robustgen.attacks.minimal_norm import Box, MinimalNormAttack
 from robustgen.attacks.problem import Problem
@@ -15,7 +16,7 @@ __all__ = ["AtEps"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class AtEps(Attack):
+class AtEps(AroundAttack):
     """Run a minimal-norm ``attack`` until it has found a point within ``eps`` of each sample.
 
     Args:
@@ -36,20 +37,12 @@ class AtEps(Attack):
     norms = ("Linf", "L2", "L1", "L0")
 
     attack: MinimalNormAttack
-    norm: str = field(init=False)
-    targeted: bool = field(init=False)
-    bounds: tuple[float, float] = field(init=False)
-    early_stop: bool = field(init=False)
-    seed: int = field(init=False)
-    votes: int = field(init=False)
 
     def __post_init__(self) -> None:
         if not isinstance(self.attack, MinimalNormAttack):
             raise TypeError(f"AtEps needs a minimal-norm attack, got {type(self.attack).__name__}")
-        for common in fields(Attack):
-            if common.name != "eps":
-                object.__setattr__(self, common.name, getattr(self.attack, common.name))
         super().__post_init__()
+        Attack.__post_init__(self)
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         view = copy.copy(problem)  # the same samples and findings; searched without a ball, judged by eps

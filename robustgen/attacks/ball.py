@@ -15,18 +15,24 @@ from torch import Tensor
 
 from robustgen import counter_rng
 
-__all__ = ["Ball", "perturbation_norm"]
+__all__ = ["Ball", "column", "perturbation_norm"]
 
 
 def perturbation_norm(delta: Tensor, norm: str) -> Tensor:
-    """Norm of each perturbation (N, ...), float64 (N,)."""
+    """Norm of each perturbation (N, ...), float64 (N,); "L0": how many elements are not zero.
+
+    Elements, not pixels: a pixel of three channels counts up to three times, and any input shape has elements.
+    """
     flat = delta.detach().double().flatten(1)
+    if norm == "L0":
+        return flat.count_nonzero(1).double()
     if not flat.shape[1]:
         return flat.new_zeros(len(flat))
     return torch.linalg.vector_norm(flat, ord={"Linf": float("inf"), "L2": 2, "L1": 1}[norm], dim=1)
 
 
-def _column(v: Tensor, like: Tensor) -> Tensor:
+def column(v: Tensor, like: Tensor) -> Tensor:
+    """``v`` (n,) in the dtype of ``like`` (n, ...), shaped to multiply it."""
     return v.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
@@ -59,7 +65,7 @@ class Ball:
             return _add_inwards(x, delta.reshape(x.shape)).clamp(*self.bounds)
         delta = z - self.x[i]
         factor = (self.radius[i] / perturbation_norm(delta, "L2").clamp(min=1e-300)).clamp(max=1)
-        return (self.x[i] + delta * _column(factor, delta)).clamp(*self.bounds)
+        return (self.x[i] + delta * column(factor, delta)).clamp(*self.bounds)
 
     def step(
         self, gradient: Tensor, size: Tensor, *, at: Tensor | None = None, spread: Tensor | float | None = None
@@ -75,7 +81,7 @@ class Ball:
             spread: for L1, over how many coordinates at least, a number >= 1 or (n,); None means 1 % of them.
         """
         if self.norm == "Linf":
-            return _column(size, gradient) * gradient.sign()
+            return column(size, gradient) * gradient.sign()
         if self.norm == "L1":
             return self._sparse(gradient, size.double(), at, spread)
         return self._of_length(gradient, size)
@@ -103,13 +109,13 @@ class Ball:
         shape, dtype = tuple(self.x.shape[1:]), self.x.dtype
         if self.norm == "Linf":
             delta = 2 * counter_rng.uniform(seed, ids, shape, (*stream, 0), dtype) - 1
-            return self.project(i, self.x[i] + delta * _column(self.eps[i], delta))
+            return self.project(i, self.x[i] + delta * column(self.eps[i], delta))
         if self.norm == "L1":  # exponentials over their sum are uniform on the simplex
             size = -torch.log1p(-counter_rng.uniform(seed, ids, shape, (*stream, 0), torch.float64))
             sign = 2 * counter_rng.integers(seed, ids, shape, 2, (*stream, 2)) - 1
             radius = counter_rng.uniform(seed, ids, (), (*stream, 1), torch.float64) ** (1 / max(1, size[:1].numel()))
             scale = self.eps[i].double() * radius / perturbation_norm(size, "L1").clamp(min=1e-300)
-            return self.project(i, self.x[i] + (sign * size * _column(scale, size)).to(dtype))
+            return self.project(i, self.x[i] + (sign * size * column(scale, size)).to(dtype))
         direction = counter_rng.normal(seed, ids, shape, (*stream, 0), dtype)
         radius = counter_rng.uniform(seed, ids, (), (*stream, 1), torch.float64) ** (1 / max(1, direction[:1].numel()))
         return self.project(i, self.x[i] + self._of_length(direction, self.eps[i].double() * radius))
@@ -122,7 +128,7 @@ class Ball:
         delta = counter_rng.normal(seed, ids, tuple(self.x.shape[1:]), (*stream, 0), self.x.dtype)
         d = max(1, delta[:1].numel())
         std = self.eps[i] * {"Linf": 1.0, "L2": d**-0.5, "L1": (math.pi / 2) ** 0.5 / d}[self.norm]
-        return self.project(i, self.x[i] + delta * _column(std, delta))
+        return self.project(i, self.x[i] + delta * column(std, delta))
 
     def _of_length(self, direction: Tensor, length: Tensor) -> Tensor:
         """``direction`` scaled to L2 norm ``length`` (n,), in float64 on the way: gradients may be tiny."""

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustgen.attacks.ball import column, perturbation_norm
 from robustgen.attacks.losses import margin
-from robustgen.attacks.minimal_norm import MinimalNormAttack, annealed, column, length
+from robustgen.attacks.minimal_norm import MinimalNormAttack, annealed
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Query, Search
 
@@ -81,7 +82,7 @@ class CarliniWagner(MinimalNormAttack):
                 low, high = torch.where(fails, c, low), torch.where(fails, high, c)
                 c = torch.where(high.isinf(), 10 * c, torch.where(low == 0, c / 10, (low + high) / 2))
                 continue
-            size = length(z.double() - x.double(), self.norm)
+            size = perturbation_norm(z.double() - x.double(), self.norm)
             size = torch.where(size > 0, size, float("inf"))  # nothing found yet
             start, nearest = torch.where(_mask(size < nearest, z), z, start), torch.minimum(nearest, size)
             low = torch.where(settled.isfinite() & (settled > tau), torch.maximum(low, tau), low)
@@ -111,7 +112,7 @@ class CarliniWagner(MinimalNormAttack):
                 logits, gap, ascent = yield from self._uphill(
                     problem, i, z, rivals if 2 * step < self.steps else anyone
                 )
-            size = length(z.double() - x.double(), self.norm)
+            size = perturbation_norm(z.double() - x.double(), self.norm)
             leads = margin(logits, problem.y[i], self.targeted) <= -self.confidence
             counts = problem.fools(i, logits) & leads
             problem.record(i[counts], z[counts], logits[counts])

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from robustgen.attacks.ball import column, perturbation_norm
 from robustgen.attacks.losses import rounding
-from robustgen.attacks.minimal_norm import MinimalNormAttack, column, length
+from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
 
@@ -73,7 +74,7 @@ class DeepFool(MinimalNormAttack):
         free = self._free(z[:, None], gradients)
         size, nearest = self._face_distances(z, gap, free).nan_to_num(float("inf")).min(1)
         w = free[torch.arange(len(z), device=z.device), nearest].double()
-        unit = w.sign() if self.norm == "Linf" else w / column(length(w, "L2").clamp(min=1e-300), w)
+        unit = w.sign() if self.norm == "Linf" else w / column(perturbation_norm(w, "L2").clamp(min=1e-300), w)
         # No step is longer than the box: a flat model asks for more.
         size = size.clamp(max=self._span * max(1, z[:1].numel()) ** (0.0 if self.norm == "Linf" else 0.5))
         return (unit * column(size, unit)).to(z.dtype)

@@ -20,9 +20,10 @@ import torch
 from torch import Tensor
 
 from robustgen import counter_rng
+from robustgen.attacks.ball import column, perturbation_norm
 from robustgen.attacks.hyperplane import step_to_hyperplane
 from robustgen.attacks.losses import margin, rounding
-from robustgen.attacks.minimal_norm import MinimalNormAttack, column, length
+from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Query, Search
 
@@ -124,7 +125,7 @@ class FAB(MinimalNormAttack):
         step = step_to_hyperplane(run.z, normal, gap, self.norm, self.bounds)
         gap = gap + (normal * (z - x)).flatten(1).sum(1)
         step_from_x = step_to_hyperplane(run.x, normal, gap, self.norm, self.bounds)
-        size, size_from_x = length(step, self.norm), length(step_from_x, self.norm)
+        size, size_from_x = perturbation_norm(step, self.norm), perturbation_norm(step_from_x, self.norm)
         alpha = column((size / (size + size_from_x).clamp(min=1e-300)).clamp(max=self.alpha_max), x)
         if self.targeted:  # of several faces one is linearised; the way back from it would lead behind the others
             alpha = torch.where(column(run.nearest, x).isinf(), 0.0, alpha)
@@ -138,8 +139,10 @@ class FAB(MinimalNormAttack):
             way = 2 * counter_rng.uniform(self.seed, ids, shape, stream, run.x.dtype) - 1
         else:
             way = counter_rng.normal(self.seed, ids, shape, stream, run.x.dtype)
-        reach = torch.where(run.nearest.isinf(), length(run.z.double() - run.x.double(), self.norm), run.nearest) / 2
-        return (run.x + column(reach / length(way, self.norm).clamp(min=1e-300), way) * way).clamp(*self.bounds)
+        last = perturbation_norm(run.z.double() - run.x.double(), self.norm)
+        reach = torch.where(run.nearest.isinf(), last, run.nearest) / 2
+        share = reach / perturbation_norm(way, self.norm).clamp(min=1e-300)
+        return (run.x + column(share, way) * way).clamp(*self.bounds)
 
     def _final_search(self, problem: Problem, run: "_Run") -> Search:
         run = run.rows(run.nearest.isfinite())
@@ -181,7 +184,7 @@ class _Run:
     def see(self, problem: Problem, logits: Tensor, norm: str) -> tuple[Tensor, Tensor]:
         """Take in the logits at z; which rows have work left and which are fooled, bool (n,) both."""
         stays, fools = problem.record(self.i, self.z, logits), problem.fools(self.i, logits)
-        size = length(self.z.double() - self.x.double(), norm)
+        size = perturbation_norm(self.z.double() - self.x.double(), norm)
         nearer = fools & (size < self.nearest)
         self.nearest = torch.where(nearer, size, self.nearest)
         self.nearest_x[nearer] = self.z[nearer]

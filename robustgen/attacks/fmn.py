@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustgen.attacks.ball import Ball
-from robustgen.attacks.minimal_norm import DUAL, MinimalNormAttack, annealed, column, length
+from robustgen.attacks.ball import Ball, column, perturbation_norm
+from robustgen.attacks.minimal_norm import DUAL, MinimalNormAttack, annealed
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
 
@@ -67,7 +67,7 @@ class FMN(MinimalNormAttack):
         for step in range(self.steps):
             logits, gap, gradient = yield from self._uphill(problem, i, z, rivals if 2 * step < self.steps else anyone)
             problem.record(i, z, logits)
-            fools, size = problem.fools(i, logits), length(z.double() - x.double(), self.norm)
+            fools, size = problem.fools(i, logits), perturbation_norm(z.double() - x.double(), self.norm)
             nearest = torch.where(fools, torch.minimum(nearest, size), nearest)
             gamma = annealed(self.gamma, self.gamma / 50, step, self.steps)
             if self.norm == "L0":
@@ -76,7 +76,7 @@ class FMN(MinimalNormAttack):
                 gradient = self._free(z, gradient)
                 radius = self._next_radius(radius, nearest, fools, gamma, size, gap.double(), gradient)
             ascent = column(torch.full_like(radius, annealed(first, first / 100, step, self.steps)), gradient)
-            unit = gradient.double() / column(length(gradient, "L2").clamp(min=1e-300), gradient.double())
+            unit = gradient.double() / column(perturbation_norm(gradient, "L2").clamp(min=1e-300), gradient.double())
             z = _project(x, z + ascent * unit.to(z.dtype), radius, self.norm, self.bounds)
         problem.record(i, z, (yield problem.logits(i, z)))
 
@@ -84,7 +84,8 @@ class FMN(MinimalNormAttack):
         self, radius: Tensor, nearest: Tensor, fools: Tensor, gamma: float, size: Tensor, gap: Tensor, gradient: Tensor
     ) -> Tensor:
         whole = self._span * (1 if self.norm == "Linf" else max(1, gradient[:1].numel()))  # no ball needs to be larger
-        linear = (size + gap.clamp(min=0) / length(gradient, DUAL[self.norm]).clamp(min=1e-300)).clamp(max=whole)
+        slope = perturbation_norm(gradient, DUAL[self.norm]).clamp(min=1e-300)
+        linear = (size + gap.clamp(min=0) / slope).clamp(max=whole)
         outwards = torch.where(nearest.isinf(), linear, radius) * (1 + gamma)
         return torch.where(fools, torch.minimum(radius * (1 - gamma), nearest), outwards)
 

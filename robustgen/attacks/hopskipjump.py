@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from robustgen import counter_rng
-from robustgen.attacks.ball import perturbation_norm
-from robustgen.attacks.minimal_norm import MinimalNormAttack, column
+from robustgen.attacks.ball import column, perturbation_norm
+from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Query, Search
 from robustgen.checks import check_images

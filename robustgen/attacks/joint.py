@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustgen.attacks.ball import Ball, perturbation_norm
+from robustgen.attacks.ball import Ball, column, perturbation_norm
 from robustgen.attacks.base import Attack
 from robustgen.attacks.losses import fooled, margin
-from robustgen.attacks.minimal_norm import annealed, column
+from robustgen.attacks.minimal_norm import annealed
 from robustgen.attacks.problem import LowestMargin, Problem
 from robustgen.attacks.queries import Oracle, Search
 from robustgen.model import Model, logits_of

@@ -14,7 +14,7 @@ from robustgen.attacks.losses import margin
 from robustgen.attacks.problem import Nearest, Problem
 from robustgen.attacks.queries import Answered, Oracle, Query, gaps
 
-__all__ = ["DUAL", "Box", "MinimalNormAttack", "annealed", "column", "length"]
+__all__ = ["DUAL", "Box", "MinimalNormAttack", "annealed"]
 
 DUAL = {"Linf": "L1", "L2": "L2", "L1": "Linf"}
 
@@ -60,7 +60,7 @@ class MinimalNormAttack(Attack):
         return Nearest(oracle, x, y, ids, box, length=self._length, **self._rules)
 
     def _length(self, delta: Tensor) -> Tensor:
-        return length(delta, self.norm)
+        return perturbation_norm(delta, self.norm)
 
     def _runs(self, problem: Problem) -> int:
         return 1  # restarts, where there are any, begin at what was found before
@@ -90,7 +90,7 @@ class MinimalNormAttack(Attack):
             room = torch.where(gradients > 0, high - z[:, None], z[:, None] - low)
             reach = (room * gradients.abs()).flatten(2).sort(2, descending=True).values.double().cumsum(2)
             return (reach <= gaps[:, :, None]).sum(2).double()
-        dual = length(gradients.flatten(0, 1), DUAL[self.norm]).reshape(gaps.shape)
+        dual = perturbation_norm(gradients.flatten(0, 1), DUAL[self.norm]).reshape(gaps.shape)
         return torch.where(dual > 0, gaps / dual.clamp(min=1e-300), float("inf"))
 
     def _uphill(self, problem: Problem, i: Tensor, z: Tensor, rivals: Tensor) -> Answered:
@@ -135,21 +135,6 @@ class Box(Ball):
     def project(self, i: Tensor, z: Tensor) -> Tensor:
         """``z`` (n, ...) moved into the bounds."""
         return z.clamp(*self.bounds)
-
-
-def length(delta: Tensor, norm: str) -> Tensor:
-    """Norm of each perturbation (N, ...), float64 (N,), also "L0": how many elements are not zero.
-
-    Elements, not pixels: a pixel of three channels counts up to three times, and any input shape has elements.
-    """
-    if norm == "L0":
-        return delta.detach().flatten(1).count_nonzero(1).double()
-    return perturbation_norm(delta, norm)
-
-
-def column(v: Tensor, like: Tensor) -> Tensor:
-    """``v`` (n,) in the dtype of ``like`` (n, ...), shaped to multiply it."""
-    return v.to(like.dtype).reshape(-1, *[1] * (like.ndim - 1))
 
 
 def annealed(first: float, last: float, step: int, steps: int) -> float:

@@ -61,7 +61,8 @@ class Problem(ABC):
         self._check_clean(self.clean)
         self.known[:] = True
         if self.oracle.stochastic:
-            self.solved = self._certain(self.everyone, self.x)
+            unanimous = self._vote(self.everyone, self.x)[0] == 1
+            self.solved = self._again(unanimous, self.everyone, self.x)
         else:
             self.solved = self._fooled(self.everyone, self.clean)
 
@@ -153,9 +154,9 @@ class Problem(ABC):
             distance += self._distance(i, logits).double() / self.votes
         return count.double() / self.votes, distance
 
-    def _certain(self, i: Tensor, z: Tensor) -> Tensor:
-        """Whether two votes in a row are unanimous: :meth:`finish` will all but surely see a success too, bool (n,)."""
-        found = self._vote(i, z)[0] == 1
+    def _again(self, found: Tensor, i: Tensor, z: Tensor) -> Tensor:
+        """Which of ``found``, bool (n,), win a second vote unanimously: :meth:`finish` will all but surely agree."""
+        found = found.clone()
         found[found.clone()] = self._vote(i[found], z[found])[0] == 1
         return found
 
@@ -199,8 +200,7 @@ class LowestMargin(Problem):
         if len(hit) and self.oracle.stochastic and self.early_stop:
             share, mean = self._vote(i[hit], z[hit])
             rank[hit] = torch.where(share > 0.5, mean.clamp(max=0), mean)
-            found[hit] = share == 1
-            found[found.clone()] = self._vote(i[found], z[found])[0] == 1
+            found[hit] = self._again(share == 1, i[hit], z[hit])
         elif len(hit) and not own and self.early_stop:
             logits = self.oracle.verdict(i[hit], z[hit])
             found[hit] = self.fools(i[hit], logits)

@@ -4,12 +4,12 @@ Papernot, McDaniel and Goodfellow, "Transferability in Machine Learning", 2016; 
 "Generative Models: A Critical Review", 2018, section 2.6.1: the attacker has the training data, not the model.
 """
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from robustgen.attacks.base import Attack
+from robustgen.attacks.around import AroundAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
 from robustgen.fingerprint import model_fingerprint
@@ -19,7 +19,7 @@ __all__ = ["TransferAttack"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class TransferAttack(Attack):
+class TransferAttack(AroundAttack):
     """Run ``attack`` on ``surrogate`` and hand what it finds to the model.
 
     Args:
@@ -31,18 +31,7 @@ class TransferAttack(Attack):
     """
 
     surrogate: Model
-    attack: Attack
     eps: float = field(init=False)
-    norm: str = field(init=False)
-    targeted: bool = field(init=False)
-    bounds: tuple[float, float] = field(init=False)
-    early_stop: bool = field(init=False)
-    seed: int = field(init=False)
-    votes: int = field(init=False)
-
-    def __post_init__(self) -> None:
-        for common in fields(Attack):
-            object.__setattr__(self, common.name, getattr(self.attack, common.name))
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         on_surrogate = self.attack.for_training()

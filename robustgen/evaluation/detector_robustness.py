@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks import PGD, Attack, JointAttack
-from robustgen.checks import check_bounds, check_ids, check_images, check_labels, nearest
+from robustgen.checks import check_evaluation, check_images, nearest
 from robustgen.detectors import Detector
 from robustgen.evaluation.chunks import Job, run_jobs
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness, GuardedOutcome, ReverseOutcome
@@ -97,14 +97,7 @@ def evaluate_detector_robustness(
     if not isinstance(detector, Detector):
         raise TypeError(f"detector must be a robustgen.detectors.Detector, got {type(detector).__name__}")
     threshold = detector.calibration.threshold(fpr)
-    bounds = check_bounds(bounds)
-    x = check_images(x, bounds).detach()
-    y = check_labels(y, len(x)).to(x.device)
-    ids = check_ids(ids, len(x), x.device)
-    if not len(x):
-        raise ValueError("the data set is empty: nothing to evaluate")
-    if not 0 < eps < float("inf"):
-        raise ValueError(f"eps must be a finite number > 0, got {eps}")
+    x, y, ids, bounds = check_evaluation(x, y, ids, bounds, eps, batch_size)
     for formulation in formulations:
         if formulation not in JOINT:
             raise ValueError(f"unknown formulation {formulation!r}; {nearest(formulation, JOINT)}")

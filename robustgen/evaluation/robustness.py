@@ -12,7 +12,7 @@ from robustgen.attacks import APGD, FGSM, PGD, AtEps, Attack, TransferAttack
 from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Oracle, Search
-from robustgen.checks import check_bounds, check_ids, check_images, check_labels, nearest
+from robustgen.checks import check_evaluation, nearest
 from robustgen.evaluation.chunks import PICTURES, Job, run_jobs
 from robustgen.evaluation.diagnostics import PROBED, diagnose, probe_jobs
 from robustgen.evaluation.masking import run_masking_tests
@@ -94,16 +94,7 @@ def evaluate_robustness(
     (1.0, True)
     """
     started = time.monotonic()
-    bounds = check_bounds(bounds)
-    x = check_images(x, bounds).detach()
-    y = check_labels(y, len(x)).to(x.device)
-    ids = check_ids(ids, len(x), x.device)
-    if not len(x):
-        raise ValueError("the data set is empty: nothing to evaluate")
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if not 0 < eps < float("inf"):
-        raise ValueError(f"eps must be a finite number > 0, got {eps}")
+    x, y, ids, bounds = check_evaluation(x, y, ids, bounds, eps, batch_size)
     stages = _choose(attacks, suite, eps, norm, bounds, seed, model, x)
     if surrogate is not None:
         for kind in (FGSM, PGD):

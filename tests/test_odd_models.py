@@ -1,0 +1,47 @@
+"""Models that draw, toss coins or change their input."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustgen.attacks import APGD, DDN, FGSM, PGD, NoiseSearch
+
+
+def test_labels_are_checked_on_stochastic_models_too():
+    noisy = lambda z: torch.randn(len(z), 3) + 0 * z.sum()
+    with pytest.raises(ValueError, match="label 3"):
+        FGSM()(noisy, torch.rand(2, 4), torch.tensor([0, 3]))
+
+
+@pytest.mark.parametrize("attack", [PGD(eps=0.2), PGD(eps=0.2, step_size=0.01, random_start=False), APGD(eps=0.2)])
+def test_a_lucky_vote_on_the_way_does_not_end_the_search(attack):
+    """A noisy linear model that is fooled with certainty at the far corner, and half the time at its boundary."""
+    w = torch.linspace(-1, 1, 20)
+    w /= w.abs().sum()
+    x = 0.5 + 0.1 * w.sign() + 0.01 * torch.rand(400, 20, generator=torch.Generator().manual_seed(0))
+
+    class Noisy(nn.Module):
+        def forward(self, z):
+            value = (z - 0.5) @ w + 0.02 * torch.randn(len(z))
+            return torch.stack([value, -value], 1)
+
+    assert attack.run(Noisy(), x, torch.zeros(400, dtype=torch.int64)).success.double().mean() > 0.99
+
+
+def test_a_model_that_tosses_a_coin_for_each_pass_is_noticed():
+    w = torch.tensor([1.0, -1.0])
+    noticed = 0
+    for seed in range(20):
+        coin = lambda z: z @ torch.stack([w, -w], 1) * (1 if torch.rand(()) < 0.5 else 2)
+        passes = FGSM(seed=seed).run(coin, torch.tensor([[0.75, 0.25]]), torch.tensor([0])).forwards
+        noticed += passes.item() > 9  # a vote was taken
+    assert noticed >= 18
+
+
+@pytest.mark.parametrize("attack", [FGSM(), NoiseSearch(n_queries=2), DDN()])
+def test_a_model_that_changes_its_input_is_refused_and_changes_nothing(attack):
+    x = torch.rand(6, 4)
+    kept = x.clone()
+    with pytest.raises(ValueError, match="in place"):
+        attack(lambda z: z.sub_(0.5) @ torch.ones(4, 3), x, torch.zeros(6, dtype=torch.int64))
+    assert torch.equal(x, kept)
