@@ -69,11 +69,12 @@ class World:
             found |= safetensors.torch.load(part[: int(size)].cpu().numpy().tobytes())
         return found
 
-    def wrap(self, model: nn.Module, device: torch.device) -> nn.Module:
-        """``model`` with gradients averaged over all ranks."""
+    def wrap(self, model: nn.Module, device: torch.device, unused: bool = False) -> nn.Module:
+        """``model`` with gradients averaged over all ranks; ``unused``: a step may leave some parameters out."""
         if self.size == 1:
             return model
-        return DistributedDataParallel(model, device_ids=[device] if device.type == "cuda" else None)
+        devices = [device] if device.type == "cuda" else None
+        return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=unused)
 
 
 def current_world() -> World:

@@ -3,7 +3,7 @@
 import json
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,7 @@ from robustgen.training.ema import EMA
 from robustgen.training.interrupt import Interrupt, Stopped
 from robustgen.training.metrics import Means, append_row, write_rows
 from robustgen.training.overfitting import Watch
+from robustgen.training.players import Players
 
 if TYPE_CHECKING:
     from robustgen.training.trainer import Trainer
@@ -46,9 +47,8 @@ class Run:
     ) -> None:
         self.trainer, self.model, self.source, self.val = trainer, model, source, val
         self.world, self.device, self.interrupt = world, device, interrupt
+        self.players = Players(model, trainer.optimizer)
         self.weights = [p for p in model.parameters() if p.requires_grad]
-        if not self.weights:
-            raise ValueError("no parameter of the model requires a gradient: there is nothing to train")
         self.per_epoch = -(-len(source) // trainer.batch_size)  # batches
         self._enter_epoch(0)
         self.total = trainer.epochs * self.per_epoch
@@ -58,12 +58,10 @@ class Run:
         }.items():
             if n < world.size:
                 raise ValueError(f"{what} of {n} examples cannot be shared by {world.size} processes")
-        self.optimizer = trainer.optimizer(self.weights)
-        self.base_lr = [group.get("lr") for group in self.optimizer.param_groups]
         self.config = self._describe()
         self.ema = None if trainer.ema is None else EMA(self.weights, trainer.ema)
         self.watch = None if trainer.guard is None else Watch(trainer.guard, self._tensors)
-        self.means = Means(device)
+        self.means = self._no_means()
         self.step = 0  # completed
         self.history: list[dict[str, float]] = []
         self.diverged = torch.tensor(_NEVER, device=device)  # the first step whose loss was not finite
@@ -74,7 +72,7 @@ class Run:
         """Start or resume, train to the end, and return the history."""
         trainer = self.trainer
         self._start()
-        wrapped = self.world.wrap(self.model, self.device)
+        wrapped = self.world.wrap(self.model, self.device, unused=self.players.several)
         every = trainer.checkpoint_every or self.per_epoch
         quiet = not trainer.progress or self.world.rank > 0
         with tqdm(total=self.total, initial=self.step, unit="step", disable=quiet) as bar:
@@ -82,7 +80,7 @@ class Run:
                 while self.step < self.total or self._epoch_ended():
                     if self._epoch_ended():
                         self._close_epoch()
-                        bar.set_postfix(epoch=len(self.history), loss=self.history[-1]["loss"])
+                        bar.set_postfix(self._shown())
                     else:
                         self._train_step(wrapped)
                         bar.update()
@@ -93,7 +91,7 @@ class Run:
                 self._save()
                 raise
             finally:
-                self.optimizer.zero_grad(set_to_none=True)
+                self.players.zero_grad()
         if self.ema:
             self.ema.apply()
         if self._stopped() and self.world.rank == 0:
@@ -117,24 +115,24 @@ class Run:
         if i == 0:
             self._enter_epoch(epoch)
         if trainer.schedule is not None:
-            factor = trainer.schedule(self.step / self.total)
-            for group, lr in zip(self.optimizer.param_groups, self.base_lr, strict=True):
-                group["lr"] = lr * factor
+            self.players.scale_lr(trainer.schedule(self.step / self.total))
         set_seed(self.seeds[i], self.device)
         batch = self.source.fetch(self.world.share(self.order[i]), self.device)
-        scalars = self._objective(wrapped, batch)
-        loss = scalars["loss"]
-        self._watch(loss)
-        if self.world.size > 1:  # DDP averages over ranks: weigh each by its share of the batch
-            loss = loss * (len(batch.ids) * self.world.size / len(self.order[i]))
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        player = self.players.at(self.step)
+        with self.players.only(player):
+            scalars = self._objective(wrapped, batch)
+            loss = scalars["loss"]
+            self._watch(loss)
+            if self.world.size > 1:  # DDP averages over ranks: weigh each by its share of the batch
+                loss = loss * (len(batch.ids) * self.world.size / len(self.order[i]))
+            self.players.zero_grad()
+            loss.backward()
         if trainer.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.weights, trainer.clip_norm)
-        self.optimizer.step()
+            nn.utils.clip_grad_norm_(self.players.parameters[player], trainer.clip_norm)
+        self.players.optimizers[player].step()
         if self.ema:
             self.ema.update(first=self.step == 0)
-        self.means.add(scalars, len(batch.ids))
+        self.means[player].add(self.players.named(player, scalars), len(batch.ids))
         self.step += 1
         if self.watch is not None and self.watch.look(self.model, batch, self.step, self.world):
             self.total = self.step
@@ -154,15 +152,38 @@ class Run:
     def _close_epoch(self) -> None:
         self._check_loss()
         self.world.broadcast(self.model.buffers())  # as DDP does before the next step
-        row = {"epoch": len(self.history) + 1, "step": self.step, **self.means.read(self.world)}
+        row: dict[str, float] = {"epoch": len(self.history) + 1, "step": self.step}
+        for means in self.means.values():
+            row |= means.read(self.world)
         if self.watch is not None:
             row |= self.watch.row
         if self.val is not None:
             row |= {f"val_{name}": value for name, value in self._validate(self.val).items()}
-        self.means = Means(self.device)
+        self.means = self._no_means()
         self.history.append(row)
-        if self.trainer.run_dir is not None and self.world.rank == 0:
-            append_row(self.trainer.run_dir / "metrics.jsonl", row)
+        if self.world.rank == 0:
+            if self.trainer.run_dir is not None:
+                append_row(self.trainer.run_dir / "metrics.jsonl", row)
+            if self.trainer.after_epoch is not None:
+                self._show(self.trainer.after_epoch)
+
+    def _no_means(self) -> dict[str, Means]:
+        return {name: Means(self.device) for name in self.players.parameters}
+
+    def _shown(self) -> dict[str, float]:
+        """The epoch and its losses, for the progress bar."""
+        row = self.history[-1]
+        return {k: v for k, v in row.items() if k == "epoch" or (k.endswith("loss") and not k.startswith("val_"))}
+
+    def _show(self, after_epoch: Callable[[nn.Module, list[dict[str, float]]], None]) -> None:
+        """Call ``after_epoch`` as validation sees the model; what it draws is a function of the seed alone."""
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(self.model))
+            stack.enter_context(torch.no_grad())
+            if self.ema:
+                stack.enter_context(self.ema.applied())
+            set_seed(derive_seed(self.trainer.seed, 2), self.device)
+            after_epoch(self.model, self.history)
 
     def _validate(self, val: Source) -> dict[str, float]:
         means = Means(self.device)
@@ -194,8 +215,7 @@ class Run:
             raise FloatingPointError(f"the loss is not finite at step {step}{self._advice()}")
 
     def _check_weights(self) -> None:
-        kept = [v for state in self.optimizer.state.values() for v in state.values() if isinstance(v, Tensor)]
-        if not all(bool(t.isfinite().all()) for t in [*self.weights, *kept]):
+        if not all(bool(t.isfinite().all()) for t in [*self.weights, *self.players.tensors()]):
             raise FloatingPointError(
                 f"weights or optimizer state are not finite after step {self.step}{self._advice()}"
             )
@@ -239,10 +259,11 @@ class Run:
         self._check_loss()
         self._check_weights()
         averages = dict(zip(map(id, self.weights), self.ema.averages, strict=True)) if self.ema else {}
+        means = {name: m.state(self.world) for name, m in self.means.items()}
         state = {
             "history": self.history,
-            "means": self.means.state(self.world),
-            "optimizer": self.optimizer.state_dict(),
+            "means": means if self.players.several else means[self.players.at(0)],
+            "optimizer": self.players.state(),
             "live_weights": [w.detach() for w in self.weights] if self.ema else [],  # the model state has averages
         }
         if self.watch is not None:
@@ -271,10 +292,11 @@ class Run:
             for average, weight, live in zip(self.ema.averages, self.weights, state["live_weights"], strict=True):
                 average.copy_(weight)
                 weight.copy_(live)
-        self.optimizer.load_state_dict(state["optimizer"])
+        self.players.restore(state["optimizer"])
         if self.watch is not None:
             self.watch.restore(state["watch"])
-        self.means.restore(state["means"], self.world)
+        for name, means in self.means.items():
+            means.restore(state["means"][name] if self.players.several else state["means"], self.world)
         self.step, self.history = checkpoint.step, list(state["history"])
         self._enter_epoch(self.step // self.per_epoch)
         if self._stopped():
@@ -298,7 +320,6 @@ class Run:
         t = self.trainer
         config = {
             "objective": describe(t.objective),
-            "optimizer": type(self.optimizer).__name__,
             "schedule": None if t.schedule is None else describe(t.schedule),
             "epochs": t.epochs,
             "batch_size": t.batch_size,
@@ -312,11 +333,11 @@ class Run:
             "architecture": " ".join(repr(self.model).split()),
             "number of processes": self.world.size,
             "trained parameters": [name for name, p in self.model.named_parameters() if p.requires_grad],
+            "model_class": type(self.model).__name__,
             "model": self.model.config if isinstance(getattr(self.model, "config", None), dict) else None,
             "dtypes": sorted({str(p.dtype) for p in self.model.parameters()}),
         }
-        for i, group in enumerate(self.optimizer.param_groups):
-            config |= {f"optimizer {k} of group {i}": v for k, v in group.items() if k != "params"}
+        config |= self.players.describe()
         text = re.sub(r" at 0x[0-9a-fA-F]+", "", json.dumps(config, default=describe))  # addresses differ by process
         return json.loads(text)  # as it reads back from a file
 

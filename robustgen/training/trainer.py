@@ -36,7 +36,9 @@ class Trainer:
     Args:
         objective: ``objective(model, batch, step) -> {"loss": scalar, ...}``, means over the batch; the other entries
             are logged. See :class:`ClassifierObjective`.
-        optimizer: makes the optimizer from the parameters that require a gradient; the default is Adam, lr 1e-3.
+        optimizer: makes the optimizer from the parameters that require a gradient; the default is Adam, lr 1e-3. A
+            model with ``players`` (a mapping of names to modules) has one for each: step by step it trains the one
+            that its ``player_at(step)`` names, and the entries of the history begin with that name.
         schedule: learning-rate factor as a function of the progress in [0, 1), or None.
         epochs, batch_size: an epoch is a permutation of the data in batches of at most ``batch_size`` (over all
             processes) whose sizes differ by at most one.
@@ -50,6 +52,7 @@ class Trainer:
         run_dir: where checkpoints and ``metrics.jsonl`` (the history, one line an epoch) go; None writes nothing.
         resume: go on from the latest checkpoint in ``run_dir``, or start where there is none.
         checkpoint_every: steps between checkpoints; default once an epoch. The first and last state are always saved.
+        after_epoch: called with the model, as validation sees it, and the history, by rank 0 (to draw samples, say).
         progress: a progress bar on stderr.
 
     Raises:
@@ -80,6 +83,7 @@ class Trainer:
         run_dir: str | Path | None = None,
         resume: bool = False,
         checkpoint_every: int | None = None,
+        after_epoch: Callable[[nn.Module, list[dict[str, float]]], None] | None = None,
         progress: bool = True,
     ) -> None:
         for name, value in {"epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}.items():
@@ -98,7 +102,8 @@ class Trainer:
         self.device, self.precision = device, precision
         self.ema, self.clip_norm, self.guard = ema, clip_norm, guard
         self.run_dir = None if run_dir is None else Path(run_dir)
-        self.resume, self.checkpoint_every, self.progress = resume, checkpoint_every, progress
+        self.resume, self.checkpoint_every = resume, checkpoint_every
+        self.after_epoch, self.progress = after_epoch, progress
 
     def fit(self, model: nn.Module, data: Any, val: Any = None) -> list[dict[str, float]]:
         """Train ``model`` in place.

@@ -1,0 +1,157 @@
+"""The contract of every generative model: likelihood, samples, one training step."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.checks import check_images
+from robustgen.files import load_state
+from robustgen.training import Batch, load_checkpoint, save_checkpoint
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["GenerativeModel"]
+
+
+class GenerativeModel(nn.Module, ABC):
+    """A model of images x (N, *shape) in [0, 1].
+
+    A subclass is one paper. Its constructor takes ``shape`` first, then JSON-able keywords, each kept in an attribute
+    of the same name; it gives ``_sample`` and ``training_step`` and, where it has a likelihood, ``_log_prob``.
+
+    Attributes:
+        log_prob_kind: "exact", "lower_bound" (of which the expected value is below log p), "importance_weighted",
+            "unnormalised" (up to a constant that does not depend on x), or None: no likelihood.
+        shape: of one image, (channels, height, width).
+    """
+
+    log_prob_kind: ClassVar[str | None] = None
+
+    def __init__(self, shape: tuple[int, ...]) -> None:
+        super().__init__()
+        shape = tuple(shape)
+        if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
+            raise ValueError(f"shape must be (channels, height, width) of an image, got {shape}")
+        self.shape = shape
+
+    @abstractmethod
+    def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        """n images in [0, 1] on the model's device, n > 0, without graph."""
+
+    @abstractmethod
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """``{"loss": scalar to minimise, other scalars to log}``, means over ``batch``; noise from the global RNG.
+
+        A model with ``players`` returns the loss of the one whose turn ``player_at(step)`` says it is.
+        """
+
+    def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """What is logged of held-back data, in eval mode and without gradients; as in training where not overridden."""
+        return self.training_step(batch, step)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) (N,) in nats of checked x, N > 0; a function of each image alone, differentiable where it can be."""
+        raise TypeError(f"{type(self).__name__} has no likelihood")
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p(x) in nats, (N,), of images x (N, *shape) in [0, 1]; ``log_prob_kind`` says in which sense.
+
+        Noise that it needs (posterior samples, dynamic binarization) is a function of the image itself, so that the
+        value of an image depends neither on its batch nor on the call. Use it in eval mode.
+
+        Raises:
+            TypeError: x is not a float32 or float64 tensor, or the model has no likelihood.
+            ValueError: images of another shape, outside [0, 1], NaN, or not on the levels of a discrete model.
+        """
+        if self.log_prob_kind is None:
+            raise TypeError(f"{type(self).__name__} has no likelihood")
+        x = self.check(x)
+        return self._log_prob(x) if len(x) else x.flatten(1).sum(1)
+
+    @torch.no_grad()
+    def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
+        """n images (n, *shape) in [0, 1], float, on the model's device. Use it in eval mode.
+
+        Args:
+            generator: of the model's device; None: torch's global one.
+
+        Raises:
+            ValueError: a negative n.
+        """
+        if n < 0:
+            raise ValueError(f"n must not be negative, got {n}")
+        return self._sample(n, generator) if n else torch.zeros(0, *self.shape, device=self.device)
+
+    def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """``training_step``: what DistributedDataParallel calls."""
+        return self.training_step(batch, step)
+
+    @property
+    def players(self) -> Mapping[str, nn.Module]:
+        """The parts that take turns in training, by name, each with an optimizer of its own; none: all at once."""
+        return {}
+
+    def player_at(self, step: int) -> str:
+        """Whose turn ``step`` is; only for a model with ``players``."""
+        raise NotImplementedError
+
+    @staticmethod
+    def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """What the paper trains with, for each player where there are several; here Adam, lr 1e-3."""
+        return torch.optim.Adam(parameters, lr=1e-3)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, JSON-able."""
+        return {name: getattr(self, name) for name in inspect.signature(type(self)).parameters}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dimensions(self) -> int:
+        """Numbers in an image: channels * height * width."""
+        channels, height, width = self.shape
+        return channels * height * width
+
+    def check(self, x: Tensor) -> Tensor:
+        """Return x if it is a batch of such images; see :meth:`log_prob` for what is raised."""
+        x = check_images(x, (0.0, 1.0))
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
+        return x
+
+    def save(self, directory: str | Path) -> None:
+        """Write weights and constructor arguments, whole or not at all; :func:`robustgen.generative.load` reads them.
+
+        Raises:
+            OSError: the disk is full or not writable; what was there before stays.
+        """
+        save_checkpoint(directory, 0, self.state_dict(), {}, {"model_class": type(self).__name__, "model": self.config})
+
+    @classmethod
+    def load(cls, directory: str | Path) -> "Self":
+        """The model that :meth:`save`, or a training, left in ``directory``, on the CPU and in eval mode.
+
+        Raises:
+            FileNotFoundError: nothing saved there.
+            ValueError: damaged files, or another model than this class.
+        """
+        checkpoint = load_checkpoint(directory)
+        found, config = checkpoint.config.get("model_class"), checkpoint.config.get("model")
+        if found != cls.__name__ or not isinstance(config, dict):
+            raise ValueError(
+                f"{directory}: holds a {found or 'network that is no generative model'}, not {cls.__name__}"
+            )
+        with torch.random.fork_rng(devices=[]):
+            model = cls(**config)
+        load_state(model, checkpoint.model_state, checkpoint.path)
+        return model.eval()
