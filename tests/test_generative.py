@@ -15,7 +15,19 @@ from robustgen.training import Batch
 SHAPE = (1, 8, 8)
 
 # For each public model, tiny configurations for images of 8 x 8; one without fails the test below.
-SMALL = {}
+SMALL = {
+    "VAE": [
+        lambda: room.VAE(SHAPE, latent_dim=3, width=4, quantization="stochastic", kl_warmup=8),
+        lambda: room.VAE(SHAPE, latent_dim=3, architecture="mlp", width=16, likelihood="gaussian"),
+        lambda: room.VAE(SHAPE, latent_dim=3, width=4, quantization="nearest", importance_samples=3),
+    ],
+    "IAFVAE": [
+        lambda: room.IAFVAE(SHAPE, latent_dim=3, width=4, flow_width=8, context_dim=4, quantization="nearest"),
+        lambda: room.IAFVAE(
+            SHAPE, latent_dim=2, architecture="mlp", width=16, flow_network="conv", flow_width=8, quantization="nearest"
+        ),
+    ],
+}
 
 MODELS = sorted(model_classes())
 

@@ -80,18 +80,23 @@ class VAE(LatentVariableModel):
         self.width = width = width or _WIDTHS[architecture]
         channels = self.shape[0]
         self.output: PixelLikelihood = Bernoulli(channels) if pixels else Gaussian(channels, scale)
-        out, per_pixel = 2 * latent_dim, self.output.parameters_per_pixel
+        per_pixel = self.output.parameters_per_pixel
         if architecture == "conv":
-            self.encoder: nn.Module = ConvEncoder(self.shape, width, out)
+            self.encoder: nn.Module = (conv := ConvEncoder(self.shape, width))
+            self.features = conv.features
             self.decoder: nn.Module = nn.Sequential(
                 ConvDecoder(latent_dim, self.shape, width), nn.Conv2d(width, per_pixel, 1)
             )
         else:
-            self.encoder = mlp_encoder(self.shape, width, out)
+            self.encoder, self.features = mlp_encoder(self.shape, width), width
             self.decoder = mlp_decoder(latent_dim, self.shape, width, per_pixel)
+        self.to_posterior = nn.Linear(self.features, 2 * latent_dim)
 
     def _encode(self, v: Tensor) -> Posterior:
-        mean, a = self.encoder(v).chunk(2, 1)
+        return self._posterior(self.encoder(v))
+
+    def _posterior(self, features: Tensor) -> Posterior:
+        mean, a = self.to_posterior(features).chunk(2, 1)
         return Posterior(mean, bounded_log_std(a))
 
     def _decode_log_prob(self, v: Tensor, z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Encoders from images to numbers and decoders from latents to feature maps at image resolution.
+"""Encoders from images to features, and decoders from latents to feature maps at image resolution.
 
 The convolutional pair is that of Gulrajani, Kumar, Ahmed et al., "PixelVAE: A Latent Variable Model for Natural
 Images", 2017, appendix (MNIST), for images of any size: 28 -> 14 -> 7, padded to 8, -> 4 and back.
@@ -9,7 +9,7 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ConvDecoder", "ConvEncoder", "mlp_decoder", "mlp_encoder"]
+__all__ = ["ConvDecoder", "ConvEncoder", "coarsest", "mlp_decoder", "mlp_encoder"]
 
 
 def _halved(size: int) -> list[int]:
@@ -24,35 +24,38 @@ def _halved(size: int) -> list[int]:
     return sizes
 
 
+def coarsest(shape: tuple[int, ...]) -> tuple[int, int]:
+    """Height and width of the smallest maps of the convolutional pair, for images (C, H, W)."""
+    return _halved(shape[1])[-1], _halved(shape[2])[-1]
+
+
 class ConvEncoder(nn.Module):
-    """Eight 3x3 convolutions, three of stride 2, then a linear layer: (N, C, H, W) -> (N, out).
+    """Eight 3x3 convolutions, three of stride 2: (N, C, H, W) -> (N, features).
 
     Args:
         shape: (C, H, W).
         width: channels at image resolution; twice as many below half of it.
-        out: numbers given for each image.
 
     >>> import torch
-    >>> ConvEncoder((1, 28, 28), 4, 10)(torch.zeros(2, 1, 28, 28)).shape
-    torch.Size([2, 10])
+    >>> ConvEncoder((1, 28, 28), width=4)(torch.zeros(2, 1, 28, 28)).shape  # 8 maps of 4 x 4
+    torch.Size([2, 128])
     """
 
-    def __init__(self, shape: tuple[int, ...], width: int, out: int) -> None:
+    def __init__(self, shape: tuple[int, ...], width: int) -> None:
         super().__init__()
-        channels, height, width_px = shape
         outs = [width, width, width, 2 * width, 2 * width, 2 * width, 2 * width, 2 * width]
         strides = [1, 2, 1, 2, 1, 2, 1, 1]
         self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in zip([channels, *outs], outs, strides, strict=False)
+            nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in zip([shape[0], *outs], outs, strides, strict=False)
         )
-        self.linear = nn.Linear(2 * width * _halved(height)[-1] * _halved(width_px)[-1], out)
+        self.features = 2 * width * math.prod(coarsest(shape))
 
     def forward(self, x: Tensor) -> Tensor:
         for i, conv in enumerate(self.convs):
             if i in (0, 2, 4):  # before each stage that ends in a halving: one row and column more where they are odd
                 x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
             x = F.relu(conv(x))
-        return self.linear(x.flatten(1))
+        return x.flatten(1)
 
 
 class ConvDecoder(nn.Module):
@@ -89,10 +92,10 @@ class ConvDecoder(nn.Module):
         return x
 
 
-def mlp_encoder(shape: tuple[int, ...], width: int, out: int) -> nn.Module:
-    """Two hidden layers of ``width`` units: (N, C, H, W) -> (N, out)."""
-    hidden = nn.Sequential(nn.Linear(math.prod(shape), width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
-    return nn.Sequential(nn.Flatten(), *hidden, nn.Linear(width, out))
+def mlp_encoder(shape: tuple[int, ...], width: int) -> nn.Module:
+    """Two hidden layers of ``width`` units: (N, C, H, W) -> (N, width)."""
+    inputs = math.prod(shape)
+    return nn.Sequential(nn.Flatten(), nn.Linear(inputs, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
 
 
 def mlp_decoder(latent_dim: int, shape: tuple[int, ...], width: int, channels: int) -> nn.Module:
