@@ -62,7 +62,7 @@ def test_every_model_is_under_contract(name):
 
 
 def test_the_room_exports_what_it_has():
-    assert list(room.__all__) == sorted(room.__all__)
+    assert all(hasattr(room, name) for name in room.__all__)
 
 
 @contract
@@ -172,7 +172,7 @@ def test_it_is_saved_and_loaded_whole(make, tmp_path):
     assert bool((scores(again, x) == scores(model, x)).all())
     assert fingerprint(dict(again.state_dict())) == fingerprint(dict(model.state_dict()))
     other = next(c for c in model_classes().values() if c is not type(model))
-    with pytest.raises(ValueError, match=f"holds {type(model).__name__}, not {other.__name__}"):
+    with pytest.raises(ValueError, match=f"holds a {type(model).__name__}, not {other.__name__}"):
         other.load(tmp_path)
 
 
