@@ -20,6 +20,9 @@ SMALL = {
         lambda: room.VAE(SHAPE, latent_dim=3, width=4, quantization="stochastic", kl_warmup=8),
         lambda: room.VAE(SHAPE, latent_dim=3, architecture="mlp", width=16, likelihood="gaussian"),
         lambda: room.VAE(SHAPE, latent_dim=3, width=4, quantization="nearest", importance_samples=3),
+        lambda: room.VAE(
+            SHAPE, latent_dim=3, architecture="mlp", width=16, likelihood="discretized_logistic", levels=17
+        ),
     ],
     "IAFVAE": [
         lambda: room.IAFVAE(SHAPE, latent_dim=3, width=4, flow_width=8, context_dim=4, quantization="nearest"),

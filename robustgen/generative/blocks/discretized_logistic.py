@@ -151,7 +151,7 @@ class DiscretizedLogisticMixture:
     def __init__(self, channels: int, levels: int, components: int = 10) -> None:
         if components < 1:
             raise ValueError(f"components must be at least 1, got {components}")
-        self.levels = levels
+        self.channels, self.levels = channels, levels
         self.parameters_per_pixel = components * parameters_per_component(channels)
 
     def shaped(self, parameters: Tensor) -> Tensor:
@@ -161,6 +161,16 @@ class DiscretizedLogisticMixture:
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
         """log p(x) in nats, (N,), of images x (N, C, H, W) in [0, 1] on the levels."""
         return discretized_logistic_mixture_log_prob(x, parameters, self.levels).flatten(1).sum(1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """The image (N, C, H, W) that the mixture is centred at, cut to [0, 1]: its mean but for rounding at the ends."""
+        components = _components(parameters, self.channels)
+        centres: list[Tensor] = []  # of each channel, (N, K, ...)
+        for c in range(self.channels):
+            a = components.coefficients[:, :, c * (c - 1) // 2 :]
+            centres.append(sum((a[:, :, i] * before for i, before in enumerate(centres)), components.means[:, :, c]))
+        weighted = components.log_weights.exp()[:, :, None] * torch.stack(centres, 2)
+        return (weighted.sum(1).clamp(-1, 1) + 1) / 2
 
     def sample(self, parameters: Tensor, uniforms: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] of uniform numbers (N, C, H, W)."""

@@ -3,6 +3,7 @@
 van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks", ICML 2016, section 2.3.
 """
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -20,7 +21,6 @@ class Softmax:
         parameters_per_pixel: channels of the feature map that a network must give.
         passes: evaluations of a network that give a pixel, of which channel k sees the channels before it.
 
-    >>> import torch
     >>> Softmax(1, levels=2).log_prob(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1)).exp()
     tensor([0.5000])
     """
@@ -41,6 +41,13 @@ class Softmax:
         levels = (x.detach() * (self.levels - 1)).round().long()
         logits = self.shaped(parameters).transpose(1, 2)  # cross_entropy has classes second
         return -F.cross_entropy(logits, levels, reduction="none").flatten(1).sum(1)
+
+    def mean(self, parameters: Tensor) -> Tensor:
+        """The expected image (N, C, H, W), in [0, 1]."""
+        if self.levels == 2:
+            return parameters.sigmoid()
+        values = torch.linspace(0, 1, self.levels, dtype=parameters.dtype, device=parameters.device)
+        return torch.einsum("nclhw,l->nchw", self.shaped(parameters).softmax(2), values)
 
     def sample(self, parameters: Tensor, uniforms: Tensor) -> Tensor:
         """Images (N, C, H, W) in [0, 1] by the inverse distribution function of uniform numbers (N, C, H, W)."""
