@@ -30,6 +30,10 @@ SMALL = {
             SHAPE, latent_dim=2, architecture="mlp", width=16, flow_network="conv", flow_width=8, quantization="nearest"
         ),
     ],
+    "PixelVAE": [
+        lambda: room.PixelVAE(SHAPE, latent_dim=3, layers=2, kernel_size=3, width=4, quantization="stochastic"),
+        lambda: room.PixelVAE(SHAPE, latent_dim=3, conditioning="bias", layers=1, width=4, levels=17, kl_warmup=8),
+    ],
     "PixelCNN": [lambda: room.PixelCNN(SHAPE, levels=2, quantization="nearest", width=8, layers=2)],
     "GatedPixelCNN": [
         lambda: room.GatedPixelCNN(SHAPE, levels=2, quantization="stochastic", width=8, layers=2, kernel_size=3),

@@ -5,6 +5,7 @@ from robustgen.generative.fitting import GenerativeObjective, fit
 from robustgen.generative.gated_pixelcnn import GatedPixelCNN
 from robustgen.generative.iaf_vae import IAFVAE
 from robustgen.generative.loading import load, model_classes
+from robustgen.generative.pixel_vae import PixelVAE
 from robustgen.generative.pixelcnn import PixelCNN
 from robustgen.generative.pixelcnn_plus_plus import PixelCNNPlusPlus
 from robustgen.generative.pixelrnn import PixelRNN
@@ -20,6 +21,7 @@ __all__ = [
     "PixelCNN",
     "PixelCNNPlusPlus",
     "PixelRNN",
+    "PixelVAE",
     "Pixels",
     "fit",
     "load",

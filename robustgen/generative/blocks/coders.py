@@ -5,6 +5,7 @@ Images", 2017, appendix (MNIST), for images of any size: 28 -> 14 -> 7, padded t
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -30,6 +31,19 @@ def coarsest(shape: tuple[int, ...]) -> tuple[int, int]:
     return _halved(shape[1])[-1], _halved(shape[2])[-1]
 
 
+def _keep_scale(convs: Iterable[nn.Conv2d | nn.ConvTranspose2d]) -> None:
+    """He et al., "Delving Deep into Rectifiers", 2015: weights of which a stack of ReLU layers keeps a signal's scale.
+
+    With PyTorch's own, eight such layers shrink it a thousandfold, and a decoder starts out deaf to z.
+    """
+    for conv in convs:
+        taps = math.prod(conv.kernel_size)
+        if isinstance(conv, nn.ConvTranspose2d):
+            taps /= math.prod(conv.stride)  # that meet in a point
+        nn.init.normal_(conv.weight, std=math.sqrt(2 / (conv.in_channels * taps)))
+        nn.init.zeros_(conv.bias)
+
+
 class ConvEncoder(nn.Module):
     """Eight 3x3 convolutions, three of stride 2: (N, C, H, W) -> (N, features).
 
@@ -48,6 +62,7 @@ class ConvEncoder(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in zip([shape[0], *outs], outs, strides, strict=False)
         )
+        _keep_scale(self.convs)
         self.features = 2 * width * math.prod(coarsest(shape))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -81,6 +96,7 @@ class ConvDecoder(nn.Module):
             nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, output_padding=1) for i, o in zip(ins, outs, strict=True)
         )
         self.convs = nn.ModuleList(nn.Conv2d(o, o, 3, padding=1) for o in outs)
+        _keep_scale([*self.first, *self.doubling, *self.convs])
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.linear(z).unflatten(1, self.start)

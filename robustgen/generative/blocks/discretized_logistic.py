@@ -163,7 +163,7 @@ class DiscretizedLogisticMixture:
         return discretized_logistic_mixture_log_prob(x, parameters, self.levels).flatten(1).sum(1)
 
     def mean(self, parameters: Tensor) -> Tensor:
-        """The image (N, C, H, W) that the mixture is centred at, cut to [0, 1]: its mean but for rounding at the ends."""
+        """Where the mixture is centred, (N, C, H, W), cut to [0, 1]: but for rounding and the ends, its mean."""
         components = _components(parameters, self.channels)
         centres: list[Tensor] = []  # of each channel, (N, K, ...)
         for c in range(self.channels):
