@@ -34,6 +34,18 @@ SMALL = {
         lambda: room.PixelVAE(SHAPE, latent_dim=3, layers=2, kernel_size=3, width=4, quantization="stochastic"),
         lambda: room.PixelVAE(SHAPE, latent_dim=3, conditioning="bias", layers=1, width=4, levels=17, kl_warmup=8),
     ],
+    "HierarchicalPixelVAE": [
+        lambda: room.HierarchicalPixelVAE(
+            SHAPE,
+            latent_channels=2,
+            top_latent_dim=3,
+            width=4,
+            layers=1,
+            prior_layers=1,
+            levels=2,
+            quantization="nearest",
+        ),
+    ],
     "PixelCNN": [lambda: room.PixelCNN(SHAPE, levels=2, quantization="nearest", width=8, layers=2)],
     "GatedPixelCNN": [
         lambda: room.GatedPixelCNN(SHAPE, levels=2, quantization="stochastic", width=8, layers=2, kernel_size=3),

@@ -3,6 +3,7 @@
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.fitting import GenerativeObjective, fit
 from robustgen.generative.gated_pixelcnn import GatedPixelCNN
+from robustgen.generative.hierarchical_pixel_vae import HierarchicalPixelVAE
 from robustgen.generative.iaf_vae import IAFVAE
 from robustgen.generative.loading import load, model_classes
 from robustgen.generative.pixel_vae import PixelVAE
@@ -18,6 +19,7 @@ __all__ = [
     "GatedPixelCNN",
     "GenerativeModel",
     "GenerativeObjective",
+    "HierarchicalPixelVAE",
     "PixelCNN",
     "PixelCNNPlusPlus",
     "PixelRNN",

@@ -4,7 +4,6 @@ Gulrajani, Kumar, Ahmed et al., "PixelVAE: A Latent Variable Model for Natural I
 p(x | z) = product over pixels i of p(x_i | x_1 ... x_(i-1), z), in the bound of Kingma and Welling.
 """
 
-import torch
 from torch import Tensor, nn
 
 from robustgen.checks import nearest
@@ -12,7 +11,8 @@ from robustgen.generative.blocks.coders import ConvDecoder, ConvEncoder
 from robustgen.generative.blocks.conditional_pixelcnn import ConditionalPixelCNN
 from robustgen.generative.blocks.gated import Condition
 from robustgen.generative.blocks.softmax import Softmax
-from robustgen.generative.latent import LatentVariableModel, Posterior, gaussian_posterior
+from robustgen.generative.latent import Posterior, gaussian_posterior
+from robustgen.generative.pixel_decoder import PixelCNNDecoder
 from robustgen.generative.pixels import Pixels
 
 __all__ = ["PixelVAE"]
@@ -20,7 +20,7 @@ __all__ = ["PixelVAE"]
 _CONDITIONINGS = ("upsample", "bias")
 
 
-class PixelVAE(LatentVariableModel):
+class PixelVAE(PixelCNNDecoder):
     """z ~ N(0, I) for what is global; the autoregressive layers need only see as far as local detail reaches.
 
     A pixel is Bernoulli (2 levels) or a softmax over its levels, channel after channel.
@@ -35,12 +35,14 @@ class PixelVAE(LatentVariableModel):
         first_kernel_size, kernel_size: of the first of them and of the others, odd.
         width: features, a multiple of C, of each layer and of encoder and decoder at image resolution.
         levels, quantization: see :class:`Pixels`.
-        free_bits, kl_warmup, importance_samples: see :class:`LatentVariableModel`. The authors trained with a warm-up
-            of 10,000 steps: without one, many autoregressive layers learn to do without z.
+        free_bits, kl_warmup, importance_samples: see :class:`~robustgen.generative.latent.LatentVariableModel`. The
+            authors trained with a warm-up of 10,000 steps: without one, many autoregressive layers learn to do without
+            z.
 
     Raises:
         ValueError: an unknown conditioning or an argument out of range.
 
+    >>> import torch
     >>> x = torch.bernoulli(torch.full((4, 1, 8, 8), 0.5))
     >>> model = PixelVAE((1, 8, 8), latent_dim=2, layers=1, width=8).eval()
     >>> model.log_prob(x).shape, model.sample(3).unique().tolist()
@@ -91,26 +93,3 @@ class PixelVAE(LatentVariableModel):
 
     def _condition(self, z: Tensor) -> Condition:
         return Condition(vector=z) if self.decoder is None else Condition(maps=self.decoder(z))
-
-    def _decode_log_prob(self, v: Tensor, z: Tensor) -> Tensor:
-        return self.distribution.log_prob(v, self.pixel_cnn(v, self._condition(z)).to(v.dtype))
-
-    def decode(self, z: Tensor) -> Tensor:
-        """The image (N, *shape) in which each pixel is the median of its distribution given those before and z (N, D).
-
-        The mean of an autoregressive decoder has no closed form. Without autoregressive layers it has, and is returned.
-        """
-        if not self.layers:
-            return self.distribution.mean(self.pixel_cnn.head(self._condition(z).maps))
-        return self.decode_sample(z, torch.full((len(z), *self.shape), 0.5, dtype=z.dtype, device=z.device))
-
-    @torch.no_grad()
-    def decode_sample(self, z: Tensor, uniforms: Tensor, cached: bool = True) -> Tensor:
-        """Images (N, *shape) in [0, 1] from p(x | z), pixel after pixel, without graph.
-
-        Args:
-            z: (N, D).
-            uniforms: (N, *shape) in [0, 1), all that is random.
-            cached: compute each feature once; otherwise all of them for each pixel, which gives the same images.
-        """
-        return self.pixel_cnn.sample(self._condition(z), uniforms, self.distribution.sample, cached)

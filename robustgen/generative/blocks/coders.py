@@ -11,13 +11,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ConvDecoder", "ConvEncoder", "coarsest", "mlp_decoder", "mlp_encoder"]
+__all__ = ["ConvDecoder", "ConvEncoder", "coarsest", "halved", "mlp_decoder", "mlp_encoder"]
 
 
-def _halved(size: int) -> list[int]:
-    """A size and what three halvings, rounded up, leave of it.
+def halved(size: int) -> list[int]:
+    """A height or width, and what one, two and three halvings, rounded up, leave of it.
 
-    >>> _halved(28)
+    >>> halved(28)
     [28, 14, 7, 4]
     """
     sizes = [size]
@@ -28,7 +28,7 @@ def _halved(size: int) -> list[int]:
 
 def coarsest(shape: tuple[int, ...]) -> tuple[int, int]:
     """Height and width of the smallest maps of the convolutional pair, for images (C, H, W)."""
-    return _halved(shape[1])[-1], _halved(shape[2])[-1]
+    return halved(shape[1])[-1], halved(shape[2])[-1]
 
 
 def _keep_scale(convs: Iterable[nn.Conv2d | nn.ConvTranspose2d]) -> None:
@@ -87,7 +87,7 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, latent_dim: int, shape: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.sizes = list(zip(_halved(shape[1]), _halved(shape[2]), strict=True))[::-1]  # smallest first
+        self.sizes = list(zip(halved(shape[1]), halved(shape[2]), strict=True))[::-1]  # smallest first
         self.start = (2 * width, *self.sizes[0])
         self.linear = nn.Linear(latent_dim, math.prod(self.start))
         self.first = nn.ModuleList(nn.Conv2d(2 * width, 2 * width, 3, padding=1) for _ in range(2))
