@@ -16,11 +16,11 @@ VARIANTS = [
 ]
 
 
-def _model(shape, gain=2.0, **options):
-    """With large weights, so that pixels depend on z and on each other."""
+def _model(shape, gain=3.0, **options):
+    """With large weights between pixels, so that they depend on each other."""
     torch.manual_seed(0)
-    model = PixelVAE(shape, **{"latent_dim": 2, "width": 6, **options}).double().eval()
-    for p in model.parameters():
+    model = PixelVAE(shape, **{"latent_dim": 2, "width": 8, **options}).double().eval()
+    for p in model.pixel_cnn.parameters():
         p.data *= gain
     return model
 
@@ -46,7 +46,7 @@ def test_given_z_a_pixel_sees_exactly_those_before_it(options, levels):
     model = _model(shape, levels=levels, width=24, **options)
     x, z = torch.rand(shape, dtype=torch.float64), torch.randn(1, 2, dtype=torch.float64)
     condition = model._condition(z)
-    j = jacobian(lambda x: model.distribution.shaped(model.pixel_cnn(x[None], condition))[0], x)  # (C, K, H, W, *shape)
+    j = jacobian(lambda x: model.pixel_cnn(x[None], condition).unflatten(1, (2, -1))[0], x)  # (C, K, H, W, *shape)
     order = torch.arange(18).view(shape).permute(1, 2, 0).flatten()  # pixel after pixel, of each its channels
     j = j.abs().sum(1).reshape(18, 18)[order][:, order]
     assert j.triu().count_nonzero() == 0
@@ -64,7 +64,7 @@ def test_every_pixel_depends_on_z(options):
 def test_without_autoregressive_layers_it_is_the_vae():
     shape, x = (1, 6, 5), torch.bernoulli(torch.full((4, 1, 6, 5), 0.5, dtype=torch.float64))
     model = _model(shape, gain=1.0, layers=0, kl_warmup=3)
-    vae = VAE(shape, latent_dim=2, width=6, kl_warmup=3).double().eval()
+    vae = VAE(shape, latent_dim=2, width=8, kl_warmup=3).double().eval()
     names = {"decoder.": "decoder.0.", "pixel_cnn.head.": "decoder.1."}
     weights = model.state_dict().items()
     vae.load_state_dict({_renamed(name, names): value for name, value in weights})
@@ -109,7 +109,7 @@ def test_samples_follow_the_decoder():
 
 
 def test_noise_of_latents_and_of_pixels_is_set_apart():
-    model = _model((1, 4, 4), layers=2)
+    model = _model((1, 4, 4), layers=2, width=24)
     z, u = torch.randn(6, 2, dtype=torch.float64), torch.rand(6, 1, 4, 4, dtype=torch.float64)
     drawn = model.decode_sample(model.prior_sample(z), u)
     assert (drawn == model.decode_sample(model.prior_sample(z), u)).all()

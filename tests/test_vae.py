@@ -11,7 +11,7 @@ from robustgen.data import digits
 from robustgen.generative import VAE, fit
 from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
 from robustgen.generative.blocks.gaussian import bounded_log_std, gaussian_kl, gaussian_log_prob
-from robustgen.generative.blocks.gaussian_pixels import GaussianPixels
+from robustgen.generative.blocks.pixel_likelihood import Bernoulli, Gaussian
 from robustgen.generative.blocks.softmax import Softmax
 from robustgen.generative.latent import LatentVariableModel, Posterior
 from robustgen.training import Batch
@@ -173,19 +173,19 @@ def test_the_loss_is_the_stated_bound(options):
 def test_gaussian_pixels_are_a_density_and_are_sampled_from_it(scale):
     logits = torch.full((1, 1, 1, 1), -3.0, dtype=torch.float64)
     grid = torch.linspace(-4, 5, 20_001, dtype=torch.float64)
-    pixels = GaussianPixels(1, scale).double()
+    pixels = Gaussian(1, scale).double()
     assert torch.trapezoid(pixels.log_prob(grid.view(-1, 1, 1, 1), logits).exp(), grid).item() == pytest.approx(1)
     assert torch.as_tensor(pixels.scale).item() == pytest.approx(scale or 0.5)
-    narrow = GaussianPixels(1, 0.01).sample(logits, torch.rand(20_000, 1, 1, 1, dtype=torch.float64))
+    narrow = Gaussian(1, 0.01).sample(logits, torch.rand(20_000, 1, 1, 1, dtype=torch.float64))
     assert narrow.std().item() == pytest.approx(0.01, rel=0.03)
     assert narrow.mean().item() == pytest.approx(torch.sigmoid(logits).item(), abs=4e-4)
 
 
 def test_means_of_discrete_pixels_are_those_of_their_samples():
     u = torch.rand(20_000, 2, 1, 1, dtype=torch.float64)
-    for pixels in (Softmax(2, 2), Softmax(2, 5), DiscretizedLogisticMixture(2, 200, components=2)):
+    for pixels in (Bernoulli(2), Softmax(2, 5), DiscretizedLogisticMixture(2, 200, components=2)):
         parameters = torch.randn(1, pixels.parameters_per_pixel, 1, 1, dtype=torch.float64)
-        if not isinstance(pixels, Softmax):
+        if isinstance(pixels, DiscretizedLogisticMixture):
             parameters = parameters / 5
             parameters[:, [3, 4, 9, 10]] = -3.0  # narrow, so that little is cut off at the ends
             parameters[:, 5] = 1.0

@@ -9,9 +9,8 @@ from torch import Tensor
 
 from robustgen.checks import check_labels
 from robustgen.generative.base import GenerativeModel
-from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
 from robustgen.generative.blocks.incremental import Incremental, sample_in_raster_order
-from robustgen.generative.blocks.softmax import Softmax
+from robustgen.generative.blocks.pixel_likelihood import PixelLikelihood
 from robustgen.generative.pixels import Pixels, bits_per_dim
 from robustgen.training import Batch
 
@@ -29,15 +28,19 @@ class AutoregressiveModel(GenerativeModel):
         pixels: the levels and how values get there.
         distribution: of a pixel, given its parameters.
         n_classes: of the labels y that the model is conditioned on; None: it knows none.
+
+    Attributes:
+        whole_pixels: the network gives all channels of a pixel together; otherwise each given those before it.
     """
 
     log_prob_kind: ClassVar[str | None] = "exact"
+    whole_pixels: ClassVar[bool] = False
 
     def __init__(
         self,
         shape: tuple[int, ...],
         pixels: Pixels,
-        distribution: Softmax | DiscretizedLogisticMixture,
+        distribution: PixelLikelihood,
         n_classes: int | None = None,
     ) -> None:
         super().__init__(shape)
@@ -69,7 +72,8 @@ class AutoregressiveModel(GenerativeModel):
             TypeError, ValueError: as :meth:`log_prob` does, or labels y (N,) missing, unasked for or out of range.
         """
         x = self.pixels(self.check(x))
-        return self.distribution.shaped(self._predict(x, self._one_hot(y, x)))
+        parameters = self._predict(x, self._one_hot(y, x))
+        return parameters if self.whole_pixels else parameters.unflatten(1, (self.shape[0], -1))
 
     def class_log_prob(self, x: Tensor) -> Tensor:
         """log p(x | y) in nats of every class, (N, n_classes).
@@ -139,7 +143,7 @@ class AutoregressiveModel(GenerativeModel):
             self._pixels,
             self.distribution.sample,
             uniforms.to(own),
-            self.distribution.passes,
+            1 if self.whole_pixels else self.shape[0],
             cached,
         )
 

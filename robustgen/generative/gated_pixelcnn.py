@@ -8,7 +8,7 @@ from robustgen.generative.autoregressive import AutoregressiveModel
 from robustgen.generative.blocks.gated import Condition, GatedStack
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.masked_conv import MaskedHead
-from robustgen.generative.blocks.softmax import Softmax
+from robustgen.generative.blocks.softmax import discrete_likelihood
 from robustgen.generative.pixels import Pixels
 
 __all__ = ["GatedPixelCNN"]
@@ -49,7 +49,7 @@ class GatedPixelCNN(AutoregressiveModel):
         n_classes: int | None = None,
     ) -> None:
         pixels = Pixels(levels, quantization)
-        distribution = Softmax(shape[0], levels)
+        distribution = discrete_likelihood(shape[0], levels)
         super().__init__(shape, pixels, distribution, n_classes)
         self.width, self.layers, self.kernel_size = width, layers, kernel_size
         groups = self.shape[0]

@@ -14,7 +14,7 @@ from robustgen.generative.blocks.conditional_pixelcnn import ConditionalPixelCNN
 from robustgen.generative.blocks.gated import Condition
 from robustgen.generative.blocks.gaussian import bounded_log_std, gaussian_kl, gaussian_log_prob
 from robustgen.generative.blocks.residual import ResidualBlock
-from robustgen.generative.blocks.softmax import Softmax
+from robustgen.generative.blocks.softmax import discrete_likelihood
 from robustgen.generative.latent import Posterior, gaussian_posterior
 from robustgen.generative.pixel_decoder import PixelCNNDecoder
 from robustgen.generative.pixels import Pixels
@@ -86,7 +86,7 @@ class HierarchicalPixelVAE(PixelCNNDecoder):
         self.levels, self.quantization = levels, quantization
         channels, wide = self.shape[0], 2 * width
         top_map = (wide, *eighth)
-        self.distribution = Softmax(channels, levels)
+        self.distribution = discrete_likelihood(channels, levels)
         self.bottom_encoder = nn.Sequential(
             nn.Conv2d(channels, width, 3, padding=1),
             ResidualBlock(width, wide, "down"),

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustgen.generative.blocks.conditional_pixelcnn import ConditionalPixelCNN
 from robustgen.generative.blocks.gated import Condition
-from robustgen.generative.blocks.softmax import Softmax
+from robustgen.generative.blocks.pixel_likelihood import PixelLikelihood
 from robustgen.generative.latent import LatentVariableModel
 
 __all__ = ["PixelCNNDecoder"]
@@ -25,7 +25,7 @@ class PixelCNNDecoder(LatentVariableModel):
     """
 
     pixel_cnn: ConditionalPixelCNN
-    distribution: Softmax
+    distribution: PixelLikelihood
     layers: int
 
     @abstractmethod

@@ -10,7 +10,7 @@ from robustgen.checks import nearest
 from robustgen.generative.blocks.coders import ConvDecoder, ConvEncoder
 from robustgen.generative.blocks.conditional_pixelcnn import ConditionalPixelCNN
 from robustgen.generative.blocks.gated import Condition
-from robustgen.generative.blocks.softmax import Softmax
+from robustgen.generative.blocks.softmax import discrete_likelihood
 from robustgen.generative.latent import Posterior, gaussian_posterior
 from robustgen.generative.pixel_decoder import PixelCNNDecoder
 from robustgen.generative.pixels import Pixels
@@ -72,7 +72,7 @@ class PixelVAE(PixelCNNDecoder):
         self.first_kernel_size, self.kernel_size = first_kernel_size, kernel_size
         self.levels, self.quantization = levels, quantization
         channels, upsample = self.shape[0], conditioning == "upsample"
-        self.distribution = Softmax(channels, levels)
+        self.distribution = discrete_likelihood(channels, levels)
         self.encoder = ConvEncoder(self.shape, width)
         self.to_posterior = nn.Linear(self.encoder.features, 2 * latent_dim)
         self.decoder = ConvDecoder(latent_dim, self.shape, width) if upsample else None

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robustgen.generative.autoregressive import AutoregressiveModel
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.masked_conv import MaskedConv2d, MaskedHead
-from robustgen.generative.blocks.softmax import Softmax
+from robustgen.generative.blocks.softmax import discrete_likelihood
 from robustgen.generative.pixels import Pixels
 
 __all__ = ["PixelCNN"]
@@ -58,7 +58,7 @@ class PixelCNN(AutoregressiveModel):
         layers: int = 7,
     ) -> None:
         pixels = Pixels(levels, quantization)
-        distribution = Softmax(shape[0], levels)
+        distribution = discrete_likelihood(shape[0], levels)
         super().__init__(shape, pixels, distribution)
         if layers < 0:
             raise ValueError(f"layers must not be negative, got {layers}")

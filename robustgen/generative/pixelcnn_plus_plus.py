@@ -147,6 +147,8 @@ class PixelCNNPlusPlus(AutoregressiveModel):
     (torch.Size([2, 20, 5, 7]), torch.Size([2]))
     """
 
+    whole_pixels = True
+
     def __init__(
         self,
         shape: tuple[int, ...],

@@ -10,7 +10,7 @@ from robustgen.checks import nearest
 from robustgen.generative.autoregressive import AutoregressiveModel
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.masked_conv import MaskedConv2d, MaskedHead
-from robustgen.generative.blocks.softmax import Softmax
+from robustgen.generative.blocks.softmax import discrete_likelihood
 from robustgen.generative.blocks.spatial_lstm import DiagonalBiLSTM, RowLSTM
 from robustgen.generative.pixels import Pixels
 
@@ -48,7 +48,7 @@ class PixelRNN(AutoregressiveModel):
         layers: int = 7,
     ) -> None:
         pixels = Pixels(levels, quantization)
-        distribution = Softmax(shape[0], levels)
+        distribution = discrete_likelihood(shape[0], levels)
         super().__init__(shape, pixels, distribution)
         if variant not in VARIANTS:
             raise ValueError(f"unknown variant {variant!r}; {nearest(variant, VARIANTS)}")

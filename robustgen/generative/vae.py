@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from robustgen.checks import nearest
 from robustgen.generative.blocks.coders import ConvDecoder, ConvEncoder, mlp_decoder, mlp_encoder
 from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
-from robustgen.generative.blocks.gaussian_pixels import GaussianPixels
-from robustgen.generative.blocks.softmax import Softmax
+from robustgen.generative.blocks.pixel_likelihood import Bernoulli, Gaussian, PixelLikelihood
 from robustgen.generative.latent import LatentVariableModel, Posterior, gaussian_posterior
 from robustgen.generative.pixels import Pixels
 
@@ -95,13 +94,13 @@ class VAE(LatentVariableModel):
             self.decoder = mlp_decoder(latent_dim, self.shape, width, per_pixel)
         self.to_posterior = nn.Linear(self.features, 2 * latent_dim)
 
-    def _distribution(self) -> Softmax | GaussianPixels | DiscretizedLogisticMixture:
+    def _distribution(self) -> PixelLikelihood:
         """Of the pixels given z."""
         channels = self.shape[0]
         if self.likelihood == "bernoulli":
-            return Softmax(channels, levels=2)
+            return Bernoulli(channels)
         if self.likelihood == "gaussian":
-            return GaussianPixels(channels, self.scale)
+            return Gaussian(channels, self.scale)
         assert self.levels is not None
         return DiscretizedLogisticMixture(channels, self.levels, 5 if self.components is None else self.components)
 

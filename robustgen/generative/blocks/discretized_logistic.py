@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustgen.generative.blocks.pixel_likelihood import PixelLikelihood
+
 __all__ = [
     "DiscretizedLogisticMixture",
     "discretized_logistic_mixture_log_prob",
@@ -39,9 +41,9 @@ class _Components(NamedTuple):
     coefficients: Tensor
 
     def mean(self, channel: int, before: Tensor) -> Tensor:
-        """Means (N, K, ...) of a channel, shifted by what the channels before it, (N, >= channel, ...), are."""
+        """Means (N, K, ...) of a channel, shifted by what the channels before it, (N, 1 or K, >= channel, ...), are."""
         first = channel * (channel - 1) // 2
-        shift = (self.coefficients[:, :, first : first + channel] * before[:, None, :channel]).sum(2)
+        shift = (self.coefficients[:, :, first : first + channel] * before[:, :, :channel]).sum(2)
         return self.means[:, :, channel] + shift
 
 
@@ -104,7 +106,7 @@ def discretized_logistic_mixture_log_prob(x: Tensor, parameters: Tensor, levels:
     joint = components.log_weights
     for c in range(x.shape[1]):
         scales = components.log_scales[:, :, c]
-        joint = joint + _log_mass(v[:, c : c + 1], components.mean(c, v), scales, levels)
+        joint = joint + _log_mass(v[:, c : c + 1], components.mean(c, v[:, None]), scales, levels)
     return joint.logsumexp(1)
 
 
@@ -124,7 +126,11 @@ def discretized_logistic_mixture_sample(parameters: Tensor, uniforms: Tensor, le
     x = torch.zeros_like(uniforms)
     log_weights = components.log_weights
     for c in range(uniforms.shape[1]):
-        u, mean, log_scale = uniforms[:, c : c + 1], components.mean(c, 2 * x - 1), components.log_scales[:, :, c]
+        u, mean, log_scale = (
+            uniforms[:, c : c + 1],
+            components.mean(c, 2 * x[:, None] - 1),
+            components.log_scales[:, :, c],
+        )
         weights, inverse = log_weights.softmax(1), (-log_scale).exp()
         level = torch.zeros_like(u)
         for bit in reversed(range(steps.bit_length())):  # the highest level of which P(below it) <= u
@@ -138,40 +144,36 @@ def discretized_logistic_mixture_sample(parameters: Tensor, uniforms: Tensor, le
     return x
 
 
-class DiscretizedLogisticMixture:
-    """The two functions above for images of ``channels`` and ``levels``, with K ``components``.
+class DiscretizedLogisticMixture(PixelLikelihood):
+    """The likelihood above for images of ``channels`` on ``levels``, with K ``components``.
 
-    Attributes:
-        parameters_per_pixel: channels of the feature map that a network must give.
-        passes: 1: the channels of a pixel need no more than one evaluation of a network.
+    Raises:
+        ValueError: no component.
     """
 
-    passes = 1
-
     def __init__(self, channels: int, levels: int, components: int = 10) -> None:
+        super().__init__()
         if components < 1:
             raise ValueError(f"components must be at least 1, got {components}")
         self.channels, self.levels = channels, levels
         self.parameters_per_pixel = components * parameters_per_component(channels)
 
-    def shaped(self, parameters: Tensor) -> Tensor:
-        """The feature map (N, parameters, H, W) itself: channels share the weights of the components."""
-        return parameters
-
     def log_prob(self, x: Tensor, parameters: Tensor) -> Tensor:
-        """log p(x) in nats, (N,), of images x (N, C, H, W) in [0, 1] on the levels."""
         return discretized_logistic_mixture_log_prob(x, parameters, self.levels).flatten(1).sum(1)
 
     def mean(self, parameters: Tensor) -> Tensor:
-        """Where the mixture is centred, (N, C, H, W), cut to [0, 1]: but for rounding and the ends, its mean."""
-        components = _components(parameters, self.channels)
-        centres: list[Tensor] = []  # of each channel, (N, K, ...)
+        """The expected image, exact for the first channel; others take those before at their mean."""
+        components, steps = _components(parameters, self.channels), self.levels - 1
+        means: list[Tensor] = []  # of each channel in each component, in [-1, 1]
         for c in range(self.channels):
-            a = components.coefficients[:, :, c * (c - 1) // 2 :]
-            centres.append(sum((a[:, :, i] * before for i, before in enumerate(centres)), components.means[:, :, c]))
-        weighted = components.log_weights.exp()[:, :, None] * torch.stack(centres, 2)
-        return (weighted.sum(1).clamp(-1, 1) + 1) / 2
+            before = torch.stack(means, 2) if means else components.means[:, :, :0]
+            centre, inverse = components.mean(c, before), (-components.log_scales[:, :, c]).exp()
+            level = torch.zeros_like(centre)
+            for k in range(1, self.levels):  # the mean is the sum of P(level >= k)
+                level = level + ((centre - (2 * k - 1) / steps + 1) * inverse).sigmoid()
+            means.append(2 * level / steps - 1)
+        weights = components.log_weights.exp()[:, :, None]
+        return ((weights * torch.stack(means, 2)).sum(1) + 1) / 2
 
     def sample(self, parameters: Tensor, uniforms: Tensor) -> Tensor:
-        """Images (N, C, H, W) in [0, 1] of uniform numbers (N, C, H, W)."""
         return discretized_logistic_mixture_sample(parameters, uniforms, self.levels)
