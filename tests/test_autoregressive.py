@@ -161,6 +161,22 @@ def test_a_diagonal_bilstm_sees_everything_above_and_left_and_itself():
     assert bool((image.view(30, 3, 30) == rows_above(5, 6, lambda t, d: t >= 1 and d >= 0)[:, None]).all())
 
 
+def test_a_diagonal_lstm_is_an_lstm_with_two_pasts():
+    """The state from above and from the left, the cell from the left, all zero outside of the image."""
+    layer = built(lambda s: DiagonalBiLSTM(2, 3), None).from_left
+    x = torch.rand(1, 2, 3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        gates = layer.input_to_state(x)[0]
+        above, left = layer.state_to_state.weight.unbind(2)
+        states, cells = torch.zeros(2, 3, 4, 5, dtype=torch.float64)  # a row above and a column to the left of zeros
+        for r, c in itertools.product(range(3), range(4)):
+            y = gates[:, r, c] + above @ states[:, r, c + 1] + left @ states[:, r + 1, c]
+            out, forget, write, content = y.view(3, 4).T
+            cells[:, r + 1, c + 1] = forget.sigmoid() * cells[:, r + 1, c] + write.sigmoid() * content.tanh()
+            states[:, r + 1, c + 1] = out.sigmoid() * cells[:, r + 1, c + 1].tanh()
+        torch.testing.assert_close(layer(x)[0], states[:, 1:, 1:])
+
+
 def test_skewed_columns_are_diagonals():
     x = torch.rand(2, 3, 4, 5)
     skewed = skew(x)
