@@ -75,10 +75,10 @@ class IAFVAE(VAE):
         )
         if flow_network not in _NETWORKS:
             raise ValueError(f"unknown flow_network {flow_network!r}; {nearest(flow_network, _NETWORKS)}")
-        if min(flow_steps, flow_width, context_dim) < 1:
-            raise ValueError(
-                f"flow_steps, flow_width and context_dim must be at least 1, got {flow_steps}, {flow_width}, {context_dim}"
-            )
+        sizes = {"flow_steps": flow_steps, "flow_width": flow_width, "context_dim": context_dim}
+        for name, size in sizes.items():
+            if size < 1:
+                raise ValueError(f"{name} must be at least 1, got {size}")
         self.flow_steps, self.flow_network = flow_steps, flow_network
         self.flow_width, self.context_dim = flow_width, context_dim
         self.to_context = nn.Linear(self.features, context_dim)
