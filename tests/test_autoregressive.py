@@ -231,14 +231,15 @@ def test_gated_layers_give_the_same_features_piece_by_piece():
 
 
 @every_model
-def test_samples_have_the_probabilities_of_the_model(make):
-    """Of images of two pixels, on a grid of uniform numbers that makes the expected counts exact up to its step."""
-    model = built(make, (1, 1, 2), levels=2)
+@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 1, 1)])
+def test_samples_have_the_probabilities_of_the_model(make, shape):
+    """Of two numbers, on a grid of uniform numbers that makes the expected counts exact up to its step."""
+    model = built(make, shape, 3.0, levels=2)
     u = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
-    uniforms = torch.cartesian_prod(u, u).view(-1, 1, 1, 2)
+    uniforms = torch.cartesian_prod(u, u).view(-1, *shape)
     y = torch.full((len(uniforms),), 2) if model.n_classes else None
     x = model.sample(len(uniforms), uniforms=uniforms, y=y)
-    images = all_images((1, 1, 2), 2)
+    images = all_images(shape, 2)
     with torch.no_grad():
         expected = (model.class_log_prob(images)[:, 2] if model.n_classes else model.log_prob(images)).exp()
     found = torch.stack([(x == image).flatten(1).all(1).double().mean() for image in images])
