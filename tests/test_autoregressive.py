@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustgen.generative import GatedPixelCNN, PixelCNN, PixelCNNPlusPlus, PixelRNN
-from robustgen.generative.blocks.gated import Condition, GatedStack
+from robustgen.generative.blocks.gated import Condition, GatedLayer, GatedStack
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.softmax import Softmax
 from robustgen.generative.blocks.spatial_lstm import DiagonalBiLSTM, RowLSTM, skew, unskew
@@ -228,6 +228,26 @@ def test_gated_layers_give_the_same_features_piece_by_piece():
         assert float((stack(x, condition._replace(vector=condition.vector + 1)) - whole).abs().min()) > 0
         with pytest.raises(ValueError, match="parts of the condition"):
             stack(x, Condition(vector=condition.vector))
+
+
+def test_a_condition_enters_both_gates_of_both_stacks():
+    """Equation 4: linearly, in front of tanh and sigmoid; here with all else at zero."""
+    layer = GatedLayer(2, 3, 3, "B", vector=2, maps=4).double()
+    for part in (layer.vertical_conv, layer.horizontal_conv, layer.across):
+        nn.init.zeros_(part.weight)
+        nn.init.zeros_(part.bias)
+    nn.init.zeros_(layer.out.bias)
+    layer.out.weight.data.copy_(torch.eye(3)[..., None, None])
+    layer.residual = False
+    x = torch.rand(1, 2, 2, 2, dtype=torch.float64)
+    vector, maps = torch.rand(1, 2, dtype=torch.float64), torch.rand(1, 4, 2, 2, dtype=torch.float64)
+    with torch.no_grad():
+        v, added = layer.vertical(x, Condition(vector, maps))
+        h = layer.horizontal(x, added)
+        y = (layer.vector.weight @ vector[0])[:, None, None]
+        y = (y + torch.einsum("om,mhw->ohw", layer.maps.weight[..., 0, 0], maps[0])).view(2, 3, 2, 2, 2)
+        expected = y[:, :, 0].tanh() * y[:, :, 1].sigmoid()
+    torch.testing.assert_close(torch.cat([v, h]), expected)
 
 
 @every_model
