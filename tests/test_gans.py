@@ -188,7 +188,7 @@ def test_the_published_sizes():
     gan = DCGAN((1, 28, 28))
     convs = [m for m in gan.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     assert [m.in_channels for m in convs] + [convs[-1].out_channels] == [256, 128, 64, 1, 64, 128, 256]
-    assert gan.generator[0].out_features == gan.discriminator.linear.in_features == 4 * 4 * 256
+    assert gan.generator.layers[0].out_features == gan.discriminator.linear.in_features == 4 * 4 * 256
     assert not any(isinstance(m, nn.BatchNorm2d) for m in gan.discriminator.modules())
 
 
