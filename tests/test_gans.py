@@ -19,6 +19,7 @@ from robustgen.training import Batch, Trainer
 
 SMALL = {"latent_dim": 4, "width": 4}
 CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch._dynamo", "robustgen.generative"])  # imported once
 
 
 def images(n=24):
@@ -415,7 +416,6 @@ def rank_job(rank, port, queue):
 
 
 def test_two_processes_train_a_gan():
-    CONTEXT.set_forkserver_preload(["robustgen.generative"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -424,7 +424,7 @@ def test_two_processes_train_a_gan():
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(300)
     assert [process.exitcode for process in ranks] == [0, 0]
     (history, weights), (other_history, other_weights) = queue.get(), queue.get()
     assert history == other_history
