@@ -9,6 +9,7 @@ from robustgen.evaluation.masking import MaskingTest
 from robustgen.evaluation.metrics import (
     AUPR,
     RocCurve,
+    aupr_davis_goadrich,
     aupr_trapezoid,
     auroc,
     average_precision,
@@ -36,6 +37,7 @@ __all__ = [
     "RoundedCheck",
     "Substitute",
     "Verification",
+    "aupr_davis_goadrich",
     "aupr_trapezoid",
     "auroc",
     "average_precision",
