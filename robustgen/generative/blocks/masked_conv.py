@@ -1,0 +1,66 @@
+"""The masked convolution of autoregressive image models.
+
+van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks", ICML 2016, section 3.4: masks A and B.
+"""
+
+import torch
+from torch import Tensor
+
+from robustgen.generative.blocks.incremental import WindowConv2d
+
+__all__ = ["MaskedConv2d"]
+
+
+class MaskedConv2d(WindowConv2d):
+    """A convolution that sees pixels above and left of its own and, of its own, the colour channels before.
+
+    Features are in ``groups`` equal parts, one for each channel of the image in their order (R, G, B): part j of the
+    output is about channel j. Of its own pixel, mask "A" lets it see parts i < j, for a layer that reads the image
+    itself, and mask "B" parts i <= j, for all layers behind, whose part j has not seen channel j. Only the upper half
+    of the kernel exists.
+
+    Args:
+        in_channels, out_channels: multiples of ``groups``.
+        kernel_size: k of k x k, or (1, k) for a window within the row; k odd.
+        mask: "A" or "B".
+        groups: channels of the image.
+
+    Raises:
+        ValueError: channels that are not multiples of ``groups``, an even kernel, or another mask.
+
+    >>> MaskedConv2d(3, 3, 3, "A", groups=3).mask[:, :, 1, 1].int()  # of the own pixel: B sees R and G
+    tensor([[0, 0, 0],
+            [1, 0, 0],
+            [1, 1, 0]], dtype=torch.int32)
+    >>> MaskedConv2d(1, 1, 5, "B").mask[0, 0].int()
+    tensor([[1, 1, 1, 1, 1],
+            [1, 1, 1, 1, 1],
+            [1, 1, 1, 0, 0]], dtype=torch.int32)
+    """
+
+    mask: Tensor
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], mask: str, groups: int = 1
+    ) -> None:
+        if mask not in ("A", "B"):
+            raise ValueError(f"mask must be 'A' or 'B', got {mask!r}")
+        if in_channels % groups or out_channels % groups:
+            raise ValueError(
+                f"features must divide into one part for each of the {groups} channels of the image, "
+                f"got {in_channels} and {out_channels}"
+            )
+        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
+        if height % 2 == 0 or width % 2 == 0:
+            raise ValueError(f"the kernel must have a centre, got size {(height, width)}")
+        above, left = height // 2, width // 2
+        super().__init__(in_channels, out_channels, (above + 1, width), above, left, of_image=mask == "A")
+        self.register_buffer("mask", torch.ones(self.weight.shape), persistent=False)
+        self.mask[:, :, above, left + 1 :] = 0
+        part_in = torch.arange(in_channels) * groups // in_channels
+        part_out = torch.arange(out_channels) * groups // out_channels
+        before = part_in < part_out[:, None] if mask == "A" else part_in <= part_out[:, None]
+        self.mask[:, :, above, left] = before.to(self.mask)
+
+    def kernel(self) -> Tensor:
+        return self.weight * self.mask

@@ -1,0 +1,230 @@
+"""One contract for every generative model, found in ``generative.__all__``; what is particular to each is elsewhere."""
+
+import copy
+import json
+
+import pytest
+import torch
+
+import robustgen.generative as room
+from robustgen.data import digits
+from robustgen.fingerprint import fingerprint, model_fingerprint
+from robustgen.generative import GenerativeModel, fit, load, model_classes
+from robustgen.training import Batch
+
+SHAPE = (1, 8, 8)
+
+# For each public model, tiny configurations for images of 8 x 8; one without fails the test below.
+SMALL = {}
+
+MODELS = sorted(model_classes())
+
+
+def cases(names):
+    return [pytest.param(make, id=f"{name}-{i}") for name in names for i, make in enumerate(SMALL.get(name, []))]
+
+
+contract = pytest.mark.parametrize("make", cases(MODELS))
+LIKELIHOODS = [name for name in MODELS if model_classes()[name].log_prob_kind not in (None, "unnormalised")]
+
+
+def built(make, seed=0):
+    torch.manual_seed(seed)
+    return make().double().eval()
+
+
+def images(model, n=12, part="test"):
+    """Digits as the model takes them: on its levels where it has levels."""
+    x = digits(part).images()[:n].to(next(model.parameters()).dtype)
+    return model.pixels(x) if getattr(model, "pixels", None) is not None else x
+
+
+def scores(model, x):
+    """What the model says of each image: its likelihood or, without one, its discriminator."""
+    return model.log_prob(x) if model.log_prob_kind is not None else model.discriminate(x)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_every_model_is_under_contract(name):
+    assert SMALL.get(name), f"add a tiny configuration of {name} to SMALL"
+
+
+def test_the_room_exports_what_it_has():
+    assert list(room.__all__) == sorted(room.__all__)
+
+
+@contract
+def test_scores_do_not_depend_on_the_batch_nor_on_the_call(make):
+    model, x = built(make), None
+    x = images(model)
+    state = torch.get_rng_state()
+    with torch.no_grad():
+        whole = scores(model, x)
+        order = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))
+        alone = torch.cat([scores(model, x[i : i + 1]) for i in range(len(x))])
+        shuffled = scores(model, x[order])[order.argsort()]
+    assert whole.shape == (len(x),)
+    assert whole.dtype == torch.float64
+    assert bool(whole.isfinite().all())
+    assert len(whole.unique()) > 1
+    torch.testing.assert_close(alone, whole, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(shuffled, whole, rtol=1e-10, atol=1e-10)
+    assert bool((torch.get_rng_state() == state).all())
+
+
+@contract
+def test_scores_are_differentiable(make):
+    model = built(make)
+    x = images(model, 3).requires_grad_()
+    (gradient,) = torch.autograd.grad(scores(model, x).sum(), x)
+    assert bool(gradient.isfinite().all())
+    assert bool((gradient != 0).flatten(1).any(1).all())
+    assert all(p.grad is None for p in model.parameters())
+
+
+@contract
+def test_samples_are_images_and_follow_their_generator(make):
+    model = built(make).float()
+    state = torch.get_rng_state()
+    x, again, other = (model.sample(3, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert bool((torch.get_rng_state() == state).all())
+    assert x.shape == (3, *SHAPE)
+    assert x.dtype == torch.float32
+    assert not x.requires_grad
+    assert 0 <= float(x.min()) <= float(x.max()) <= 1
+    torch.testing.assert_close(x, again, rtol=0, atol=0)
+    assert bool((x != other).any())
+    assert bool((model.sample(2) != model.sample(2)).any())  # the global generator is used, and moves
+    assert bool(scores(model, x).isfinite().all())
+    assert model.sample(0).shape == (0, *SHAPE)
+    with pytest.raises(ValueError, match="negative"):
+        model.sample(-1)
+
+
+@contract
+def test_every_parameter_learns(make):
+    torch.manual_seed(0)
+    model = make().train()
+    batch = Batch(digits("train").images()[:16], digits("train").labels()[:16], torch.arange(16))
+    turns = {model.player_at(step): step for step in range(20)} if model.players else {"": 0}
+    assert set(turns) == set(model.players or {""})
+    for player, step in turns.items():
+        model.zero_grad()
+        found = model.training_step(batch, step)
+        assert found["loss"].ndim == 0
+        assert all(bool(torch.as_tensor(v).isfinite()) for v in found.values())
+        found["loss"].backward()
+        own = model.players[player] if player else model
+        for name, p in own.named_parameters():
+            if p.requires_grad:
+                assert p.grad is not None, f"{name} has no gradient"
+                assert bool(p.grad.isfinite().all()), name
+
+
+@pytest.mark.parametrize("make", cases(LIKELIHOODS))
+def test_training_raises_the_likelihood_of_digits(make):
+    torch.manual_seed(0)
+    model = make()
+    x = digits("train").x[:128]
+    before = model.eval().log_prob(images(model, 128, "train")).mean()
+    history = fit(model, x, epochs=4, batch_size=16, progress=False)
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert not model.training
+    assert model.log_prob(images(model, 128, "train")).mean() > before + 1
+
+
+@contract
+def test_a_resumed_training_ends_as_one_that_was_not_interrupted(make, tmp_path):
+    x = digits("train").x[:32]
+    finals = []
+    for run, epochs in (("whole", [2]), ("parts", [1, 2])):
+        for n in epochs:
+            torch.manual_seed(0)
+            model = make()
+            fit(model, x, x[:8], epochs=n, batch_size=8, run_dir=tmp_path / run, resume=True, progress=False)
+        finals.append(model_fingerprint(model))
+    assert finals[0] == finals[1]
+    assert model_fingerprint(load(tmp_path / "parts")) == finals[0]
+
+
+@contract
+def test_it_is_saved_and_loaded_whole(make, tmp_path):
+    torch.manual_seed(1)
+    model = make().eval()
+    x = images(model)
+    model.save(tmp_path)
+    again = load(tmp_path)
+    assert type(again) is type(model)
+    assert again.config == json.loads(json.dumps(model.config)) | {"shape": SHAPE} == model.config
+    assert not again.training
+    assert bool((scores(again, x) == scores(model, x)).all())
+    assert fingerprint(dict(again.state_dict())) == fingerprint(dict(model.state_dict()))
+    other = next(c for c in model_classes().values() if c is not type(model))
+    with pytest.raises(ValueError, match=f"holds {type(model).__name__}, not {other.__name__}"):
+        other.load(tmp_path)
+
+
+@contract
+def test_a_copy_is_the_same_model(make):
+    model = built(make)
+    x = images(model, 3)
+    assert bool((scores(copy.deepcopy(model), x) == scores(model, x)).all())
+
+
+@contract
+def test_wrong_input_is_refused_in_one_line(make):
+    model = built(make)
+    x = images(model, 2)
+    for wrong, error, message in (
+        (x[:, :, :7], ValueError, r"of images \(1, 8, 8\), got \(1, 7, 8\)"),
+        (x.expand(2, 3, 8, 8), ValueError, r"got \(3, 8, 8\)"),
+        (x + 1.5, ValueError, "outside the bounds"),
+        (torch.full_like(x, float("nan")), ValueError, "NaN"),
+        ((255 * x).to(torch.uint8), TypeError, "float32 or float64"),
+    ):
+        with pytest.raises(error, match=message) as raised:
+            scores(model, wrong)
+        assert "\n" not in str(raised.value)
+    if model.log_prob_kind is None:
+        with pytest.raises(TypeError, match="no likelihood"):
+            model.log_prob(x)
+    assert scores(model, x[:0]).shape == (0,)
+
+
+def test_half_toned_images_need_a_stated_binarization():
+    pixels = room.Pixels(levels=2)
+    with pytest.raises(ValueError, match="say how to binarise"):
+        pixels(torch.full((1, 1, 2, 2), 0.5))
+
+
+def test_dynamic_binarization_has_the_grey_level_as_its_mean():
+    pixels = room.Pixels(levels=2, quantization="stochastic")
+    x = (torch.arange(4000) % 256 / 255).reshape(4000, 1).repeat(1, 64)
+    x[:, 0] = torch.arange(4000) // 256 / 255  # no image twice
+    drawn = pixels(x)
+    assert set(drawn.unique().tolist()) == {0.0, 1.0}
+    spread = (drawn - x)[:, 1:].mean(0)
+    assert float(spread.abs().max()) < 5 * 0.5 / 4000**0.5
+    assert abs(float(spread.mean())) < 5 * 0.5 / (4000 * 63) ** 0.5
+    torch.testing.assert_close(pixels(x[7:9]), drawn[7:9])
+
+
+class Nothing(GenerativeModel):
+    """A model that is not public."""
+
+    def __init__(self, shape):
+        super().__init__(shape)
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+
+    def _sample(self, n, generator):
+        return torch.zeros(n, *self.shape)
+
+    def training_step(self, batch, step):
+        return {"loss": (self.weight * float("nan")).sum()}
+
+
+def test_a_training_that_diverges_stops_and_names_its_last_good_state(tmp_path):
+    with pytest.raises(FloatingPointError, match=r"not finite at step 0.*last good state is in"):
+        fit(Nothing(SHAPE), digits("train").x[:8], epochs=1, run_dir=tmp_path, progress=False)
+    with pytest.raises(ValueError, match="no generative model"):
+        load(tmp_path)
