@@ -42,6 +42,9 @@ SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.")
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="Use at most so many examples.")]
+SetOption = Annotated[
+    list[str] | None, typer.Option("--set", help="A further argument of the model or detector, name=value; repeatable.")
+]
 EpsOption = Annotated[float, typer.Option("--eps", help="Radius of the attack, pixels in [0, 1].")]
 NormOption = Annotated[str, typer.Option("--norm", help="Linf, L2 or L1.")]
 
@@ -74,7 +77,12 @@ def demo(
 
 @app.command()
 def train(
+    context: typer.Context,
     run: Annotated[Path, typer.Option("--run", help="Directory for checkpoints and metrics.")],
+    generative: Annotated[
+        str | None,
+        typer.Argument(metavar="[MODEL]", help="A generative model: vae, pixelcnn, dcgan, ...; without: a classifier."),
+    ] = None,
     data: DataOption = "digits",
     data_root: RootOption = None,
     download: DownloadOption = False,
@@ -135,19 +143,65 @@ def train(
     ] = False,
     epochs: Annotated[int, typer.Option("--epochs")] = 10,
     batch_size: Annotated[int, typer.Option("--batch-size")] = 128,
-    lr: Annotated[float, typer.Option("--lr", help="Of Adam.")] = 1e-3,
+    lr: Annotated[
+        float | None, typer.Option("--lr", help="Default 1e-3 (Adam); a generative model's is its paper's.")
+    ] = None,
     schedule: Annotated[
         str, typer.Option("--schedule", help="Of the learning rate: constant or cosine (to 0).")
     ] = "constant",
+    set_: SetOption = None,
+    ema: Annotated[
+        float | None, typer.Option("--ema", help="Generative: decay of a moving average of the weights.")
+    ] = None,
+    precision: Annotated[str, typer.Option("--precision", help="Generative: float32 or bfloat16.")] = "float32",
+    clip_norm: Annotated[float | None, typer.Option("--clip-norm", help="Generative: of the gradient.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted, exactly.")] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a classifier: plain, adversarially (--adversarial, --attack), fortified (--fortify), or both."""
-    from robustgen.commands import DataSpec, FortifySpec, adversarial_training, train_network
+    """Train a generative MODEL, or a classifier: plain, adversarial (--adversarial, --attack) or --fortify."""
+    from robustgen.commands import (
+        DataSpec,
+        FortifySpec,
+        adversarial_training,
+        parse_options,
+        train_generative,
+        train_network,
+    )
 
+    common = {"run", "generative", "data", "data_root", "download", "hold_out", "limit", "epochs", "batch_size", "lr"}
+    common |= {"seed", "device", "resume", "as_json", "quiet"}
+    for_generative = {"set_", "ema", "precision", "clip_norm"}
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"} - common
+    foreign = given - for_generative if generative is not None else given & for_generative
+    if foreign:
+        whose = "a classifier" if generative is not None else "a generative model"
+        raise ValueError(f"--{sorted(foreign)[0].strip('_').replace('_', '-')} is an option of {whose}")
+    if generative is not None:
+        found = train_generative(
+            run=run,
+            data=DataSpec(data or "digits", data_root, download, limit),
+            model=generative,
+            options=parse_options(set_ or ()),
+            hold_out=tuple(hold_out or ()),
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            ema=ema,
+            precision=precision,
+            clip_norm=clip_norm,
+            seed=seed,
+            device=device,
+            resume=resume,
+            progress=not quiet,
+            command=_command(),
+        )
+        if found:
+            _print(found, as_json)
+        return
     spec = None
     if fortify is not None:
         spec = FortifySpec(
@@ -185,7 +239,7 @@ def train(
         fortified=spec,
         epochs=epochs,
         batch_size=batch_size,
-        lr=lr,
+        lr=1e-3 if lr is None else lr,
         schedule=schedule,
         seed=seed,
         device=device,
@@ -285,11 +339,37 @@ def attack(
 
 
 @app.command()
+def sample(
+    run: Annotated[Path, typer.Option("--checkpoint", help="Run of `robustgen train MODEL`.")],
+    out: Annotated[Path, typer.Option("--out", help="A .png grid, or an .npz file.")],
+    n: Annotated[int, typer.Option("--n", help="How many.")] = 64,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+) -> None:
+    """Draw images from a trained generative model."""
+    from robustgen.commands import sample_images
+
+    sample_images(run, n, out, seed=seed, device=device)
+    print(out)
+
+
+@app.command()
 def score(
     data: Annotated[str, typer.Option("--data", help="What to score: a named set, an .npz file or an image folder.")],
     run: RunOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option("--checkpoint", help="Run of a generative model; repeated for detectors that compare several."),
+    ] = None,
+    detector_name: Annotated[
+        str | None,
+        typer.Option(
+            "--detector", help="Over --checkpoint: likelihood, typicality, input-complexity, discriminator, ..."
+        ),
+    ] = None,
+    set_: SetOption = None,
     data_root: RootOption = None,
     download: DownloadOption = False,
     limit: LimitOption = None,
@@ -315,15 +395,20 @@ def score(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the summary, or one line an input.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Score inputs for being off the training manifold: reconstruction error, p-value and flag for each.
+    """Score inputs for being off the training manifold: score, p-value and flag for each.
+
+    The score is the reconstruction error of a fortified --run, or a --detector over a generative --checkpoint.
 
     With --against, print instead how well the score tells --data from other inputs (AUROC and more).
     """
     from robustgen.commands import (
         DataSpec,
         compare_populations,
+        generative_detector,
         open_detector,
+        parse_options,
         score_inputs,
+        training_data,
         write_rows,
     )
 
@@ -331,18 +416,25 @@ def score(
         raise ValueError(f"{out}: name it .csv or .jsonl")
     if report is not None and not against:
         raise ValueError("--report is about --against")
-    detector, shape, info = open_detector(
-        run=run,
-        model=model,
-        weights=weights,
-        fit_data=None if fit_data is None else DataSpec(fit_data, data_root, download),
-        layers=layers,
-        epochs=epochs,
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        progress=not quiet,
-    )
+    if checkpoint:
+        if run is not None or model is not None or weights is not None or fit_data is not None:
+            raise ValueError("--checkpoint is a generative model: leave out --run, --model, --weights and --fit-data")
+        detector, shape, info = generative_detector(checkpoint, detector_name, parse_options(set_ or ()), device=device)
+    elif detector_name is not None or set_:
+        raise ValueError("--detector and --set go with --checkpoint, the run of a generative model")
+    else:
+        detector, shape, info = open_detector(
+            run=run,
+            model=model,
+            weights=weights,
+            fit_data=None if fit_data is None else DataSpec(fit_data, data_root, download),
+            layers=layers,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            progress=not quiet,
+        )
     spec = DataSpec(data, data_root, download, limit)
     if out is not None or not against:
         rows = score_inputs(detector, spec.read(split, shape), fpr)
@@ -359,7 +451,8 @@ def score(
             info,
             part=split,
             shape=shape,
-            name=str(run or model),
+            seen=training_data(info, shape) if info and shape else None,
+            name=str(checkpoint[0] if checkpoint else run or model),
             fpr=fpr,
             eps=eps,
             norm=norm,

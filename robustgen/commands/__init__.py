@@ -2,6 +2,13 @@
 
 from robustgen.commands.adversarial import adversarial_training
 from robustgen.commands.attack import attack_network
+from robustgen.commands.generative import (
+    generative_detector,
+    parse_options,
+    sample_images,
+    train_generative,
+    training_data,
+)
 from robustgen.commands.runs import DataSpec, FortifySpec, NetworkSpec
 from robustgen.commands.score import compare_populations, open_detector, score_inputs, write_rows
 from robustgen.commands.train import train_network
@@ -13,8 +20,13 @@ __all__ = [
     "adversarial_training",
     "attack_network",
     "compare_populations",
+    "generative_detector",
     "open_detector",
+    "parse_options",
+    "sample_images",
     "score_inputs",
+    "train_generative",
     "train_network",
+    "training_data",
     "write_rows",
 ]

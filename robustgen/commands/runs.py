@@ -5,6 +5,7 @@ fortified network, a calibrated detector.
 """
 
 import importlib
+import json
 import os
 import sys
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from torch import nn
 from robustgen.data import ArrayDataset, load, require_nonempty
 from robustgen.data.load import canonical_name
 from robustgen.detectors import ReconstructionError
-from robustgen.files import load_state, load_tensors, read_json
+from robustgen.files import load_state, load_tensors, read_json, write_json
 from robustgen.fortified import FortifiedNetwork
 from robustgen.networks import build
 from robustgen.training import latest_checkpoint, load_checkpoint
@@ -28,6 +29,7 @@ __all__ = [
     "FortifySpec",
     "NetworkSpec",
     "by_class_name",
+    "claim",
     "data_for",
     "device_of",
     "import_model",
@@ -141,6 +143,24 @@ def import_model(spec: str) -> nn.Module:
     return network
 
 
+def claim(run: Path, info: dict[str, Any], resume: bool) -> None:
+    """Write run.json where there is none; refuse a directory that holds another run."""
+    path = run / "run.json"
+    if not path.exists():
+        write_json(path, info)
+        return
+    if not resume:
+        raise ValueError(f"{run} already holds a run: pass --resume or another --run")
+    found, wanted = read_json(path), json.loads(json.dumps(info))
+    for side in (found, wanted):  # what a resumed run may change; the trainer refuses fewer epochs
+        side.pop("command", None)
+        side["training"].pop("epochs")
+        side["data"] = {k: v for k, v in side["data"].items() if k not in ("root", "download")}
+    different = [name for name in wanted if found.get(name) != wanted[name]]
+    if different:
+        raise ValueError(f"{run} holds a run with other settings: {', '.join(different)} differ")
+
+
 def load_weights(network: nn.Module, source: str | Path) -> None:
     """Load a .safetensors file, or the latest checkpoint of a run directory, into ``network``."""
     source = Path(source)
@@ -153,6 +173,9 @@ def load_run(run: Path) -> tuple[nn.Module, dict[str, Any]]:
     if not (run / "run.json").is_file() or latest_checkpoint(run) is None:
         raise FileNotFoundError(f"{run}: no finished robustgen run here")
     info = read_json(run / "run.json")
+    if "generative" in info:
+        held = info["generative"]["model"]
+        raise ValueError(f"{run} holds a {held}, not a classifier: see robustgen score --checkpoint")
     spec = NetworkSpec(**info["network"] | {"shape": tuple(info["network"]["shape"])})
     with torch.random.fork_rng():
         network = spec.build()

@@ -19,8 +19,8 @@ from robustgen.commands.runs import (
     open_network,
     saved_detector,
 )
-from robustgen.data import ArrayDataset, noise, require_nonempty, split
-from robustgen.detectors import ReconstructionError
+from robustgen.data import ArrayDataset, check_disjoint, noise, require_nonempty, split
+from robustgen.detectors import Detector, ReconstructionError
 from robustgen.evaluation import evaluate_detection
 from robustgen.files import write_bytes
 from robustgen.fortified import FortifiedNetwork, fortify
@@ -69,9 +69,9 @@ def open_detector(
     return ReconstructionError(fortified.eval(), relative=True).fit(train).calibrate(calibration), shape, info
 
 
-def score_inputs(detector: ReconstructionError, dataset: ArrayDataset, fpr: float = 0.05) -> list[dict[str, Any]]:
+def score_inputs(detector: Detector, dataset: ArrayDataset, fpr: float = 0.05) -> list[dict[str, Any]]:
     """One dict for each input: input (file or id), score, p_value and flag."""
-    where = device_of(detector.net)
+    where = device_of(detector.model)
     rows = []
     for chosen in torch.arange(len(dataset)).split(1000):
         scores = detector.score(dataset.batch(chosen)[0].to(where))
@@ -83,13 +83,14 @@ def score_inputs(detector: ReconstructionError, dataset: ArrayDataset, fpr: floa
 
 
 def compare_populations(
-    detector: ReconstructionError,
+    detector: Detector,
     data: DataSpec,
     others: dict[str, DataSpec],
     info: dict[str, Any],
     *,
     part: str,
     shape: tuple[int, ...] | None,
+    seen: ArrayDataset | None = None,
     name: str,
     fpr: float = 0.05,
     eps: float = 0.3,
@@ -98,10 +99,11 @@ def compare_populations(
 ) -> dict[str, Any]:
     """How well the detector tells ``data`` from other populations; see :func:`evaluate_detection`.
 
-    A population is a data set or one of "noise" (uniform), "fgsm" and "pgd" (every labelled input of ``data``,
+    ``seen`` is what the detector's model was trained on: a data set that shares an example with it is refused. A
+    population is a data set or one of "noise" (uniform), "fgsm" and "pgd" (every labelled input of ``data``,
     attacked, whether it succeeds or not) and "heldout" (the classes in ``data`` that the run held out).
     """
-    where = device_of(detector.net)
+    where = device_of(detector.model)
     dataset = data_for(data, info).read(part, shape)
     left_out = None
     if info and dataset.y is not None:
@@ -112,10 +114,12 @@ def compare_populations(
         if label == "noise":
             populations["uniform noise"] = noise(len(x), tuple(x.shape[1:]), seed=seed).images().to(where)
         elif label in ("fgsm", "pgd"):
+            if "generative" in info:
+                raise ValueError(f"--against {label} attacks a classifier, and this run holds a generative model")
             attack = training_attack(label, eps, norm, 40, seed)
             assert attack is not None
             rows = torch.arange(len(x)).split(250)
-            found = [attack(detector.net, x[i].to(where), dataset.labels()[i], ids=dataset.ids[i]) for i in rows]
+            found = [attack(detector.model, x[i].to(where), dataset.labels()[i], ids=dataset.ids[i]) for i in rows]
             populations[f"{label.upper()}, {norm} eps {eps:g}"] = torch.cat(found)
         elif label == "heldout":
             if left_out is None or not len(left_out):
@@ -123,6 +127,8 @@ def compare_populations(
             populations[f"held-out {', '.join(info['held_out'])}"] = left_out.images().to(where)
         else:
             other = spec.read(part, shape)
+            if seen is not None:
+                check_disjoint(other, seen)
             populations[label if other.name in populations else other.name] = other.images().to(where)
     return evaluate_detection(detector, x.to(where), populations, network=name, fpr=fpr)
 

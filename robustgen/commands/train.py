@@ -1,6 +1,5 @@
 """``robustgen train``: a classifier, plain, adversarial, fortified, or fortified afterwards."""
 
-import json
 import math
 import os
 from collections.abc import Callable
@@ -13,10 +12,10 @@ import torch
 from torch import nn
 
 from robustgen.commands.adversarial import AdversarialSpec
-from robustgen.commands.runs import CALIBRATION, DataSpec, FortifySpec, NetworkSpec, device_of, load_weights
+from robustgen.commands.runs import CALIBRATION, DataSpec, FortifySpec, NetworkSpec, claim, device_of, load_weights
 from robustgen.data import ArrayDataset, heldout_classes, require_nonempty, split
 from robustgen.detectors import ReconstructionError
-from robustgen.files import read_json, write_json
+from robustgen.files import write_json
 from robustgen.fortified import FortifiedNetwork, fortify
 from robustgen.model import evaluating, logits_of
 from robustgen.training import Trainer
@@ -98,7 +97,7 @@ def train_network(
     }
     first = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process writes and prints
     if first:
-        _claim(run, info, resume)
+        claim(run, info, resume)
     common: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "progress": progress}
     common |= {"run_dir": run, "resume": resume}
     if isinstance(network, FortifiedNetwork) and fortified is not None and fortified.freeze_backbone:
@@ -138,24 +137,6 @@ def _fortify(network: nn.Module, spec: FortifySpec, example: torch.Tensor) -> Fo
         noise_at_test=spec.noise_at_test,
         input_autoencoder=spec.input_autoencoder,
     )
-
-
-def _claim(run: Path, info: dict[str, Any], resume: bool) -> None:
-    """Write run.json where there is none; refuse a directory that holds another run."""
-    path = run / "run.json"
-    if not path.exists():
-        write_json(path, info)
-        return
-    if not resume:
-        raise ValueError(f"{run} already holds a run: pass --resume or another --run")
-    found, wanted = read_json(path), json.loads(json.dumps(info))
-    for side in (found, wanted):  # what a resumed run may change; the trainer refuses fewer epochs
-        side.pop("command", None)
-        side["training"].pop("epochs")
-        side["data"] = {k: v for k, v in side["data"].items() if k not in ("root", "download")}
-    different = [name for name in wanted if found.get(name) != wanted[name]]
-    if different:
-        raise ValueError(f"{run} holds a run with other settings: {', '.join(different)} differ")
 
 
 def accuracy(network: nn.Module, dataset: ArrayDataset, batch_size: int = 500) -> float:

@@ -1,0 +1,208 @@
+"""``robustgen train MODEL``, ``sample``, and the detectors over trained generative models."""
+
+import json
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustgen import detectors as detector_room
+from robustgen.checks import nearest
+from robustgen.commands.runs import CALIBRATION, DataSpec, claim
+from robustgen.data import ArrayDataset, heldout_classes, require_nonempty, split
+from robustgen.detectors import Detector
+from robustgen.files import read_json, write_bytes, write_json
+from robustgen.generative import fit, load, model_classes
+from robustgen.generative.pictures import Pictures, grid_png
+
+__all__ = ["generative_detector", "parse_options", "sample_images", "train_generative", "training_data"]
+
+SCORED = 2000  # inputs at most that a detector over a generative model is fitted on, and likewise calibrated on
+_ALIASES = {"ebm": "energymodel", "pixelcnn++": "pixelcnnplusplus"}
+
+
+def parse_options(settings: Iterable[str]) -> dict[str, Any]:
+    """``name=value`` pairs as keyword arguments; values are JSON where they can be, else text.
+
+    >>> parse_options(["latent=16", "likelihood=bernoulli"])
+    {'latent': 16, 'likelihood': 'bernoulli'}
+    """
+    found: dict[str, Any] = {}
+    for setting in settings:
+        name, equals, value = setting.partition("=")
+        if not equals or not name:
+            raise ValueError(f"--set {setting}: write name=value")
+        try:
+            found[name] = json.loads(value)
+        except json.JSONDecodeError:
+            found[name] = value
+    return found
+
+
+def train_generative(
+    *,
+    run: Path,
+    data: DataSpec,
+    model: str,
+    options: dict[str, Any],
+    hold_out: tuple[str, ...] = (),
+    epochs: int = 10,
+    batch_size: int = 128,
+    lr: float | None = None,
+    ema: float | None = None,
+    precision: str = "float32",
+    clip_norm: float | None = None,
+    seed: int = 0,
+    device: str | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    command: str | None = None,
+) -> dict[str, Any]:
+    """Train a generative model, with sample grids and loss curves as it goes, and write it to ``run``.
+
+    A tenth of the training data is kept from training: its loss is logged, and detectors are calibrated on it.
+    """
+    kind = _class_called(model, model_classes(), _ALIASES)
+    whole = require_nonempty(data.read("train"))
+    rest, train, held_back = _parts(whole, hold_out)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = _construct(kind, tuple(rest.x.shape[1:]), options=options)
+    info = {
+        "format": 1,
+        "data": asdict(data),
+        "classes": list(rest.classes),
+        "held_out": [name for name in whole.classes if name not in rest.classes],
+        "generative": {"model": kind.__name__, "config": network.config},
+        "training": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "ema": ema, "precision": precision}
+        | {"clip_norm": clip_norm, "seed": seed},
+        "command": command,
+    }
+    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process writes and prints
+    if first:
+        claim(run, info, resume)
+
+    def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        made = network.optimizer(parameters)
+        for group in made.param_groups:
+            group["lr"] = group["lr"] if lr is None else lr
+        return made
+
+    history = fit(
+        network,
+        train,
+        held_back,
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=batch_size,
+        ema=ema,
+        precision=precision,
+        clip_norm=clip_norm,
+        seed=seed,
+        device=device,
+        run_dir=run,
+        resume=resume,
+        progress=progress,
+        after_epoch=Pictures(run),
+    )
+    if not first:
+        return {}
+    write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
+    found = {k: v for k, v in history[-1].items() if k not in ("epoch", "step")}
+    return {"run": str(run), "model": repr(kind.__name__), "epochs": len(history)} | found
+
+
+def sample_images(run: Path, n: int, out: Path, *, seed: int = 0, device: str | None = None) -> None:
+    """Draw n images from the model in ``run`` into a .png grid or an .npz file (uint8 "x")."""
+    if out.suffix not in (".png", ".npz"):
+        raise ValueError(f"{out}: name it .png or .npz")
+    if n < 1:
+        raise ValueError(f"n must be at least 1, got {n}")
+    model = load(run)
+    if device is not None:
+        model.to(device)
+    x = model.sample(n, generator=torch.Generator(model.device).manual_seed(seed))
+    if out.suffix == ".png":
+        write_bytes(out, grid_png(x))
+    else:
+        import io
+
+        import numpy as np
+
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, x=(255 * x).round().to(torch.uint8).cpu().numpy())
+        write_bytes(out, buffer.getvalue())
+
+
+def generative_detector(
+    runs: Sequence[Path], name: str | None, options: dict[str, Any], *, device: str | None = None
+) -> tuple[Detector, tuple[int, ...] | None, dict[str, Any]]:
+    """A detector over the model of the first run (and the others, where it compares several), fitted and calibrated.
+
+    It is fitted on training data of the first run and calibrated on what that kept from training, at most ``SCORED``
+    inputs each, and kept in the run. The shape of its inputs and run.json come with it.
+    """
+    models, info = [load(run) for run in runs], read_json(runs[0] / "run.json")
+    default = "likelihood" if models[0].log_prob_kind is not None else "discriminator"
+    kind = _class_called(name or default, _detector_classes(), {})
+    for model in models:
+        if device is not None:
+            model.to(device)
+    if any(model.shape != models[0].shape for model in models):
+        raise ValueError(f"the models are of images of different shapes: {', '.join(str(m.shape) for m in models)}")
+    detector = _construct(kind, models[0] if len(models) == 1 else models, options=options)
+    place = runs[0] / "detectors" / kind.__name__
+    if (place / "detector.json").is_file():
+        record = read_json(place / "detector.json")
+        if record["config"] == json.loads(json.dumps(detector.config)):
+            try:
+                return kind.load(place, model=detector.model), models[0].shape, info
+            except ValueError:
+                pass  # fitted on other weights: the run was resumed since, or another background given
+    source = DataSpec(**info["data"])
+    _, train, held_back = _parts(source.read("train", models[0].shape), tuple(info["held_out"]))
+    detector.fit(train.take(SCORED)).calibrate(held_back.take(SCORED))
+    detector.save(place)
+    return detector, models[0].shape, info
+
+
+def training_data(info: dict[str, Any], shape: tuple[int, ...]) -> ArrayDataset:
+    """All that a run was trained or calibrated on."""
+    return _parts(DataSpec(**info["data"]).read("train", shape), tuple(info["held_out"]))[0]
+
+
+def _parts(whole: ArrayDataset, hold_out: Sequence[str]) -> tuple[ArrayDataset, ArrayDataset, ArrayDataset]:
+    """What is left of the training data, what of it is trained on, and what is kept back, the same for every seed."""
+    rest = whole
+    if hold_out:
+        numbers = [int(c) if c.isdecimal() and c not in whole.classes else c for c in hold_out]
+        rest, _ = heldout_classes(whole, numbers)
+    train, held_back = split(rest, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=rest.y is not None)
+    return rest, train, held_back
+
+
+def _detector_classes() -> dict[str, type[Detector]]:
+    found = [getattr(detector_room, name) for name in detector_room.__all__]
+    return {c.__name__: c for c in found if isinstance(c, type) and issubclass(c, Detector) and c is not Detector}
+
+
+def _class_called(name: str, known: dict[str, type], aliases: dict[str, str]) -> type[Any]:
+    """The class that is meant, however it is spelled: ``pixel-cnn`` is PixelCNN."""
+    plain = name.lower().replace("-", "").replace("_", "")
+    by_plain = {c.lower(): kind for c, kind in known.items()}
+    plain = aliases.get(plain, plain)
+    if plain not in by_plain:
+        raise ValueError(f"unknown {name!r}; {nearest(name.lower(), by_plain)}")
+    return by_plain[plain]
+
+
+def _construct(kind: type[Any], first: Any, *, options: dict[str, Any]) -> Any:
+    """``kind(first, **options)``; ValueError for an option that it does not have."""
+    try:
+        return kind(first, **options)
+    except TypeError as error:
+        raise ValueError(f"{kind.__name__}: {error}; see --set") from None

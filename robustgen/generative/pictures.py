@@ -1,0 +1,70 @@
+"""What a training looks like as it goes: sample grids and loss curves."""
+
+import io
+import math
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from robustgen.files import write_bytes
+from robustgen.generative.base import GenerativeModel
+
+__all__ = ["Pictures", "grid_png"]
+
+SAMPLES = 16
+
+
+def grid_png(x: Tensor) -> bytes:
+    """A PNG of images x (N, C, H, W) in [0, 1], C 1 or 3, N > 0, row by row in a near-square grid.
+
+    Raises:
+        ValueError: not such images.
+
+    >>> grid_png(torch.rand(5, 1, 8, 8))[1:4]
+    b'PNG'
+    """
+    from torchvision.utils import save_image
+
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
+        raise ValueError(f"a grid needs images (N, 1 or 3, H, W), got {tuple(x.shape)}")
+    buffer = io.BytesIO()
+    save_image(x.float().cpu(), buffer, format="png", nrow=math.ceil(math.sqrt(len(x))), pad_value=0.5)
+    return buffer.getvalue()
+
+
+class Pictures:
+    """For ``Trainer(after_epoch=...)``: ``samples/epoch-0001.png``, ... and ``curves.png`` in ``run_dir``.
+
+    Args:
+        run_dir: made if missing.
+        samples: images in a grid.
+    """
+
+    def __init__(self, run_dir: str | Path, samples: int = SAMPLES) -> None:
+        self.run_dir, self.samples = Path(run_dir), samples
+
+    def __call__(self, model: nn.Module, history: list[dict[str, float]]) -> None:
+        assert isinstance(model, GenerativeModel)
+        if model.shape[0] in (1, 3):
+            name = f"epoch-{history[-1]['epoch']:04.0f}.png"
+            write_bytes(self.run_dir / "samples" / name, grid_png(model.sample(self.samples)))
+        write_bytes(self.run_dir / "curves.png", _curves(history))
+
+
+def _curves(history: list[dict[str, float]]) -> bytes:
+    """Every loss, in training and on held-back data, against the epoch."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(6, 4), layout="constrained")
+    axes = figure.add_subplot()
+    epochs = [row["epoch"] for row in history]
+    names = [name for name in history[-1] if name.endswith("loss")]
+    for name in names:
+        points = [row.get(name, math.nan) for row in history]  # a player may have had no turn in a short epoch
+        axes.plot(epochs, points, marker=".", linestyle="--" if name.startswith("val_") else "-", label=name)
+    axes.set_xlabel("epoch")
+    axes.legend()
+    buffer = io.BytesIO()
+    FigureCanvasAgg(figure).print_png(buffer)
+    return buffer.getvalue()
