@@ -1,8 +1,51 @@
 """Detectors: score inputs for being off the training manifold, with calibrated false-alarm rates."""
 
+from robustgen.detectors.autoencoder_reconstruction import AutoencoderReconstruction
 from robustgen.detectors.base import Detector
+from robustgen.detectors.compressed_size import CompressedSize
+from robustgen.detectors.density_of_states import DensityOfStates
+from robustgen.detectors.discriminator import Discriminator
+from robustgen.detectors.energy import Energy
+from robustgen.detectors.input_complexity import InputComplexity
+from robustgen.detectors.k_nearest_features import KNearestFeatures
+from robustgen.detectors.likelihood import Likelihood
+from robustgen.detectors.likelihood_ratio import LikelihoodRatio, mutate
+from robustgen.detectors.likelihood_regret import LikelihoodRegret
 from robustgen.detectors.loading import load
+from robustgen.detectors.mahalanobis import Mahalanobis
+from robustgen.detectors.max_logit import MaxLogit
+from robustgen.detectors.max_softmax import MaxSoftmax
+from robustgen.detectors.mean_brightness import MeanBrightness
+from robustgen.detectors.nearest_neighbour import NearestNeighbour
+from robustgen.detectors.pca_residual import PCAResidual
 from robustgen.detectors.reconstruction import ReconstructionError
 from robustgen.detectors.sklearn_interface import OutlierEstimator, as_sklearn
+from robustgen.detectors.typicality import Typicality
+from robustgen.detectors.waic import WAIC
 
-__all__ = ["Detector", "OutlierEstimator", "ReconstructionError", "as_sklearn", "load"]
+__all__ = [
+    "WAIC",
+    "AutoencoderReconstruction",
+    "CompressedSize",
+    "DensityOfStates",
+    "Detector",
+    "Discriminator",
+    "Energy",
+    "InputComplexity",
+    "KNearestFeatures",
+    "Likelihood",
+    "LikelihoodRatio",
+    "LikelihoodRegret",
+    "Mahalanobis",
+    "MaxLogit",
+    "MaxSoftmax",
+    "MeanBrightness",
+    "NearestNeighbour",
+    "OutlierEstimator",
+    "PCAResidual",
+    "ReconstructionError",
+    "Typicality",
+    "as_sklearn",
+    "load",
+    "mutate",
+]

@@ -2,7 +2,7 @@
 
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,11 +30,11 @@ class Detector(ABC):
     ``fit`` on in-distribution data, ``calibrate`` on other in-distribution data, then ``p_value`` or ``flag``. The
     model is queried in eval mode with frozen parameters and is left exactly as it was.
 
-    A subclass is one paper: it gives ``_fit`` and ``_score``, and its constructor takes the model first, then
-    JSON-able options, each kept in an attribute of the same name.
+    A subclass is one paper: it gives ``_score`` and, where there is something to learn, ``_fit``; its constructor takes
+    the model or models first, then JSON-able options, each kept in an attribute of the same name.
 
     Args:
-        model: the network that the scores come from.
+        model: the network that the scores come from, or a sequence of several, kept as one ``nn.ModuleList``.
         batch_size: inputs scored at once; the scores do not depend on it.
 
     Attributes:
@@ -42,18 +42,20 @@ class Detector(ABC):
         calibration_: what ``calibrate`` learned; None before, and again after another ``fit``.
     """
 
-    def __init__(self, model: nn.Module, batch_size: int = 256) -> None:
-        if not isinstance(model, nn.Module):
-            raise TypeError(f"{type(self).__name__} needs an nn.Module, got {type(model).__name__}")
+    def __init__(self, model: nn.Module | Sequence[nn.Module], batch_size: int = 256) -> None:
+        for one in model if isinstance(model, Sequence) else [model]:
+            if not isinstance(one, nn.Module):
+                raise TypeError(f"{type(self).__name__} needs an nn.Module, got {type(one).__name__}")
         if batch_size < 1:
             raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-        self.model, self.batch_size = model, batch_size
+        self.model: nn.Module = nn.ModuleList(model) if isinstance(model, Sequence) else model
+        self.batch_size = batch_size
         self.statistics_: dict[str, Tensor] | None = None
         self.calibration_: ConformalCalibration | None = None
 
-    @abstractmethod
     def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
-        """What there is to learn from batches of x (B, ...) on the model's device and y (B,) or None."""
+        """What there is to learn from batches of x (B, ...) on the model's device and y (B,) or None; here nothing."""
+        return {}
 
     @abstractmethod
     def _score(self, x: Tensor) -> Tensor:
@@ -183,8 +185,8 @@ class Detector(ABC):
         write_json(Path(directory) / "detector.json", record)
 
     @classmethod
-    def load(cls, directory: str | Path, *, model: nn.Module) -> "Self":
-        """Read what ``save`` wrote, for the same model with the same weights.
+    def load(cls, directory: str | Path, *, model: nn.Module | Sequence[nn.Module]) -> "Self":
+        """Read what ``save`` wrote, for the same model or models with the same weights.
 
         Raises:
             FileNotFoundError: no detector in ``directory``.
@@ -198,9 +200,9 @@ class Detector(ABC):
         tensors = load_tensors(path.with_name("detector.safetensors"))
         if record["tensors"] != fingerprint(tensors):
             raise ValueError(f"{directory}: detector.json and detector.safetensors are not from the same save")
-        if record["model"] != model_fingerprint(model):
-            raise ValueError(f"{directory}: fitted on a model with other weights; fit and calibrate again for this one")
         detector = cls(model, **record["config"])
+        if record["model"] != model_fingerprint(detector.model):
+            raise ValueError(f"{directory}: fitted on a model with other weights; fit and calibrate again for this one")
         scores = tensors.pop("calibration.scores", None)
         detector.statistics_ = {name.removeprefix("fitted."): s for name, s in tensors.items()}
         detector.calibration_ = None if scores is None else ConformalCalibration(scores)

@@ -1,6 +1,7 @@
 """Loading a detector without knowing its class."""
 
 import importlib
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import nn
@@ -12,11 +13,11 @@ from robustgen.files import read_json
 __all__ = ["load"]
 
 
-def load(directory: str | Path, *, model: nn.Module) -> Detector:
+def load(directory: str | Path, *, model: nn.Module | Sequence[nn.Module]) -> Detector:
     """The detector that :meth:`Detector.save` wrote to ``directory``, of whichever public class it is.
 
     Args:
-        model: the network that it was fitted on, with the same weights.
+        model: the network that it was fitted on, or the sequence of them, with the same weights.
 
     Raises:
         FileNotFoundError, ValueError: as :meth:`Detector.load` does, or no such class in ``robustgen.detectors``.

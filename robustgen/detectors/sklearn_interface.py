@@ -105,5 +105,5 @@ class OutlierEstimator(OutlierMixin, BaseEstimator):
     def _tensor(self, X: "ArrayLike") -> Tensor:
         array = check_array(X, dtype=np.float64, allow_nd=True)
         dtypes = [p.dtype for p in self.detector.model.parameters() if p.is_floating_point()]
-        x = torch.tensor(array, dtype=dtypes[0] if dtypes else torch.float32)
+        x = torch.tensor(array, dtype=dtypes[0] if dtypes else torch.float64)
         return x if self.shape is None else x.reshape(len(x), *self.shape)

@@ -1,0 +1,44 @@
+"""How many bits a lossless compressor needs for an image."""
+
+import bz2
+import io
+import zlib
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from robustgen.checks import check_images
+
+__all__ = ["compressed_bits"]
+
+
+def compressed_bits(x: Tensor) -> Tensor:
+    """Bits (N,), of x's dtype and device, of the shortest of PNG, zlib and bzip2 for each image at 8 bits a value.
+
+    PNG wins on photographs, the others, which have no header, on small drawings. Constant: no gradient passes.
+
+    Args:
+        x: images (N, C, H, W) in [0, 1]; other numbers of channels than 1 and 3 are laid below one another for PNG.
+
+    Raises:
+        TypeError, ValueError: not such images.
+
+    >>> flat, noise = torch.zeros(1, 1, 8, 8), torch.rand(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    >>> bool(compressed_bits(flat) < compressed_bits(noise))
+    True
+    """
+    if check_images(x, (0.0, 1.0)).ndim != 4:
+        raise ValueError(f"compressed sizes are of images (N, C, H, W), got shape {tuple(x.shape)}")
+    pixels = (x.detach() * 255).round().to(torch.uint8).cpu().numpy()
+    return torch.tensor([8.0 * _shortest(image) for image in pixels], dtype=x.dtype, device=x.device)
+
+
+def _shortest(image: "np.ndarray[tuple[int, ...], np.dtype[np.uint8]]") -> int:
+    """Bytes for one image (C, H, W)."""
+    drawn = np.ascontiguousarray(image.transpose(1, 2, 0)) if len(image) == 3 else image.reshape(-1, image.shape[2])
+    png = io.BytesIO()
+    Image.fromarray(drawn).save(png, "PNG", optimize=True)
+    raw = image.tobytes()
+    return min(png.tell(), len(zlib.compress(raw, 9)), len(bz2.compress(raw, 9)))

@@ -1,0 +1,118 @@
+"""How usual an image is among the training images, by what models say of it.
+
+Morningstar, Ham, Gallagher et al., "Density of States Estimation for Out-of-Distribution Detection", AISTATS 2021,
+equation 6: densities of model statistics, one kernel density estimate for each (DoSE-KDE) or a one-class support
+vector machine of all (DoSE-SVM).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.detectors.base import Detector
+from robustgen.detectors.likelihood import check_likelihood
+
+if TYPE_CHECKING:
+    from robustgen.generative import GenerativeModel
+
+__all__ = ["DensityOfStates"]
+
+_ESTIMATORS = ("kde", "svm")
+_IMPORTANCE_SAMPLES = 16  # the paper's
+
+
+def model_statistics(model: "GenerativeModel", x: Tensor) -> list[Tensor]:
+    """What the paper asks a model about images x, each (N,): log p(x), or five numbers of a latent-variable model.
+
+    These are log p(x | z), KL(q || p), the entropy of q, its cross-entropy to the prior, and the importance-weighted
+    bound, with q the diagonal Gaussian that the encoder gives.
+    """
+    if not hasattr(model, "elbo_terms"):
+        return [model.log_prob(x)]
+    reconstruction, kl = model.elbo_terms(x)
+    log_std = model.encode(x).log_std  # (N, D)
+    entropy = log_std.sum(1) + 0.5 * log_std.shape[1] * math.log(2 * math.pi * math.e)
+    bound = model.importance_weighted_log_prob(x, samples=_IMPORTANCE_SAMPLES)
+    return [reconstruction, kl, entropy, kl + entropy, bound]
+
+
+class DensityOfStates(Detector):
+    """score(x) = -log density of T(x), T the statistics of the model, as estimated on the data of ``fit``.
+
+    "kde": the sum over statistics of the log of a Gaussian kernel density estimate, with Scott's bandwidth n^(-1/5)
+    standard deviations. "svm": minus the decision function of scikit-learn's one-class SVM, with its own defaults, of
+    the standardised statistics; it levels off far from the data.
+
+    Args:
+        model: a :class:`~robustgen.generative.GenerativeModel` with a likelihood, or a sequence of several, of which
+            all statistics are taken.
+        estimator: "kde" or "svm".
+        batch_size: inputs scored at once.
+
+    Raises:
+        TypeError: a model without likelihood.
+        ValueError: another estimator, or in ``fit`` a statistic that is the same for all data.
+    """
+
+    def __init__(
+        self,
+        model: "GenerativeModel | Sequence[GenerativeModel]",
+        estimator: str = "kde",
+        *,
+        batch_size: int = 256,
+    ) -> None:
+        super().__init__(model, batch_size)
+        if estimator not in _ESTIMATORS:
+            raise ValueError(f"estimator must be 'kde' or 'svm', got {estimator!r}")
+        self.models = list(self.model) if isinstance(self.model, nn.ModuleList) else [self.model]
+        for one in self.models:
+            check_likelihood(one, "DensityOfStates")
+        self.estimator = estimator
+
+    def _states(self, x: Tensor) -> Tensor:
+        return torch.stack([s for model in self.models for s in model_statistics(model, x)], dim=1)  # (N, S)
+
+    def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+        states = torch.cat([self._states(x) for x, _ in batches]).double()  # (M, S)
+        mean, std = states.mean(0), states.std(0)
+        if not bool((std > 0).all()):
+            raise ValueError(
+                "a statistic of the model is the same for all data: DensityOfStates needs more or other data"
+            )
+        standardised = (states - mean) / std
+        fitted = {"mean": mean, "std": std}
+        return fitted | ({"points": standardised} if self.estimator == "kde" else _support_vectors(standardised))
+
+    def _score(self, x: Tensor) -> Tensor:
+        states = self._states(x)
+        fitted = {name: s.to(states.device) for name, s in self.statistics.items()}
+        standardised = (states.double() - fitted["mean"]) / fitted["std"]
+        if self.estimator == "svm":
+            distances = (standardised[:, None] - fitted["support"]).square().sum(2)  # (N, M)
+            decision = torch.exp(-fitted["gamma"] * distances) @ fitted["weights"] + fitted["intercept"]
+            return -decision.to(states)
+        columns = zip(standardised.T, fitted["points"].T, fitted["std"], strict=True)
+        return -sum(_log_kde(t, points) - std.log() for t, points, std in columns).to(states)
+
+
+def _log_kde(t: Tensor, points: Tensor) -> Tensor:
+    """log density (N,) at t (N,) of the kernel density estimate of ``points`` (M,) of unit standard deviation."""
+    bandwidth = len(points) ** -0.2
+    kernels = -0.5 * ((t[:, None] - points) / bandwidth).square()  # (N, M)
+    return kernels.logsumexp(1) - math.log(len(points) * bandwidth * math.sqrt(2 * math.pi))
+
+
+def _support_vectors(states: Tensor) -> dict[str, Tensor]:
+    """What the decision function of a one-class SVM of states (M, S) is made of, so that no pickle is needed."""
+    from sklearn.svm import OneClassSVM
+
+    svm = OneClassSVM(gamma=(gamma := 1 / states.shape[1])).fit(states.cpu().numpy())
+    return {
+        "support": torch.from_numpy(svm.support_vectors_),
+        "weights": torch.from_numpy(svm.dual_coef_[0].copy()),
+        "intercept": torch.from_numpy(svm.intercept_),
+        "gamma": torch.tensor(gamma, dtype=torch.float64),
+    }

@@ -1,0 +1,37 @@
+"""The free energy of a classifier's logits.
+
+Liu, Wang, Owens and Li, "Energy-based Out-of-distribution Detection", NeurIPS 2020, equation 4.
+"""
+
+from torch import Tensor, nn
+
+from robustgen.detectors.base import Detector
+from robustgen.model import logits_of
+
+__all__ = ["Energy"]
+
+
+class Energy(Detector):
+    """score(x) = -T log sum over classes of exp(logit / T). Nothing is learned in ``fit``.
+
+    Args:
+        model: a classifier.
+        temperature: T > 0.
+        batch_size: inputs scored at once.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+
+    >>> import torch
+    >>> Energy(nn.Identity()).fit(torch.zeros(1, 2)).score(torch.zeros(1, 2))  # -log 2
+    tensor([-0.6931])
+    """
+
+    def __init__(self, model: nn.Module, temperature: float = 1.0, *, batch_size: int = 256) -> None:
+        super().__init__(model, batch_size)
+        if not temperature > 0:
+            raise ValueError(f"temperature must be positive, got {temperature}")
+        self.temperature = temperature
+
+    def _score(self, x: Tensor) -> Tensor:
+        return -self.temperature * (logits_of(self.model(x)) / self.temperature).logsumexp(1)

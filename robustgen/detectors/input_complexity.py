@@ -1,0 +1,44 @@
+"""The likelihood, less what the image's complexity explains of it.
+
+Serra, Alvarez, Gomez et al., "Input Complexity and Out-of-Distribution Detection with Likelihood-Based Generative
+Models", ICLR 2020, equation 1: a ratio of likelihoods, in which a universal compressor is the other model.
+"""
+
+import math
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from robustgen.detectors.base import Detector
+from robustgen.detectors.compression import compressed_bits
+from robustgen.detectors.likelihood import check_likelihood
+
+if TYPE_CHECKING:
+    from robustgen.generative import GenerativeModel
+
+__all__ = ["InputComplexity"]
+
+
+class InputComplexity(Detector):
+    """score(x) = -log2 p(x) - L(x), in bits, with L the shortest of a few lossless compressors. Nothing is learned.
+
+    L is of the pixels that the model sees: of the binarized image for a model of binary images. Gradients are those of
+    the likelihood alone, since L is constant almost everywhere.
+
+    Args:
+        model: a :class:`~robustgen.generative.GenerativeModel` with a likelihood, of pixels of discrete levels: a
+            density over continuous values counts no bits.
+        batch_size: inputs scored at once.
+
+    Raises:
+        TypeError: a model without likelihood.
+    """
+
+    def __init__(self, model: "GenerativeModel", *, batch_size: int = 256) -> None:
+        super().__init__(model, batch_size)
+        check_likelihood(model, "InputComplexity")
+
+    def _score(self, x: Tensor) -> Tensor:
+        pixels = getattr(self.model, "pixels", None)
+        seen = x if pixels is None else pixels(x)
+        return -self.model.log_prob(x) / math.log(2) - compressed_bits(seen)

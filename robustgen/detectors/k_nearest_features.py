@@ -1,0 +1,52 @@
+"""The distance to the k-th nearest training example in a classifier's features.
+
+Sun, Ming, Zhu and Li, "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022, section 3.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from robustgen.detectors.base import Detector
+from robustgen.detectors.features import FeatureExtractor
+from robustgen.detectors.neighbours import nearest_distances
+
+__all__ = ["KNearestFeatures"]
+
+
+class KNearestFeatures(Detector):
+    """score(x) = distance of f(x) / |f(x)| to the k-th nearest of the examples of ``fit``, in [0, 2].
+
+    The examples' features are kept, and saved with the detector.
+
+    Args:
+        model: a classifier.
+        layer: whose output f is, see :class:`~robustgen.detectors.features.FeatureExtractor`; None: the input of the
+            last ``nn.Linear``.
+        k: the paper takes 50 of 50,000 examples.
+        batch_size: inputs scored at once.
+
+    Raises:
+        ValueError: no such layer, k below 1, or in ``fit`` fewer than k examples.
+    """
+
+    def __init__(self, model: nn.Module, layer: str | None = None, k: int = 50, *, batch_size: int = 256) -> None:
+        super().__init__(model, batch_size)
+        if k < 1:
+            raise ValueError(f"k must be at least 1, got {k}")
+        self.layer, self.k, self._extractor = layer, k, FeatureExtractor(model, layer)
+
+    def _features(self, x: Tensor) -> Tensor:
+        return F.normalize(self._extractor(x)[0])  # (N, D)
+
+    def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+        bank = torch.cat([self._features(x) for x, _ in batches])
+        if len(bank) < self.k:
+            raise ValueError(f"k={self.k} neighbours need as many examples in fit, got {len(bank)}: lower k")
+        return {"bank": bank}  # (M, D)
+
+    def _score(self, x: Tensor) -> Tensor:
+        features = self._features(x)
+        return nearest_distances(features, self.statistics["bank"].to(features), self.k)[:, -1]

@@ -1,0 +1,57 @@
+"""Likelihood as a measure of novelty.
+
+Bishop, "Novelty Detection and Neural Network Validation", 1994; the importance-weighted bound in place of the ELBO:
+Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016, equation 8.
+"""
+
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from robustgen.detectors.base import Detector
+
+if TYPE_CHECKING:
+    from robustgen.generative import GenerativeModel
+
+__all__ = ["Likelihood", "check_likelihood"]
+
+
+def check_likelihood(model: object, detector: str) -> None:
+    """TypeError unless ``model`` is a generative model with a likelihood; ``detector`` is who needs it."""
+    if not callable(getattr(model, "log_prob", None)) or getattr(model, "log_prob_kind", None) is None:
+        hint = " (it has a discriminator: use Discriminator)" if hasattr(model, "discriminate") else ""
+        raise TypeError(f"{detector} needs a model with a likelihood, {type(model).__name__} has none{hint}")
+
+
+class Likelihood(Detector):
+    """score(x) = -log p(x) in nats, in the sense of the model's ``log_prob_kind``. Nothing is learned in ``fit``.
+
+    Images of low complexity may get a high likelihood whatever they show: see :class:`InputComplexity`,
+    :class:`LikelihoodRatio`, :class:`LikelihoodRegret`, :class:`Typicality`.
+
+    Args:
+        model: a :class:`~robustgen.generative.GenerativeModel` with a likelihood.
+        importance_samples: of a latent-variable model, K of the importance-weighted bound that takes the place of the
+            ELBO; None: its ``log_prob``.
+        batch_size: inputs scored at once.
+
+    Raises:
+        TypeError: a model without likelihood, or ``importance_samples`` for one without an importance-weighted bound.
+        ValueError: ``importance_samples`` below 1; in ``fit`` and ``score`` what the model's ``log_prob`` raises.
+    """
+
+    def __init__(
+        self, model: "GenerativeModel", importance_samples: int | None = None, *, batch_size: int = 256
+    ) -> None:
+        super().__init__(model, batch_size)
+        check_likelihood(model, "Likelihood")
+        if importance_samples is not None and not hasattr(model, "importance_weighted_log_prob"):
+            raise TypeError(f"{type(model).__name__} has no importance-weighted bound: leave importance_samples out")
+        if importance_samples is not None and importance_samples < 1:
+            raise ValueError(f"importance_samples must be at least 1, got {importance_samples}")
+        self.importance_samples = importance_samples
+
+    def _score(self, x: Tensor) -> Tensor:
+        if self.importance_samples is None:
+            return -self.model.log_prob(x)
+        return -self.model.importance_weighted_log_prob(x, samples=self.importance_samples)

@@ -1,0 +1,72 @@
+"""The Mahalanobis distance to the nearest class in a classifier's features.
+
+Lee, Lee, Lee and Shin, "A Simple Unified Framework for Detecting Out-of-Distribution Samples and Adversarial Attacks",
+NeurIPS 2018, equations 1 and 2, of one layer and without the perturbation of inputs.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.detectors.base import Detector
+from robustgen.detectors.features import FeatureExtractor
+from robustgen.model import logits_of
+
+__all__ = ["Mahalanobis"]
+
+
+class Mahalanobis(Detector):
+    """score(x) = min over classes c of (f(x) - m_c)' S^-1 (f(x) - m_c), with S the covariance tied over classes.
+
+    With S = L L', it is the squared Euclidean distance after multiplication by L^-1: features and means are whitened
+    once, and one matrix product gives the distances to all classes. In float64.
+
+    Classes are the labels of ``fit``; where there are none, those that the classifier itself says.
+
+    Args:
+        model: a classifier.
+        layer: whose output f is, see :class:`~robustgen.detectors.features.FeatureExtractor`; None: the input of the
+            last ``nn.Linear``.
+        shrinkage: weight in [0, 1] of the mean variance on the diagonal in S, against directions without variance, such
+            as units that never fire, which would count infinitely.
+        batch_size: inputs scored at once.
+
+    Raises:
+        ValueError: no such layer, ``shrinkage`` outside [0, 1], or in ``fit`` a covariance that is singular.
+    """
+
+    def __init__(
+        self, model: nn.Module, layer: str | None = None, shrinkage: float = 1e-3, *, batch_size: int = 256
+    ) -> None:
+        super().__init__(model, batch_size)
+        if not 0 <= shrinkage <= 1:
+            raise ValueError(f"shrinkage must be in [0, 1], got {shrinkage}")
+        self.layer, self.shrinkage, self._extractor = layer, shrinkage, FeatureExtractor(model, layer)
+
+    def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+        features, labels = [], []
+        for x, y in batches:
+            states, output = self._extractor(x)
+            features.append(states.double())
+            labels.append(logits_of(output).argmax(1) if y is None else y.to(x.device))
+        f, classes = torch.cat(features), torch.cat(labels).unique(return_inverse=True)[1]  # (N, D), (N,)
+        counts = classes.bincount().to(f)
+        means = f.new_zeros(len(counts), f.shape[1]).index_add_(0, classes, f) / counts[:, None]  # (C, D)
+        within = f - means[classes]
+        covariance = within.T @ within / len(f)
+        average = covariance.diagonal().mean()
+        covariance = (1 - self.shrinkage) * covariance + self.shrinkage * average * torch.eye(len(covariance)).to(f)
+        factor, failed = torch.linalg.cholesky_ex(covariance)
+        if failed:
+            raise ValueError("the covariance of the features is singular: fit on more data, or set a larger shrinkage")
+        whitening = torch.linalg.solve_triangular(factor, torch.eye(len(factor)).to(f), upper=False)  # L^-1
+        mean = f.mean(0)  # distances are taken about it, so that no digits cancel in the expanded square
+        return {"mean": mean, "whitening": whitening, "classes": (means - mean) @ whitening.T}
+
+    def _score(self, x: Tensor) -> Tensor:
+        features = self._extractor(x)[0]
+        mean, whitening, classes = (self.statistics[k].to(features.device) for k in ("mean", "whitening", "classes"))
+        white = (features.double() - mean) @ whitening.T  # (N, D)
+        distances = white.square().sum(1, keepdim=True) - 2 * white @ classes.T + classes.square().sum(1)  # (N, C)
+        return distances.amin(1).to(features)

@@ -1,0 +1,30 @@
+"""The largest logit of a classifier.
+
+Hendrycks, Basart, Mazeika et al., "Scaling Out-of-Distribution Detection for Real-World Settings", ICML 2022.
+"""
+
+from torch import Tensor, nn
+
+from robustgen.detectors.base import Detector
+from robustgen.model import logits_of
+
+__all__ = ["MaxLogit"]
+
+
+class MaxLogit(Detector):
+    """score(x) = minus the largest logit. Nothing is learned in ``fit``.
+
+    Args:
+        model: a classifier.
+        batch_size: inputs scored at once.
+
+    >>> import torch
+    >>> MaxLogit(nn.Identity()).fit(torch.zeros(1, 2)).score(torch.tensor([[1.0, 3.0]]))
+    tensor([-3.])
+    """
+
+    def __init__(self, model: nn.Module, *, batch_size: int = 256) -> None:
+        super().__init__(model, batch_size)
+
+    def _score(self, x: Tensor) -> Tensor:
+        return -logits_of(self.model(x)).amax(1)

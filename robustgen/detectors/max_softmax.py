@@ -1,0 +1,33 @@
+"""The confidence of a classifier.
+
+Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples in Neural Networks", ICLR
+2017, section 3.
+"""
+
+from torch import Tensor, nn
+
+from robustgen.detectors.base import Detector
+from robustgen.model import logits_of
+
+__all__ = ["MaxSoftmax"]
+
+
+class MaxSoftmax(Detector):
+    """score(x) = -log of the largest class probability, in nats, >= 0. Nothing is learned in ``fit``.
+
+    The logarithm leaves the order as it is and keeps apart what would round to a probability of 1.
+
+    Args:
+        model: a classifier, with logits.
+        batch_size: inputs scored at once.
+
+    >>> import torch
+    >>> MaxSoftmax(nn.Identity()).fit(torch.zeros(1, 2)).score(torch.zeros(1, 2))  # log 2
+    tensor([0.6931])
+    """
+
+    def __init__(self, model: nn.Module, *, batch_size: int = 256) -> None:
+        super().__init__(model, batch_size)
+
+    def _score(self, x: Tensor) -> Tensor:
+        return -logits_of(self.model(x)).log_softmax(1).amax(1)

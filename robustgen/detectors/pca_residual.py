@@ -1,0 +1,59 @@
+"""What the leading principal components leave of an input.
+
+Pearson, "On Lines and Planes of Closest Fit to Systems of Points in Space", 1901; the residual as a test of an
+observation: Jackson and Mudholkar, "Control Procedures for Residuals Associated with Principal Component Analysis",
+1979, equation 2.2.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.detectors.base import Detector
+
+__all__ = ["PCAResidual"]
+
+
+class PCAResidual(Detector):
+    """score(x) = |(I - P P') (f(x) - m)|^2, with m the mean of ``fit`` and P its leading principal components.
+
+    Args:
+        model: f, what the components are of; the identity takes the inputs themselves.
+        components: number of columns of P.
+        batch_size: inputs scored at once.
+
+    Raises:
+        ValueError: ``components`` below 1, or in ``fit`` not below the number of dimensions.
+
+    >>> line = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
+    >>> PCAResidual(components=1).fit(line).score(torch.tensor([[7.0, 7.0], [0.0, 2.0]])).round(decimals=4)
+    tensor([0., 2.])
+    """
+
+    def __init__(self, model: nn.Module = nn.Identity(), components: int = 64, *, batch_size: int = 256) -> None:
+        super().__init__(model, batch_size)
+        if components < 1:
+            raise ValueError(f"components must be at least 1, got {components}")
+        self.components = components
+
+    def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+        n, mean, scatter = 0, torch.zeros(()), torch.zeros(())
+        for x, _ in batches:
+            features = self.model(x).flatten(1).double()  # (B, D)
+            # merged with the earlier batches by their means: a sum of raw squares would cancel
+            shift = features.mean(0) - mean
+            centred = features - features.mean(0)
+            scatter = scatter + centred.T @ centred + shift.outer(shift) * (n * len(x) / (n + len(x)))  # (D, D)
+            n += len(x)
+            mean = mean + shift * (len(x) / n)  # (D,)
+        if self.components >= len(mean):
+            raise ValueError(f"{self.components} components leave nothing of {len(mean)} dimensions: take fewer")
+        basis = torch.linalg.eigh(scatter).eigenvectors[:, -self.components :]  # (D, components)
+        return {"mean": mean, "basis": basis}
+
+    def _score(self, x: Tensor) -> Tensor:
+        features = self.model(x).flatten(1)
+        centred = features - self.statistics["mean"].to(features)
+        basis = self.statistics["basis"].to(features)
+        return (centred - centred @ basis @ basis.T).square().sum(1)
