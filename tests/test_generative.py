@@ -27,6 +27,16 @@ SMALL = {
             SHAPE, latent_dim=2, architecture="mlp", width=16, flow_network="conv", flow_width=8, quantization="nearest"
         ),
     ],
+    "PixelCNN": [lambda: room.PixelCNN(SHAPE, levels=2, quantization="nearest", width=8, layers=2)],
+    "GatedPixelCNN": [
+        lambda: room.GatedPixelCNN(SHAPE, levels=2, quantization="stochastic", width=8, layers=2, kernel_size=3),
+        lambda: room.GatedPixelCNN(SHAPE, levels=17, width=8, layers=1, kernel_size=3),
+    ],
+    "PixelCNNPlusPlus": [lambda: room.PixelCNNPlusPlus(SHAPE, levels=17, width=8, blocks=1, components=3)],
+    "PixelRNN": [
+        lambda: room.PixelRNN(SHAPE, levels=2, quantization="nearest", variant="row", width=4, layers=2),
+        lambda: room.PixelRNN(SHAPE, levels=2, quantization="nearest", variant="diagonal", width=4, layers=1),
+    ],
 }
 
 MODELS = sorted(model_classes())

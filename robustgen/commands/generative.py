@@ -1,5 +1,6 @@
 """``robustgen train MODEL``, ``sample``, and the detectors over trained generative models."""
 
+import inspect
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -18,6 +19,8 @@ from robustgen.detectors import Detector
 from robustgen.files import read_json, write_bytes, write_json
 from robustgen.generative import fit, load, model_classes
 from robustgen.generative.pictures import Pictures, grid_png
+from robustgen.model import evaluating
+from robustgen.training import Batch
 
 __all__ = ["generative_detector", "parse_options", "sample_images", "train_generative", "training_data"]
 
@@ -72,6 +75,9 @@ def train_generative(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = _construct(kind, tuple(rest.x.shape[1:]), options=options)
+        x, y = train.batch(torch.arange(min(4, len(train))))
+        with evaluating(network), torch.no_grad():  # data that it cannot be trained on fail here, with nothing written
+            network.validation_step(Batch(x, y, torch.arange(len(x))), 0)
     info = {
         "format": 1,
         "data": asdict(data),
@@ -202,7 +208,8 @@ def _class_called(name: str, known: dict[str, type], aliases: dict[str, str]) ->
 
 def _construct(kind: type[Any], first: Any, *, options: dict[str, Any]) -> Any:
     """``kind(first, **options)``; ValueError for an option that it does not have."""
-    try:
-        return kind(first, **options)
-    except TypeError as error:
-        raise ValueError(f"{kind.__name__}: {error}; see --set") from None
+    known = list(inspect.signature(kind).parameters)[1:]
+    for name in options:
+        if name not in known:
+            raise ValueError(f"--set {name}: {kind.__name__} has no such argument; {nearest(name, known)}")
+    return kind(first, **options)

@@ -7,10 +7,14 @@ each feature is computed once. Ramachandran, Le Paine, Khorrami et al., "Fast Ge
 Autoregressive Models", ICLR 2017 workshop, section 2.
 """
 
+from collections.abc import Callable
+from typing import Any
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["Incremental", "WindowConv2d"]
+__all__ = ["Incremental", "WindowConv2d", "sample_in_raster_order"]
 
 
 class Incremental:
@@ -46,16 +50,20 @@ class Incremental:
         return x if self.column is None else x[..., self.column : self.column + 1]
 
     def put(self, layer: nn.Module, piece: Tensor) -> Tensor:
-        """Keep ``piece`` (N, C, 1, w) of the input of ``layer``; returns all of it, zero where nothing is known."""
+        """Keep a map of ``layer`` from the piece's first point on; returns all of it, zero where nothing is known."""
         known = self._maps.get(layer)
         if known is None:
             known = piece.new_zeros(len(piece), *self.size, piece.shape[1]).permute(0, 3, 1, 2)  # windows lie together
             self._maps[layer] = known
-        if self.column is None:
-            known[:, :, self.row] = piece[:, :, 0]
-        else:
-            known[:, :, self.row, self.column] = piece[:, :, 0, 0]
+        height, width = piece.shape[2:]
+        column = self.column or 0
+        there = known[:, :, self.row : self.row + height, column : column + width]
+        there.copy_(piece[:, :, : there.shape[2], : there.shape[3]])
         return known
+
+    def known(self, layer: nn.Module) -> Tensor:
+        """What :meth:`put` has kept for ``layer``."""
+        return self._maps[layer]
 
     def weight(self, layer: "WindowConv2d") -> Tensor:
         """The layer's kernel (out, kh * kw * in), flattened once."""
@@ -137,3 +145,37 @@ def _cut(x: Tensor, top: int, bottom: int, left: int, right: int) -> Tensor:
     inside = x[:, :, max(top, 0) : max(min(bottom, height), 0), max(left, 0) : max(min(right, width), 0)]
     missing = (max(-left, 0), max(right - width, 0), max(-top, 0), max(bottom - height, 0))
     return F.pad(inside, missing) if any(missing) else inside
+
+
+def sample_in_raster_order(
+    rows: Callable[[Tensor, Incremental | None], Any],
+    pixels: Callable[[Tensor, Any, Incremental | None], Tensor],
+    draw: Callable[[Tensor, Tensor], Tensor],
+    uniforms: Tensor,
+    passes: int = 1,
+    cached: bool = True,
+) -> Tensor:
+    """Images (N, C, H, W), pixel after pixel, each drawn given those before.
+
+    Args:
+        rows: what the rows above say: of the image so far (N, C, H, W), all of it, or a row where it is told one.
+        pixels: of the image and what ``rows`` gave, the parameters (N, P, H, W) of each pixel or (N, P, 1, 1) of one.
+        draw: values (N, C, 1, 1) of parameters (N, P, 1, 1) and uniform numbers (N, C, 1, 1).
+        uniforms: (N, C, H, W) in [0, 1), the only source of randomness.
+        passes: evaluations that a pixel takes; after the k-th its first k channels are right.
+        cached: evaluate piece by piece; otherwise the whole network for each pixel, which gives the same images.
+    """
+    x = torch.zeros_like(uniforms)
+    height, width = x.shape[2:]
+    now = Incremental((height, width))
+    for r in range(height):
+        above = rows(x, now.at(r)) if cached else None
+        for c in range(width):
+            for k in range(passes):
+                if cached:
+                    parameters = pixels(x, above, now.at(r, c))
+                else:
+                    parameters = pixels(x, rows(x, None), None)[:, :, r : r + 1, c : c + 1]
+                drawn = draw(parameters, uniforms[:, :, r : r + 1, c : c + 1])
+                x[:, k:, r, c] = drawn[:, k:, 0, 0]
+    return x

@@ -4,11 +4,11 @@ van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks", I
 """
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robustgen.generative.blocks.incremental import WindowConv2d
+from robustgen.generative.blocks.incremental import Incremental, WindowConv2d
 
-__all__ = ["MaskedConv2d"]
+__all__ = ["MaskedConv2d", "MaskedHead"]
 
 
 class MaskedConv2d(WindowConv2d):
@@ -64,3 +64,16 @@ class MaskedConv2d(WindowConv2d):
 
     def kernel(self) -> Tensor:
         return self.weight * self.mask
+
+
+class MaskedHead(nn.Module):
+    """Two masked 1 x 1 convolutions behind ReLUs: from features (N, in, H, W) to parameters (N, out, H, W)."""
+
+    def __init__(self, in_channels: int, width: int, out_channels: int, groups: int = 1) -> None:
+        super().__init__()
+        self.hidden = MaskedConv2d(in_channels, width, 1, "B", groups)
+        self.out = MaskedConv2d(width, out_channels, 1, "B", groups)
+
+    def forward(self, h: Tensor, now: Incremental | None = None) -> Tensor:
+        result: Tensor = self.out(self.hidden(h.relu(), now).relu(), now)
+        return result
