@@ -1,0 +1,69 @@
+"""The command ``robustgen``: parses, calls the library, prints. torch is imported only by what needs it."""
+
+import os
+import sys
+import warnings
+from typing import Annotated
+
+import typer
+
+from robustgen import __version__
+from robustgen.cli.attack import attack
+from robustgen.cli.reproduce import demo, report, reproduce
+from robustgen.cli.score import score
+from robustgen.cli.train import sample, train
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    help="Generative models that guard networks: fortify, attack, and score inputs for distribution shift.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+
+for _command in (demo, train, sample, attack, score, reproduce, report):
+    app.command()(_command)
+
+
+@app.callback(invoke_without_command=True)
+def _version(
+    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
+) -> None:
+    if version:
+        print(f"robustgen {__version__}")
+        raise typer.Exit
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command. Exit codes: 0 done, 1 failed, 2 wrong use; errors are one line on stderr.
+
+    ``ROBUSTGEN_DEBUG=1`` in the environment shows the traceback instead.
+    """
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_, **__: print(f"robustgen: warning: {message}", file=sys.stderr)
+        return _run(arguments)
+
+
+def _run(arguments: list[str] | None) -> int:
+    interrupted = "interrupted; run it again, with --resume where the command has it, to go on from what it has written"
+    try:
+        code = typer.main.get_command(app).main(args=arguments, standalone_mode=False, prog_name="robustgen")
+        return _fail(1, interrupted) if code == 130 else 0  # how newer versions of typer report Ctrl-C
+    except KeyboardInterrupt:
+        return _fail(1, interrupted)
+    except Exception as error:
+        if type(error).__name__ == "Abort":  # how older ones do
+            return _fail(1, interrupted)
+        if os.environ.get("ROBUSTGEN_DEBUG"):
+            raise
+        if hasattr(error, "format_message"):  # the parser's own: wrong use
+            return _fail(2, f"{error.format_message()} (see robustgen --help)")
+        wrong_use = isinstance(error, ValueError | TypeError | FileNotFoundError)
+        return _fail(2 if wrong_use else 1, f"{error}" or type(error).__name__)
+
+
+def _fail(code: int, message: str) -> int:
+    print(f"robustgen: error: {' '.join(message.split())}", file=sys.stderr)
+    return code

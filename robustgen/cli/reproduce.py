@@ -1,0 +1,122 @@
+"""``robustgen demo``, ``reproduce`` and ``report``."""
+
+import tempfile
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from robustgen.cli.options import (
+    DeviceOption,
+    QuietOption,
+    RootOption,
+    SeedOption,
+    command_line,
+)
+
+__all__ = ["demo", "report", "reproduce"]
+
+
+def demo(
+    out: Annotated[Path, typer.Option("--out", help="Directory of report.json and report.html.")] = Path("demo-report"),
+    seed: SeedOption = 0,
+    smoke: Annotated[bool, typer.Option("--smoke", help="A few seconds of the same, to see that it runs.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Fortify, attack and score on scikit-learn's handwritten digits; no network access, under three minutes."""
+    from robustgen.experiments.demo import SMOKE, Scale, run_demo
+
+    run_demo(out, scale=SMOKE if smoke else Scale(), seed=seed, progress=not quiet, command=command_line())
+
+
+def reproduce(
+    experiment: Annotated[str | None, typer.Argument(help="Its name, as --list prints it.")] = None,
+    list_: Annotated[
+        bool, typer.Option("--list", help="Show all experiments, what is measured and what is not.")
+    ] = False,
+    data_root: RootOption = None,
+    scale: Annotated[str, typer.Option("--scale", help="smoke (digits, seconds), cpu or full.")] = "cpu",
+    seeds: Annotated[
+        int | None, typer.Option("--seeds", help="How many; default: what the experiment asks for.")
+    ] = None,
+    out: Annotated[Path, typer.Option("--out", help="Where results are kept.")] = Path("results"),
+    work: Annotated[
+        Path, typer.Option("--work", help="Where trained networks are kept, for cells that share them.")
+    ] = Path("runs/reproduce"),
+    cell: Annotated[str | None, typer.Option("--cell", help="Only this one: row--column--seedN.")] = None,
+    check: Annotated[
+        bool, typer.Option("--check", help="Measure a kept --cell again, from nothing, and compare.")
+    ] = False,
+    part: Annotated[str, typer.Option("--part", help="i/k: every k-th cell from the i-th, to share the work.")] = "1/1",
+    page: Annotated[Path | None, typer.Option("--page", help="Draw the page of all results to this file.")] = None,
+    device: DeviceOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """Measure a table or figure of the source theses: published numbers beside ours, cell by cell, resumable."""
+    if experiment is None and not list_ and page is None:
+        raise ValueError("name an experiment, or pass --list or --page")
+    if check and (experiment is None or cell is None):
+        raise ValueError("--check needs an experiment and its --cell")
+    from robustgen.experiments.results_page import draw_list, draw_page
+
+    if experiment is not None:
+        from robustgen.commands import reproduce as command
+
+        root = None if data_root is None else Path(data_root)
+        if check:
+            assert cell is not None
+            with tempfile.TemporaryDirectory() as fresh:
+                problems = command.check(
+                    experiment,
+                    cell,
+                    scale=scale,
+                    out=out,
+                    work=Path(fresh),
+                    data_root=root,
+                    device=device,
+                    progress=not quiet,
+                )
+            if problems:
+                raise RuntimeError("; ".join(problems))
+            print(f"{cell}: every number comes out the same")
+            return
+        print(
+            command.measure(
+                experiment,
+                scale=scale,
+                out=out,
+                work=work,
+                data_root=root,
+                seeds=seeds,
+                cell=cell,
+                part=part,
+                device=device,
+                progress=not quiet,
+                command=command_line(),
+            )
+        )
+    if page is not None:
+        from robustgen.files import write_bytes
+
+        write_bytes(page, draw_page(out).encode())
+        print(page)
+    if list_:
+        print(draw_list(out))
+
+
+def report(
+    path: Annotated[Path, typer.Argument(help="A report.json, or the directory that holds one.")],
+    out: Annotated[Path | None, typer.Option("--out", help="Page to write; default: report.html beside it.")] = None,
+    markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables instead.")] = False,
+) -> None:
+    """Draw report.html from a report.json, or print its tables as Markdown."""
+    from robustgen.evaluation.report import draw_html, draw_markdown, load_report
+    from robustgen.files import write_bytes
+
+    found = load_report(path)
+    if markdown:
+        print(draw_markdown(found))
+        return
+    page = out or (path if path.is_dir() else path.parent) / "report.html"
+    write_bytes(page, draw_html(found).encode())
+    print(page)

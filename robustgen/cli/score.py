@@ -1,0 +1,153 @@
+"""``robustgen score``."""
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from robustgen.cli.options import (
+    DeviceOption,
+    DownloadOption,
+    EpsOption,
+    LimitOption,
+    ModelOption,
+    NormOption,
+    QuietOption,
+    RootOption,
+    RunOption,
+    SeedOption,
+    SetOption,
+    WeightsOption,
+    command_line,
+    print_found,
+)
+
+__all__ = ["score"]
+
+
+def score(
+    data: Annotated[str, typer.Option("--data", help="What to score: a named set, an .npz file or an image folder.")],
+    run: RunOption = None,
+    model: ModelOption = None,
+    weights: WeightsOption = None,
+    checkpoint: Annotated[
+        list[Path] | None,
+        typer.Option("--checkpoint", help="Run of a generative model; repeated for detectors that compare several."),
+    ] = None,
+    detector_name: Annotated[
+        str | None,
+        typer.Option(
+            "--detector", help="Over --checkpoint: likelihood, typicality, input-complexity, discriminator, ..."
+        ),
+    ] = None,
+    set_: SetOption = None,
+    data_root: RootOption = None,
+    download: DownloadOption = False,
+    limit: LimitOption = None,
+    split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
+    fit_data: Annotated[
+        str | None,
+        typer.Option("--fit-data", help="For a network without a detector: inputs like its training data, new to it."),
+    ] = None,
+    layers: Annotated[str, typer.Option("--layers", help="Where its autoencoders go: auto, or names.")] = "auto",
+    epochs: Annotated[int, typer.Option("--epochs", help="Of their training.")] = 3,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Likewise.")] = 128,
+    fpr: Annotated[float, typer.Option("--fpr", help="Nominal false-alarm rate of the flag.")] = 0.05,
+    against: Annotated[
+        list[str] | None,
+        typer.Option("--against", help="Tell --data from: a data set, noise, fgsm, pgd, heldout; may be repeated."),
+    ] = None,
+    eps: EpsOption = 0.3,
+    norm: NormOption = "Linf",
+    out: Annotated[Path | None, typer.Option("--out", help="A .csv or .jsonl file; default: CSV to stdout.")] = None,
+    report: Annotated[Path | None, typer.Option("--report", help="Directory of the report of --against.")] = None,
+    seed: SeedOption = 0,
+    device: DeviceOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the summary, or one line an input.")] = False,
+    quiet: QuietOption = False,
+) -> None:
+    """Score inputs for being off the training manifold: score, p-value and flag for each.
+
+    The score is the reconstruction error of a fortified --run, or a --detector over a generative --checkpoint.
+
+    With --against, print instead how well the score tells --data from other inputs (AUROC and more).
+    """
+    from robustgen.commands import (
+        DataSpec,
+        compare_populations,
+        generative_detector,
+        open_detector,
+        parse_options,
+        score_inputs,
+        training_data,
+        write_rows,
+    )
+
+    if out is not None and out.suffix not in (".csv", ".jsonl"):
+        raise ValueError(f"{out}: name it .csv or .jsonl")
+    if report is not None and not against:
+        raise ValueError("--report is about --against")
+    if checkpoint:
+        if run is not None or model is not None or weights is not None or fit_data is not None:
+            raise ValueError("--checkpoint is a generative model: leave out --run, --model, --weights and --fit-data")
+        detector, shape, info = generative_detector(checkpoint, detector_name, parse_options(set_ or ()), device=device)
+    elif detector_name is not None or set_:
+        raise ValueError("--detector and --set go with --checkpoint, the run of a generative model")
+    else:
+        detector, shape, info = open_detector(
+            run=run,
+            model=model,
+            weights=weights,
+            fit_data=None if fit_data is None else DataSpec(fit_data, data_root, download),
+            layers=layers,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            device=device,
+            progress=not quiet,
+        )
+    spec = DataSpec(data, data_root, download, limit)
+    if out is not None or not against:
+        rows = score_inputs(detector, spec.read(split, shape), fpr)
+        write_rows(rows, out, as_json and out is None)
+        flagged = sum(row["flag"] for row in rows) / len(rows)
+        if out is not None:
+            print_found({"inputs": len(rows), "flagged": flagged, "nominal": fpr, "written": str(out)}, as_json)
+    if against:
+        others = {name: DataSpec(name, data_root, download, limit) for name in against}
+        entry = compare_populations(
+            detector,
+            spec,
+            others,
+            info,
+            part=split,
+            shape=shape,
+            seen=training_data(info, shape) if info and shape else None,
+            name=str(checkpoint[0] if checkpoint else run or model),
+            fpr=fpr,
+            eps=eps,
+            norm=norm,
+            seed=seed,
+        )
+        _print_detection(entry, as_json)
+        if report is not None:
+            from robustgen.evaluation import write_report
+            from robustgen.files import environment
+
+            found = {"title": f"Scores of {run or model} on {data}", "command": command_line(), "seed": seed}
+            found |= {"environment": environment(), "networks": [], "detection": [entry]}
+            print(f"report: {write_report(found, report)}")
+
+
+def _print_detection(entry: dict[str, Any], as_json: bool) -> None:
+    if as_json:
+        print(json.dumps(entry))
+        return
+    print(f"{len(entry['in_distribution'])} in-distribution inputs, {entry['false_alarms']:.1%} flagged")
+    for name, p in entry["populations"].items():
+        print(
+            f"{name}: AUROC {p['auroc']:.3f}, average precision {p['average_precision']:.3f} "
+            f"(chance {p['chance']:.3f}, prevalence {p['prevalence']:.3f}), FPR95 {p['fpr_at_95_tpr']:.3f}, "
+            f"{p['flagged']:.1%} flagged"
+        )

@@ -1,0 +1,112 @@
+"""Generative models on the command line: train, sample, score; what is written and what is refused."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from robustgen import cli, data
+from robustgen.generative import VAE, load
+
+SMALL = ["--set", "architecture=mlp", "--set", "width=64", "--set", "latent_dim=4"]
+BINARY = ["--set", "quantization=stochastic"]
+
+
+def run(capsys, *arguments):
+    """Exit code, stdout and stderr of one call."""
+    code = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def vae_run(tmp_path_factory):
+    where = tmp_path_factory.mktemp("runs") / "vae"
+    arguments = ["train", "vae", "--run", str(where), *SMALL, *BINARY, "--epochs", "20", "--batch-size", "32"]
+    assert cli.main([*arguments, "--hold-out", "0", "--quiet"]) == 0
+    return where
+
+
+def test_a_training_leaves_model_curves_and_samples(vae_run):
+    model = load(vae_run)
+    assert isinstance(model, VAE)
+    assert (model.latent_dim, model.width) == (4, 64)
+    rows = [json.loads(line) for line in (vae_run / "metrics.jsonl").read_text().splitlines()]
+    assert len(rows) == 20
+    assert rows[-1]["val_loss"] < rows[0]["val_loss"] - 1
+    grids = sorted(path.name for path in (vae_run / "samples").iterdir())
+    assert grids == [f"epoch-{k:04}.png" for k in range(1, 21)]
+    for path in (vae_run / "curves.png", vae_run / "samples" / grids[-1]):
+        assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_samples_are_written_as_grid_or_array(vae_run, tmp_path, capsys):
+    for name in ("a.npz", "b.npz", "c.png"):
+        code, _, err = run(capsys, "sample", "--checkpoint", vae_run, "--n", 5, "--out", tmp_path / name)
+        assert code == 0, err
+    a, b = (np.load(tmp_path / name)["x"] for name in ("a.npz", "b.npz"))
+    assert a.shape == (5, 1, 8, 8)
+    assert a.dtype == np.uint8
+    assert set(np.unique(a)) <= {0, 255}
+    assert (a == b).all()
+    assert (tmp_path / "c.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_scores_of_known_and_unknown_inputs(vae_run, capsys):
+    arguments = ["score", "--checkpoint", vae_run, "--data", "digits", "--json"]
+    code, out, err = run(capsys, *arguments, "--against", "noise", "--against", "heldout")
+    assert code == 0, err
+    entry = json.loads(out)
+    assert entry["detector"] == "Likelihood"
+    assert entry["false_alarms"] < 0.12
+    assert entry["populations"]["uniform noise"]["auroc"] > 0.95
+    assert "held-out 0" in entry["populations"]
+    kept = vae_run / "detectors" / "Likelihood" / "detector.json"
+    before = kept.stat().st_mtime_ns
+    code, out, _ = run(capsys, *arguments, "--limit", 5)
+    assert code == 0
+    rows = [json.loads(line) for line in out.splitlines()]
+    assert len(rows) == 5
+    assert kept.stat().st_mtime_ns == before  # the detector of the run is used again
+    x = data.load("digits").take(5).images()
+    expected = -load(vae_run).log_prob(x)
+    torch.testing.assert_close(torch.tensor([row["score"] for row in rows]), expected.detach())
+
+
+def test_a_detector_takes_its_options(vae_run, capsys):
+    arguments = ["score", "--checkpoint", vae_run, "--detector", "likelihood-regret", "--data", "digits"]
+    code, out, err = run(capsys, *arguments, "--set", "steps=2", "--limit", 3)
+    assert code == 0, err
+    assert len(out.splitlines()) == 4
+    record = json.loads((vae_run / "detectors" / "LikelihoodRegret" / "detector.json").read_text())
+    assert record["config"]["steps"] == 2
+
+
+def test_wrong_use_is_one_line(vae_run, tmp_path, capsys):
+    new = tmp_path / "new"
+    checkpoint = ["score", "--checkpoint", vae_run, "--data", "digits"]
+    for arguments, message in (
+        (["train", "vae", "--run", new, *SMALL], "say how to binarise them"),
+        (["train", "vea", "--run", new], "did you mean 'vae'?"),
+        (["train", "vae", "--run", new, "--set", "widht=3"], "did you mean 'width'?"),
+        (["train", "vae", "--run", new, "--set", "width"], "write name=value"),
+        (["train", "vae", "--run", new, "--attack", "fgsm"], "--attack is an option of a classifier"),
+        (["train", "--run", new, "--ema", "0.9"], "--ema is an option of a generative model"),
+        (["train", "vae", "--run", vae_run, *SMALL, *BINARY], "already holds a run"),
+        (["sample", "--checkpoint", vae_run, "--out", tmp_path / "a.gif"], "name it .png or .npz"),
+        (["sample", "--checkpoint", tmp_path, "--out", tmp_path / "a.png"], "no checkpoint here"),
+        ([*checkpoint, "--detector", "discriminator"], "VAE has no discriminate"),
+        ([*checkpoint, "--detector", "likelyhood"], "did you mean 'likelihood'"),
+        ([*checkpoint, "--fpr", "0.0001"], "9999 are needed"),
+        ([*checkpoint, "--against", "fgsm"], "attacks a classifier"),
+        ([*checkpoint, "--against", "digits", "--split", "train"], "are also in digits/train"),
+        ([*checkpoint, "--run", vae_run], "leave out --run"),
+        (["score", "--run", vae_run, "--data", "digits"], "holds a VAE, not a classifier"),
+        (["score", "--detector", "likelihood", "--data", "digits", "--run", vae_run], "go with --checkpoint"),
+    ):
+        code, _, err = run(capsys, *arguments)
+        assert code == 2, (arguments, err)
+        assert message in err
+        assert err.count("\n") == 1
+        assert not new.exists()
