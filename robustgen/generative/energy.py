@@ -178,4 +178,6 @@ def _network(shape: tuple[int, ...], width: int) -> nn.Sequential:
     while min(height, breadth) > 4:
         layers += [nn.Conv2d(channels, 2 * width, 4, stride=2, padding=1), nn.SiLU()]
         channels, height, breadth = 2 * width, height // 2, breadth // 2
-    return nn.Sequential(*layers, nn.Flatten(), nn.Linear(channels * height * breadth, 1))
+    return nn.Sequential(
+        *layers, nn.Flatten(), nn.Linear(channels * height * breadth, 1, bias=False)
+    )  # E is known up to a constant

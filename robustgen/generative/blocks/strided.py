@@ -17,13 +17,13 @@ Norm = Callable[[int], nn.Module]  # channels -> a layer
 
 
 def halvings(height: int, width: int) -> list[tuple[int, int]]:
-    """Sizes from the image down to where the shorter side is at most 4, each half of the one before, rounded up.
+    """Sizes from the image down, each half of the one before, rounded up: twice, and on while both sides exceed 4.
 
     >>> halvings(28, 28), halvings(8, 8)
-    ([(28, 28), (14, 14), (7, 7), (4, 4)], [(8, 8), (4, 4)])
+    ([(28, 28), (14, 14), (7, 7), (4, 4)], [(8, 8), (4, 4), (2, 2)])
     """
     sizes = [(height, width)]
-    while len(sizes) == 1 or min(sizes[-1]) > 4:
+    while len(sizes) < 3 or min(sizes[-1]) > 4:
         height, width = -(-height // 2), -(-width // 2)
         sizes.append((height, width))
     return sizes
