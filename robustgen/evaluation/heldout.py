@@ -17,7 +17,6 @@ import torch
 from torch import Tensor
 
 from robustgen.calibration import ConformalCalibration
-from robustgen.checks import nearest
 from robustgen.counter_rng import integers
 from robustgen.data import (
     ArrayDataset,
@@ -37,7 +36,7 @@ __all__ = ["Candidate", "anomalous_class", "compared", "heldout_benchmark", "hel
 Candidate: TypeAlias = "Callable[[ArrayDataset], Detector] | Detector | GenerativeModel"
 
 NORMAL_SHARE = 0.8  # of the normal images in the literature's protocol that are trained on
-SANITY_NOISE = 1000  # images
+SANITY_NOISE = 256  # images
 
 
 def heldout_class(
