@@ -1,22 +1,23 @@
-"""What tables of held-out classes share: a row is a class, a column a detector, a cell ten numbers of both."""
+"""What tables of held-out classes share: a row is a class, a column a detector, a cell the numbers of both."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from robustgen.data import ArrayDataset
-from robustgen.evaluation import anomalous_class, heldout_class
+from robustgen.detectors import Detector
+from robustgen.evaluation import heldout_class
 from robustgen.experiments.ahmed2017.contenders import contender
 from robustgen.experiments.ahmed2017.recipes import Recipe, described
 from robustgen.experiments.ahmed2017.trained import Trained
 from robustgen.experiments.experiment import Cell, Experiment, Measurement, counted
 from robustgen.experiments.workshop import Workshop
 
-__all__ = ["AHMED_2017", "Budget", "HeldoutTable", "as_measurement"]
+__all__ = ["AHMED_2017", "FPR", "Budget", "HeldoutTable", "Make", "as_measurement"]
 
 AHMED_2017 = 'Ahmed, "Generative Models for Natural Images", 2017'
 FPR = 0.05
-PROTOCOLS = {"held-out class": (heldout_class, "heldout"), "anomalous class": (anomalous_class, "anomaly")}
+Make: TypeAlias = Callable[[ArrayDataset], Detector]
 _NUMBERS = {
     "aupr": "AUPR",
     "aupr_trapezoid": "AUPR, trapezoids",
@@ -40,36 +41,46 @@ class Budget:
     n_train: int = 0
     n_test: int = 0
 
+    def describe(self) -> str:
+        """In words."""
+        counts = f"{self.n_train or 'all'} training images before any is left out, {self.n_test or 'all'} test images"
+        return f"{self.data}, {counts}" if self.data else counts
 
-def as_measurement(found: Mapping[str, Any], history: Mapping[str, list[float]]) -> Measurement:
-    """A cell, of what a function of :mod:`robustgen.evaluation.heldout` gave, in percent."""
+
+def as_measurement(found: Mapping[str, Any], history: Mapping[str, list[float]], value: str = "aupr") -> Measurement:
+    """A cell, its number that called ``value``, of what :mod:`robustgen.evaluation.heldout` found, in percent."""
     n = found["n_id"] + found["n_ood"]
     numbers = counted({title: found[key] for key, title in _NUMBERS.items()}, n)
     numbers |= counted({"false alarms": found["false_alarms"]}, found["n_id"])
     for name, sanity in found["sanity"].items():
-        numbers |= counted(
-            {f"{name} images: {_NUMBERS[key]}": sanity[key] for key in ("auroc", "flagged")}, sanity["n_ood"]
-        )
+        shown = {f"{name} images: {_NUMBERS[key]}": sanity[key] for key in ("auroc", "flagged")}
+        numbers |= counted(shown, sanity["n_ood"])
     fifth = found.get("fifth_of_anomalies")
     if fifth:
         numbers |= counted({"AUPR, a fifth of the anomalies": fifth["aupr"]}, fifth["n_id"] + fifth["n_ood"])
-    return Measurement(value=found["aupr"], numbers=numbers, history=history)
+    return Measurement(value=found[value], numbers=numbers, history=history)
 
 
 class HeldoutTable(Experiment):
-    """A subclass states rows (key: the class), columns (key: the contender), budgets, recipes and the protocol."""
+    """A subclass states rows (key: the class), columns (key: the contender), budgets and recipes.
+
+    Attributes:
+        value: the number of the table.
+        protocol: what ``judge`` does, in a word.
+        budgets, recipes: of each scale.
+    """
 
     metric = "AUPR in percent (average precision), the held-out class positive"
+    value = "aupr"
     protocol = "held-out class"
     budgets: Mapping[str, Budget]
     recipes: Mapping[str, dict[str, Recipe]]
     seeds = 1
     as_lines = True
-    levels = ("prevalence", "lowest attainable")
+    levels: tuple[str, ...] = ("prevalence", "lowest attainable")
 
     def describe(self, scale: str) -> str:
-        b = self.budgets[scale]
-        return f"{b.data}, {b.n_train or 'all'} training images before a class is left out, {b.n_test or 'all'} test images"
+        return self.budgets[scale].describe()
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
         b, made = self.budgets[scale], contender(cell.column, scale)
@@ -84,21 +95,25 @@ class HeldoutTable(Experiment):
             "recipes": described(self.recipes[scale], made.models),
         }
 
-    def data(self, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
-        """Training and test images, all classes."""
-        b = self.budgets[scale]
-        return workshop.images(b.data, "train", b.n_train), workshop.images(b.data, "test", b.n_test)
-
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
         made = contender(cell.column, scale)
-        train, test = self.data(scale, workshop)
+        train, test = self.data(cell, scale, workshop)
         trained: list[Trained] = []
 
-        def make(images: ArrayDataset) -> Any:
+        def make(images: ArrayDataset) -> Detector:
             trained.append(Trained(workshop, self.recipes[scale], images, cell.seed))
             return made.make(trained[0])
 
-        evaluate, which = PROTOCOLS[self.protocol]
-        test = test.take(made.n_test) if made.n_test else test
-        found = evaluate(make, train, test, **{which: cell.row}, seed=cell.seed, fpr=FPR)
-        return as_measurement(found, trained[0].history)
+        found = self.judge(make, train, test.take(made.n_test or len(test)), cell, workshop)
+        return as_measurement(found, trained[0].history, self.value)
+
+    def data(self, cell: Cell, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
+        """Training and test images, of all classes."""
+        b = self.budgets[scale]
+        return workshop.images(b.data, "train", b.n_train), workshop.images(b.data, "test", b.n_test)
+
+    def judge(
+        self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, workshop: Workshop
+    ) -> dict[str, Any]:
+        """The numbers of a cell, by the table's protocol."""
+        return heldout_class(make, train, test, heldout=cell.row, seed=cell.seed, fpr=FPR)

@@ -44,6 +44,7 @@ _COLUMNS = (
     "mahalanobis",
     "k-nearest-features",
 )
+BUDGETS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("mnist", 20_000), "full": Budget("mnist")}
 
 
 class _Table(HeldoutTable):
@@ -55,11 +56,7 @@ class _Table(HeldoutTable):
         for digit, numbers in PUBLISHED.items()
     )
     columns = tuple(Column(key, CONTENDERS[key].title) for key in _COLUMNS)
-    budgets = {
-        "smoke": Budget("digits", 300, 150),
-        "cpu": Budget("mnist", 20_000),
-        "full": Budget("mnist"),
-    }
+    budgets = BUDGETS
     recipes = MNIST
     notes = (
         "Ten trainings for each model, each without one digit, and without a tenth of the other images, from which "
