@@ -199,7 +199,7 @@ def test_a_killed_training_resumes_bitwise(objective, tmp_path):
 def test_it_learns_which_images_are_digits():
     model = EnergyModel(SHAPE, width=8, steps=10, buffer_size=64, sample_steps=10)
     optimizer = lambda p: torch.optim.Adam(p, lr=1e-3, betas=(0.0, 0.999))
-    fit(model, images(256), epochs=20, batch_size=32, optimizer=optimizer, progress=False)
+    fit(model, images(192), epochs=15, batch_size=32, optimizer=optimizer, progress=False)
     test = digits(split="test").batch(torch.arange(50))[0]
     with torch.no_grad():
         for foreign in (torch.rand(50, *SHAPE), torch.rand(50, 1, 1, 1).expand(50, *SHAPE)):

@@ -246,24 +246,23 @@ def test_input_noise_falls_linearly_to_nothing():
         assert [s.std().item() for s in seen] == pytest.approx([0.5 * (1 - step / 10)] * 2, rel=0.02)
 
 
-def test_switches_change_what_they_say():
+def test_losses_are_those_that_the_switches_name():
     real, fake = 2 * torch.rand(2, 6, 1, 8, 8) - 1
-    losses = {}
-    for name, options in {
-        "plain": {},
-        "smooth": {"real_target": 0.9},
-        "kernels": {"minibatch_discrimination": 3},
-        "minimax": {"generator_objective": "minimax"},
-    }.items():
-        torch.manual_seed(0)
-        gan = DCGAN((1, 8, 8), **SMALL, **options)
-        losses[name] = [gan._discriminator_step(real, fake, 0)["loss"], gan._generator_step(real, fake, 1)["loss"]]
-    on_real = torch.zeros(6)
-    assert dcgan.discriminator_loss(on_real, on_real, 0.9) == dcgan.discriminator_loss(on_real, on_real)  # at 1/2 alike
-    assert losses["plain"][0] != losses["smooth"][0]
-    assert losses["plain"][1] == losses["smooth"][1]
-    assert losses["plain"][1] > 0 > losses["minimax"][1]
-    assert gan.discriminator.linear.in_features == 4 * 4 * 2 * 2 / 2
+    for make, paper in ((DCGAN, dcgan), (LSGAN, lsgan)):
+        gan = make((1, 8, 8), **SMALL, real_target=0.9, historical_averaging=0.5)
+        on_real, on_fake = gan.discriminator(real), gan.discriminator(fake)
+        want = paper.discriminator_loss(on_real, on_fake, 0.9), paper.generator_loss(on_fake)
+        assert (gan._discriminator_step(real, fake, 0)["loss"], gan._generator_step(real, fake, 1)["loss"]) == want
+        with torch.no_grad():
+            weights = list(gan.generator.parameters())
+            weights[0] += 1.0  # its mean over two steps is half as far: |0.5|^2 for each number
+        moved = gan._generator_step(real, fake, 3)["loss"]
+        assert (moved - want[1]).item() == pytest.approx(0.5 * 0.25 * weights[0].numel(), rel=1e-4)
+    minimax = DCGAN((1, 8, 8), **SMALL, generator_objective="minimax")
+    assert minimax._generator_step(real, fake, 1)["loss"] == dcgan.generator_loss(minimax.discriminator(fake), True)
+
+
+def test_arguments():
     with pytest.raises(ValueError, match="'non_saturating', 'minimax', 'feature_matching', got 'hinge'"):
         DCGAN((1, 8, 8), generator_objective="hinge")
     with pytest.raises(ValueError, match="real_target must be in"):

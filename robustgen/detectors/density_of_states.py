@@ -54,7 +54,7 @@ class DensityOfStates(Detector):
 
     Raises:
         TypeError: a model without likelihood.
-        ValueError: another estimator, or in ``fit`` a statistic that is the same for all data.
+        ValueError: another estimator.
     """
 
     def __init__(
@@ -77,11 +77,9 @@ class DensityOfStates(Detector):
 
     def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
         states = torch.cat([self._states(x) for x, _ in batches]).double()  # (M, S)
-        mean, std = states.mean(0), states.std(0)
-        if not bool((std > 0).all()):
-            raise ValueError(
-                "a statistic of the model is the same for all data: DensityOfStates needs more or other data"
-            )
+        mean, std = states.mean(0), states.std(0, correction=min(1, len(states) - 1))
+        std = torch.maximum(std, 1e-6 * mean.abs())  # a constant statistic must not blow up its rounding noise
+        std = torch.where(std > 0, std, 1.0)
         standardised = (states - mean) / std
         fitted = {"mean": mean, "std": std}
         return fitted | ({"points": standardised} if self.estimator == "kde" else _support_vectors(standardised))

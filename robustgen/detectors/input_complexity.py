@@ -20,7 +20,7 @@ __all__ = ["InputComplexity"]
 
 
 class InputComplexity(Detector):
-    """score(x) = -log2 p(x) - L(x), in bits, with L the shortest of a few lossless compressors. Nothing is learned.
+    """score(x) = -log2 p(x) - L(x), in bits, with L the shorter of two lossless compressors. Nothing is learned.
 
     L is of the pixels that the model sees: of the binarized image for a model of binary images. Gradients are those of
     the likelihood alone, since L is constant almost everywhere.

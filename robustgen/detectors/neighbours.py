@@ -18,7 +18,7 @@ def nearest_distances(x: Tensor, bank: Tensor, k: int) -> Tensor:
     """
     with torch.no_grad():
         # |x - b|^2 without |x|^2, which does not change the order; it loses the digits in which close points differ
-        ranking = torch.addmm(bank.square().sum(1), x, bank.T, alpha=-2)  # (N, M)
+        ranking = torch.addmm(torch.linalg.vector_norm(bank, dim=1).square(), x, bank.T, alpha=-2)  # (N, M)
         candidates = ranking.topk(min(k + _SPARE, len(bank)), largest=False, sorted=False).indices
     distances = torch.linalg.vector_norm(x[:, None] - bank[candidates], dim=2)  # (N, k + spare)
     return distances.topk(k, largest=False).values

@@ -122,8 +122,8 @@ class EnergyModel(GenerativeModel):
         return self._network_energy(x) / self.temperature
 
     def _network_energy(self, x: Tensor) -> Tensor:
-        f = self.network(2 * x - 1).squeeze(1)
-        return f.to(x.dtype)  # autocast computes in bfloat16
+        """f(x), (N,)."""
+        return self.network(2 * x - 1).squeeze(1).to(x.dtype)  # under autocast too
 
     def _log_prob(self, x: Tensor) -> Tensor:
         return -self.energy(x)
@@ -140,8 +140,7 @@ class EnergyModel(GenerativeModel):
         start = torch.where(anew, torch.rand_like(start), start)
         samples = langevin(self.energy, start, self.steps, self.step_size, reflected=True)
         self.replay[chains] = samples
-        data = reflect(batch.x + self.sigma * torch.randn_like(batch.x))
-        on_data, on_samples = self._network_energy(data), self._network_energy(samples)
+        on_data, on_samples = self._network_energy(self._noisy(batch.x)), self._network_energy(samples)
         gap = on_samples.mean() - on_data.mean()
         size = on_data.square().mean() + on_samples.square().mean()
         return {"loss": self.regularisation * size - gap, "gap": gap.detach(), "size": size.detach()}
@@ -151,8 +150,11 @@ class EnergyModel(GenerativeModel):
         if self.objective == "dsm":
             return self._denoising(batch.x)
         samples = self.replay[torch.randperm(self.buffer_size, device=self.device)[: len(batch.x)]]
-        gap = self._network_energy(samples).mean() - self._network_energy(batch.x).mean()
+        gap = self._network_energy(samples).mean() - self._network_energy(self._noisy(batch.x)).mean()
         return {"loss": -gap, "gap": gap}
+
+    def _noisy(self, x: Tensor) -> Tensor:
+        return reflect(x + self.sigma * torch.randn_like(x))
 
     def _denoising(self, x: Tensor) -> dict[str, Tensor]:
         return {"loss": denoising_score_matching(self.energy, x, self.sigma, torch.randn_like(x))}
