@@ -14,11 +14,11 @@ from torch import Tensor
 
 from robustgen.counter_rng import content_ids, normal
 from robustgen.generative.base import GenerativeModel
-from robustgen.generative.blocks.gaussian import gaussian_kl, gaussian_log_prob
+from robustgen.generative.blocks.gaussian import bounded_log_std, gaussian_kl, gaussian_log_prob
 from robustgen.generative.pixels import Pixels
 from robustgen.training import Batch
 
-__all__ = ["LatentVariableModel", "Posterior"]
+__all__ = ["LatentVariableModel", "Posterior", "gaussian_posterior"]
 
 _STREAM = 11  # of posterior noise; Pixels draws from another
 _NEXT_SAMPLE = 0x5851F42D4C957F2D  # any large odd number: ids of other images are hashes, none is that far from here
@@ -36,6 +36,12 @@ class Posterior(NamedTuple):
     mean: Tensor
     log_std: Tensor
     context: Tensor | None = None
+
+
+def gaussian_posterior(outputs: Tensor, context: Tensor | None = None) -> Posterior:
+    """Of a network's ``outputs`` (N, 2 D)."""
+    mean, a = outputs.chunk(2, 1)
+    return Posterior(mean, bounded_log_std(a), context)
 
 
 class LatentVariableModel(GenerativeModel):
