@@ -121,6 +121,8 @@ def test_the_penalty_of_a_quadratic_critic():
     mixed = torch.stack([e * x + (1 - e) * y for e, x, y in zip(epsilon, real, fake, strict=True)])
     found = wgan_gp.gradient_penalty(lambda x: x.flatten(1).square().sum(1) / 2, real, fake, epsilon)
     torch.testing.assert_close(found, (mixed.flatten(1).norm(dim=1) - 1).square().mean())
+    half = wgan_gp.gradient_penalty(lambda x: x.flatten(1).sum(1) / 12, real[:, :1], fake[:, :1])
+    assert half.item() == pytest.approx((1 - 2**0.5 / 12) ** 2)  # two-sided: too flat costs too
     seen = []
     wgan_gp.gradient_penalty(
         lambda x: seen.append(x) or x.sum((1, 2, 3)), torch.ones(50, 2, 2, 2), torch.zeros(50, 2, 2, 2)
