@@ -1,4 +1,4 @@
-"""Nearest neighbours in two latent dimensions: what is left for them to say beside autoregressive layers (section 2.4)."""
+"""Nearest neighbours in two latent dimensions: what they say of the class, with and without autoregressive layers."""
 
 from dataclasses import replace
 from typing import Any

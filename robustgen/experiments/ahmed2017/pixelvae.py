@@ -1,4 +1,4 @@
-"""Figure 2.4: what autoregressive layers do to a PixelVAE's likelihood, and to the share of it that its latents hold."""
+"""Figure 2.4: what autoregressive layers do to a PixelVAE's likelihood, and to what its latents hold of it."""
 
 from dataclasses import replace
 from typing import Any

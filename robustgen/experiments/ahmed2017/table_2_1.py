@@ -47,11 +47,11 @@ class _Table(Experiment):
     columns = (Column("nll", "exact or importance-weighted"), Column("bound", "bound"))
     seeds = 1
     notes = (
-        "Binarization: ours is stochastic, a pixel of brightness x is 1 with probability x, drawn anew in each training "
-        "step and once for each test image. The source's is the fixed draw of Salakhutdinov and Murray, of the same "
-        "distribution; its models saw a single draw in training.",
-        "Importance-weighted estimates at scale `cpu` are of 100 samples a test image, on 1,000 test images; the source "
-        "has 5,000 samples.",
+        "Binarization: ours is stochastic, a pixel of brightness x is 1 with probability x, drawn anew in each "
+        "training step and once for each test image. The source has the fixed draw of Salakhutdinov and Murray, of the "
+        "same distribution; its models saw a single draw in training.",
+        "Importance-weighted estimates at scale `cpu` are of 100 samples a test image, on 1,000 test images; the "
+        "source has 5,000 samples.",
     )
 
     def describe(self, scale: str) -> str:

@@ -91,23 +91,23 @@ class _Table(HeldoutTable):
 def _signs(kept: Mapping[str, dict[str, Any]]) -> list[str]:
     """Rank correlations over categories: of published columns, and of both signs of our PixelCNN++ with them."""
     published = {name: [numbers[i] for numbers in PUBLISHED.values()] for i, name in enumerate(_NAMES)}
-    lines = [
-        f"- published, {CONTENDERS[a].title} and {CONTENDERS[b].title}: {_rank_correlation(published[a], published[b]):+.2f}"
-        for a, b in combinations(_NAMES[:3], 2)
-    ]
+    lines = []
+    for a, b in combinations(_NAMES[:3], 2):
+        correlation = _rank_correlation(published[a], published[b])
+        lines.append(f"- published, {CONTENDERS[a].title} and {CONTENDERS[b].title}: {correlation:+.2f}")
     cells = {r["row"]: r["numbers"] for r in kept.values() if r["column"] == "pixelcnn++" and r["seed"] == 0}
     rows = [row for row in PUBLISHED if row in cells]
     if len(rows) < 3:
         return lines
     for name in _NAMES[:2]:
         theirs = [PUBLISHED[row][_NAMES.index(name)] for row in rows]
-        signs = [
+        as_is, other = (
             _rank_correlation([cells[row][sign]["value"] for row in rows], theirs)
             for sign in ("AUPR", "AUPR, other sign")
-        ]
+        )
         lines.append(
-            f"- our PixelCNN++ and the published {CONTENDERS[name].title} column, {len(rows)} categories: {signs[0]:+.2f} "
-            f"with -log p as the score, {signs[1]:+.2f} with log p"
+            f"- our PixelCNN++ and the published {CONTENDERS[name].title} column, {len(rows)} categories: {as_is:+.2f} "
+            f"with -log p as the score, {other:+.2f} with log p"
         )
     return lines
 
