@@ -32,7 +32,7 @@ PUBLISHED = {
 }
 MEASURED = ("airplane", "automobile", "frog")  # where the source's columns differ most
 BUDGETS = {
-    "smoke": Budget("digits", 200, 100),
+    "smoke": Budget("digits", 300, 100),
     "cpu": Budget("cifar10-jpeg", 10_000, 4_000),
     "full": Budget("cifar10-jpeg"),
 }
