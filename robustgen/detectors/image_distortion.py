@@ -49,8 +49,8 @@ class ImageDistortion(Detector):
         self,
         model: nn.Module = nn.Identity(),
         window: int = 2,
-        shortlist: int = 50,
-        k: int = 3,
+        shortlist: int = 20,
+        k: int = 5,
         *,
         batch_size: int = 8,
     ) -> None:
