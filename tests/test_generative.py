@@ -20,11 +20,30 @@ SMALL = {
         lambda: room.VAE(SHAPE, latent_dim=3, width=4, quantization="stochastic", kl_warmup=8),
         lambda: room.VAE(SHAPE, latent_dim=3, architecture="mlp", width=16, likelihood="gaussian"),
         lambda: room.VAE(SHAPE, latent_dim=3, width=4, quantization="nearest", importance_samples=3),
+        lambda: room.VAE(
+            SHAPE, latent_dim=3, architecture="mlp", width=16, likelihood="discretized_logistic", levels=17
+        ),
     ],
     "IAFVAE": [
         lambda: room.IAFVAE(SHAPE, latent_dim=3, width=4, flow_width=8, context_dim=4, quantization="nearest"),
         lambda: room.IAFVAE(
             SHAPE, latent_dim=2, architecture="mlp", width=16, flow_network="conv", flow_width=8, quantization="nearest"
+        ),
+    ],
+    "PixelVAE": [
+        lambda: room.PixelVAE(SHAPE, latent_dim=3, layers=2, kernel_size=3, width=4, quantization="stochastic"),
+        lambda: room.PixelVAE(SHAPE, latent_dim=3, conditioning="bias", layers=1, width=4, levels=17, kl_warmup=8),
+    ],
+    "HierarchicalPixelVAE": [
+        lambda: room.HierarchicalPixelVAE(
+            SHAPE,
+            latent_channels=2,
+            top_latent_dim=3,
+            width=4,
+            layers=1,
+            prior_layers=1,
+            levels=2,
+            quantization="nearest",
         ),
     ],
     "PixelCNN": [lambda: room.PixelCNN(SHAPE, levels=2, quantization="nearest", width=8, layers=2)],
@@ -36,6 +55,26 @@ SMALL = {
     "PixelRNN": [
         lambda: room.PixelRNN(SHAPE, levels=2, quantization="nearest", variant="row", width=4, layers=2),
         lambda: room.PixelRNN(SHAPE, levels=2, quantization="nearest", variant="diagonal", width=4, layers=1),
+    ],
+    "DCGAN": [
+        lambda: room.DCGAN(SHAPE, latent_dim=4, width=4),
+        lambda: room.DCGAN(SHAPE, latent_dim=4, width=4, bn_in_discriminator=True, virtual_batch_norm=5),
+    ],
+    "LSGAN": [
+        lambda: room.LSGAN(
+            SHAPE,
+            latent_dim=4,
+            width=4,
+            bn_in_discriminator=True,
+            generator_objective="feature_matching",
+            historical_averaging=0.1,
+            input_noise=0.2,
+        )
+    ],
+    "WGANGP": [lambda: room.WGANGP(SHAPE, latent_dim=4, width=4, n_critic=2)],
+    "EnergyModel": [
+        lambda: room.EnergyModel(SHAPE, width=4, steps=3, sample_steps=5, buffer_size=32),
+        lambda: room.EnergyModel(SHAPE, width=4, objective="dsm", sample_steps=5),
     ],
 }
 

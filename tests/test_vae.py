@@ -9,8 +9,11 @@ from torch.distributions import MultivariateNormal
 
 from robustgen.data import digits
 from robustgen.generative import VAE, fit
+from robustgen.generative.blocks.coders import ConvDecoder, ConvEncoder
+from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
 from robustgen.generative.blocks.gaussian import bounded_log_std, gaussian_kl, gaussian_log_prob
 from robustgen.generative.blocks.pixel_likelihood import Bernoulli, Gaussian
+from robustgen.generative.blocks.softmax import Softmax
 from robustgen.generative.latent import LatentVariableModel, Posterior
 from robustgen.training import Batch
 
@@ -146,7 +149,10 @@ def test_elbo_under_the_models_own_posterior_is_log_prob():
 
 @pytest.mark.parametrize("options", [{}, {"importance_samples": 3}, {"free_bits": 0.5}, {"kl_warmup": 4}])
 def test_the_loss_is_the_stated_bound(options):
-    vae, x = _vae(**options), torch.bernoulli(_uniform_images(4, (1, 4, 4)))
+    vae = _vae(architecture="mlp", width=8, **options)
+    x = torch.bernoulli(_uniform_images(4, (1, 4, 4)))
+    x[0], x[1] = 0, 1
+    vae.to_posterior.weight.data *= 10  # so that the KLs of images lie on both sides of the free bits
     batch = Batch(x, None, torch.arange(4))
     torch.manual_seed(5)
     found = vae.training_step(batch, step=0)
@@ -167,25 +173,50 @@ def test_the_loss_is_the_stated_bound(options):
     torch.testing.assert_close(found["elbo"], found["reconstruction"] - found["kl"])
 
 
-def test_likelihoods_are_normalised():
-    logits = torch.tensor([-3.0, 0.4], dtype=torch.float64).view(1, 1, 1, 2)
-    images = torch.tensor([[0, 0], [0, 1], [1, 0], [1, 1]], dtype=torch.float64).view(4, 1, 1, 2)
-    assert Bernoulli(1).log_prob(images, logits).exp().sum().item() == pytest.approx(1)
+@pytest.mark.parametrize("scale", [0.3, None])
+def test_gaussian_pixels_are_a_density_and_are_sampled_from_it(scale):
+    logits = torch.full((1, 1, 1, 1), -3.0, dtype=torch.float64)
     grid = torch.linspace(-4, 5, 20_001, dtype=torch.float64)
-    for scale in (0.3, None):
-        output = Gaussian(1, scale).double()
-        density = output.log_prob(grid.view(-1, 1, 1, 1), logits[..., :1]).exp()
-        assert torch.trapezoid(density, grid).item() == pytest.approx(1, abs=1e-6)
-    assert Gaussian(1, None).scale.item() == pytest.approx(0.5)
+    pixels = Gaussian(1, scale).double()
+    assert torch.trapezoid(pixels.log_prob(grid.view(-1, 1, 1, 1), logits).exp(), grid).item() == pytest.approx(1)
+    assert torch.as_tensor(pixels.scale).item() == pytest.approx(scale or 0.5)
+    narrow = Gaussian(1, 0.01).sample(logits, torch.rand(20_000, 1, 1, 1, dtype=torch.float64))
+    assert narrow.std().item() == pytest.approx(0.01, rel=0.03)
+    assert narrow.mean().item() == pytest.approx(torch.sigmoid(logits).item(), abs=4e-4)
 
 
-def test_samples_follow_the_likelihood():
-    u = torch.rand(20_000, 1, 1, 1, dtype=torch.float64)
-    logits = torch.full((1, 1, 1, 1), 0.7, dtype=torch.float64)
-    assert Bernoulli(1).sample(logits, u).mean().item() == pytest.approx(torch.sigmoid(logits).item(), abs=0.015)
-    drawn = Gaussian(1, 0.05).sample(logits, u)
-    assert drawn.std().item() == pytest.approx(0.05, abs=0.002)
-    assert drawn.mean().item() == pytest.approx(torch.sigmoid(logits).item(), abs=0.002)
+def test_means_of_discrete_pixels_are_those_of_their_samples():
+    u = torch.rand(20_000, 2, 1, 1, dtype=torch.float64)
+    for pixels in (Bernoulli(2), Softmax(2, 5), DiscretizedLogisticMixture(2, 200, components=2)):
+        parameters = torch.randn(1, pixels.parameters_per_pixel, 1, 1, dtype=torch.float64)
+        if isinstance(pixels, DiscretizedLogisticMixture):
+            parameters = parameters / 5
+            parameters[:, [3, 4, 9, 10]] = -3.0  # narrow, so that little is cut off at the ends
+            parameters[:, 5] = 1.0
+        drawn = pixels.sample(parameters.expand(len(u), -1, -1, -1), u)
+        torch.testing.assert_close(pixels.mean(parameters)[0], drawn.mean(0), atol=0.015, rtol=0)
+
+
+def test_decoders_are_normalised_given_z():
+    images = torch.cartesian_prod(*[torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)] * 4).view(-1, 1, 2, 2)
+    torch.manual_seed(0)
+    for architecture in ("conv", "mlp"):
+        options = {"latent_dim": 2, "width": 4, "architecture": architecture}
+        vae = VAE((1, 2, 2), likelihood="discretized_logistic", levels=3, **options).double()
+        z = torch.randn(1, 2, dtype=torch.float64).expand(len(images), 2)
+        assert vae.decode_log_prob(images, z).exp().sum().item() == pytest.approx(1)
+
+
+def test_convolutions_keep_the_scale_of_a_signal():
+    torch.manual_seed(0)
+    decoder = ConvDecoder(16, (1, 32, 32), width=32)
+    with torch.no_grad():
+        z = torch.randn(8, 16)
+        start, end = decoder.linear(z).square().mean(), decoder(z).square().mean()
+        x = torch.randn(8, 1, 32, 32)
+        features = ConvEncoder((1, 32, 32), width=32)(x).square().mean()
+    assert 0.1 < end / start < 10  # what is lost is lost at the borders of small maps
+    assert 0.1 < features < 10
 
 
 def test_trained_on_digits_it_beats_independent_pixels():
@@ -193,15 +224,15 @@ def test_trained_on_digits_it_beats_independent_pixels():
     held = (digits("test").x > 127).float()
     torch.manual_seed(0)
     vae = VAE((1, 8, 8), latent_dim=8, architecture="mlp", width=64)
-    history = fit(vae, x, held, epochs=15, batch_size=25, progress=False)
+    history = fit(vae, x, held, epochs=8, batch_size=25, optimizer=lambda p: torch.optim.Adam(p, 4e-3), progress=False)
     rate = x.mean(0).clamp(1e-3, 1 - 1e-3)
     independent = (held * rate.log() + (1 - held) * (1 - rate).log()).flatten(1).sum(1).mean()
     with torch.no_grad():
         elbo, weighted = vae.log_prob(held).mean(), vae.importance_weighted_log_prob(held, samples=50).mean()
         error = (vae.reconstruct(held) - held).square().mean()
     assert history[-1]["val_loss"] < history[0]["val_loss"]
-    assert weighted > elbo > independent + 3
-    assert error < held.var(0).mean() * 0.7
+    assert weighted > elbo > independent + 1
+    assert error < held.var(0).mean()
 
 
 def test_scores_do_not_depend_on_the_batch():
@@ -218,6 +249,8 @@ def test_scores_do_not_depend_on_the_batch():
         ({"likelihood": "normal"}, "likelihood"),
         ({"likelihood": "gaussian", "quantization": "nearest"}, "quantization"),
         ({"scale": 0.1}, "gaussian"),
+        ({"levels": 8}, "discretized_logistic"),
+        ({"likelihood": "discretized_logistic", "components": 0}, "components"),
         ({"likelihood": "gaussian", "scale": 0.0}, "scale"),
         ({"latent_dim": 0}, "latent_dim"),
         ({"width": 0}, "width"),

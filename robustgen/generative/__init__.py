@@ -5,9 +5,11 @@ from robustgen.generative.dcgan import DCGAN
 from robustgen.generative.energy import EnergyModel
 from robustgen.generative.fitting import GenerativeObjective, fit
 from robustgen.generative.gated_pixelcnn import GatedPixelCNN
+from robustgen.generative.hierarchical_pixel_vae import HierarchicalPixelVAE
 from robustgen.generative.iaf_vae import IAFVAE
 from robustgen.generative.loading import load, model_classes
 from robustgen.generative.lsgan import LSGAN
+from robustgen.generative.pixel_vae import PixelVAE
 from robustgen.generative.pixelcnn import PixelCNN
 from robustgen.generative.pixelcnn_plus_plus import PixelCNNPlusPlus
 from robustgen.generative.pixelrnn import PixelRNN
@@ -25,9 +27,11 @@ __all__ = [
     "GatedPixelCNN",
     "GenerativeModel",
     "GenerativeObjective",
+    "HierarchicalPixelVAE",
     "PixelCNN",
     "PixelCNNPlusPlus",
     "PixelRNN",
+    "PixelVAE",
     "Pixels",
     "fit",
     "load",

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from robustgen.checks import nearest
 from robustgen.generative.blocks.autoregressive_flow import MADE, InverseAutoregressiveStep, MaskedConvNet
 from robustgen.generative.blocks.coders import coarsest
-from robustgen.generative.latent import Posterior
+from robustgen.generative.latent import Posterior, gaussian_posterior
 from robustgen.generative.vae import VAE
 
 __all__ = ["IAFVAE"]
@@ -52,6 +52,8 @@ class IAFVAE(VAE):
         width: int | None = None,
         likelihood: str = "bernoulli",
         quantization: str | None = None,
+        levels: int | None = None,
+        components: int | None = None,
         scale: float | None = None,
         flow_steps: int = 2,
         flow_network: str = "dense",
@@ -68,6 +70,8 @@ class IAFVAE(VAE):
             width=width,
             likelihood=likelihood,
             quantization=quantization,
+            levels=levels,
+            components=components,
             scale=scale,
             free_bits=free_bits,
             kl_warmup=kl_warmup,
@@ -97,7 +101,7 @@ class IAFVAE(VAE):
 
     def _encode(self, v: Tensor) -> Posterior:
         features = self.encoder(v)
-        return self._posterior(features)._replace(context=self.to_context(features))
+        return gaussian_posterior(self.to_posterior(features).to(v.dtype), self.to_context(features))
 
     def _context(self, v: Tensor) -> Tensor | None:
         return self._encode(v).context

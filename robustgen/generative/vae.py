@@ -8,15 +8,15 @@ from torch import Tensor, nn
 
 from robustgen.checks import nearest
 from robustgen.generative.blocks.coders import ConvDecoder, ConvEncoder, mlp_decoder, mlp_encoder
-from robustgen.generative.blocks.gaussian import bounded_log_std
+from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
 from robustgen.generative.blocks.pixel_likelihood import Bernoulli, Gaussian, PixelLikelihood
-from robustgen.generative.latent import LatentVariableModel, Posterior
+from robustgen.generative.latent import LatentVariableModel, Posterior, gaussian_posterior
 from robustgen.generative.pixels import Pixels
 
 __all__ = ["VAE"]
 
 _WIDTHS = {"conv": 32, "mlp": 500}
-_LIKELIHOODS = ("bernoulli", "gaussian")
+_LIKELIHOODS = ("bernoulli", "gaussian", "discretized_logistic")
 
 
 class VAE(LatentVariableModel):
@@ -28,8 +28,10 @@ class VAE(LatentVariableModel):
         architecture: "conv" (eight convolutions each way) or "mlp" (two hidden layers each way).
         width: channels of the convolutions at image resolution (default 32), or units of a hidden layer (500).
         likelihood: "bernoulli": log_prob is of binary images. "gaussian": it is the log density, over R^D and per unit
-            of the [0, 1] scale, of N(decoder(z), scale^2).
+            of the [0, 1] scale, of N(decoder(z), scale^2). "discretized_logistic": it is of images of ``levels``, each
+            pixel a mixture of ``components``.
         quantization: how a discrete likelihood gets its levels, see :class:`Pixels`.
+        levels, components: of "discretized_logistic"; None: 256 and 5.
         scale: of "gaussian"; None: learned.
         free_bits, kl_warmup, importance_samples: see :class:`LatentVariableModel`.
 
@@ -54,6 +56,8 @@ class VAE(LatentVariableModel):
         width: int | None = None,
         likelihood: str = "bernoulli",
         quantization: str | None = None,
+        levels: int | None = None,
+        components: int | None = None,
         scale: float | None = None,
         free_bits: float = 0.0,
         kl_warmup: int = 0,
@@ -63,24 +67,22 @@ class VAE(LatentVariableModel):
             raise ValueError(f"unknown architecture {architecture!r}; {nearest(architecture, _WIDTHS)}")
         if likelihood not in _LIKELIHOODS:
             raise ValueError(f"unknown likelihood {likelihood!r}; {nearest(likelihood, _LIKELIHOODS)}")
+        owners = {"levels": "discretized_logistic", "components": "discretized_logistic", "scale": "gaussian"}
+        for name, value in {"levels": levels, "components": components, "scale": scale}.items():
+            if value is not None and likelihood != owners[name]:
+                raise ValueError(f"{name} is of likelihood={owners[name]!r}, not of {likelihood!r}")
         if likelihood == "gaussian" and quantization is not None:
             raise ValueError("a gaussian likelihood takes any values in [0, 1]: leave quantization out")
-        if likelihood != "gaussian" and scale is not None:
-            raise ValueError(f"scale is of likelihood='gaussian', not of {likelihood!r}")
         if width is not None and width < 1:
             raise ValueError(f"width must be at least 1, got {width}")
-        pixels = None if likelihood == "gaussian" else Pixels(2, quantization)
+        levels = 256 if levels is None and likelihood == "discretized_logistic" else levels
+        pixels = None if likelihood == "gaussian" else Pixels(levels or 2, quantization)
         super().__init__(shape, latent_dim, pixels, free_bits, kl_warmup, importance_samples)
-        self.architecture, self.likelihood, self.quantization, self.scale = (
-            architecture,
-            likelihood,
-            quantization,
-            scale,
-        )
-        self.width = width = width or _WIDTHS[architecture]
-        channels = self.shape[0]
-        self.output: PixelLikelihood = Bernoulli(channels) if pixels else Gaussian(channels, scale)
-        per_pixel = self.output.parameters_per_pixel
+        self.architecture, self.likelihood = architecture, likelihood
+        self.quantization, self.levels, self.components, self.scale = quantization, levels, components, scale
+        self.width = width = _WIDTHS[architecture] if width is None else width
+        self.distribution = self._distribution()
+        per_pixel = self.distribution.parameters_per_pixel
         if architecture == "conv":
             self.encoder: nn.Module = (conv := ConvEncoder(self.shape, width))
             self.features = conv.features
@@ -92,18 +94,24 @@ class VAE(LatentVariableModel):
             self.decoder = mlp_decoder(latent_dim, self.shape, width, per_pixel)
         self.to_posterior = nn.Linear(self.features, 2 * latent_dim)
 
-    def _encode(self, v: Tensor) -> Posterior:
-        return self._posterior(self.encoder(v))
+    def _distribution(self) -> PixelLikelihood:
+        """Of the pixels given z."""
+        channels = self.shape[0]
+        if self.likelihood == "bernoulli":
+            return Bernoulli(channels)
+        if self.likelihood == "gaussian":
+            return Gaussian(channels, self.scale)
+        assert self.levels is not None
+        return DiscretizedLogisticMixture(channels, self.levels, 5 if self.components is None else self.components)
 
-    def _posterior(self, features: Tensor) -> Posterior:
-        mean, a = self.to_posterior(features).chunk(2, 1)
-        return Posterior(mean, bounded_log_std(a))
+    def _encode(self, v: Tensor) -> Posterior:
+        return gaussian_posterior(self.to_posterior(self.encoder(v)).to(v.dtype))
 
     def _decode_log_prob(self, v: Tensor, z: Tensor) -> Tensor:
-        return self.output.log_prob(v, self.decoder(z))
+        return self.distribution.log_prob(v, self.decoder(z).to(v.dtype))
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.output.mean(self.decoder(z))
+        return self.distribution.mean(self.decoder(z))
 
     def decode_sample(self, z: Tensor, uniforms: Tensor) -> Tensor:
-        return self.output.sample(self.decoder(z), uniforms)
+        return self.distribution.sample(self.decoder(z), uniforms)

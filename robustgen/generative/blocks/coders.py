@@ -5,18 +5,19 @@ Images", 2017, appendix (MNIST), for images of any size: 28 -> 14 -> 7, padded t
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ConvDecoder", "ConvEncoder", "coarsest", "mlp_decoder", "mlp_encoder"]
+__all__ = ["ConvDecoder", "ConvEncoder", "coarsest", "halved", "mlp_decoder", "mlp_encoder"]
 
 
-def _halved(size: int) -> list[int]:
-    """A size and what three halvings, rounded up, leave of it.
+def halved(size: int) -> list[int]:
+    """A height or width, and what one, two and three halvings, rounded up, leave of it.
 
-    >>> _halved(28)
+    >>> halved(28)
     [28, 14, 7, 4]
     """
     sizes = [size]
@@ -27,7 +28,20 @@ def _halved(size: int) -> list[int]:
 
 def coarsest(shape: tuple[int, ...]) -> tuple[int, int]:
     """Height and width of the smallest maps of the convolutional pair, for images (C, H, W)."""
-    return _halved(shape[1])[-1], _halved(shape[2])[-1]
+    return halved(shape[1])[-1], halved(shape[2])[-1]
+
+
+def _keep_scale(convs: Iterable[nn.Conv2d | nn.ConvTranspose2d]) -> None:
+    """He et al., "Delving Deep into Rectifiers", 2015: weights of which a stack of ReLU layers keeps a signal's scale.
+
+    With PyTorch's own, eight such layers shrink it a thousandfold, and a decoder starts out deaf to z.
+    """
+    for conv in convs:
+        taps = math.prod(conv.kernel_size)
+        if isinstance(conv, nn.ConvTranspose2d):
+            taps /= math.prod(conv.stride)  # that meet in a point
+        nn.init.normal_(conv.weight, std=math.sqrt(2 / (conv.in_channels * taps)))
+        nn.init.zeros_(conv.bias)
 
 
 class ConvEncoder(nn.Module):
@@ -48,6 +62,7 @@ class ConvEncoder(nn.Module):
         self.convs = nn.ModuleList(
             nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in zip([shape[0], *outs], outs, strides, strict=False)
         )
+        _keep_scale(self.convs)
         self.features = 2 * width * math.prod(coarsest(shape))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -72,7 +87,7 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, latent_dim: int, shape: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.sizes = list(zip(_halved(shape[1]), _halved(shape[2]), strict=True))[::-1]  # smallest first
+        self.sizes = list(zip(halved(shape[1]), halved(shape[2]), strict=True))[::-1]  # smallest first
         self.start = (2 * width, *self.sizes[0])
         self.linear = nn.Linear(latent_dim, math.prod(self.start))
         self.first = nn.ModuleList(nn.Conv2d(2 * width, 2 * width, 3, padding=1) for _ in range(2))
@@ -81,6 +96,7 @@ class ConvDecoder(nn.Module):
             nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, output_padding=1) for i, o in zip(ins, outs, strict=True)
         )
         self.convs = nn.ModuleList(nn.Conv2d(o, o, 3, padding=1) for o in outs)
+        _keep_scale([*self.first, *self.doubling, *self.convs])
 
     def forward(self, z: Tensor) -> Tensor:
         x = self.linear(z).unflatten(1, self.start)

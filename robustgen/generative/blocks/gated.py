@@ -121,9 +121,10 @@ class GatedStack(nn.Module):
         layers: behind the first one.
         first_kernel_size, kernel_size: odd; of the first layer and of the others.
         vector, maps: sizes of the :class:`Condition`; 0: none.
+        groups: parts of the features; None: C. With 1 they have seen pixels before alone, and of their own nothing.
 
     Raises:
-        ValueError: no layer, an even kernel, or a width that is no multiple of C.
+        ValueError: no layer, an even kernel, or a width that is no multiple of the groups.
 
     >>> import torch
     >>> stack = GatedStack(1, width=8, layers=2, vector=10)
@@ -140,12 +141,14 @@ class GatedStack(nn.Module):
         kernel_size: int = 5,
         vector: int = 0,
         maps: int = 0,
+        groups: int | None = None,
     ) -> None:
         super().__init__()
         if layers < 0:
             raise ValueError(f"layers behind the first one must not be negative, got {layers}")
-        first = GatedLayer(channels, width, first_kernel_size, "A", channels, vector, maps)
-        others = [GatedLayer(width, width, kernel_size, "B", channels, vector, maps) for _ in range(layers)]
+        groups = channels if groups is None else groups
+        first = GatedLayer(channels, width, first_kernel_size, "A", groups, vector, maps)
+        others = [GatedLayer(width, width, kernel_size, "B", groups, vector, maps) for _ in range(layers)]
         self.layers = nn.ModuleList([first, *others])
 
     def rows(self, x: Tensor, condition: Condition | None = None, now: Incremental | None = None) -> list[Tensor]:
