@@ -40,7 +40,7 @@ def workshop(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:the fortified network decides otherwise")  # autoencoders of a few steps
-@pytest.mark.parametrize("name", list(table()))
+@pytest.mark.parametrize("name", [name for name in table() if name.startswith("lamb-2018/")])
 def test_every_experiment_runs_on_digits(name, tmp_path):
     experiment, out = find(name), tmp_path / "results"
     before = torch.random.get_rng_state()

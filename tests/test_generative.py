@@ -62,6 +62,26 @@ SMALL = {
         lambda: room.PixelRNN(SHAPE, levels=2, quantization="nearest", variant="row", width=4, layers=2),
         lambda: room.PixelRNN(SHAPE, levels=2, quantization="nearest", variant="diagonal", width=4, layers=1),
     ],
+    "DCGAN": [
+        lambda: room.DCGAN(SHAPE, latent_dim=4, width=4),
+        lambda: room.DCGAN(SHAPE, latent_dim=4, width=4, bn_in_discriminator=True, virtual_batch_norm=5),
+    ],
+    "LSGAN": [
+        lambda: room.LSGAN(
+            SHAPE,
+            latent_dim=4,
+            width=4,
+            bn_in_discriminator=True,
+            generator_objective="feature_matching",
+            historical_averaging=0.1,
+            input_noise=0.2,
+        )
+    ],
+    "WGANGP": [lambda: room.WGANGP(SHAPE, latent_dim=4, width=4, n_critic=2)],
+    "EnergyModel": [
+        lambda: room.EnergyModel(SHAPE, width=4, steps=3, sample_steps=5, buffer_size=32),
+        lambda: room.EnergyModel(SHAPE, width=4, objective="dsm", sample_steps=5),
+    ],
 }
 
 MODELS = sorted(model_classes())

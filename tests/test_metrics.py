@@ -1,6 +1,7 @@
 """Detection metrics against scikit-learn, closed forms and simulation."""
 
 import copy
+import itertools
 import json
 
 import numpy as np
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from sklearn import metrics as sk
 
 from robustgen.evaluation.metrics import (
+    aupr_davis_goadrich,
     aupr_trapezoid,
     auroc,
     average_precision,
@@ -23,7 +25,7 @@ from robustgen.evaluation.metrics import (
 settings.register_profile("no deadline", deadline=None)  # a busy machine is not a failure
 settings.load_profile("no deadline")
 
-METRICS = [auroc, average_precision, aupr_trapezoid, fpr_at_tpr, roc_curve, detection_metrics]
+METRICS = [auroc, average_precision, aupr_trapezoid, aupr_davis_goadrich, fpr_at_tpr, roc_curve, detection_metrics]
 tied = st.lists(st.integers(-3, 3), min_size=1, max_size=30)  # few values: many ties
 real = st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=30)
 scores = tied | real
@@ -109,13 +111,45 @@ def test_chance_is_the_expectation_over_random_rankings(n_id, n_ood):
         assert values[0].prevalence == n_ood / (n_id + n_ood)
 
 
+@pytest.mark.parametrize(("n_id", "n_ood"), [(1, 1), (3, 1), (1, 4), (2, 3), (3, 2)])
+def test_minimum_is_the_lowest_over_all_rankings_with_and_without_ties(n_id, n_ood):
+    rankings = list(itertools.product(range(n_id + n_ood), repeat=n_id + n_ood))
+    for metric in (average_precision, aupr_trapezoid):
+        values = [metric(ranking[:n_id], ranking[n_id:]) for ranking in rankings]
+        assert min(values) == pytest.approx(values[0].minimum, abs=1e-15)
+
+
+def test_minimum_of_many_is_the_closed_form_of_the_limit():
+    """1 + (1 - p) ln(1 - p) / p; Davis and Goadrich's area has it at every size."""
+    n_id, n_ood = 9000, 1000
+    p = n_ood / (n_id + n_ood)
+    limit = 1 + (1 - p) * np.log(1 - p) / p
+    negated = np.arange(n_id) + n_ood, np.arange(n_ood)
+    assert aupr_davis_goadrich(*negated) == pytest.approx(limit, rel=1e-12)
+    area = average_precision(*negated)
+    assert area == area.minimum == pytest.approx(limit, abs=1e-4)
+
+
+@given(tied, tied)
+def test_davis_goadrich_is_the_integral_of_precision_along_mixed_thresholds(a, b):
+    """Thresholds mixed in 400 proportions between neighbours, summed by the midpoint rule."""
+    a, b, area, above = np.array(a), np.array(b), 0.0, (0, 0)
+    for threshold in sorted({*a, *b}, reverse=True):
+        at = (np.sum(b >= threshold), np.sum(a >= threshold))
+        share = (np.arange(400) + 0.5) / 400
+        hits, misses = (below + share * (now - below) for below, now in zip(above, at, strict=True))
+        area += (at[0] - above[0]) / len(b) * np.mean(hits / (hits + misses))
+        above = at
+    assert aupr_davis_goadrich(a, b) == pytest.approx(area, abs=1e-3)
+
+
 def test_aupr_is_a_float_that_knows_its_chance_level():
     area = average_precision([0.1, 0.2, 0.3], [0.4, 0.15])
     assert isinstance(area, float)
     assert "prevalence=0.4000" in repr(area)
     assert f"chance={area.chance:.4f}" in repr(area)
     twin = copy.deepcopy(area)
-    assert (twin, twin.prevalence, twin.chance) == (area, area.prevalence, area.chance)
+    assert vars(twin) == vars(area) == {"prevalence": 0.4, "chance": area.chance, "minimum": area.minimum}
     assert json.loads(json.dumps(detection_metrics([0.1], [0.2, 0.3])))["average_precision"] == 1.0
 
 

@@ -5,8 +5,9 @@ from robustgen.data.digits import digits
 from robustgen.data.folder import load_folder
 from robustgen.data.load import load
 from robustgen.data.npz import load_npz, save_npz
+from robustgen.data.preprocessing import check_same_preprocessing, preprocessing_fingerprint
 from robustgen.data.spheres import spheres
-from robustgen.data.splits import check_disjoint, heldout_classes, split
+from robustgen.data.splits import check_disjoint, drop_shared, heldout_classes, split
 from robustgen.data.synthetic import noise
 from robustgen.data.text import TEXT8, babble, decode, encode, load_text, normalise, split_text, windows
 from robustgen.data.vision import load_vision
@@ -16,8 +17,10 @@ __all__ = [
     "ArrayDataset",
     "babble",
     "check_disjoint",
+    "check_same_preprocessing",
     "decode",
     "digits",
+    "drop_shared",
     "encode",
     "heldout_classes",
     "load",
@@ -27,6 +30,7 @@ __all__ = [
     "load_vision",
     "noise",
     "normalise",
+    "preprocessing_fingerprint",
     "require_nonempty",
     "save_npz",
     "spheres",

@@ -1,6 +1,6 @@
 """A labelled set of images (or vectors) held as one tensor: a batch is one ``index_select``."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -21,6 +21,7 @@ class ArrayDataset:
         name: what reports and errors call this set.
         ids: int64 (N,), the index of each example in the original set, kept by every subset; default ``arange(N)``.
         sources: the file of each example, for sets read from files.
+        preprocessing: what was done to the pixels of the original files, step by step, in words.
 
     Raises:
         TypeError: x is neither uint8 nor float32, or y or ids are not int64.
@@ -39,6 +40,7 @@ class ArrayDataset:
     name: str = "data"
     ids: Tensor = None
     sources: tuple[str, ...] | None = None
+    preprocessing: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if isinstance(self.x, Tensor) and self.x.dtype == torch.uint8:
@@ -53,6 +55,7 @@ class ArrayDataset:
         if self.sources is not None and len(self.sources) != len(self):
             raise ValueError(f"{self.name}: {len(self.sources)} sources for {len(self)} examples")
         object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "preprocessing", tuple(self.preprocessing))
         object.__setattr__(self, "ids", check_ids(self.ids, len(self), self.x.device))
 
     def __len__(self) -> int:
@@ -91,11 +94,10 @@ class ArrayDataset:
     def subset(self, indices: Tensor) -> "ArrayDataset":
         """The examples at ``indices`` (B,), in that order, with their ids; raises as :meth:`batch` does."""
         indices = self._check(indices)
-        return ArrayDataset(
+        return replace(
+            self,
             x=self.x.index_select(0, indices),
             y=None if self.y is None else self.y.index_select(0, indices),
-            classes=self.classes,
-            name=self.name,
             ids=self.ids.index_select(0, indices),
             sources=None if self.sources is None else tuple(self.sources[i] for i in indices.tolist()),
         )

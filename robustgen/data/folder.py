@@ -40,6 +40,8 @@ def load_folder(
     classes, files, labels = _listing(path)
     chosen = list(range(len(files))) if n is None or n >= len(files) else [i * len(files) // n for i in range(n)]
     files, labels = [files[i] for i in chosen], [labels[i] for i in chosen]
+    converted = () if channels is None else (f"converted to {_MODES[channels]}",)
+    resized = () if size is None else (f"resized to {size[0]}x{size[1]}, bilinear",)
     x: np.ndarray = np.empty((0, channels or 1, *(size or (1, 1))), dtype=np.uint8)
     for i, file in enumerate(files):
         image = _read(file, channels, size)  # (C, H, W)
@@ -58,6 +60,7 @@ def load_folder(
         name=path.resolve().name,
         ids=torch.tensor(chosen, dtype=torch.int64),
         sources=tuple(file.relative_to(path).as_posix() for file in files),
+        preprocessing=(*converted, *resized),
     )
 
 

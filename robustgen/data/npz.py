@@ -14,11 +14,11 @@ from robustgen.files import write_bytes
 
 __all__ = ["load_npz", "save_npz"]
 
-_KEYS = ("x", "y", "classes", "ids", "layout")
+_KEYS = ("x", "y", "classes", "ids", "layout", "preprocessing")
 
 
 def load_npz(path: str | Path) -> ArrayDataset:
-    """Read ``x`` and, where present, ``y``, ``classes`` and ``ids`` from an ``.npz`` file.
+    """Read ``x`` and, where present, ``y``, ``classes``, ``ids`` and ``preprocessing`` from an ``.npz`` file.
 
     ``x`` is uint8, or floats in [0, 1] (kept as float32): images (N, H, W), (N, C, H, W) or (N, H, W, C), or float
     vectors (N, D). Four dimensions are read as channels last where the last one is 1 or 3 and the second is neither.
@@ -50,6 +50,7 @@ def load_npz(path: str | Path) -> ArrayDataset:
             classes=_classes(arrays.get("classes"), y),
             name=path.name,
             ids=None if ids is None else torch.from_numpy(ids.astype(np.int64)),
+            preprocessing=tuple(map(str, arrays.get("preprocessing", ()))),
         )
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from None
@@ -87,7 +88,7 @@ def _classes(names: Any, y: Any) -> tuple[str, ...]:
 
 
 def save_npz(path: str | Path, dataset: ArrayDataset) -> None:
-    """Write a data set as ``.npz`` (x, y, classes and ids; not the sources), whole or not at all.
+    """Write a data set as ``.npz`` (all but the sources), whole or not at all.
 
     Raises:
         OSError: the disk is full or not writable.
@@ -102,6 +103,7 @@ def save_npz(path: str | Path, dataset: ArrayDataset) -> None:
         "x": dataset.x.cpu().numpy(),
         "ids": dataset.ids.cpu().numpy(),
         "classes": np.array(dataset.classes, dtype=np.str_),
+        "preprocessing": np.array(dataset.preprocessing, dtype=np.str_),
         "layout": np.array("as is"),
     }
     if dataset.y is not None:

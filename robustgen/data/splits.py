@@ -3,6 +3,7 @@
 import hashlib
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import combinations, pairwise
 
 import torch
@@ -12,7 +13,7 @@ from robustgen.checks import nearest
 from robustgen.counter_rng import integers
 from robustgen.data.array import ArrayDataset
 
-__all__ = ["check_disjoint", "heldout_classes", "split"]
+__all__ = ["check_disjoint", "drop_shared", "heldout_classes", "split"]
 
 _CUT, _ORDER = 1, 2  # random streams: which part an example falls in, and where in the part
 
@@ -90,9 +91,7 @@ def heldout_classes(dataset: ArrayDataset, classes: Sequence[int | str]) -> tupl
     renumbered[kept] = torch.arange(len(kept), device=dataset.y.device)
     y = renumbered[dataset.y]  # -1 where the class is held out
     inside = dataset.subset((y >= 0).nonzero().squeeze(1))
-    rest = ArrayDataset(
-        inside.x, y[y >= 0], tuple(dataset.classes[k] for k in kept), dataset.name, inside.ids, inside.sources
-    )
+    rest = replace(inside, y=y[y >= 0], classes=tuple(dataset.classes[k] for k in kept))
     return rest, dataset.subset((y < 0).nonzero().squeeze(1))
 
 
@@ -109,13 +108,15 @@ def _label(dataset: ArrayDataset, which: int | str) -> int:
 def check_disjoint(*datasets: ArrayDataset) -> None:
     """Refuse data sets that share an example: the same pixel values, whatever the ids, labels and dtype.
 
+    :func:`drop_shared` takes what is shared out of one of them.
+
     Raises:
         ValueError: says how many examples of which set are also in which other one, and the first indices.
 
     >>> a, b = torch.zeros(2, 3), torch.tensor([[1.0, 1, 1], [0, 0, 0]])
     >>> check_disjoint(ArrayDataset(a, name="a"), ArrayDataset(b, name="b"))
     Traceback (most recent call last):
-    ValueError: 2 of the 2 examples of a are also in b, first at indices 0, 1 of a
+    ValueError: 2 of the 2 examples of a are also in b, first at indices 0, 1 of a (drop_shared(a, b) leaves them out)
     """
     digests = [_digests(d) for d in datasets]
     for (a, of_a), (b, of_b) in combinations(zip(datasets, digests, strict=True), 2):
@@ -125,8 +126,26 @@ def check_disjoint(*datasets: ArrayDataset) -> None:
             first = ", ".join(map(str, shared[:5]))
             raise ValueError(
                 f"{len(shared)} of the {len(a)} examples of {a.name} are also in {b.name}, "
-                f"first at indices {first} of {a.name}"
+                f"first at indices {first} of {a.name} (drop_shared({a.name}, {b.name}) leaves them out)"
             )
+
+
+def drop_shared(dataset: ArrayDataset, *others: ArrayDataset) -> ArrayDataset:
+    """``dataset`` without the examples that one of ``others`` holds too, and each of its own only once.
+
+    For the training side: what is dropped from the test side changes what is measured.
+
+    >>> a, b = torch.tensor([[0.0], [1.0], [1.0], [2 / 3]]), torch.tensor([[0.0]])
+    >>> drop_shared(ArrayDataset(a), ArrayDataset(b)).ids
+    tensor([1, 3])
+    """
+    seen = {digest for other in others for digest in _digests(other)}
+    kept = []
+    for i, digest in enumerate(_digests(dataset)):
+        if digest not in seen:
+            seen.add(digest)
+            kept.append(i)
+    return dataset.subset(torch.tensor(kept, dtype=torch.int64))
 
 
 def _digests(dataset: ArrayDataset) -> list[bytes]:

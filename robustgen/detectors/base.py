@@ -99,7 +99,7 @@ class Detector(ABC):
         """
         source = as_source(data if y is None else (data, y))
         with torch.inference_mode(False), torch.no_grad(), untouched(self.model):
-            statistics = {name: s.detach().cpu() for name, s in self._fit(self._batches(source)).items()}
+            statistics = {name: s.detach().cpu().contiguous() for name, s in self._fit(self._batches(source)).items()}
             self.statistics_, self.calibration_ = statistics, None
             try:
                 self._check_scores(next(self._batches(source))[0])

@@ -9,7 +9,7 @@ __all__ = ["CompressedSize"]
 
 
 class CompressedSize(Detector):
-    """score(x) = L(f(x)), bits of the shortest of a few lossless compressors: more complex is more anomalous.
+    """score(x) = L(f(x)), bits of the shorter of two lossless compressors: more complex is more anomalous.
 
     Nothing is learned and no gradient passes. It is the second term of :class:`InputComplexity` with the opposite sign.
 

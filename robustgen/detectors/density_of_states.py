@@ -54,7 +54,14 @@ class DensityOfStates(Detector):
 
     Raises:
         TypeError: a model without likelihood.
-        ValueError: another estimator, or in ``fit`` a statistic that is the same for all data.
+        ValueError: another estimator.
+
+    >>> import torch
+    >>> from robustgen.generative import VAE
+    >>> vae, x = VAE((1, 8, 8), architecture="mlp", width=8).eval(), torch.eye(8).expand(4, 1, 8, 8)
+    >>> usual, other = DensityOfStates(vae).fit(x).score(torch.cat([x[:1], 1 - x[:1]]))
+    >>> bool(usual < other)
+    True
     """
 
     def __init__(
@@ -77,11 +84,9 @@ class DensityOfStates(Detector):
 
     def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
         states = torch.cat([self._states(x) for x, _ in batches]).double()  # (M, S)
-        mean, std = states.mean(0), states.std(0)
-        if not bool((std > 0).all()):
-            raise ValueError(
-                "a statistic of the model is the same for all data: DensityOfStates needs more or other data"
-            )
+        mean, std = states.mean(0), states.std(0, correction=min(1, len(states) - 1))
+        std = torch.maximum(std, 1e-6 * mean.abs())  # a constant statistic must not blow up its rounding noise
+        std = torch.where(std > 0, std, 1.0)
         standardised = (states - mean) / std
         fitted = {"mean": mean, "std": std}
         return fitted | ({"points": standardised} if self.estimator == "kde" else _support_vectors(standardised))
@@ -91,8 +96,10 @@ class DensityOfStates(Detector):
         fitted = {name: s.to(states.device) for name, s in self.statistics.items()}
         standardised = (states.double() - fitted["mean"]) / fitted["std"]
         if self.estimator == "svm":
-            distances = (standardised[:, None] - fitted["support"]).square().sum(2)  # (N, M)
-            decision = torch.exp(-fitted["gamma"] * distances) @ fitted["weights"] + fitted["intercept"]
+            distances = torch.cdist(
+                standardised, fitted["support"], compute_mode="donot_use_mm_for_euclid_dist"
+            )  # (N, M)
+            decision = torch.exp(-fitted["gamma"] * distances.square()) @ fitted["weights"] + fitted["intercept"]
             return -decision.to(states)
         columns = zip(standardised.T, fitted["points"].T, fitted["std"], strict=True)
         return -sum(_log_kde(t, points) - std.log() for t, points, std in columns).to(states)

@@ -20,7 +20,7 @@ __all__ = ["InputComplexity"]
 
 
 class InputComplexity(Detector):
-    """score(x) = -log2 p(x) - L(x), in bits, with L the shortest of a few lossless compressors. Nothing is learned.
+    """score(x) = -log2 p(x) - L(x), in bits, with L the shorter of two lossless compressors. Nothing is learned.
 
     L is of the pixels that the model sees: of the binarized image for a model of binary images. Gradients are those of
     the likelihood alone, since L is constant almost everywhere.
@@ -32,6 +32,14 @@ class InputComplexity(Detector):
 
     Raises:
         TypeError: a model without likelihood.
+
+    >>> import torch
+    >>> from robustgen.generative import VAE
+    >>> vae, x = VAE((1, 8, 8), architecture="mlp", width=8).eval(), torch.eye(8).expand(4, 1, 8, 8)
+    >>> from robustgen.detectors import CompressedSize, Likelihood
+    >>> bits = CompressedSize().fit(x).score(x)
+    >>> bool((InputComplexity(vae).fit(x).score(x) == Likelihood(vae).fit(x).score(x) / math.log(2) - bits).all())
+    True
     """
 
     def __init__(self, model: "GenerativeModel", *, batch_size: int = 256) -> None:

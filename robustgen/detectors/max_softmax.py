@@ -4,7 +4,9 @@ Hendrycks and Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distrib
 2017, section 3.
 """
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robustgen.detectors.base import Detector
 from robustgen.model import logits_of
@@ -21,7 +23,6 @@ class MaxSoftmax(Detector):
         model: a classifier, with logits.
         batch_size: inputs scored at once.
 
-    >>> import torch
     >>> MaxSoftmax(nn.Identity()).fit(torch.zeros(1, 2)).score(torch.zeros(1, 2))  # log 2
     tensor([0.6931])
     """
@@ -30,4 +31,7 @@ class MaxSoftmax(Detector):
         super().__init__(model, batch_size)
 
     def _score(self, x: Tensor) -> Tensor:
-        return -logits_of(self.model(x)).log_softmax(1).amax(1)
+        logits = logits_of(self.model(x))
+        top, chosen = logits.max(1, keepdim=True)
+        # -log softmax = log(1 + sum over the others of exp(logit - top)), which a plain logsumexp rounds to 0
+        return F.softplus((logits - top).scatter(1, chosen, -torch.inf).logsumexp(1))

@@ -4,11 +4,13 @@ from robustgen.evaluation.binarization import Binarization, binarization_test
 from robustgen.evaluation.detection import evaluate_detection
 from robustgen.evaluation.detector_robustness import evaluate_detector_robustness
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness, GuardedOutcome, ReverseOutcome
+from robustgen.evaluation.heldout import anomalous_class, heldout_benchmark, heldout_class, unseen_datasets
 from robustgen.evaluation.indicators import indicators_of_failure
 from robustgen.evaluation.masking import MaskingTest
 from robustgen.evaluation.metrics import (
     AUPR,
     RocCurve,
+    aupr_davis_goadrich,
     aupr_trapezoid,
     auroc,
     average_precision,
@@ -36,6 +38,8 @@ __all__ = [
     "RoundedCheck",
     "Substitute",
     "Verification",
+    "anomalous_class",
+    "aupr_davis_goadrich",
     "aupr_trapezoid",
     "auroc",
     "average_precision",
@@ -46,10 +50,13 @@ __all__ = [
     "evaluate_detector_robustness",
     "evaluate_robustness",
     "fpr_at_tpr",
+    "heldout_benchmark",
+    "heldout_class",
     "indicators_of_failure",
     "load_report",
     "roc_curve",
     "train_substitute",
+    "unseen_datasets",
     "verify",
     "wilson_interval",
     "write_report",

@@ -1,11 +1,12 @@
 """Detection metrics. Everywhere a higher score means more anomalous and the anomalous side is the positive class.
 
-One sort of all scores gives the counts from which every metric follows; equal scores enter together, so ties are
-exact. Scores are 1-D tensors, arrays or lists, read as float64; +-Inf is a score like any other (a likelihood can be
-zero), NaN is an error.
+Each side is sorted once, and the counts of both at the anomalous scores give every metric; equal scores enter together,
+so ties are exact. Scores are 1-D tensors, arrays or lists, read as float64; +-Inf is a score like any other (a
+likelihood can be zero), NaN is an error.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -15,6 +16,7 @@ from torch import Tensor
 __all__ = [
     "AUPR",
     "RocCurve",
+    "aupr_davis_goadrich",
     "aupr_trapezoid",
     "auroc",
     "average_precision",
@@ -25,6 +27,7 @@ __all__ = [
 ]
 
 Scores: TypeAlias = "Tensor | ArrayLike"
+_Array: TypeAlias = "np.ndarray[Any, Any]"
 
 
 class AUPR(float):
@@ -33,24 +36,27 @@ class AUPR(float):
     Attributes:
         prevalence: share of positives, P / (N + P); what a random ranking reaches in the limit of many samples.
         chance: the exact expected value for a random ranking without ties of as many negatives and positives.
+        minimum: the lowest value that any ranking of as many negatives and positives attains, which is not 0.
 
     >>> average_precision([0.1, 0.2, 0.3], [0.4])
-    AUPR(1.0000, prevalence=0.2500, chance=0.5208)
+    AUPR(1.0000, prevalence=0.2500, chance=0.5208, minimum=0.2500)
     """
 
     prevalence: float
     chance: float
+    minimum: float
 
-    def __new__(cls, value: float, prevalence: float, chance: float) -> "AUPR":
+    def __new__(cls, value: float, prevalence: float, chance: float, minimum: float) -> "AUPR":
         area = super().__new__(cls, value)
-        area.prevalence, area.chance = prevalence, chance
+        area.prevalence, area.chance, area.minimum = prevalence, chance, minimum
         return area
 
-    def __getnewargs__(self) -> tuple[float, float, float]:  # type: ignore[override] # so that it can be copied
-        return float(self), self.prevalence, self.chance
+    def __getnewargs__(self) -> tuple[float, float, float, float]:  # type: ignore[override] # so that it can be copied
+        return float(self), self.prevalence, self.chance, self.minimum
 
     def __repr__(self) -> str:
-        return f"AUPR({float(self):.4f}, prevalence={self.prevalence:.4f}, chance={self.chance:.4f})"
+        levels = f"prevalence={self.prevalence:.4f}, chance={self.chance:.4f}, minimum={self.minimum:.4f}"
+        return f"AUPR({float(self):.4f}, {levels})"
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,9 +69,9 @@ class RocCurve:
         thresholds: falling; the first is infinite and flags nothing.
     """
 
-    fpr: np.ndarray[Any, Any]
-    tpr: np.ndarray[Any, Any]
-    thresholds: np.ndarray[Any, Any]
+    fpr: _Array
+    tpr: _Array
+    thresholds: _Array
 
 
 def auroc(scores_id: Scores, scores_ood: Scores) -> float:
@@ -93,10 +99,10 @@ def average_precision(scores_id: Scores, scores_ood: Scores) -> AUPR:
     the result carries together with the chance level ``[H_n + (n - H_n) (P - 1) / (n - 1)] / n``, where n = N + P and
     H_n is the harmonic number: the item at rank i is positive with probability P / n, and then 1 + (i - 1) (P - 1) /
     (n - 1) positives are expected among the first i (Bestgen, "Exact Expected Average Precision of the Random Baseline
-    for System Evaluation", 2015).
+    for System Evaluation", 2015). Its minimum, all anomalies ranked last, is the mean of i / (N + i) over i = 1 .. P.
 
     >>> average_precision([0.0, 1.0], [1.0, 2.0])
-    AUPR(0.8333, prevalence=0.5000, chance=0.6806)
+    AUPR(0.8333, prevalence=0.5000, chance=0.6806, minimum=0.4167)
     """
     return _Counts(scores_id, scores_ood).average_precision()
 
@@ -106,12 +112,27 @@ def aupr_trapezoid(scores_id: Scores, scores_ood: Scores) -> AUPR:
 
     Arguments and errors as for :func:`auroc`. Straight lines between precision-recall points are not attainable and
     flatter the detector (Davis and Goadrich, "The Relationship Between Precision-Recall and ROC Curves", 2006): prefer
-    :func:`average_precision`. Its chance level is the mean of that of the average precision and the prevalence.
+    :func:`average_precision`. Its chance level is the mean of that of the average precision and the prevalence; its
+    minimum is half the prevalence, reached where all anomalies share the last rank.
 
     >>> aupr_trapezoid([0.0, 1.0], [1.0, 2.0])
-    AUPR(0.9167, prevalence=0.5000, chance=0.5903)
+    AUPR(0.9167, prevalence=0.5000, chance=0.5903, minimum=0.2500)
     """
     return _Counts(scores_id, scores_ood).aupr_trapezoid()
+
+
+def aupr_davis_goadrich(scores_id: Scores, scores_ood: Scores) -> float:
+    """Area under the precision-recall curve in (0, 1] through the points that mixing two thresholds attains.
+
+    Arguments and errors as for :func:`auroc`. Between neighbours the counts of true and false positives grow in
+    proportion, and precision is (TP + d) / (TP + FP + c d) at d more true positives, c the inverse precision among
+    those that enter: Davis and Goadrich, "The Relationship Between Precision-Recall and ROC Curves", 2006, section 4,
+    integrated in closed form. With all of P anomalies behind N others it is 1 - (N / P) ln((N + P) / N).
+
+    >>> round(aupr_davis_goadrich([0.0, 1.0], [1.0, 2.0]), 4)
+    0.8873
+    """
+    return _Counts(scores_id, scores_ood).aupr_davis_goadrich()
 
 
 def fpr_at_tpr(scores_id: Scores, scores_ood: Scores, tpr: float = 0.95) -> float:
@@ -134,28 +155,31 @@ def roc_curve(scores_id: Scores, scores_ood: Scores) -> RocCurve:
     >>> roc_curve([0.0, 1.0], [1.0, 2.0])
     RocCurve(fpr=array([0. , 0. , 0.5, 1. ]), tpr=array([0. , 0.5, 1. , 1. ]), thresholds=array([inf, 2., 1., 0.]))
     """
-    counts = _Counts(scores_id, scores_ood)
+    negative, positive = _sorted(scores_id, "scores_id"), _sorted(scores_ood, "scores_ood")
+    thresholds = np.unique(np.concatenate([negative, positive]))[::-1]
     return RocCurve(
-        fpr=np.append(0, counts.false_positives) / counts.n_negative,
-        tpr=np.append(0, counts.true_positives) / counts.n_positive,
-        thresholds=np.append(np.inf, counts.thresholds),
+        fpr=np.append(0, _at_least(negative, thresholds)) / len(negative),
+        tpr=np.append(0, _at_least(positive, thresholds)) / len(positive),
+        thresholds=np.append(np.inf, thresholds),
     )
 
 
 def detection_metrics(scores_id: Scores, scores_ood: Scores) -> dict[str, float | int]:
-    """Every metric of this file from one sort, JSON-able, with prevalence and chance levels.
+    """Every area and rate of this file from one sort of each side, JSON-able, with what they are compared with.
 
     Arguments and errors as for :func:`auroc`.
 
-    ``chance`` is that of the average precision.
+    ``chance`` and ``minimum`` are those of the average precision.
 
     >>> for name, value in detection_metrics([0.0, 1.0], [1.0, 2.0]).items():
     ...     print(f"{name} {value:.4g}")
     auroc 0.875
     average_precision 0.8333
     chance 0.6806
+    minimum 0.4167
     aupr_trapezoid 0.9167
     aupr_trapezoid_chance 0.5903
+    aupr_davis_goadrich 0.8873
     prevalence 0.5
     fpr_at_95_tpr 0.5
     n_id 2
@@ -167,8 +191,10 @@ def detection_metrics(scores_id: Scores, scores_ood: Scores) -> dict[str, float 
         "auroc": counts.auroc(),
         "average_precision": step,
         "chance": step.chance,
+        "minimum": step.minimum,
         "aupr_trapezoid": trapezoid,
         "aupr_trapezoid_chance": trapezoid.chance,
+        "aupr_davis_goadrich": counts.aupr_davis_goadrich(),
         "prevalence": step.prevalence,
         "fpr_at_95_tpr": counts.fpr_at_tpr(0.95),
         "n_id": counts.n_negative,
@@ -198,34 +224,48 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
 
 
 class _Counts:
-    """Samples at or above each distinct score, int64 (K,), from the highest score down."""
+    """How many samples lie at or above each distinct anomalous score, int64 (K,), from the highest score down.
+
+    Nothing but these scores matters to an area: between two of them only false positives enter.
+
+    Attributes:
+        true_positives, false_positives: anomalous and in-distribution samples at or above it.
+        above: in-distribution samples above it.
+        entering: anomalous samples that have this score.
+    """
 
     def __init__(self, scores_id: Scores, scores_ood: Scores) -> None:
-        negative, positive = _read(scores_id, "scores_id"), _read(scores_ood, "scores_ood")
+        negative, positive = _sorted(scores_id, "scores_id"), _sorted(scores_ood, "scores_ood")
         self.n_negative, self.n_positive = len(negative), len(positive)
-        scores = np.concatenate([negative, positive])  # (n,)
-        order = np.argsort(scores)[::-1]
-        scores = scores[order]
-        last = np.flatnonzero(np.append(scores[1:] != scores[:-1], True))  # (K,) last member of each group of ties
-        self.thresholds = scores[last]
-        self.true_positives = np.cumsum(order >= self.n_negative)[last]
-        self.false_positives = last + 1 - self.true_positives
+        first = np.flatnonzero(np.append(True, positive[1:] != positive[:-1]))[::-1]  # of each group of ties
+        thresholds = positive[first]
+        self.true_positives: _Array = self.n_positive - first
+        self.false_positives = _at_least(negative, thresholds)
+        self.above = self.n_negative - np.searchsorted(negative, thresholds, side="right")
+        self.entering = np.diff(self.true_positives, prepend=0)
 
     def auroc(self) -> float:
-        width = np.diff(self.false_positives, prepend=0)
-        height = self.true_positives + np.append(0, self.true_positives[:-1])  # twice the mean height
-        return int((width * height).sum()) / (2 * self.n_negative * self.n_positive)
+        halves = 2 * self.n_negative - self.false_positives - self.above  # half a pair for each tie, a whole for a win
+        return int((self.entering * halves).sum()) / (2 * self.n_negative * self.n_positive)
 
     def average_precision(self) -> AUPR:
-        value = (np.diff(self.true_positives, prepend=0) * self._precision()).sum() / self.n_positive
-        return self._aupr(value, self._chance())
+        value = (self.entering * self._precision()).sum() / self.n_positive
+        last = np.arange(1, self.n_positive + 1)
+        return self._aupr(value, self._chance, (last / (last + self.n_negative)).sum() / self.n_positive)
 
     def aupr_trapezoid(self) -> AUPR:
-        precision = self._precision()
-        height = (precision + np.append(1.0, precision[:-1])) / 2
-        value = (np.diff(self.true_positives, prepend=0) * height).sum() / self.n_positive
+        hits, alarms = self._before()
+        before = np.divide(hits, alarms, out=np.ones(len(hits)), where=alarms > 0)
+        value = (self.entering * (self._precision() + before) / 2).sum() / self.n_positive
         # E[precision just above a positive] telescopes to the prevalence; the trapezoid averages it with the step
-        return self._aupr(value, (self._chance() + self._prevalence()) / 2)
+        return self._aupr(value, (self._chance + self._prevalence()) / 2, self._prevalence() / 2)
+
+    def aupr_davis_goadrich(self) -> float:
+        hits, alarms = self._before()
+        c = 1 + (self.false_positives - self.above) / self.entering
+        growth = np.divide(c * self.entering, alarms, out=np.zeros(len(hits)), where=alarms > 0)
+        area = self.entering / c + (hits - alarms / c) / c * np.log1p(growth)
+        return min(float(area.sum() / self.n_positive), 1.0)
 
     def fpr_at_tpr(self, tpr: float) -> float:
         if not 0 < tpr <= 1:
@@ -233,22 +273,34 @@ class _Counts:
         first = np.searchsorted(self.true_positives / self.n_positive, tpr)
         return int(self.false_positives[first]) / self.n_negative
 
-    def _precision(self) -> np.ndarray[Any, Any]:
+    def _before(self) -> tuple[_Array, _Array]:
+        """True positives, and all samples, above each score."""
+        hits = self.true_positives - self.entering
+        return hits, hits + self.above
+
+    def _precision(self) -> _Array:
         return self.true_positives / (self.true_positives + self.false_positives)
 
     def _prevalence(self) -> float:
         return self.n_positive / (self.n_negative + self.n_positive)
 
+    @cached_property
     def _chance(self) -> float:
         n = self.n_negative + self.n_positive
         harmonic = float((1 / np.arange(1, n + 1)).sum())
         return (harmonic + (n - harmonic) * (self.n_positive - 1) / (n - 1)) / n
 
-    def _aupr(self, value: float, chance: float) -> AUPR:
-        return AUPR(min(float(value), 1.0), self._prevalence(), chance)  # the sum may round to just above 1
+    def _aupr(self, value: float, chance: float, minimum: float) -> AUPR:
+        return AUPR(min(float(value), 1.0), self._prevalence(), chance, float(minimum))  # the sum may round above 1
 
 
-def _read(scores: Scores, name: str) -> np.ndarray[Any, Any]:
+def _at_least(ascending: _Array, thresholds: _Array) -> _Array:
+    """How many of the sorted scores are at or above each threshold."""
+    return len(ascending) - np.searchsorted(ascending, thresholds)
+
+
+def _sorted(scores: Scores, name: str) -> _Array:
+    """The scores, float64 (N,), ascending."""
     if isinstance(scores, Tensor):
         scores = scores.detach().cpu().double().numpy()
     array = np.asarray(scores, dtype=np.float64)
@@ -256,6 +308,7 @@ def _read(scores: Scores, name: str) -> np.ndarray[Any, Any]:
         raise ValueError(f"{name} must be 1-D, one score for each sample; got shape {array.shape}")
     if not len(array):
         raise ValueError(f"{name} is empty")
-    if np.isnan(array).any():
+    array = np.sort(array)
+    if np.isnan(array[-1]):  # NaN sorts last
         raise ValueError(f"{name} holds NaN")
     return array

@@ -22,7 +22,21 @@ _CHAPTER_2 = (
     "sweep",
     "confirmation",
 )
-_MODULES = [f"robustgen.experiments.lamb2018.{name}" for name in _CHAPTER_2]
+_AHMED_2017 = (
+    "table_2_1",
+    "table_2_2",
+    "pixelvae",
+    "latent_knn",
+    "table_4_1",
+    "table_4_2",
+    "literature",
+    "far_ood",
+    "selection",
+)
+_MODULES = [
+    *(f"robustgen.experiments.lamb2018.{name}" for name in _CHAPTER_2),
+    *(f"robustgen.experiments.ahmed2017.{name}" for name in _AHMED_2017),
+]
 
 
 def table() -> dict[str, Experiment]:

@@ -137,6 +137,8 @@ class Experiment(ABC):
         rows, columns: of the table.
         seeds: how many are due.
         digits: of the table's numbers behind the point.
+        as_lines: the table is drawn with a line for each column, and the mean and median over rows at its end.
+        levels: numbers that every column of a row shares, drawn as lines of their own in such a table.
         notes: what a reader has to know of the whole.
     """
 
@@ -148,6 +150,8 @@ class Experiment(ABC):
     columns: tuple[Column, ...]
     seeds: int = 3
     digits: int = 2
+    as_lines: bool = False
+    levels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
     @abstractmethod

@@ -1,5 +1,6 @@
 """RESULTS.md and what the command prints: tables drawn from the files under results/, never by hand."""
 
+import statistics
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -49,7 +50,7 @@ def draw_experiment(experiment: Experiment, out: Path, scales: tuple[str, ...] =
         lines.append(f"### Scale `{scale}`")
         lines.append(_how(experiment, scale, list(kept.values())))
         groups = {(cell["row"], cell["column"]): cell for cell in summarise(experiment, scale, kept)["cells"]}
-        lines.append(_main_table(experiment, groups))
+        lines.append(_lines_table(experiment, groups) if experiment.as_lines else _main_table(experiment, groups))
         lines.append(experiment.remarks(kept))
         lines.append(_all_numbers(experiment, groups, kept))
         lines.append(_verdicts(experiment, kept))
@@ -105,6 +106,36 @@ def _main_table(experiment: Experiment, groups: Groups) -> str:
             cells += ["" if published is None else f"{published:g}", _ours(experiment, groups, row, column.key)]
         lines.append(_line([row.title, *cells, row.note]))
     return "\n".join(lines)
+
+
+def _lines_table(experiment: Experiment, groups: Groups) -> str:
+    """A line for each column, published and ours, over all rows that are measured or published; mean and median."""
+    rows, digits = experiment.rows, experiment.digits
+    lines = [_line(["", *(row.title for row in rows), "mean", "median"]), _line(["---"] * (len(rows) + 3))]
+    for level in experiment.levels:
+        found = {row.key: cell["numbers"][level]["mean"] for (row, _), cell in _first_of_rows(experiment, groups)}
+        lines.append(_averaged_line(level, [found.get(row.key) for row in rows], digits))
+    for column in experiment.columns:
+        published = [row.published.get(column.key) for row in rows]
+        ours = [groups.get((row.key, column.key), {}).get("mean") for row in rows]
+        if any(value is not None for value in published):
+            lines.append(_averaged_line(f"{column.title}: published", published, digits))
+        if any(not row.missing and (row.columns is None or column.key in row.columns) for row in rows):
+            lines.append(_averaged_line(f"{column.title}: ours", ours, digits))
+    return "\n".join(lines)
+
+
+def _first_of_rows(experiment: Experiment, groups: Groups) -> list[tuple[tuple[Row, str], dict[str, Any]]]:
+    """A measured cell of each row."""
+    cells = {row: (column, cell) for (row, column), cell in reversed(groups.items())}
+    return [((row, cells[row.key][0]), cells[row.key][1]) for row in experiment.rows if row.key in cells]
+
+
+def _averaged_line(title: str, values: list[float | None], digits: int) -> str:
+    """Values of all rows, then mean and median where all rows have one."""
+    known = [v for v in values if v is not None]
+    whole = [statistics.fmean(known), statistics.median(known)] if len(known) == len(values) else [None, None]
+    return _line([title, *("" if v is None else f"{v:.{digits}f}" for v in (*values, *whole))])
 
 
 def _ours(experiment: Experiment, groups: Groups, row: Row, column: str) -> str:

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from robustgen import data
 from robustgen.counter_rng import integers
 from robustgen.files import write_json
+from robustgen.generative import GenerativeModel, GenerativeObjective
 from robustgen.training import Trainer
 
 __all__ = ["SCHEDULE", "Workshop", "one_cycle", "shuffled"]
@@ -101,27 +102,80 @@ class Workshop:
 
         A training that was killed goes on where it was. The network is left in eval mode.
         """
-        settings = settings | {"schedule": SCHEDULE}
-        digest = hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=10).hexdigest()
-        run_dir = self.work / digest
         adam: Callable[[Any], torch.optim.Optimizer] = partial(torch.optim.Adam, lr=lr)
-        trainer = Trainer(
+        return self._fit(
+            settings | {"schedule": SCHEDULE},
+            network,
+            (examples, None),
             objective,
             optimizer=adam,
             schedule=one_cycle,
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
-            device=self.device,
             clip_norm=clip_norm,
-            run_dir=run_dir,
-            resume=True,
-            progress=self.progress,
+        )
+
+    def fit_generative(
+        self,
+        settings: dict[str, Any],
+        model: GenerativeModel,
+        examples: Any,
+        val: Any = None,
+        *,
+        epochs: int,
+        batch_size: int,
+        seed: int,
+        annealed: bool = True,
+        keep: Sequence[int] = (),
+    ) -> tuple[list[dict[str, float]], Path]:
+        """:meth:`train` for a generative model, with the optimizer of its paper; also where it is kept.
+
+        Args:
+            annealed: the learning rate follows :func:`one_cycle`, up to the paper's; False: it stays there, as for
+                adversarial models, where no loss is minimised.
+            keep: epochs whose model is saved besides, in ``epoch-N`` there.
+        """
+        settings = settings | {"schedule": SCHEDULE if annealed else None, "kept": list(keep)}
+        run_dir = self._run_dir(settings)
+
+        def save(model: nn.Module, history: list[dict[str, float]]) -> None:
+            if len(history) in keep and isinstance(model, GenerativeModel):
+                model.save(run_dir / f"epoch-{len(history)}")
+
+        history = self._fit(
+            settings,
+            model,
+            (examples, val),
+            GenerativeObjective(),
+            optimizer=model.optimizer,
+            schedule=one_cycle if annealed else None,
+            epochs=epochs,
+            batch_size=batch_size,
+            seed=seed,
+            after_epoch=save,
+        )
+        return history, run_dir
+
+    def _run_dir(self, settings: dict[str, Any]) -> Path:
+        return self.work / hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=10).hexdigest()
+
+    def _fit(
+        self,
+        settings: dict[str, Any],
+        network: nn.Module,
+        data: tuple[Any, Any],
+        objective: Any,
+        **options: Any,
+    ) -> list[dict[str, float]]:
+        run_dir = self._run_dir(settings)
+        trainer = Trainer(
+            objective, device=self.device, run_dir=run_dir, resume=True, progress=self.progress, **options
         )
         with _alone(run_dir):
             if not (run_dir / "settings.json").exists():
                 write_json(run_dir / "settings.json", settings)
-            history = trainer.fit(network, examples)
+            history = trainer.fit(network, *data)
         network.eval()
         return history
 

@@ -71,6 +71,6 @@ class PixelRNN(AutoregressiveModel):
             return now.crop(self._pixels(x[:, :, : now.row + 1], rows))
         h = self.first(x)
         for state, up in zip(self.states, self.up, strict=True):
-            h = h + up(state(h))
+            h = h + up(state(h, x) if self.variant == "diagonal" else state(h))
         result: Tensor = self.head(h)
         return result

@@ -47,7 +47,7 @@ class RowLSTM(nn.Module):
     Args:
         in_channels: of the map that it reads, a multiple of ``groups``.
         width: features of the state, a multiple of ``groups``.
-        groups: see :class:`MaskedConv2d`.
+        groups: channels of the image; see :class:`MaskedConv2d`.
     """
 
     def __init__(self, in_channels: int, width: int, groups: int = 1) -> None:
@@ -67,22 +67,22 @@ class RowLSTM(nn.Module):
 
 
 class _DiagonalLSTM(nn.Module):
-    """Diagonals from the top left; the state at a pixel has seen all pixels neither below nor right of it."""
+    """Diagonals from the top left; the state at a pixel has seen all pixels neither below nor right of it.
 
-    def __init__(self, in_channels: int, width: int, groups: int) -> None:
+    ``input_to_state`` is a 1 x 1 convolution to 4 ``width`` channels.
+    """
+
+    def __init__(self, input_to_state: nn.Module, width: int) -> None:
         super().__init__()
-        self.input_to_state = MaskedConv2d(in_channels, 4 * width, 1, "B", groups)
+        self.input_to_state = input_to_state
         self.state_to_state = nn.Conv1d(width, 4 * width, 2, bias=False)  # down a diagonal: the pixels above and left
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        gates = skew(self.input_to_state(x))
-        inside = skew(x.new_ones(1, 1, height, width))  # the state outside of the image is zero
-        state = cell = gates.new_zeros(len(x), gates.shape[1] // 4, height)
+        gates = skew(self.input_to_state(x))  # zero outside of the image, and so is the state before it
+        state = cell = gates.new_zeros(len(x), gates.shape[1] // 4, x.shape[2])
         states = []
-        for diagonal, here in zip(gates.unbind(3), inside.unbind(3), strict=True):
+        for diagonal in gates.unbind(3):
             state, cell = _lstm_cell(diagonal + self.state_to_state(F.pad(state, (1, 0))), cell)
-            state, cell = state * here, cell * here
             states.append(state)
         return unskew(torch.stack(states, 3))
 
@@ -90,16 +90,22 @@ class _DiagonalLSTM(nn.Module):
 class DiagonalBiLSTM(nn.Module):
     """Diagonals from both upper corners; together their states at a pixel have seen all pixels before it.
 
-    What comes from the right is moved down by one row, lest a pixel see those to its right. For the arguments see
-    :class:`RowLSTM`.
+    What comes from the right is moved down by one row, lest a pixel see those to its right. It reads the image besides
+    the features, which the paper does not say: features at the end of a row have not seen the pixel there, so that the
+    row below could see it only from beneath.
+
+    Args:
+        in_channels: of the map that it reads, a multiple of ``groups``.
+        width: features of the state, a multiple of ``groups``.
+        groups: channels of the image; see :class:`MaskedConv2d`.
     """
 
     def __init__(self, in_channels: int, width: int, groups: int = 1) -> None:
         super().__init__()
-        self.from_left = _DiagonalLSTM(in_channels, width, groups)
-        self.from_right = _DiagonalLSTM(in_channels, width, groups)
+        self.from_left = _DiagonalLSTM(MaskedConv2d(in_channels, 4 * width, 1, "B", groups), width)
+        self.from_right = _DiagonalLSTM(nn.Conv2d(in_channels + groups, 4 * width, 1), width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """States (N, width, H, W) of x (N, in_channels, H, W)."""
-        right = self.from_right(x.flip(3)).flip(3)
+    def forward(self, x: Tensor, image: Tensor) -> Tensor:
+        """States (N, width, H, W) of x (N, in_channels, H, W) and of the image (N, groups, H, W)."""
+        right = self.from_right(torch.cat([x, image], 1).flip(3)).flip(3)
         return self.from_left(x) + F.pad(right, (0, 0, 1, -1))

@@ -1,0 +1,1 @@
+"""Ahmed, "Generative Models for Natural Images", 2017: its tables of likelihoods and of held-out classes."""

@@ -1,0 +1,85 @@
+"""Far anomalies: Fashion-MNIST before models of MNIST, and MNIST before models of Fashion-MNIST."""
+
+from dataclasses import replace
+from typing import Any
+
+from robustgen.data import ArrayDataset
+from robustgen.evaluation import unseen_datasets
+from robustgen.experiments.ahmed2017.contenders import CONTENDERS
+from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, FPR, Budget, HeldoutTable, Make
+from robustgen.experiments.ahmed2017.recipes import MNIST
+from robustgen.experiments.experiment import Cell, Column, Row
+from robustgen.experiments.workshop import Workshop
+
+__all__ = ["EXPERIMENT"]
+
+_COLUMNS = (
+    "vae",
+    "pixelcnn",
+    "pixelvae",
+    "dcgan",
+    "wgan-gp",
+    "ebm",
+    "ebm-dsm",
+    "vae-reconstruction",
+    "vae-regret",
+    "vae-typicality",
+    "vae-dose",
+    "pixelcnn-ratio",
+    "pixelcnn-complexity",
+    "pixelcnn-typicality",
+    "compressed-size",
+    "brightness",
+    "pca",
+    "nearest",
+    "max-softmax",
+    "energy",
+)
+_OTHER = {"mnist": "fashion-mnist", "fashion-mnist": "mnist", "digits": "digits in negative"}
+BUDGETS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("", 20_000), "full": Budget("")}
+
+
+class _Table(HeldoutTable):
+    name = "ahmed-2017/far-ood"
+    title = "Fashion-MNIST against MNIST, both ways"
+    source = f"Not in {AHMED_2017}"
+    metric = "AUROC in percent, the other data set positive"
+    value = "auroc"
+    protocol = "unseen data set"
+    rows = (
+        Row(key="mnist", title="trained on MNIST, against Fashion-MNIST"),
+        Row(key="fashion-mnist", title="trained on Fashion-MNIST, against MNIST"),
+    )
+    columns = tuple(Column(key, CONTENDERS[key].title) for key in _COLUMNS)
+    budgets = BUDGETS
+    recipes = MNIST
+    levels = ()
+    notes = (
+        "The whole test set of both; flags at thresholds from a tenth of the training images. Both go through the same "
+        "steps, which a fingerprint of their pixels enforces.",
+        "At scale `smoke`, digits against their negatives.",
+    )
+
+    def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
+        data = self._names(cell, scale)
+        return super().settings(cell, scale) | {"data": data[0], "heldout": data[1]}
+
+    def _names(self, cell: Cell, scale: str) -> tuple[str, str]:
+        data = self.budgets[scale].data or cell.row
+        return data, _OTHER[data]
+
+    def data(self, cell: Cell, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
+        b, name = self.budgets[scale], self._names(cell, scale)[0]
+        return workshop.images(name, "train", b.n_train), workshop.images(name, "test", b.n_test)
+
+    def judge(
+        self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, workshop: Workshop
+    ) -> dict[str, Any]:
+        dataset = train.name.partition("/")[0]
+        other = replace(test, x=255 - test.x) if dataset == "digits" else workshop.images(_OTHER[dataset], "test")
+        other = replace(other, name=_OTHER[dataset]).take(len(test))
+        found = unseen_datasets(make, train, test, {"other": other}, seed=cell.seed, fpr=FPR)
+        return found | found.pop("populations")["other"]
+
+
+EXPERIMENT = _Table()

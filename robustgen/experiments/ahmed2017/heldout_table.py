@@ -1,0 +1,119 @@
+"""What tables of held-out classes share: a row is a class, a column a detector, a cell the numbers of both."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+from robustgen.data import ArrayDataset
+from robustgen.detectors import Detector
+from robustgen.evaluation import heldout_class
+from robustgen.experiments.ahmed2017.contenders import contender
+from robustgen.experiments.ahmed2017.recipes import Recipe, described
+from robustgen.experiments.ahmed2017.trained import Trained
+from robustgen.experiments.experiment import Cell, Experiment, Measurement, counted
+from robustgen.experiments.workshop import Workshop
+
+__all__ = ["AHMED_2017", "FPR", "Budget", "HeldoutTable", "Make", "as_measurement"]
+
+AHMED_2017 = 'Ahmed, "Generative Models for Natural Images", 2017'
+FPR = 0.05
+Make: TypeAlias = Callable[[ArrayDataset], Detector]
+_NUMBERS = {
+    "aupr": "AUPR",
+    "aupr_trapezoid": "AUPR, trapezoids",
+    "aupr_davis_goadrich": "AUPR, Davis and Goadrich",
+    "aupr_negated": "AUPR, other sign",
+    "auroc": "AUROC",
+    "auroc_negated": "AUROC, other sign",
+    "fpr95": "FPR95",
+    "prevalence": "prevalence",
+    "chance": "chance",
+    "minimum": "lowest attainable",
+    "flagged": f"flagged at {FPR:.0%}",
+}
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Data of a scale: name, and how many training and test images (0: all)."""
+
+    data: str
+    n_train: int = 0
+    n_test: int = 0
+
+    def describe(self) -> str:
+        """In words."""
+        counts = f"{self.n_train or 'all'} training images before any is left out, {self.n_test or 'all'} test images"
+        return f"{self.data}, {counts}" if self.data else counts
+
+
+def as_measurement(found: Mapping[str, Any], history: Mapping[str, list[float]], value: str = "aupr") -> Measurement:
+    """A cell, its number that called ``value``, of what :mod:`robustgen.evaluation.heldout` found, in percent."""
+    n = found["n_id"] + found["n_ood"]
+    numbers = counted({title: found[key] for key, title in _NUMBERS.items()}, n)
+    numbers |= counted({"false alarms": found["false_alarms"]}, found["n_id"])
+    for name, sanity in found["sanity"].items():
+        shown = {f"{name} images: {_NUMBERS[key]}": sanity[key] for key in ("auroc", "flagged")}
+        numbers |= counted(shown, sanity["n_ood"])
+    fifth = found.get("fifth_of_anomalies")
+    if fifth:
+        numbers |= counted({"AUPR, a fifth of the anomalies": fifth["aupr"]}, fifth["n_id"] + fifth["n_ood"])
+    return Measurement(value=found[value], numbers=numbers, history=history)
+
+
+class HeldoutTable(Experiment):
+    """A subclass states rows (key: the class), columns (key: the contender), budgets and recipes.
+
+    Attributes:
+        value: the number of the table.
+        protocol: what ``judge`` does, in a word.
+        budgets, recipes: of each scale.
+    """
+
+    metric = "AUPR in percent (average precision), the held-out class positive"
+    value = "aupr"
+    protocol = "held-out class"
+    budgets: Mapping[str, Budget]
+    recipes: Mapping[str, dict[str, Recipe]]
+    seeds = 1
+    as_lines = True
+    levels: tuple[str, ...] = ("prevalence", "lowest attainable")
+
+    def describe(self, scale: str) -> str:
+        return self.budgets[scale].describe()
+
+    def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
+        b, made = self.budgets[scale], contender(cell.column, scale)
+        return {
+            "data": b.data,
+            "n_train": b.n_train,
+            "n_test": made.n_test or b.n_test,
+            "protocol": self.protocol,
+            "heldout": cell.row,
+            "fpr": FPR,
+            "contender": made.describe(),
+            "recipes": described(self.recipes[scale], made.models),
+        }
+
+    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+        made = contender(cell.column, scale)
+        train, test = self.data(cell, scale, workshop)
+        trained: list[Trained] = []
+
+        def make(images: ArrayDataset) -> Detector:
+            trained.append(Trained(workshop, self.recipes[scale], images, cell.seed))
+            return made.make(trained[0])
+
+        found = self.judge(make, train, test.take(made.n_test or len(test)), cell, workshop)
+        return as_measurement(found, trained[0].history, self.value)
+
+    def data(self, cell: Cell, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
+        """Training and test images, of all classes."""
+        b = self.budgets[scale]
+        return workshop.images(b.data, "train", b.n_train), workshop.images(b.data, "test", b.n_test)
+
+    def judge(
+        self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, workshop: Workshop
+    ) -> dict[str, Any]:
+        """The numbers of a cell, by the table's protocol."""
+        return heldout_class(make, train, test, heldout=cell.row, seed=cell.seed, fpr=FPR)

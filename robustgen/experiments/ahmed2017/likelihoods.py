@@ -1,0 +1,51 @@
+"""Negative log-likelihoods of test images under a model of all classes, for Tables 2.1 and its figures."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustgen.detectors import Likelihood
+from robustgen.experiments.ahmed2017.heldout_table import Budget
+from robustgen.experiments.ahmed2017.recipes import Recipe
+from robustgen.experiments.ahmed2017.trained import Trained
+from robustgen.experiments.experiment import counted
+from robustgen.experiments.workshop import Workshop
+
+__all__ = ["BUDGETS", "measured", "trained_on"]
+
+BUDGETS = {
+    "smoke": Budget("digits", 300, 100),
+    "cpu": Budget("mnist", 20_000, 5_000),
+    "full": Budget("mnist"),
+}
+
+
+def trained_on(budget: Budget, recipes: Mapping[str, Recipe], workshop: Workshop, seed: int) -> tuple[Trained, Tensor]:
+    """Models of a budget's training images, and its test images (N, C, H, W)."""
+    train = workshop.images(budget.data, "train", budget.n_train)
+    test = workshop.images(budget.data, "test", budget.n_test).images()
+    return Trained(workshop, dict(recipes), train, seed), test.to(workshop.device)
+
+
+def measured(model: Any, test: Tensor, importance_samples: int = 0) -> tuple[float, dict[str, dict[str, float]]]:
+    """The mean of -log p(x) in nats, and everything else that a cell keeps.
+
+    Args:
+        importance_samples: K of the importance-weighted bound; 0: the model's own log-likelihood or bound.
+    """
+    detector = Likelihood(model, importance_samples or None).fit(test[:2])
+    with torch.no_grad():
+        nll = detector.score(test).double()
+        numbers = {
+            "nats": nll.mean().item(),
+            "standard error over images": nll.std().item() / math.sqrt(len(nll)),
+            "bits a dimension": nll.mean().item() / (model.dimensions * math.log(2)),
+        }
+        if hasattr(model, "elbo_terms"):
+            terms = [model.elbo_terms(x) for x in test.split(256)]
+            for name, parts in zip(("reconstruction, nats", "KL, nats"), zip(*terms, strict=True), strict=True):
+                numbers[name] = torch.cat(parts).double().mean().item()
+    return numbers["nats"], counted(numbers, len(test))

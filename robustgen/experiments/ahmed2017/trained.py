@@ -1,0 +1,98 @@
+"""The models of one training set, each trained when it is first asked for."""
+
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import nn
+
+from robustgen import generative, networks
+from robustgen.counter_rng import derive_seed
+from robustgen.data import ArrayDataset, split
+from robustgen.detectors import mutate
+from robustgen.experiments.ahmed2017.recipes import Recipe
+from robustgen.experiments.workshop import Workshop
+from robustgen.fingerprint import fingerprint
+from robustgen.training import ClassifierObjective
+
+__all__ = ["Trained"]
+
+VALIDATION = 0.1  # of the training images: loss curves, and detectors that have to be fitted on fresh images
+CLASSIFIER_LR = 1e-3
+
+
+class Trained:
+    """Models by the names of their recipes.
+
+    Trainings are found again by what they depend on, pixels included, so that cells and tables share them.
+
+    Attributes:
+        images: what all of it is made of.
+        train, validation: the two parts of them.
+        history: {"model: entry": one number an epoch}, of every training asked for.
+    """
+
+    def __init__(self, workshop: Workshop, recipes: dict[str, Recipe], images: ArrayDataset, seed: int) -> None:
+        self.workshop, self.recipes, self.images, self.seed = workshop, recipes, images, seed
+        self.train, self.validation = split(images, (1 - VALIDATION, VALIDATION), seed, stratified=False)
+        self.history: dict[str, list[float]] = {}
+
+    def model(self, name: str) -> nn.Module:
+        """The model of a recipe, "pixelcnn", or of an epoch that it keeps, "pixelcnn@2" of the second."""
+        base, _, number = name.partition("@")
+        recipe = self.recipes[base]
+        if recipe.model == "convnet":
+            return self._classifier(name, recipe)
+        kind = generative.model_classes()[recipe.model]
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.seed, 0))
+            model = kind(tuple(self.train.x.shape[1:]), **recipe.options)
+        train, val = (self._seen(part, recipe) for part in (self.train, self.validation))
+        history, where = self.workshop.fit_generative(
+            self._settings(recipe, train),
+            model,
+            train,
+            val,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            seed=self.seed,
+            annealed=recipe.annealed,
+            keep=recipe.keep,
+        )
+        self._note(base, history)
+        if not number:
+            return model
+        return kind.load(where / f"epoch-{recipe.keep[int(number) - 1]}").to(self.workshop.device)
+
+    def _classifier(self, name: str, recipe: Recipe) -> nn.Module:
+        channels, *size = self.train.x.shape[1:]
+        with torch.random.fork_rng():
+            torch.manual_seed(derive_seed(self.seed, 0))
+            network = networks.convnet(channels, self.train.n_classes, (size[0], size[1]), **recipe.options)
+        history = self.workshop.train(
+            self._settings(recipe, self.train) | {"lr": CLASSIFIER_LR},
+            network,
+            ClassifierObjective(),
+            self.train,
+            epochs=recipe.epochs,
+            batch_size=recipe.batch_size,
+            lr=CLASSIFIER_LR,
+            seed=self.seed,
+        )
+        self._note(name, history)
+        return network
+
+    def _settings(self, recipe: Recipe, train: ArrayDataset) -> dict[str, Any]:
+        pixels = {"x": train.x} if train.y is None else {"x": train.x, "y": train.y}
+        return {"recipe": asdict(recipe), "data": fingerprint(pixels), "validation": VALIDATION, "seed": self.seed}
+
+    def _seen(self, part: ArrayDataset, recipe: Recipe) -> ArrayDataset:
+        if not recipe.mutated:
+            return part
+        mutated = mutate(part.images(), recipe.mutated, seed=self.seed)
+        return ArrayDataset(mutated, name=f"{part.name}, mutated")
+
+    def _note(self, name: str, history: list[dict[str, float]]) -> None:
+        for entry in history[0]:
+            if entry not in ("epoch", "step"):
+                self.history[f"{name}: {entry}"] = [round(row[entry], 6) for row in history]

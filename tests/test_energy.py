@@ -1,0 +1,218 @@
+"""The energy-based model: Langevin dynamics against closed forms, both objectives, and the chains it keeps."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustgen.data import digits
+from robustgen.generative import EnergyModel, GenerativeObjective, fit
+from robustgen.generative.blocks.langevin import langevin, reflect
+from robustgen.generative.energy import denoising_score_matching
+from robustgen.training import Batch, Trainer
+
+SHAPE = (1, 8, 8)
+TINY = {"width": 4, "steps": 5, "sample_steps": 5, "buffer_size": 40}
+
+
+def images(n=24):
+    return digits(split="train").batch(torch.arange(n))[0]
+
+
+def batch(n=24):
+    return Batch(images(n), None, torch.arange(n))
+
+
+# --- Langevin dynamics -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step_size", [0.1, 0.5, 1.0])
+def test_stationary_variance_of_a_standard_normal(step_size):
+    """1 / (1 - a / 2): noise sqrt(a) in place of sqrt(2 a) would halve it."""
+    x = torch.randn(40_000, 1, dtype=torch.float64)
+    x = langevin(lambda x: x.square().sum(1) / 2, x, 60, step_size)
+    assert x.var().item() == pytest.approx(1 / (1 - step_size / 2), rel=0.03)
+    assert x.mean().abs() < 0.03
+
+
+def test_one_step_is_the_formula():
+    x, a = torch.rand(3, 2), 0.02
+    e = torch.randn(3, 2, generator=torch.Generator().manual_seed(4))
+    found = langevin(lambda x: x.pow(4).sum(1), x, 1, a, generator=torch.Generator().manual_seed(4))
+    torch.testing.assert_close(found, x - a * 4 * x**3 + (2 * a) ** 0.5 * e)
+    assert torch.equal(langevin(lambda x: x.sum(1), x, 0, a), x)
+
+
+def test_reflected_chains_stay_in_the_cube_and_sample_it():
+    """E = 3 x on [0, 1]: the truncated exponential, with mean 1/3 - 1 / (e^3 - 1)."""
+    x = langevin(lambda x: 3 * x.sum(1), torch.rand(20_000, 1), 150, 0.005, reflected=True)
+    assert x.min() >= 0
+    assert x.max() <= 1
+    assert x.mean().item() == pytest.approx(1 / 3 - 1 / (torch.tensor(3.0).exp().item() - 1), abs=0.012)
+    flat = langevin(lambda x: 0 * x.sum(1), torch.rand(20_000, 1), 20, 0.05, reflected=True)
+    assert flat.histc(4, 0, 1) / 20_000 == pytest.approx([0.25] * 4, abs=0.015)  # clamping would fill the ends
+    far = torch.linspace(-7, 7, 1001)
+    assert ((reflect(far) >= 0) & (reflect(far) <= 1)).all()
+    torch.testing.assert_close(reflect(far), torch.acos(torch.cos(torch.pi * far)) / torch.pi, atol=1e-3, rtol=0)
+
+
+def test_sampling_leaves_no_trace():
+    model, x = EnergyModel(SHAPE, **TINY), torch.rand(3, *SHAPE)
+    before, state = x.clone(), torch.random.get_rng_state()
+    out = langevin(model.energy, x, 3, 1e-4, generator=torch.Generator())
+    assert not out.requires_grad
+    assert out.grad_fn is None
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(x, before)
+    assert not x.requires_grad
+    model.sample(2, torch.Generator())
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+# --- objectives --------------------------------------------------------------------------------------------------
+
+
+class GaussianEnergy(nn.Module):
+    """w |x - m|^2 / 2 for x on [0, 1], which the model hands over on [-1, 1]."""
+
+    def __init__(self, w, m):
+        super().__init__()
+        self.w, self.m = nn.Parameter(torch.tensor(w)), nn.Parameter(torch.tensor(m))
+
+    def forward(self, u):
+        return self.w * ((u + 1) / 2 - self.m).square().flatten(1).sum(1, keepdim=True) / 2
+
+
+def test_the_gradient_is_that_of_the_likelihood():
+    """For N(m, 1/w): of -E log p by w it is E (x - m)^2 / 2 - 1 / (2 w), and by m, w (m - E x), in each dimension."""
+    w, m, n = 100.0, 0.5, 4000
+    model = EnergyModel(
+        (1, 2, 2), buffer_size=n, steps=60, step_size=5e-4, temperature=1.0, sigma=1e-4, regularisation=0.0
+    )
+    model.network = GaussianEnergy(w, m)
+    model.replay.normal_(m, w**-0.5).clamp_(0, 1)
+    x = (0.6 + 0.15 * torch.randn(n, 1, 2, 2)).clamp(0, 1)
+    model.training_step(Batch(x, None, torch.arange(n)), 0)["loss"].backward()
+    by_w = 4 * ((x - m).square().mean() / 2 - 1 / (2 * w))
+    by_m = 4 * w * (m - x.mean())
+    assert model.network.w.grad.item() == pytest.approx(by_w.item(), rel=0.05)
+    assert model.network.m.grad.item() == pytest.approx(by_m.item(), rel=0.05)
+
+
+def test_denoising_score_matching_learns_the_smoothed_density():
+    """On N(0, s^2) the best score of the form -k x has k = 1 / (s^2 + sigma^2)."""
+    s, sigma = 0.7, 0.3
+    x, noise = s * torch.randn(2, 200_000, 1, dtype=torch.float64)
+    k = torch.zeros((), dtype=torch.float64, requires_grad=True)
+    loss = denoising_score_matching(lambda x: k * x.square().sum(1) / 2, x, sigma, noise / s)
+    (slope,) = torch.autograd.grad(loss, k, create_graph=True)
+    (curvature,) = torch.autograd.grad(slope, k)
+    assert -slope.item() / curvature.item() == pytest.approx(1 / (s**2 + sigma**2), rel=0.02)  # quadratic in k
+
+
+def test_denoising_gradients_equal_finite_differences():
+    model = EnergyModel((1, 6, 6), width=2, objective="dsm").double()
+    x, noise = torch.rand(3, 1, 6, 6).double(), torch.randn(3, 1, 6, 6).double()
+
+    def loss():
+        return denoising_score_matching(model.energy, x, 0.3, noise)
+
+    parameters = list(model.parameters())
+    for p, gradient in zip(parameters, torch.autograd.grad(loss(), parameters), strict=True):
+        direction, h, values = torch.randn_like(p), 1e-5, []
+        for sign in (1, -1):
+            p.data += sign * h * direction
+            values.append(loss().item())
+            p.data -= sign * h * direction
+        assert (values[0] - values[1]) / (2 * h) == pytest.approx((gradient * direction).sum().item(), rel=1e-5)
+
+
+def test_log_prob_is_minus_the_energy_of_a_density_that_samples_follow():
+    """With a Gaussian for the network, samples from noise have the moments of exp(log_prob)."""
+    model = EnergyModel((1, 2, 2), temperature=0.5, step_size=1e-3, sample_steps=120, buffer_size=1).eval()
+    model.network = GaussianEnergy(25.0, 0.4)  # E = 50 |x - 0.4|^2 / 2
+    x = model.sample(4000)
+    assert x.mean().item() == pytest.approx(0.4, abs=0.01)
+    assert x.var().item() == pytest.approx(1 / 50 / (1 - 0.05 / 2), rel=0.06)
+    y = torch.rand(3, 1, 2, 2)
+    torch.testing.assert_close(model.log_prob(y), -25 * (y - 0.4).square().flatten(1).sum(1))
+
+
+# --- the chains --------------------------------------------------------------------------------------------------
+
+
+def test_chains_go_on_and_only_those_of_the_batch():
+    model = EnergyModel(SHAPE, **TINY, reinitialised=0.0)
+    before = model.replay.clone()
+    model.training_step(batch(10), 0)
+    moved = (model.replay != before).flatten(1).any(1)
+    assert moved.sum() == 10
+    assert (model.replay - before).abs().max() < 0.5  # went on from where they were: noise 0.01 a step
+    model.eval().validation_step(batch(), 0)
+    anew = EnergyModel(SHAPE, **TINY, reinitialised=1.0)
+    before = anew.replay.clone()
+    anew.training_step(batch(40), 0)
+    assert (anew.replay - before).abs().flatten(1).mean(1).min() > 0.2  # two uniform images differ by 1/3
+    with pytest.raises(ValueError, match="set buffer_size to at least 41"):
+        model.training_step(batch(41), 0)
+
+
+def test_validation_moves_nothing():
+    model = EnergyModel(SHAPE, **TINY).eval()
+    before = {k: v.clone() for k, v in model.state_dict().items()}
+    with torch.no_grad():
+        found = model.validation_step(batch(), 0)
+    assert torch.equal(found["loss"], -found["gap"])
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+class Stopping(GenerativeObjective):
+    def __init__(self, stop):
+        self.stop = stop
+
+    def __call__(self, model, batch, step):
+        if model.training and step == self.stop:
+            raise KeyboardInterrupt
+        return super().__call__(model, batch, step)
+
+
+@pytest.mark.parametrize("objective", ["langevin", "dsm"])
+def test_a_killed_training_resumes_bitwise(objective, tmp_path):
+    def run(stop=None, **where):
+        torch.manual_seed(5)
+        model = EnergyModel(SHAPE, **TINY, objective=objective)
+        trainer = Trainer(
+            Stopping(stop), optimizer=model.optimizer, epochs=3, batch_size=6, ema=0.9, progress=False, **where
+        )
+        return model, trainer.fit(model, images(), images(8))
+
+    whole, history = run()
+    with pytest.raises(KeyboardInterrupt):
+        run(stop=7, run_dir=tmp_path, checkpoint_every=5)
+    resumed, again = run(run_dir=tmp_path, checkpoint_every=5, resume=True)
+    assert history == again
+    state = resumed.state_dict()
+    assert ("replay" in state) == (objective == "langevin")
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, state[name]), name
+
+
+def test_it_learns_which_images_are_digits():
+    model = EnergyModel(SHAPE, width=8, steps=10, buffer_size=64, sample_steps=10)
+    optimizer = lambda p: torch.optim.Adam(p, lr=1e-3, betas=(0.0, 0.999))
+    fit(model, images(192), epochs=15, batch_size=32, optimizer=optimizer, progress=False)
+    test = digits(split="test").batch(torch.arange(50))[0]
+    with torch.no_grad():
+        for foreign in (torch.rand(50, *SHAPE), torch.rand(50, 1, 1, 1).expand(50, *SHAPE)):
+            assert (model.log_prob(test)[:, None] > model.log_prob(foreign)[None]).float().mean() > 0.9
+
+
+def test_arguments():
+    for options, match in (
+        ({"objective": "nce"}, "objective must be 'langevin' or 'dsm'"),
+        ({"sigma": 0.0}, "sigma must be a finite number > 0"),
+        ({"steps": 0}, "steps must be at least 1"),
+        ({"reinitialised": 1.5}, r"reinitialised must be in \[0, 1\]"),
+        ({"regularisation": -1.0}, "regularisation must be"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            EnergyModel(SHAPE, **options)
