@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from robustgen.strided_conv import StridedConv2d
 
-__all__ = ["activation_module", "build", "convnet", "mlp", "resnet"]
+__all__ = ["activation_module", "build", "convnet", "encoder", "mlp", "resnet"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -60,6 +60,35 @@ def convnet(
         height, breadth = ((s + 2 * padding - kernel) // stride + 1 for s in size)
         size = (height, breadth)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2 * width * size[0] * size[1], n_classes))
+
+
+def encoder(
+    in_channels: int = 1, n_outputs: int = 64, image_size: int | tuple[int, int] = 28, width: int = 16
+) -> nn.Sequential:
+    """Five convolutions with batch normalisation, 256 features and a linear read-out, (N, C, H, W) -> (N, n_outputs).
+
+    A network whose features (the input of the read-out) tell images apart, for contrastive learning, where the read-out
+    is the projection, or for classes. Strides 2, 1, 2, 1, 2 with ``width``, 2, 4, 4 and 8 ``width`` channels.
+
+    Args:
+        in_channels, n_outputs: of the data; classes, or dimensions of the projection.
+        image_size: height and width in pixels (square or not).
+        width: channels of the first layer.
+
+    >>> import torch
+    >>> encoder(image_size=8)(torch.zeros(2, 1, 8, 8)).shape
+    torch.Size([2, 64])
+    """
+    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    shapes = [(5, 2, width), (3, 1, 2 * width), (3, 2, 4 * width), (3, 1, 4 * width), (3, 2, 8 * width)]
+    layers: list[nn.Module] = []
+    channels = in_channels
+    for kernel, stride, wide in shapes:
+        layers += [nn.Conv2d(channels, wide, kernel, stride, kernel // 2, bias=False), nn.BatchNorm2d(wide), nn.ReLU()]
+        channels = wide
+    height, breadth = (-(-s // 8) for s in size)
+    layers += [nn.Flatten(), nn.Linear(channels * height * breadth, 256), nn.BatchNorm1d(256), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(256, n_outputs))
 
 
 def mlp(n_inputs: int, hidden: Sequence[int], n_classes: int, activation: str = "relu") -> nn.Sequential:

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustgen.generative import GatedPixelCNN, PixelCNN, PixelCNNPlusPlus, PixelRNN
-from robustgen.generative.blocks.gated import Condition, GatedStack
+from robustgen.generative.blocks.gated import Condition, GatedLayer, GatedStack
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.softmax import Softmax
 from robustgen.generative.blocks.spatial_lstm import DiagonalBiLSTM, RowLSTM, skew, unskew
@@ -161,6 +161,22 @@ def test_a_diagonal_bilstm_sees_everything_above_and_left_and_itself():
     assert bool((image.view(30, 3, 30) == rows_above(5, 6, lambda t, d: t >= 1 and d >= 0)[:, None]).all())
 
 
+def test_a_diagonal_lstm_is_an_lstm_with_two_pasts():
+    """The state from above and from the left, the cell from the left, all zero outside of the image."""
+    layer = built(lambda s: DiagonalBiLSTM(2, 3), None).from_left
+    x = torch.rand(1, 2, 3, 4, dtype=torch.float64)
+    with torch.no_grad():
+        gates = layer.input_to_state(x)[0]
+        above, left = layer.state_to_state.weight.unbind(2)
+        states, cells = torch.zeros(2, 3, 4, 5, dtype=torch.float64)  # a row above and a column to the left of zeros
+        for r, c in itertools.product(range(3), range(4)):
+            y = gates[:, r, c] + above @ states[:, r, c + 1] + left @ states[:, r + 1, c]
+            out, forget, write, content = y.view(3, 4).T
+            cells[:, r + 1, c + 1] = forget.sigmoid() * cells[:, r + 1, c] + write.sigmoid() * content.tanh()
+            states[:, r + 1, c + 1] = out.sigmoid() * cells[:, r + 1, c + 1].tanh()
+        torch.testing.assert_close(layer(x)[0], states[:, 1:, 1:])
+
+
 def test_skewed_columns_are_diagonals():
     x = torch.rand(2, 3, 4, 5)
     skewed = skew(x)
@@ -214,15 +230,36 @@ def test_gated_layers_give_the_same_features_piece_by_piece():
             stack(x, Condition(vector=condition.vector))
 
 
+def test_a_condition_enters_both_gates_of_both_stacks():
+    """Equation 4: linearly, in front of tanh and sigmoid; here with all else at zero."""
+    layer = GatedLayer(2, 3, 3, "B", vector=2, maps=4).double()
+    for part in (layer.vertical_conv, layer.horizontal_conv, layer.across):
+        nn.init.zeros_(part.weight)
+        nn.init.zeros_(part.bias)
+    nn.init.zeros_(layer.out.bias)
+    layer.out.weight.data.copy_(torch.eye(3)[..., None, None])
+    layer.residual = False
+    x = torch.rand(1, 2, 2, 2, dtype=torch.float64)
+    vector, maps = torch.rand(1, 2, dtype=torch.float64), torch.rand(1, 4, 2, 2, dtype=torch.float64)
+    with torch.no_grad():
+        v, added = layer.vertical(x, Condition(vector, maps))
+        h = layer.horizontal(x, added)
+        y = (layer.vector.weight @ vector[0])[:, None, None]
+        y = (y + torch.einsum("om,mhw->ohw", layer.maps.weight[..., 0, 0], maps[0])).view(2, 3, 2, 2, 2)
+        expected = y[:, :, 0].tanh() * y[:, :, 1].sigmoid()
+    torch.testing.assert_close(torch.cat([v, h]), expected)
+
+
 @every_model
-def test_samples_have_the_probabilities_of_the_model(make):
-    """Of images of two pixels, on a grid of uniform numbers that makes the expected counts exact up to its step."""
-    model = built(make, (1, 1, 2), levels=2)
+@pytest.mark.parametrize("shape", [(1, 1, 2), (2, 1, 1)])
+def test_samples_have_the_probabilities_of_the_model(make, shape):
+    """Of two numbers, on a grid of uniform numbers that makes the expected counts exact up to its step."""
+    model = built(make, shape, 3.0, levels=2)
     u = (torch.arange(100, dtype=torch.float64) + 0.5) / 100
-    uniforms = torch.cartesian_prod(u, u).view(-1, 1, 1, 2)
+    uniforms = torch.cartesian_prod(u, u).view(-1, *shape)
     y = torch.full((len(uniforms),), 2) if model.n_classes else None
     x = model.sample(len(uniforms), uniforms=uniforms, y=y)
-    images = all_images((1, 1, 2), 2)
+    images = all_images(shape, 2)
     with torch.no_grad():
         expected = (model.class_log_prob(images)[:, 2] if model.n_classes else model.log_prob(images)).exp()
     found = torch.stack([(x == image).flatten(1).all(1).double().mean() for image in images])

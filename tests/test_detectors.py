@@ -211,6 +211,7 @@ FACTORIES = {
     ],
     "Discriminator": [_case(Pictures, room.Discriminator, _critic)],
     "Energy": [_case(Clusters, room.Energy, Bumps)],
+    "ImageDistortion": [_case(Pictures, partial(room.ImageDistortion, shortlist=9, batch_size=100), nn.Identity)],
     "InputComplexity": [_case(Pictures, room.InputComplexity, _gaussian)],
     "KNearestFeatures": [_case(Clusters, partial(room.KNearestFeatures, k=3), _classifier)],
     "Likelihood": [

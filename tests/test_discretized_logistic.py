@@ -36,19 +36,19 @@ def test_it_adds_up_to_one(levels, channels, scale):
 
 
 def test_it_is_the_mass_of_each_bin():
-    """Section 2.1 as it is written, with the channels of section 2.2, for two channels and moderate parameters."""
-    x = levels_of(4, 2)
-    parameters = random_parameters(2)
-    total = torch.zeros(len(x), dtype=torch.float64)
-    weights = parameters.view(3, 6)[:, 0].softmax(0)
+    """Section 2.1 as it is written, with the channels of section 2.2, for colours and moderate parameters."""
+    x = levels_of(4, 3)
+    r, g, _ = v = (2 * x - 1).view(-1, 3).T
+    parameters = random_parameters(3)
+    weights, total = parameters.view(3, 10)[:, 0].softmax(0), 0
     for k in range(3):
-        _, *means, s0, s1, a = parameters.view(3, 6)[k]
-        v = (2 * x - 1).view(-1, 2)
+        _, m_r, m_g, m_b, s_r, s_g, s_b, a_gr, a_br, a_bg = parameters.view(3, 10)[k]
+        means = (m_r, m_g + a_gr.tanh() * r, m_b + a_br.tanh() * r + a_bg.tanh() * g)
         mass = weights[k]
-        for c, (mean, log_scale) in enumerate([(means[0], s0), (means[1] + a.tanh() * v[:, 0], s1)]):
-            upper = ((v[:, c] + 1 / 3 - mean) / log_scale.exp()).sigmoid()
-            lower = ((v[:, c] - 1 / 3 - mean) / log_scale.exp()).sigmoid()
-            mass = mass * (torch.where(v[:, c] == 1, 1.0, upper) - torch.where(v[:, c] == -1, 0.0, lower))
+        for c, (mean, log_scale) in enumerate(zip(means, (s_r, s_g, s_b), strict=True)):
+            upper = ((v[c] + 1 / 3 - mean) / log_scale.exp()).sigmoid()
+            lower = ((v[c] - 1 / 3 - mean) / log_scale.exp()).sigmoid()
+            mass = mass * (torch.where(v[c] == 1, 1.0, upper) - torch.where(v[c] == -1, 0.0, lower))
         total = total + mass
     found = discretized_logistic_mixture_log_prob(x, parameters.expand(len(x), -1, 1, 1), 4)[:, 0, 0]
     torch.testing.assert_close(found.exp(), total)
@@ -56,7 +56,7 @@ def test_it_is_the_mass_of_each_bin():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_it_stays_finite_at_extreme_parameters(dtype):
-    extremes = torch.tensor([-1e4, -30.0, 0.0, 30.0, 1e4], dtype=dtype)
+    extremes = torch.tensor([-1e4, -30.0, 0.0, 30.0, 200.0, 1e4], dtype=dtype)
     parameters = torch.cartesian_prod(extremes, extremes, extremes)[:, :, None, None]  # weight, mean, log scale
     parameters = torch.cat([parameters, parameters.flip(0)], 1).requires_grad_()
     for value in (0.0, 1 / 255, 0.5, 1.0):

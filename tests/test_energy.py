@@ -100,7 +100,7 @@ def test_the_gradient_is_that_of_the_likelihood():
 
 def test_denoising_score_matching_learns_the_smoothed_density():
     """On N(0, s^2) the best score of the form -k x has k = 1 / (s^2 + sigma^2)."""
-    s, sigma = 0.7, 0.5
+    s, sigma = 0.7, 0.3
     x, noise = s * torch.randn(2, 200_000, 1, dtype=torch.float64)
     k = torch.zeros((), dtype=torch.float64, requires_grad=True)
     loss = denoising_score_matching(lambda x: k * x.square().sum(1) / 2, x, sigma, noise / s)

@@ -19,6 +19,7 @@ from robustgen.training import Batch, Trainer
 
 SMALL = {"latent_dim": 4, "width": 4}
 CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT.set_forkserver_preload(["torch._dynamo", "robustgen.generative"])  # imported once
 
 
 def images(n=24):
@@ -188,7 +189,7 @@ def test_the_published_sizes():
     gan = DCGAN((1, 28, 28))
     convs = [m for m in gan.modules() if isinstance(m, nn.Conv2d | nn.ConvTranspose2d)]
     assert [m.in_channels for m in convs] + [convs[-1].out_channels] == [256, 128, 64, 1, 64, 128, 256]
-    assert gan.generator[0].out_features == gan.discriminator.linear.in_features == 4 * 4 * 256
+    assert gan.generator.layers[0].out_features == gan.discriminator.linear.in_features == 4 * 4 * 256
     assert not any(isinstance(m, nn.BatchNorm2d) for m in gan.discriminator.modules())
 
 
@@ -415,7 +416,6 @@ def rank_job(rank, port, queue):
 
 
 def test_two_processes_train_a_gan():
-    CONTEXT.set_forkserver_preload(["robustgen.generative"])
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -424,7 +424,7 @@ def test_two_processes_train_a_gan():
     for process in ranks:
         process.start()
     for process in ranks:
-        process.join(120)
+        process.join(300)
     assert [process.exitcode for process in ranks] == [0, 0]
     (history, weights), (other_history, other_weights) = queue.get(), queue.get()
     assert history == other_history

@@ -6,6 +6,7 @@ from robustgen.detectors.compressed_size import CompressedSize
 from robustgen.detectors.density_of_states import DensityOfStates
 from robustgen.detectors.discriminator import Discriminator
 from robustgen.detectors.energy import Energy
+from robustgen.detectors.image_distortion import ImageDistortion
 from robustgen.detectors.input_complexity import InputComplexity
 from robustgen.detectors.k_nearest_features import KNearestFeatures
 from robustgen.detectors.likelihood import Likelihood
@@ -31,6 +32,7 @@ __all__ = [
     "Detector",
     "Discriminator",
     "Energy",
+    "ImageDistortion",
     "InputComplexity",
     "KNearestFeatures",
     "Likelihood",

@@ -26,6 +26,13 @@ class AutoencoderReconstruction(Detector):
 
     Raises:
         TypeError: a model without ``reconstruct``.
+
+    >>> import torch
+    >>> class Halved(torch.nn.Module):
+    ...     def reconstruct(self, x):
+    ...         return x / 2
+    >>> AutoencoderReconstruction(Halved()).fit(torch.zeros(1, 1, 2, 2)).score(torch.ones(1, 1, 2, 2))
+    tensor([0.2500])
     """
 
     def __init__(self, model: "GenerativeModel", *, batch_size: int = 256) -> None:

@@ -55,6 +55,13 @@ class DensityOfStates(Detector):
     Raises:
         TypeError: a model without likelihood.
         ValueError: another estimator.
+
+    >>> import torch
+    >>> from robustgen.generative import VAE
+    >>> vae, x = VAE((1, 8, 8), architecture="mlp", width=8).eval(), torch.eye(8).expand(4, 1, 8, 8)
+    >>> usual, other = DensityOfStates(vae).fit(x).score(torch.cat([x[:1], 1 - x[:1]]))
+    >>> bool(usual < other)
+    True
     """
 
     def __init__(
@@ -89,8 +96,10 @@ class DensityOfStates(Detector):
         fitted = {name: s.to(states.device) for name, s in self.statistics.items()}
         standardised = (states.double() - fitted["mean"]) / fitted["std"]
         if self.estimator == "svm":
-            distances = (standardised[:, None] - fitted["support"]).square().sum(2)  # (N, M)
-            decision = torch.exp(-fitted["gamma"] * distances) @ fitted["weights"] + fitted["intercept"]
+            distances = torch.cdist(
+                standardised, fitted["support"], compute_mode="donot_use_mm_for_euclid_dist"
+            )  # (N, M)
+            decision = torch.exp(-fitted["gamma"] * distances.square()) @ fitted["weights"] + fitted["intercept"]
             return -decision.to(states)
         columns = zip(standardised.T, fitted["points"].T, fitted["std"], strict=True)
         return -sum(_log_kde(t, points) - std.log() for t, points, std in columns).to(states)

@@ -25,6 +25,13 @@ class Discriminator(Detector):
 
     Raises:
         TypeError: a model without ``discriminate``.
+
+    >>> import torch
+    >>> class Critic(torch.nn.Module):
+    ...     def discriminate(self, x):
+    ...         return x.flatten(1).sum(1)
+    >>> Discriminator(Critic()).fit(torch.zeros(1, 1, 2, 2)).score(torch.ones(1, 1, 2, 2))
+    tensor([-4.])
     """
 
     def __init__(self, model: "GenerativeModel", *, batch_size: int = 256) -> None:

@@ -32,6 +32,14 @@ class InputComplexity(Detector):
 
     Raises:
         TypeError: a model without likelihood.
+
+    >>> import torch
+    >>> from robustgen.generative import VAE
+    >>> vae, x = VAE((1, 8, 8), architecture="mlp", width=8).eval(), torch.eye(8).expand(4, 1, 8, 8)
+    >>> from robustgen.detectors import CompressedSize, Likelihood
+    >>> bits = CompressedSize().fit(x).score(x)
+    >>> bool((InputComplexity(vae).fit(x).score(x) == Likelihood(vae).fit(x).score(x) / math.log(2) - bits).all())
+    True
     """
 
     def __init__(self, model: "GenerativeModel", *, batch_size: int = 256) -> None:

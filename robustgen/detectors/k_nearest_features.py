@@ -30,6 +30,10 @@ class KNearestFeatures(Detector):
 
     Raises:
         ValueError: no such layer, k below 1, or in ``fit`` fewer than k examples.
+
+    >>> detector = KNearestFeatures(nn.Linear(2, 2), k=1).fit(torch.eye(2))  # the features are the inputs
+    >>> detector.score(torch.tensor([[2.0, 0.0], [-3.0, 0.0]]))
+    tensor([0.0000, 1.4142])
     """
 
     def __init__(self, model: nn.Module, layer: str | None = None, k: int = 50, *, batch_size: int = 256) -> None:

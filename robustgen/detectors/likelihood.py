@@ -38,6 +38,12 @@ class Likelihood(Detector):
     Raises:
         TypeError: a model without likelihood, or ``importance_samples`` for one without an importance-weighted bound.
         ValueError: ``importance_samples`` below 1; in ``fit`` and ``score`` what the model's ``log_prob`` raises.
+
+    >>> import torch
+    >>> from robustgen.generative import VAE
+    >>> vae, x = VAE((1, 8, 8), architecture="mlp", width=8).eval(), torch.eye(8).expand(4, 1, 8, 8)
+    >>> bool((Likelihood(vae).fit(x).score(x) == -vae.log_prob(x)).all())
+    True
     """
 
     def __init__(

@@ -61,6 +61,12 @@ class LikelihoodRatio(Detector):
     Raises:
         TypeError: a model without likelihood.
         ValueError: not two models.
+
+    >>> import torch
+    >>> from robustgen.generative import VAE
+    >>> vae, x = VAE((1, 8, 8), architecture="mlp", width=8).eval(), torch.eye(8).expand(4, 1, 8, 8)
+    >>> LikelihoodRatio([vae, vae]).fit(x).score(x)  # no more likely than under the background
+    tensor([0., 0., 0., 0.])
     """
 
     def __init__(self, models: "Sequence[GenerativeModel]", *, batch_size: int = 256) -> None:

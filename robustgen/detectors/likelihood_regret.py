@@ -36,12 +36,18 @@ class LikelihoodRegret(Detector):
     Raises:
         TypeError: a model without latent variables.
         ValueError: an argument out of range.
+
+    >>> import torch
+    >>> from robustgen.generative import VAE
+    >>> vae, x = VAE((1, 8, 8), architecture="mlp", width=8).eval(), torch.eye(8).expand(4, 1, 8, 8)
+    >>> bool((LikelihoodRegret(vae, steps=5).fit(x).score(x) >= 0).all())
+    True
     """
 
     def __init__(
         self,
         model: "LatentVariableModel",
-        steps: int = 100,
+        steps: int = 50,
         lr: float = 0.05,
         samples: int = 1,
         *,

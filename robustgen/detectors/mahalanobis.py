@@ -34,6 +34,10 @@ class Mahalanobis(Detector):
 
     Raises:
         ValueError: no such layer, ``shrinkage`` outside [0, 1], or in ``fit`` a covariance that is singular.
+
+    >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # variance 1/2 in each direction
+    >>> Mahalanobis(nn.Linear(2, 2)).fit(x, torch.zeros(4, dtype=torch.int64)).score(torch.tensor([[2.0, 0.0]]))
+    tensor([8.])
     """
 
     def __init__(

@@ -28,6 +28,12 @@ class Typicality(Detector):
 
     Raises:
         TypeError: a model without likelihood.
+
+    >>> import torch
+    >>> from robustgen.generative import VAE
+    >>> vae, x = VAE((1, 8, 8), architecture="mlp", width=8).eval(), torch.eye(8).expand(4, 1, 8, 8)
+    >>> Typicality(vae).fit(x).score(x).allclose(torch.zeros(4), atol=1e-3)  # as likely as what it was fitted on
+    True
     """
 
     def __init__(self, model: "GenerativeModel", *, batch_size: int = 256) -> None:

@@ -31,6 +31,12 @@ class WAIC(Detector):
     Raises:
         TypeError: a model without likelihood.
         ValueError: fewer than two models, or unnormalised ones, which differ by constants that are not known.
+
+    >>> import torch
+    >>> from robustgen.generative import VAE
+    >>> vae, x = VAE((1, 8, 8), architecture="mlp", width=8).eval(), torch.eye(8).expand(4, 1, 8, 8)
+    >>> WAIC([vae, vae]).fit(x).score(x).allclose(-vae.log_prob(x))  # no disagreement
+    True
     """
 
     def __init__(self, models: "Sequence[GenerativeModel]", *, batch_size: int = 256) -> None:

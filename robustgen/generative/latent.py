@@ -6,6 +6,7 @@ Jozefowicz et al., "Improving Variational Inference with Inverse Autoregressive 
 bits).
 """
 
+import math
 from abc import abstractmethod
 from typing import ClassVar, NamedTuple
 
@@ -211,7 +212,7 @@ class LatentVariableModel(GenerativeModel):
                 noise = self._noise(v, range(first, min(first + chunk, samples)))
                 reconstruction, divergence = self._importance_terms(v, posterior, noise)
                 total = torch.logaddexp(total, (reconstruction - divergence).logsumexp(0))
-            return total - torch.tensor(float(samples)).log()
+            return total - math.log(samples)
 
     def latents(self, x: Tensor) -> Tensor:
         """Where q(z | x) is centred, (N, D): its mean, or what the flow makes of the mean of its Gaussian."""
@@ -229,38 +230,29 @@ class LatentVariableModel(GenerativeModel):
         return self.decode_sample(self.prior_sample(noise), uniforms)
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The bound that is trained on, with fresh noise, warm-up and free bits; ELBO and its two parts are logged."""
         v = self._on_levels(batch.x, fresh=True)
-        posterior = self._encode(v)
-        noise = torch.randn(self.importance_samples, *posterior.mean.shape, dtype=v.dtype, device=v.device)
-        if self.importance_samples > 1:
-            return _importance_weighted_loss(*self._importance_terms(v, posterior, noise))
-        reconstruction, kl = self._elbo(v, posterior, noise[0])
+        noise = torch.randn(self.importance_samples, len(v), self.latent_dim, dtype=v.dtype, device=v.device)
         weight = min(1.0, (step + 1) / self.kl_warmup) if self.kl_warmup else 1.0
-        cost = kl.mean(0).clamp(min=self.free_bits) if self.free_bits else kl.mean(0)
-        found = _logged(reconstruction, kl.sum(1))
-        return {"loss": weight * cost.sum() - found["reconstruction"], **found}
+        return self._objective(v, noise, weight, self.free_bits)
 
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The bound that is trained on, without warm-up and free bits, with the noise of scores."""
+        """The bound that is trained on, with the noise of scores, without warm-up and free bits."""
         v = self._on_levels(batch.x)
-        posterior, noise = self._encode(v), self._noise(v, range(self.importance_samples))
-        if self.importance_samples > 1:
-            return _importance_weighted_loss(*self._importance_terms(v, posterior, noise))
-        reconstruction, kl = self._elbo(v, posterior, noise[0])
-        found = _logged(reconstruction, kl.sum(1))
-        return {"loss": -found["elbo"], **found}
+        return self._objective(v, self._noise(v, range(self.importance_samples)), 1.0, 0.0)
+
+    def _objective(self, v: Tensor, noise: Tensor, kl_weight: float, free_bits: float) -> dict[str, Tensor]:
+        posterior = self._encode(v)
+        if len(noise) > 1:
+            reconstruction, kl = self._importance_terms(v, posterior, noise)
+            loss = math.log(len(noise)) - (reconstruction - kl).logsumexp(0).mean()
+        else:
+            reconstruction, terms = self._elbo(v, posterior, noise[0])
+            kl, cost = terms.sum(1), terms.mean(0)
+            loss = kl_weight * (cost.clamp(min=free_bits) if free_bits else cost).sum() - reconstruction.mean()
+        found = {"elbo": reconstruction - kl, "reconstruction": reconstruction, "kl": kl}
+        return {"loss": loss} | {name: value.detach().mean() for name, value in found.items()}
 
 
 def _tiled(part: Tensor | None, k: int) -> Tensor | None:
     return None if part is None else part.repeat(k, 1)
-
-
-def _logged(reconstruction: Tensor, kl: Tensor) -> dict[str, Tensor]:
-    elbo = (reconstruction - kl).mean()
-    return {"elbo": elbo, "reconstruction": reconstruction.mean(), "kl": kl.mean()}
-
-
-def _importance_weighted_loss(reconstruction: Tensor, divergence: Tensor) -> dict[str, Tensor]:
-    """Minus the bound of K samples, Burda et al., 2016, of terms (K, N)."""
-    bound = (reconstruction - divergence).logsumexp(0) - torch.tensor(float(len(reconstruction))).log()
-    return {"loss": -bound.mean(), **_logged(reconstruction, divergence)}

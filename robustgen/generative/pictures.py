@@ -20,6 +20,7 @@ def grid_png(x: Tensor) -> bytes:
     Raises:
         ValueError: not such images.
 
+    >>> import torch
     >>> grid_png(torch.rand(5, 1, 8, 8))[1:4]
     b'PNG'
     """

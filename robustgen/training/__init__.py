@@ -4,6 +4,8 @@ from robustgen.training.awp import AWP
 from robustgen.training.batches import Batch, Source, as_source
 from robustgen.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from robustgen.training.classification import ClassificationLoss, class_loss
+from robustgen.training.contrastive import ContrastiveObjective
+from robustgen.training.deformations import Deformations, OnDeformed
 from robustgen.training.distributed import unwrap
 from robustgen.training.mart import Mart
 from robustgen.training.objective import (
@@ -23,8 +25,11 @@ __all__ = [
     "Checkpoint",
     "ClassificationLoss",
     "ClassifierObjective",
+    "ContrastiveObjective",
+    "Deformations",
     "Mart",
     "Objective",
+    "OnDeformed",
     "OverfittingGuard",
     "Source",
     "Trades",

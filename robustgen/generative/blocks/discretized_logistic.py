@@ -64,7 +64,7 @@ def _log1mexp(log_x: Tensor) -> Tensor:
     """log(1 - exp(-x)) of x = exp(log_x), which may underflow."""
     tiny = log_x < -12
     x = torch.where(tiny, 0.0, log_x).exp()
-    return torch.where(tiny, log_x - log_x.clamp(max=0).exp() / 2, torch.log(-torch.expm1(-x)))
+    return torch.where(tiny, log_x - log_x.exp() / 2, torch.log(-torch.expm1(-x)))
 
 
 def _log_mass(v: Tensor, mean: Tensor, log_scale: Tensor, levels: int) -> Tensor:

@@ -73,6 +73,10 @@ class GatedLayer(nn.Module):
         self.vertical_conv = WindowConv2d(in_channels, 2 * width, (rows, kernel_size), half, half, of_image=first)
         self.across = WindowConv2d(2 * width, 2 * width, (1, 1), 0, 0)
         self.out = MaskedConv2d(width, width, 1, "B", groups)
+        for conv in (self.horizontal_conv, self.vertical_conv):
+            nn.init.kaiming_uniform_(conv.weight, nonlinearity="tanh")
+        for conv in (self.across, self.out):
+            nn.init.kaiming_uniform_(conv.weight, nonlinearity="linear")
         self.vector = nn.Linear(vector, 4 * width, bias=False) if vector else None
         self.maps = nn.Conv2d(maps, 4 * width, 1, bias=False) if maps else None
 

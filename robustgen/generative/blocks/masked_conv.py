@@ -17,7 +17,7 @@ class MaskedConv2d(WindowConv2d):
     Features are in ``groups`` equal parts, one for each channel of the image in their order (R, G, B): part j of the
     output is about channel j. Of its own pixel, mask "A" lets it see parts i < j, for a layer that reads the image
     itself, and mask "B" parts i <= j, for all layers behind, whose part j has not seen channel j. Only the upper half
-    of the kernel exists.
+    of the kernel exists, and of one in a row only the left.
 
     Args:
         in_channels, out_channels: multiples of ``groups``.
@@ -54,6 +54,7 @@ class MaskedConv2d(WindowConv2d):
         if height % 2 == 0 or width % 2 == 0:
             raise ValueError(f"the kernel must have a centre, got size {(height, width)}")
         above, left = height // 2, width // 2
+        width = width if above else left + 1  # nothing right of the centre is seen
         super().__init__(in_channels, out_channels, (above + 1, width), above, left, of_image=mask == "A")
         self.register_buffer("mask", torch.ones(self.weight.shape), persistent=False)
         self.mask[:, :, above, left + 1 :] = 0
@@ -73,6 +74,8 @@ class MaskedHead(nn.Module):
         super().__init__()
         self.hidden = MaskedConv2d(in_channels, width, 1, "B", groups)
         self.out = MaskedConv2d(width, out_channels, 1, "B", groups)
+        nn.init.kaiming_uniform_(self.hidden.weight, nonlinearity="relu")
+        nn.init.kaiming_uniform_(self.out.weight, nonlinearity="linear")
 
     def forward(self, h: Tensor, now: Incremental | None = None) -> Tensor:
         result: Tensor = self.out(self.hidden(h.relu(), now).relu(), now)

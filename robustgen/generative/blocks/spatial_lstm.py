@@ -78,14 +78,11 @@ class _DiagonalLSTM(nn.Module):
         self.state_to_state = nn.Conv1d(width, 4 * width, 2, bias=False)  # down a diagonal: the pixels above and left
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[2:]
-        gates = skew(self.input_to_state(x))
-        inside = skew(x.new_ones(1, 1, height, width))  # the state outside of the image is zero
-        state = cell = gates.new_zeros(len(x), gates.shape[1] // 4, height)
+        gates = skew(self.input_to_state(x))  # zero outside of the image, and so is the state before it
+        state = cell = gates.new_zeros(len(x), gates.shape[1] // 4, x.shape[2])
         states = []
-        for diagonal, here in zip(gates.unbind(3), inside.unbind(3), strict=True):
+        for diagonal in gates.unbind(3):
             state, cell = _lstm_cell(diagonal + self.state_to_state(F.pad(state, (1, 0))), cell)
-            state, cell = state * here, cell * here
             states.append(state)
         return unskew(torch.stack(states, 3))
 

@@ -29,7 +29,7 @@ def halvings(height: int, width: int) -> list[tuple[int, int]]:
     return sizes
 
 
-class Generator(nn.Sequential):
+class Generator(nn.Module):
     """z (N, latent_dim) -> images (N, *shape) in [-1, 1].
 
     A linear layer to the smallest map, then transposed convolutions, each to twice the size and half the channels, the
@@ -47,6 +47,7 @@ class Generator(nn.Sequential):
     """
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int, width: int, norm: Norm) -> None:
+        super().__init__()
         sizes = halvings(*shape[1:])[::-1]
         channels = [width * 2**k for k in reversed(range(len(sizes) - 1))]
         start = (channels[0], *sizes[0])
@@ -56,8 +57,11 @@ class Generator(nn.Sequential):
         ):
             odd = tuple(n - (2 * m - 1) for m, n in zip(small, large, strict=True))  # 1 where the larger size is even
             layers += [norm(a), nn.ReLU(), nn.ConvTranspose2d(a, b, 5, 2, padding=2, output_padding=odd)]
-        super().__init__(*layers, nn.Tanh())
+        self.layers = nn.Sequential(*layers, nn.Tanh())
         self.apply(_initialise)
+
+    def forward(self, z: Tensor) -> Tensor:
+        return self.layers(z)
 
 
 class Discriminator(nn.Module):
