@@ -21,7 +21,7 @@ from robustgen.experiments.ahmed2017 import (
     table_4_2,
 )
 from robustgen.experiments.ahmed2017.contenders import CONTENDERS, contender
-from robustgen.experiments.ahmed2017.trained import Trained
+from robustgen.experiments.ahmed2017.trained import NETWORKS, Trained
 from robustgen.experiments.catalogue import find, table
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
 from robustgen.experiments.results_page import draw_experiment
@@ -60,6 +60,8 @@ def test_a_row_of_every_experiment_runs_on_digits(name, tmp_path):
 def test_what_is_not_measured_is_listed_with_its_reason(tmp_path):
     page = draw_experiment(table_2_2.EXPERIMENT, tmp_path)
     assert table_2_2.EXPERIMENT.cells(1) == []
+    assert run_experiment(table_2_2.EXPERIMENT, "cpu", workshop(tmp_path), tmp_path) == {}
+    assert not list(tmp_path.rglob("*.json"))
     assert page.count("needs ImageNet") == 3
     assert page.count("not a model of this library") == 2
 
@@ -71,7 +73,7 @@ def test_every_contender_is_one_of_the_library():
             known = recipes.MNIST[scale] | recipes.COLOUR[scale]
             recipes.described(known, made.models)
             for recipe in known.values():
-                assert recipe.model == "convnet" or recipe.model in generative.model_classes()
+                assert recipe.model in NETWORKS or recipe.model in generative.model_classes()
 
 
 def test_detectors_share_trainings_and_other_data_do_not(tmp_path):

@@ -46,7 +46,7 @@ class Contender:
         models = [trained.model(name) for name in self.models]
         below: tuple[nn.Module | list[nn.Module], ...] = () if not models else (models if models[1:] else models[0],)
         detector: Detector = kind(*below, **self.options)
-        return detector.fit(trained.validation if self.fresh else trained.train)
+        return detector.fit(trained.validation if self.fresh else trained.train if models else trained.images)
 
 
 def _models(title: str, model: str) -> Contender:
@@ -97,6 +97,13 @@ CONTENDERS: dict[str, Contender] = {
     "brightness": Contender(title="mean brightness alone", detector="MeanBrightness"),
     "pca": Contender(title="PCA residual", detector="PCAResidual", options={"components": 64}),
     "nearest": Contender(title="nearest training image", detector="NearestNeighbour"),
+    "distortion": Contender(title="nearest after distortion", detector="ImageDistortion"),
+    "contrastive": Contender(
+        title="contrastive, 20th nearest feature",
+        detector="KNearestFeatures",
+        models=("contrastive",),
+        options={"k": 20},
+    ),
     "energy": Contender(title="classifier, energy", detector="Energy", models=("classifier",), labels=True),
     "max-softmax": Contender(
         title="classifier, max softmax", detector="MaxSoftmax", models=("classifier",), labels=True
@@ -109,6 +116,16 @@ CONTENDERS: dict[str, Contender] = {
         detector="KNearestFeatures",
         models=("classifier",),
         options={"k": 10},
+        labels=True,
+    ),
+    "deformed-energy": Contender(
+        title="classifier of deformed images, energy", detector="Energy", models=("deformed",), labels=True
+    ),
+    "deformed-k-nearest": Contender(
+        title="classifier of deformed images, 5th nearest feature",
+        detector="KNearestFeatures",
+        models=("deformed",),
+        options={"k": 5},
         labels=True,
     ),
 }

@@ -2,7 +2,8 @@
 
 At scale `full` these are the settings of the source and, where it leaves them open, of its authors' public code: the
 convolutional encoder and decoder with 32 maps, twelve gated layers of 32 maps, Adam at 1e-3 with the weight of the KL
-raised over the first 10,000 updates, a DCGAN of 64 maps. Scale `cpu` is what a day of two cores allows.
+raised over the first 10,000 updates, a DCGAN of 64 maps. Scale `cpu` is what a few hours of two cores allow for all
+tables.
 """
 
 from collections.abc import Mapping
@@ -17,7 +18,8 @@ class Recipe:
     """A model and its training.
 
     Attributes:
-        model: class in :mod:`robustgen.generative`, or "convnet", a classifier.
+        model: class in :mod:`robustgen.generative`, or a network of :mod:`robustgen.experiments.ahmed2017.trained`:
+            "convnet", a classifier; "deformed", a classifier of deformed images; "contrastive", an encoder of them.
         options: of its constructor.
         epochs, batch_size: of the training.
         annealed: whether the learning rate falls to zero; adversarial models keep theirs.
@@ -57,6 +59,8 @@ _NAMES = (
     "ebm",
     "ebm-dsm",
     "classifier",
+    "deformed",
+    "contrastive",
 )
 
 
@@ -68,6 +72,7 @@ def _mnist(
     gan: dict[str, Any],
     energy: dict[str, Any],
     convnet: dict[str, Any],
+    encoder: dict[str, Any],
     epochs: dict[str, int],
     batch_size: int,
 ) -> dict[str, Recipe]:
@@ -88,13 +93,15 @@ def _mnist(
         "ebm": ("EnergyModel", {"objective": "langevin", **energy}),
         "ebm-dsm": ("EnergyModel", {"objective": "dsm", "width": energy["width"]}),
         "classifier": ("convnet", convnet),
+        "deformed": ("deformed", encoder),
+        "contrastive": ("contrastive", encoder),
     }
     return {
         name: Recipe(
             model=model,
             options=options,
             epochs=epochs[name],
-            batch_size=batch_size,
+            batch_size=5 * batch_size if name == "contrastive" else batch_size,  # the others are what it contrasts with
             annealed=name not in ("dcgan", "wgan-gp", "ebm"),
             keep=keep if name == "pixelcnn" else (),
             mutated=0.2 if name == "pixelcnn-background" else 0.0,
@@ -111,6 +118,7 @@ MNIST: dict[str, dict[str, Recipe]] = {
         gan={"width": 4, "latent_dim": 4},
         energy={"width": 4, "steps": 2, "buffer_size": 64},
         convnet={"width": 4},
+        encoder={"width": 4},
         epochs=dict.fromkeys(_NAMES, 3),
         batch_size=50,
     ),
@@ -121,6 +129,7 @@ MNIST: dict[str, dict[str, Recipe]] = {
         gan={"width": 16, "latent_dim": 64},
         energy={"width": 16, "steps": 20, "buffer_size": 2000},
         convnet={"width": 16},
+        encoder={"width": 16},
         epochs={
             "vae": 20,
             "iaf-vae": 20,
@@ -135,6 +144,8 @@ MNIST: dict[str, dict[str, Recipe]] = {
             "ebm": 3,
             "ebm-dsm": 6,
             "classifier": 6,
+            "deformed": 10,
+            "contrastive": 10,
         },
         batch_size=100,
     ),
@@ -145,6 +156,7 @@ MNIST: dict[str, dict[str, Recipe]] = {
         gan={"width": 64, "latent_dim": 128},
         energy={"width": 64, "steps": 60, "buffer_size": 10_000},
         convnet={"width": 64},
+        encoder={"width": 32},
         epochs={
             **dict.fromkeys(_NAMES, 200),
             "dcgan": 100,
@@ -152,6 +164,8 @@ MNIST: dict[str, dict[str, Recipe]] = {
             "ebm": 100,
             "ebm-dsm": 100,
             "classifier": 30,
+            "deformed": 30,
+            "contrastive": 100,
         },
         batch_size=100,
     ),

@@ -31,10 +31,14 @@ CANDIDATES = (
     "brightness",
     "pca",
     "nearest",
+    "distortion",
+    "contrastive",
     "max-softmax",
     "energy",
     "mahalanobis",
     "k-nearest-features",
+    "deformed-energy",
+    "deformed-k-nearest",
 )
 VALIDATION = 0.2  # of the training images: what stands for the test set
 BUDGETS = {"smoke": Budget("digits", 500), "cpu": Budget("mnist", 20_000), "full": Budget("mnist")}

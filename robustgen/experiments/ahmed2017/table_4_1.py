@@ -39,10 +39,14 @@ _COLUMNS = (
     "brightness",
     "pca",
     "nearest",
+    "distortion",
+    "contrastive",
     "max-softmax",
     "energy",
     "mahalanobis",
     "k-nearest-features",
+    "deformed-energy",
+    "deformed-k-nearest",
 )
 BUDGETS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("mnist", 20_000), "full": Budget("mnist")}
 

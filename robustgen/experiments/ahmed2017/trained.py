@@ -1,5 +1,6 @@
 """The models of one training set, each trained when it is first asked for."""
 
+from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
 
@@ -13,12 +14,17 @@ from robustgen.detectors import mutate
 from robustgen.experiments.ahmed2017.recipes import Recipe
 from robustgen.experiments.workshop import Workshop
 from robustgen.fingerprint import fingerprint
-from robustgen.training import ClassifierObjective
+from robustgen.training import ClassifierObjective, ContrastiveObjective, Deformations, OnDeformed
 
 __all__ = ["Trained"]
 
 VALIDATION = 0.1  # of the training images: loss curves, and detectors that have to be fitted on fresh images
-CLASSIFIER_LR = 1e-3
+PROJECTION = 64  # dimensions in which contrastive features are compared in training
+NETWORKS: dict[str, tuple[Callable[..., nn.Module], Any, float]] = {  # how it is built, its objective, learning rate
+    "convnet": (networks.convnet, ClassifierObjective(), 1e-3),
+    "deformed": (networks.encoder, OnDeformed(ClassifierObjective(), Deformations()), 2e-3),
+    "contrastive": (networks.encoder, ContrastiveObjective(Deformations()), 2e-3),
+}
 
 
 class Trained:
@@ -41,8 +47,8 @@ class Trained:
         """The model of a recipe, "pixelcnn", or of an epoch that it keeps, "pixelcnn@2" of the second."""
         base, _, number = name.partition("@")
         recipe = self.recipes[base]
-        if recipe.model == "convnet":
-            return self._classifier(name, recipe)
+        if recipe.model in NETWORKS:
+            return self._network(name, recipe)
         kind = generative.model_classes()[recipe.model]
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, 0))
@@ -64,19 +70,21 @@ class Trained:
             return model
         return kind.load(where / f"epoch-{recipe.keep[int(number) - 1]}").to(self.workshop.device)
 
-    def _classifier(self, name: str, recipe: Recipe) -> nn.Module:
+    def _network(self, name: str, recipe: Recipe) -> nn.Module:
+        build, objective, lr = NETWORKS[recipe.model]
         channels, *size = self.train.x.shape[1:]
+        outputs = PROJECTION if recipe.model == "contrastive" else self.train.n_classes
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, 0))
-            network = networks.convnet(channels, self.train.n_classes, (size[0], size[1]), **recipe.options)
+            network = build(channels, outputs, (size[0], size[1]), **recipe.options)
         history = self.workshop.train(
-            self._settings(recipe, self.train) | {"lr": CLASSIFIER_LR},
+            self._settings(recipe, self.train) | {"lr": lr, "objective": objective.describe()},
             network,
-            ClassifierObjective(),
+            objective,
             self.train,
             epochs=recipe.epochs,
             batch_size=recipe.batch_size,
-            lr=CLASSIFIER_LR,
+            lr=lr,
             seed=self.seed,
         )
         self._note(name, history)
