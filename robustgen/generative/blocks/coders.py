@@ -108,7 +108,7 @@ class ConvDecoder(nn.Module):
         for conv in self.first:
             x = F.relu(conv(x))
         for doubling, conv, (height, width) in zip(self.doubling, self.convs, self.sizes[1:], strict=True):
-            x = F.relu(conv(F.relu(doubling(x))))[:, :, :height, :width]
+            x = F.relu_(conv(F.relu_(doubling(x))))[:, :, :height, :width]  # in place: large maps cost memory traffic
         return x
 
 
