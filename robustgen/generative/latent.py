@@ -23,7 +23,7 @@ __all__ = ["LatentVariableModel", "Posterior", "gaussian_posterior"]
 
 _STREAM = 11  # of posterior noise; Pixels draws from another
 _NEXT_SAMPLE = 0x5851F42D4C957F2D  # any large odd number: ids of other images are hashes, none is that far from here
-_CHUNK_ROWS = 200  # decoder inputs at once: enough to fill the machine, few enough to stay in its caches
+_CHUNK_ROWS = 128  # decoder inputs at once: enough to fill the machine, few enough to stay in its caches
 
 
 class Posterior(NamedTuple):
