@@ -60,6 +60,8 @@ def test_a_row_of_every_experiment_runs_on_digits(name, tmp_path):
 def test_what_is_not_measured_is_listed_with_its_reason(tmp_path):
     page = draw_experiment(table_2_2.EXPERIMENT, tmp_path)
     assert table_2_2.EXPERIMENT.cells(1) == []
+    assert run_experiment(table_2_2.EXPERIMENT, "cpu", workshop(tmp_path), tmp_path) == {}
+    assert not list(tmp_path.rglob("*.json"))
     assert page.count("needs ImageNet") == 3
     assert page.count("not a model of this library") == 2
 

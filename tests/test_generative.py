@@ -27,7 +27,13 @@ SMALL = {
     "IAFVAE": [
         lambda: room.IAFVAE(SHAPE, latent_dim=3, width=4, flow_width=8, context_dim=4, quantization="nearest"),
         lambda: room.IAFVAE(
-            SHAPE, latent_dim=2, architecture="mlp", width=16, flow_network="conv", flow_width=8, quantization="nearest"
+            SHAPE,
+            latent_dim=16,
+            architecture="mlp",
+            width=16,
+            flow_network="conv",
+            flow_width=4,
+            quantization="nearest",
         ),
     ],
     "PixelVAE": [

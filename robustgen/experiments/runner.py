@@ -165,6 +165,8 @@ def run_experiment(
 
 def _write_summary(experiment: Experiment, scale: str, out: Path) -> dict[str, dict[str, Any]]:
     kept = read_cells(out, experiment, scale)
+    if not kept:  # an experiment of which nothing can be measured
+        return kept
     write_json(out / experiment.name / f"{scale}.json", summarise(experiment, scale, kept))
     return kept
 

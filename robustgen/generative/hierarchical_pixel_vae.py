@@ -9,7 +9,6 @@ import math
 import torch
 from torch import Tensor, nn
 
-from robustgen.generative.blocks.coders import halved
 from robustgen.generative.blocks.conditional_pixelcnn import ConditionalPixelCNN
 from robustgen.generative.blocks.gated import Condition
 from robustgen.generative.blocks.gaussian import bounded_log_std, gaussian_kl, gaussian_log_prob
@@ -77,7 +76,8 @@ class HierarchicalPixelVAE(PixelCNNDecoder):
         for name, size in {"latent_channels": latent_channels, "top_latent_dim": top_latent_dim}.items():
             if size < 1:
                 raise ValueError(f"{name} must be at least 1, got {size}")
-        full, half, quarter, eighth = zip(halved(shape[1]), halved(shape[2]), strict=True)
+        full = (shape[1], shape[2])
+        half, quarter, eighth = ((-(-full[0] // by), -(-full[1] // by)) for by in (2, 4, 8))
         self.latent_shape = (latent_channels, *quarter)  # of z_1
         latent_dim = math.prod(self.latent_shape) + top_latent_dim
         super().__init__(shape, latent_dim, Pixels(levels, quantization), free_bits, kl_warmup, importance_samples)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from robustgen.checks import nearest
 from robustgen.generative.blocks.autoregressive_flow import MADE, InverseAutoregressiveStep, MaskedConvNet
-from robustgen.generative.blocks.coders import coarsest
+from robustgen.generative.blocks.coders import stage_sizes
 from robustgen.generative.latent import Posterior, gaussian_posterior
 from robustgen.generative.vae import VAE
 
@@ -93,7 +93,7 @@ class IAFVAE(VAE):
     def _network(self) -> nn.Module:
         if self.flow_network == "dense":
             return MADE(self.latent_dim, self.flow_width, self.context_dim)
-        size = coarsest(self.shape)
+        size = stage_sizes(self.shape)[-1]
         channels, rest = divmod(self.latent_dim, math.prod(size))
         if rest:
             raise ValueError(f"latent_dim={self.latent_dim} is no multiple of the {size} points of a latent map")

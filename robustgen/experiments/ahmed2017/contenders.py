@@ -46,7 +46,7 @@ class Contender:
         models = [trained.model(name) for name in self.models]
         below: tuple[nn.Module | list[nn.Module], ...] = () if not models else (models if models[1:] else models[0],)
         detector: Detector = kind(*below, **self.options)
-        return detector.fit(trained.validation if self.fresh else trained.train)
+        return detector.fit(trained.validation if self.fresh else trained.train if models else trained.images)
 
 
 def _models(title: str, model: str) -> Contender:

@@ -2,7 +2,8 @@
 
 At scale `full` these are the settings of the source and, where it leaves them open, of its authors' public code: the
 convolutional encoder and decoder with 32 maps, twelve gated layers of 32 maps, Adam at 1e-3 with the weight of the KL
-raised over the first 10,000 updates, a DCGAN of 64 maps. Scale `cpu` is what a day of two cores allows.
+raised over the first 10,000 updates, a DCGAN of 64 maps. Scale `cpu` is what a few hours of two cores allow for all
+tables.
 """
 
 from collections.abc import Mapping

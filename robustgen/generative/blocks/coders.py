@@ -6,29 +6,28 @@ Images", 2017, appendix (MNIST), for images of any size: 28 -> 14 -> 7, padded t
 
 import math
 from collections.abc import Iterable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["ConvDecoder", "ConvEncoder", "coarsest", "halved", "mlp_decoder", "mlp_encoder"]
+__all__ = ["ConvDecoder", "ConvEncoder", "mlp_decoder", "mlp_encoder", "stage_sizes"]
 
 
-def halved(size: int) -> list[int]:
-    """A height or width, and what one, two and three halvings, rounded up, leave of it.
+def stage_sizes(shape: tuple[int, ...]) -> list[tuple[int, int]]:
+    """Height and width of the maps of the convolutional pair: of images (C, H, W) and behind each of three stages.
 
-    >>> halved(28)
-    [28, 14, 7, 4]
+    A stage halves them, rounded up, but none below 4: a 3 x 3 kernel sees little else than padding there.
+
+    >>> stage_sizes((1, 28, 28)), stage_sizes((1, 8, 8))
+    ([(28, 28), (14, 14), (7, 7), (4, 4)], [(8, 8), (4, 4), (4, 4), (4, 4)])
     """
-    sizes = [size]
+    sizes = [(shape[1], shape[2])]
     for _ in range(3):
-        sizes.append(-(-sizes[-1] // 2))
+        height, width = sizes[-1]
+        sizes.append((-(-height // 2), -(-width // 2)) if min(height, width) > 4 else (height, width))
     return sizes
-
-
-def coarsest(shape: tuple[int, ...]) -> tuple[int, int]:
-    """Height and width of the smallest maps of the convolutional pair, for images (C, H, W)."""
-    return halved(shape[1])[-1], halved(shape[2])[-1]
 
 
 def _keep_scale(convs: Iterable[nn.Conv2d | nn.ConvTranspose2d]) -> None:
@@ -45,11 +44,11 @@ def _keep_scale(convs: Iterable[nn.Conv2d | nn.ConvTranspose2d]) -> None:
 
 
 class ConvEncoder(nn.Module):
-    """Eight 3x3 convolutions, three of stride 2: (N, C, H, W) -> (N, features).
+    """Eight 3x3 convolutions, three of which may halve the map: (N, C, H, W) -> (N, features).
 
     Args:
         shape: (C, H, W).
-        width: channels at image resolution; twice as many below half of it.
+        width: channels at image resolution; twice as many from the end of the second stage on.
 
     >>> ConvEncoder((1, 28, 28), width=4)(torch.zeros(2, 1, 28, 28)).shape  # 8 maps of 4 x 4
     torch.Size([2, 128])
@@ -57,29 +56,32 @@ class ConvEncoder(nn.Module):
 
     def __init__(self, shape: tuple[int, ...], width: int) -> None:
         super().__init__()
-        outs = [width, width, width, 2 * width, 2 * width, 2 * width, 2 * width, 2 * width]
-        strides = [1, 2, 1, 2, 1, 2, 1, 1]
+        sizes, wide = stage_sizes(shape), 2 * width
+        self.halving = [small != large for large, small in pairwise(sizes)]
+        strides = [s for halving in self.halving for s in (1, 2 if halving else 1)]
+        outs = [width, width, width, wide, wide, wide, wide, wide]
         self.convs = nn.ModuleList(
-            nn.Conv2d(i, o, 3, stride=s, padding=1) for i, o, s in zip([shape[0], *outs], outs, strides, strict=False)
+            nn.Conv2d(i, o, 3, s, padding=1)
+            for i, o, s in zip([shape[0], *outs[:-1]], outs, [*strides, 1, 1], strict=True)
         )
         _keep_scale(self.convs)
-        self.features = 2 * width * math.prod(coarsest(shape))
+        self.features = wide * math.prod(sizes[-1])
 
     def forward(self, x: Tensor) -> Tensor:
         for i, conv in enumerate(self.convs):
-            if i in (0, 2, 4):  # before each stage that ends in a halving: one row and column more where they are odd
+            if i in (0, 2, 4) and self.halving[i // 2]:  # a stage begins: one row and column more where they are odd
                 x = F.pad(x, (0, x.shape[3] % 2, 0, x.shape[2] % 2))
             x = F.relu(conv(x))
         return x.flatten(1)
 
 
 class ConvDecoder(nn.Module):
-    """A linear layer and eight 3x3 convolutions, three of them transposed with stride 2: (N, D) -> (N, width, H, W).
+    """A linear layer and eight 3x3 convolutions, the way back of :class:`ConvEncoder`: (N, D) -> (N, width, H, W).
 
     Args:
         latent_dim: D.
         shape: (C, H, W) of the images.
-        width: channels at image resolution; twice as many at a quarter of it and below.
+        width: channels at image resolution; twice as many in the first stage and before.
 
     >>> ConvDecoder(3, (1, 28, 28), 4)(torch.zeros(2, 3)).shape
     torch.Size([2, 4, 28, 28])
@@ -87,13 +89,15 @@ class ConvDecoder(nn.Module):
 
     def __init__(self, latent_dim: int, shape: tuple[int, ...], width: int) -> None:
         super().__init__()
-        self.sizes = list(zip(halved(shape[1]), halved(shape[2]), strict=True))[::-1]  # smallest first
-        self.start = (2 * width, *self.sizes[0])
+        self.sizes, wide = stage_sizes(shape)[::-1], 2 * width  # smallest first
+        self.start = (wide, *self.sizes[0])
         self.linear = nn.Linear(latent_dim, math.prod(self.start))
-        self.first = nn.ModuleList(nn.Conv2d(2 * width, 2 * width, 3, padding=1) for _ in range(2))
-        ins, outs = [2 * width, 2 * width, width], [2 * width, width, width]
+        self.first = nn.ModuleList(nn.Conv2d(wide, wide, 3, padding=1) for _ in range(2))
+        ins, outs = [wide, wide, width], [wide, width, width]
+        doubling = [small != large for small, large in pairwise(self.sizes)]
         self.doubling = nn.ModuleList(
-            nn.ConvTranspose2d(i, o, 3, stride=2, padding=1, output_padding=1) for i, o in zip(ins, outs, strict=True)
+            nn.ConvTranspose2d(i, o, 3, 2, padding=1, output_padding=1) if d else nn.Conv2d(i, o, 3, padding=1)
+            for i, o, d in zip(ins, outs, doubling, strict=True)
         )
         self.convs = nn.ModuleList(nn.Conv2d(o, o, 3, padding=1) for o in outs)
         _keep_scale([*self.first, *self.doubling, *self.convs])
