@@ -16,13 +16,9 @@ VARIANTS = [
 ]
 
 
-def _model(shape, gain=3.0, **options):
-    """With large weights between pixels, so that they depend on each other."""
+def _model(shape, **options):
     torch.manual_seed(0)
-    model = PixelVAE(shape, **{"latent_dim": 2, "width": 8, **options}).double().eval()
-    for p in model.pixel_cnn.parameters():
-        p.data *= gain
-    return model
+    return PixelVAE(shape, **{"latent_dim": 2, "width": 8, **options}).double().eval()
 
 
 def _binary_images(shape):
@@ -33,10 +29,10 @@ def _binary_images(shape):
 @pytest.mark.parametrize("options", VARIANTS)
 def test_the_decoder_is_normalised_given_z(options):
     model, x = _model((1, 2, 3), **options), _binary_images((1, 2, 3))
-    for z in 9 * torch.randn(3, 1, 2, dtype=torch.float64):
+    for z in 3 * torch.randn(3, 1, 2, dtype=torch.float64):
         log_prob = model.decode_log_prob(x, z.expand(len(x), 2))
         assert log_prob.exp().sum().item() == pytest.approx(1, abs=1e-12)
-        assert log_prob.std() > 0.1
+        assert log_prob.std() > 0.01
 
 
 @pytest.mark.parametrize("options", VARIANTS[1:])
@@ -63,7 +59,7 @@ def test_every_pixel_depends_on_z(options):
 
 def test_without_autoregressive_layers_it_is_the_vae():
     shape, x = (1, 6, 5), torch.bernoulli(torch.full((4, 1, 6, 5), 0.5, dtype=torch.float64))
-    model = _model(shape, gain=1.0, layers=0, kl_warmup=3)
+    model = _model(shape, layers=0, kl_warmup=3)
     vae = VAE(shape, latent_dim=2, width=8, kl_warmup=3).double().eval()
     names = {"decoder.": "decoder.0.", "pixel_cnn.head.": "decoder.1."}
     weights = model.state_dict().items()
@@ -98,23 +94,24 @@ def test_cached_sampling_is_naive_sampling(options):
 @pytest.mark.parametrize("shape", [(1, 2, 3), (3, 1, 2)])
 def test_samples_follow_the_decoder(shape):
     """Frequencies of all 64 images against their probabilities given z."""
-    model, x = _model(shape, gain=5.0, width=24, layers=2), _binary_images(shape)
+    model, x = _model(shape, width=24, layers=2), _binary_images(shape)
+    model.pixel_cnn.head.out.weight.data *= 4  # so that pixels depend on each other
     z = torch.tensor([[0.3, -0.8]], dtype=torch.float64)
-    n = 20_000
+    n = 8000
     drawn = model.decode_sample(z.expand(n, 2), torch.rand(n, *shape, dtype=torch.float64))
     index = (drawn.flatten(1) * 2 ** torch.arange(5, -1, -1)).sum(1).long()
     expected = model.decode_log_prob(x, z.expand(64, 2)).exp() * n
     found = torch.bincount(index, minlength=64)
     independent = drawn.mean(0).clamp(1e-9, 1 - 1e-9)
     independent = (x * independent.log() + (1 - x) * (1 - independent).log()).flatten(1).sum(1).exp() * n
-    assert (independent - expected).abs().sum() > 0.05 * n  # pixels do depend on each other
+    assert (independent - expected).abs().sum() > 0.05 * n
     chi_square = ((found - expected).square() / expected.clamp(min=1)).sum()
     assert chi_square < 64 + 5 * (2 * 64) ** 0.5
 
 
 def test_noise_of_latents_and_of_pixels_is_set_apart():
-    model = _model((1, 4, 4), layers=2, width=24)  # an untrained decoder hardly hears of z, if it is not large
-    z, u = 99 * torch.randn(6, 2, dtype=torch.float64), torch.rand(6, 1, 4, 4, dtype=torch.float64)
+    model = _model((1, 4, 4), layers=2, width=24)
+    z, u = torch.randn(6, 2, dtype=torch.float64), torch.rand(6, 1, 4, 4, dtype=torch.float64)
     drawn = model.decode_sample(model.prior_sample(z), u)
     assert (drawn == model.decode_sample(model.prior_sample(z), u)).all()
     assert (drawn != model.decode_sample(model.prior_sample(z), u.flip(0))).any()
@@ -123,7 +120,7 @@ def test_noise_of_latents_and_of_pixels_is_set_apart():
 
 @pytest.mark.parametrize("options", VARIANTS)
 def test_scores_do_not_depend_on_the_batch_nor_on_chunks(options):
-    model = _model((1, 4, 4), gain=1.0, **options)
+    model = _model((1, 4, 4), **options)
     x = torch.bernoulli(torch.full((5, 1, 4, 4), 0.5, dtype=torch.float64))
     for score in (model.log_prob, model.importance_weighted_log_prob, model.latents, model.reconstruct):
         torch.testing.assert_close(score(x)[2:4], score(x[2:4]), rtol=1e-10, atol=1e-12)
