@@ -71,7 +71,7 @@ def test_every_contender_is_one_of_the_library():
         assert made.detector in detectors.__all__, key
         for scale in ("smoke", "cpu", "full"):
             known = recipes.MNIST[scale] | recipes.COLOUR[scale]
-            recipes.described(known, made.models)
+            trained.described(known, made.models)
             for recipe in known.values():
                 assert recipe.model in NETWORKS or recipe.model in generative.model_classes()
 
