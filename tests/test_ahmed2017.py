@@ -21,7 +21,7 @@ from robustgen.experiments.ahmed2017 import (
     table_4_2,
 )
 from robustgen.experiments.ahmed2017.contenders import CONTENDERS, contender
-from robustgen.experiments.ahmed2017.trained import NETWORKS, Trained
+from robustgen.experiments.ahmed2017.trained import NETWORKS, Trained, described
 from robustgen.experiments.catalogue import find, table
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
 from robustgen.experiments.results_page import draw_experiment
@@ -71,7 +71,7 @@ def test_every_contender_is_one_of_the_library():
         assert made.detector in detectors.__all__, key
         for scale in ("smoke", "cpu", "full"):
             known = recipes.MNIST[scale] | recipes.COLOUR[scale]
-            recipes.described(known, made.models)
+            described(known, made.models)
             for recipe in known.values():
                 assert recipe.model in NETWORKS or recipe.model in generative.model_classes()
 

@@ -162,6 +162,10 @@ def _classifier() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 3)).double()
 
 
+def _classifier_of_pictures() -> nn.Module:
+    return nn.Sequential(nn.Flatten(), *_classifier())
+
+
 class Bumps(nn.Module):
     """A classifier that is sure near the centres of its classes and nowhere else."""
 
@@ -211,6 +215,9 @@ FACTORIES = {
     ],
     "Discriminator": [_case(Pictures, room.Discriminator, _critic)],
     "Energy": [_case(Clusters, room.Energy, Bumps)],
+    "FeaturesTimesDistortion": [
+        _case(Pictures, partial(room.FeaturesTimesDistortion, k=3, batch_size=100), _classifier_of_pictures)
+    ],
     "ImageDistortion": [_case(Pictures, partial(room.ImageDistortion, shortlist=9, batch_size=100), nn.Identity)],
     "InputComplexity": [_case(Pictures, room.InputComplexity, _gaussian)],
     "KNearestFeatures": [_case(Clusters, partial(room.KNearestFeatures, k=3), _classifier)],

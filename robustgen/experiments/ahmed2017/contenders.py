@@ -104,6 +104,12 @@ CONTENDERS: dict[str, Contender] = {
         models=("contrastive",),
         options={"k": 20},
     ),
+    "contrastive-distortion": Contender(
+        title="contrastive features times distortion",
+        detector="FeaturesTimesDistortion",
+        models=("contrastive",),
+        options={"k": 20},
+    ),
     "energy": Contender(title="classifier, energy", detector="Energy", models=("classifier",), labels=True),
     "max-softmax": Contender(
         title="classifier, max softmax", detector="MaxSoftmax", models=("classifier",), labels=True
@@ -126,6 +132,13 @@ CONTENDERS: dict[str, Contender] = {
         detector="KNearestFeatures",
         models=("deformed",),
         options={"k": 5},
+        labels=True,
+    ),
+    "deformed-distortion": Contender(
+        title="classifier of deformed images, features times distortion",
+        detector="FeaturesTimesDistortion",
+        models=("deformed",),
+        options={"k": 20},
         labels=True,
     ),
 }

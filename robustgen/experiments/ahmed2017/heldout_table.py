@@ -8,8 +8,8 @@ from robustgen.data import ArrayDataset
 from robustgen.detectors import Detector
 from robustgen.evaluation import heldout_class
 from robustgen.experiments.ahmed2017.contenders import contender
-from robustgen.experiments.ahmed2017.recipes import Recipe, described
-from robustgen.experiments.ahmed2017.trained import Trained
+from robustgen.experiments.ahmed2017.recipes import Recipe
+from robustgen.experiments.ahmed2017.trained import Trained, described
 from robustgen.experiments.experiment import Cell, Experiment, Measurement, counted
 from robustgen.experiments.workshop import Workshop
 

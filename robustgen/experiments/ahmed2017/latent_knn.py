@@ -8,7 +8,8 @@ from torch import Tensor
 
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017
 from robustgen.experiments.ahmed2017.likelihoods import BUDGETS, trained_on
-from robustgen.experiments.ahmed2017.recipes import MNIST, Recipe, described
+from robustgen.experiments.ahmed2017.recipes import MNIST, Recipe
+from robustgen.experiments.ahmed2017.trained import described
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row, counted
 from robustgen.experiments.workshop import Workshop
 

@@ -7,10 +7,10 @@ tables.
 """
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["COLOUR", "MNIST", "Recipe", "described"]
+__all__ = ["COLOUR", "MNIST", "Recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,11 +34,6 @@ class Recipe:
     annealed: bool = True
     keep: tuple[int, ...] = ()
     mutated: float = 0.0
-
-
-def described(recipes: Mapping[str, Recipe], names: tuple[str, ...]) -> dict[str, Any]:
-    """JSON-able: the recipes called ``names``; "pixelcnn@2" is an epoch of "pixelcnn"."""
-    return {name: asdict(recipes[name.partition("@")[0]]) for name in names}
 
 
 _BINARY = {"quantization": "stochastic"}  # Bernoulli(x), afresh in every training step

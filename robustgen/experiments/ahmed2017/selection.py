@@ -33,12 +33,14 @@ CANDIDATES = (
     "nearest",
     "distortion",
     "contrastive",
+    "contrastive-distortion",
     "max-softmax",
     "energy",
     "mahalanobis",
     "k-nearest-features",
     "deformed-energy",
     "deformed-k-nearest",
+    "deformed-distortion",
 )
 VALIDATION = 0.2  # of the training images: what stands for the test set
 BUDGETS = {"smoke": Budget("digits", 500), "cpu": Budget("mnist", 20_000), "full": Budget("mnist")}

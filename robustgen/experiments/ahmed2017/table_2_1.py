@@ -4,7 +4,8 @@ from typing import Any
 
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017
 from robustgen.experiments.ahmed2017.likelihoods import BUDGETS, measured, trained_on
-from robustgen.experiments.ahmed2017.recipes import MNIST, described
+from robustgen.experiments.ahmed2017.recipes import MNIST
+from robustgen.experiments.ahmed2017.trained import described
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
 from robustgen.experiments.workshop import Workshop
 

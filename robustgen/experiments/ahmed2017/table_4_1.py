@@ -41,12 +41,14 @@ _COLUMNS = (
     "nearest",
     "distortion",
     "contrastive",
+    "contrastive-distortion",
     "max-softmax",
     "energy",
     "mahalanobis",
     "k-nearest-features",
     "deformed-energy",
     "deformed-k-nearest",
+    "deformed-distortion",
 )
 BUDGETS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("mnist", 20_000), "full": Budget("mnist")}
 

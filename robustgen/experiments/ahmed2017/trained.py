@@ -1,6 +1,6 @@
 """The models of one training set, each trained when it is first asked for."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -16,7 +16,7 @@ from robustgen.experiments.workshop import Workshop
 from robustgen.fingerprint import fingerprint
 from robustgen.training import ClassifierObjective, ContrastiveObjective, Deformations, OnDeformed
 
-__all__ = ["Trained"]
+__all__ = ["Trained", "described"]
 
 VALIDATION = 0.1  # of the training images: loss curves, and detectors that have to be fitted on fresh images
 PROJECTION = 64  # dimensions in which contrastive features are compared in training
@@ -25,6 +25,18 @@ NETWORKS: dict[str, tuple[Callable[..., nn.Module], Any, float]] = {  # how it i
     "deformed": (networks.encoder, OnDeformed(ClassifierObjective(), Deformations()), 2e-3),
     "contrastive": (networks.encoder, ContrastiveObjective(Deformations()), 2e-3),
 }
+
+
+def described(recipes: Mapping[str, Recipe], names: Iterable[str]) -> dict[str, Any]:
+    """JSON-able: all that the trainings called ``names`` depend on, but the data; "pixelcnn@2" is one of "pixelcnn"."""
+    found: dict[str, Any] = {}
+    for name in names:
+        recipe = recipes[name.partition("@")[0]]
+        found[name] = asdict(recipe)
+        if recipe.model in NETWORKS:
+            _, objective, lr = NETWORKS[recipe.model]
+            found[name] |= {"lr": lr, "objective": objective.describe()}
+    return found
 
 
 class Trained:
