@@ -118,7 +118,7 @@ MNIST: dict[str, dict[str, Recipe]] = {
         batch_size=50,
     ),
     "cpu": _mnist(
-        vae={"width": 16, "latent_dim": 32},
+        vae={"width": 16, "latent_dim": 32, "kl_warmup": 300},
         pixelcnn={"width": 16, "layers": 4, "kernel_size": 3},
         pixelvae={"width": 16, "latent_dim": 16, "layers": 2, "kernel_size": 3, "kl_warmup": 300},
         gan={"width": 16, "latent_dim": 64},
