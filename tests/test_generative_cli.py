@@ -100,7 +100,9 @@ def test_wrong_use_is_one_line(vae_run, tmp_path, capsys):
         ([*checkpoint, "--detector", "likelyhood"], "did you mean 'likelihood'"),
         ([*checkpoint, "--fpr", "0.0001"], "9999 are needed"),
         ([*checkpoint, "--against", "fgsm"], "attacks a classifier"),
-        ([*checkpoint, "--against", "digits", "--split", "train"], "are also in digits/train"),
+        ([*checkpoint, "--against", "noise", "--split", "train"], "are also in digits/train"),
+        ([*checkpoint, "--against", "digits"], "are also in digits/test"),
+        ([*checkpoint, "--detector", "waic"], "needs"),
         ([*checkpoint, "--run", vae_run], "leave out --run"),
         (["score", "--run", vae_run, "--data", "digits"], "holds a VAE, not a classifier"),
         (["score", "--detector", "likelihood", "--data", "digits", "--run", vae_run], "go with --checkpoint"),
@@ -110,3 +112,21 @@ def test_wrong_use_is_one_line(vae_run, tmp_path, capsys):
         assert message in err
         assert err.count("\n") == 1
         assert not new.exists()
+
+
+def test_baselines_on_the_pixels_of_a_run(vae_run, capsys):
+    arguments = ["score", "--checkpoint", vae_run, "--detector", "nearest-neighbour", "--data", "digits", "--json"]
+    code, out, err = run(capsys, *arguments, "--against", "heldout")
+    assert code == 0, err
+    assert json.loads(out)["populations"]["held-out 0"]["auroc"] > 0.9
+
+
+@pytest.mark.filterwarnings("always")
+def test_otherwise_made_pixels_are_told(vae_run, tmp_path, capsys):
+    x = data.load("digits").take(50).images()
+    data.save_npz(tmp_path / "paler.npz", data.ArrayDataset(0.9 * x))
+    code, _, err = run(
+        capsys, "score", "--checkpoint", vae_run, "--data", "digits", "--against", tmp_path / "paler.npz"
+    )
+    assert code == 0
+    assert "preprocessed otherwise" in err

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from robustgen.counter_rng import content_ids, uniform
-from robustgen.data import ArrayDataset, check_same_preprocessing, drop_shared, preprocessing_fingerprint
-from robustgen.detectors import Detector
+from robustgen.data import ArrayDataset, check_same_preprocessing, digits, drop_shared, preprocessing_fingerprint
+from robustgen.detectors import Detector, NearestNeighbour
 from robustgen.evaluation import anomalous_class, auroc, heldout_benchmark, heldout_class, unseen_datasets
 from robustgen.evaluation.heldout import compared
 from robustgen.experiments.ahmed2017 import table_4_1, table_4_2
@@ -223,3 +223,26 @@ def test_the_published_digit_1_lies_on_the_floor():
     floor = {n: compared(torch.arange(10_000.0 - n) + n, torch.arange(float(n)))["minimum"] for n in (980, 1135)}
     assert (round(floor[980], 2), round(floor[1135], 2)) == (5.07, 5.91)
     assert all(value - floor[1135] < 0.2 for value in table_4_1.PUBLISHED["1"])
+
+
+def test_a_callers_own_detector_is_copied():
+    train, test = digits("train"), digits("test")
+    own = NearestNeighbour()
+    reused = [heldout_class(own, train, test, heldout=c)["aupr"] for c in (3, 4)]
+    fresh = [heldout_class(NearestNeighbour(), train, test, heldout=c)["aupr"] for c in (3, 4)]
+    assert reused == fresh
+    assert own.statistics_ is None
+    fitted = NearestNeighbour().fit(train.images()[:100]).calibrate(train.images()[100:150])
+    before = fitted.calibration_
+    heldout_class(fitted, train, test, heldout=3)
+    assert fitted.calibration_ is before
+
+
+def test_what_is_no_candidate_or_class_is_told():
+    train, test = digits("train"), digits("test")
+    with pytest.raises(TypeError, match="got Linear"):
+        heldout_class(torch.nn.Linear(2, 2), train, test, heldout=0)
+    with pytest.raises(TypeError, match="an int, or its name"):
+        heldout_class(NearestNeighbour(), train, test, heldout=3.0)
+    with pytest.raises(ValueError, match="classes is empty"):
+        heldout_benchmark(lambda x: NearestNeighbour().fit(x), train, test, classes=[])

@@ -123,7 +123,7 @@ def score(
             info,
             part=split,
             shape=shape,
-            seen=training_data(info, shape) if info and shape else None,
+            seen=[training_data(known, shape) for known in (checkpoint or ([run] if run else []))],
             name=str(checkpoint[0] if checkpoint else run or model),
             fpr=fpr,
             eps=eps,

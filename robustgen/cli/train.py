@@ -29,7 +29,11 @@ def train(
     run: Annotated[Path, typer.Option("--run", help="Directory for checkpoints and metrics.")],
     generative: Annotated[
         str | None,
-        typer.Argument(metavar="[MODEL]", help="A generative model: vae, pixelcnn, dcgan, ...; without: a classifier."),
+        typer.Argument(
+            metavar="[MODEL]",
+            help="A generative model: vae, iaf-vae, pixel-vae, hierarchical-pixel-vae, pixelcnn, gated-pixelcnn, pixelcnn++, "
+            "pixelrnn, dcgan, lsgan, wgan-gp, ebm; without: a classifier.",
+        ),
     ] = None,
     data: DataOption = "digits",
     data_root: RootOption = None,

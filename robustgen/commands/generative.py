@@ -25,7 +25,8 @@ from robustgen.training import Batch
 __all__ = ["generative_detector", "parse_options", "sample_images", "train_generative", "training_data"]
 
 SCORED = 2000  # inputs at most that a detector over a generative model is fitted on, and likewise calibrated on
-_ALIASES = {"ebm": "energymodel", "pixelcnn++": "pixelcnnplusplus"}
+_ALIASES = {"ebm": "energymodel", "energy": "energymodel", "pixelcnn++": "pixelcnnplusplus"}
+_PYTHON = {"True": True, "False": False, "None": None}  # as in the library; JSON writes them otherwise
 
 
 def parse_options(settings: Iterable[str]) -> dict[str, Any]:
@@ -33,6 +34,8 @@ def parse_options(settings: Iterable[str]) -> dict[str, Any]:
 
     >>> parse_options(["latent=16", "likelihood=bernoulli"])
     {'latent': 16, 'likelihood': 'bernoulli'}
+    >>> parse_options(["bn_in_discriminator=False"])
+    {'bn_in_discriminator': False}
     """
     found: dict[str, Any] = {}
     for setting in settings:
@@ -42,7 +45,7 @@ def parse_options(settings: Iterable[str]) -> dict[str, Any]:
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
-            found[name] = value
+            found[name] = _PYTHON.get(value, value)
     return found
 
 
@@ -160,7 +163,11 @@ def generative_detector(
             model.to(device)
     if any(model.shape != models[0].shape for model in models):
         raise ValueError(f"the models are of images of different shapes: {', '.join(str(m.shape) for m in models)}")
-    detector = _construct(kind, models[0] if len(models) == 1 else models, options=options)
+    model_argument = next(iter(inspect.signature(kind).parameters.values()))
+    if model_argument.default is inspect.Parameter.empty:
+        detector = _construct(kind, models[0] if len(models) == 1 else models, options=options)
+    else:  # it works on pixels; the run says only on which
+        detector = _construct(kind, model_argument.default, options=options)
     place = runs[0] / "detectors" / kind.__name__
     if (place / "detector.json").is_file():
         record = read_json(place / "detector.json")
@@ -176,8 +183,9 @@ def generative_detector(
     return detector, models[0].shape, info
 
 
-def training_data(info: dict[str, Any], shape: tuple[int, ...]) -> ArrayDataset:
-    """All that a run was trained or calibrated on."""
+def training_data(run: Path, shape: tuple[int, ...] | None) -> ArrayDataset:
+    """All that a run, of whatever network, was trained or calibrated on."""
+    info = read_json(run / "run.json")
     return _parts(DataSpec(**info["data"]).read("train", shape), tuple(info["held_out"]))[0]
 
 
@@ -211,5 +219,7 @@ def _construct(kind: type[Any], first: Any, *, options: dict[str, Any]) -> Any:
     known = list(inspect.signature(kind).parameters)[1:]
     for name in options:
         if name not in known:
-            raise ValueError(f"--set {name}: {kind.__name__} has no such argument; {nearest(name, known)}")
+            raise ValueError(
+                f"--set {name}: {kind.__name__} has no such argument; {nearest(name, known)} (all: {', '.join(known)})"
+            )
     return kind(first, **options)

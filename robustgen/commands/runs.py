@@ -156,9 +156,18 @@ def claim(run: Path, info: dict[str, Any], resume: bool) -> None:
         side.pop("command", None)
         side["training"].pop("epochs")
         side["data"] = {k: v for k, v in side["data"].items() if k not in ("root", "download")}
-    different = [name for name in wanted if found.get(name) != wanted[name]]
+    different = [
+        f"{name} was {_short(found.get(name))}, now {_short(wanted[name])}"
+        for name in wanted
+        if found.get(name) != wanted[name]
+    ]
     if different:
-        raise ValueError(f"{run} holds a run with other settings: {', '.join(different)} differ")
+        raise ValueError(f"{run} holds a run with other settings: {'; '.join(different)}; take another --run")
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 150 else f"{text[:150]}..."
 
 
 def load_weights(network: nn.Module, source: str | Path) -> None:

@@ -4,6 +4,8 @@ import csv
 import io
 import json
 import sys
+import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from robustgen.commands.runs import (
     open_network,
     saved_detector,
 )
-from robustgen.data import ArrayDataset, check_disjoint, noise, require_nonempty, split
+from robustgen.data import ArrayDataset, check_disjoint, noise, preprocessing_fingerprint, require_nonempty, split
 from robustgen.detectors import Detector, ReconstructionError
 from robustgen.evaluation import evaluate_detection
 from robustgen.files import write_bytes
@@ -90,7 +92,7 @@ def compare_populations(
     *,
     part: str,
     shape: tuple[int, ...] | None,
-    seen: ArrayDataset | None = None,
+    seen: Sequence[ArrayDataset] = (),
     name: str,
     fpr: float = 0.05,
     eps: float = 0.3,
@@ -99,8 +101,8 @@ def compare_populations(
 ) -> dict[str, Any]:
     """How well the detector tells ``data`` from other populations; see :func:`evaluate_detection`.
 
-    ``seen`` is what the detector's model was trained on: a data set that shares an example with it is refused. A
-    population is a data set or one of "noise" (uniform), "fgsm" and "pgd" (every labelled input of ``data``,
+    ``seen`` is what the detector's models were trained on: data that share an example with it are refused. A population
+    is a data set or one of "noise" (uniform), "fgsm" and "pgd" (every labelled input of ``data``,
     attacked, whether it succeeds or not) and "heldout" (the classes in ``data`` that the run held out).
     """
     where = device_of(detector.model)
@@ -108,6 +110,8 @@ def compare_populations(
     left_out = None
     if info and dataset.y is not None:
         dataset, left_out = by_class_name(dataset, info)
+    for known in seen:  # of what was trained on, too few are flagged
+        check_disjoint(dataset, known)
     x = require_nonempty(dataset).images()
     populations = {}
     for label, spec in others.items():
@@ -127,8 +131,14 @@ def compare_populations(
             populations[f"held-out {', '.join(info['held_out'])}"] = left_out.images().to(where)
         else:
             other = spec.read(part, shape)
-            if seen is not None:
-                check_disjoint(other, seen)
+            for known in (dataset, *seen):
+                check_disjoint(other, known)
+            if preprocessing_fingerprint(other) != preprocessing_fingerprint(dataset):
+                warnings.warn(
+                    f"{other.name} ({preprocessing_fingerprint(other)}) is preprocessed otherwise than {dataset.name} "
+                    f"({preprocessing_fingerprint(dataset)}): the score may tell that difference",
+                    stacklevel=2,
+                )
             populations[label if other.name in populations else other.name] = other.images().to(where)
     return evaluate_detection(detector, x.to(where), populations, network=name, fpr=fpr)
 

@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -100,6 +101,8 @@ def _label(dataset: ArrayDataset, which: int | str) -> int:
         if which not in dataset.classes:
             raise ValueError(f"{dataset.name}: unknown class {which!r}; {nearest(which, dataset.classes)}")
         return dataset.classes.index(which)
+    if isinstance(which, bool) or not isinstance(which, Integral):
+        raise TypeError(f"a class is given by its label, an int, or its name, a str; got {which!r}")
     if not 0 <= which < dataset.n_classes:
         raise ValueError(f"{dataset.name}: class {which} is outside [0, {dataset.n_classes})")
     return int(which)
@@ -153,5 +156,5 @@ def _digests(dataset: ArrayDataset) -> list[bytes]:
     return [
         hashlib.blake2b(row, digest_size=16).digest()
         for part in torch.arange(len(dataset)).split(4096)
-        for row in dataset.batch(part)[0].flatten(1).cpu().numpy()
+        for row in (dataset.batch(part)[0].flatten(1) + 0.0).cpu().numpy()  # -0.0 and 0.0 are the same value
     ]

@@ -8,13 +8,14 @@ In all of them normal training data are cut in two: nine tenths for the detector
 nothing but thresholds come from. Positive means anomalous. All numbers are in percent.
 """
 
+import copy
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustgen.calibration import ConformalCalibration
 from robustgen.counter_rng import integers
@@ -23,6 +24,7 @@ from robustgen.data import (
     check_disjoint,
     check_same_preprocessing,
     heldout_classes,
+    preprocessing_fingerprint,
     require_nonempty,
     split,
 )
@@ -40,19 +42,28 @@ SANITY_NOISE = 256  # images
 
 
 def heldout_class(
-    candidate: Candidate, train: ArrayDataset, test: ArrayDataset, *, heldout: int | str, **options: Any
+    candidate: Candidate,
+    train: ArrayDataset,
+    test: ArrayDataset,
+    *,
+    heldout: int | str,
+    calibration: float = 0.1,
+    seed: int = 0,
+    fpr: float = 0.05,
 ) -> dict[str, Any]:
     """The thesis's protocol for one class: left out of all training, positive in the test set.
 
     Args:
         candidate: a function that is given the training images without the class, less the calibration tenth, and
             returns a detector fitted on them (it sees their labels; what has none makes no use of them). Or a
-            :class:`Detector`, fitted here where it is not yet, or a :class:`GenerativeModel`, judged by its
-            :class:`Likelihood`: neither may have seen the class or the tenth that ``split`` with this seed takes.
+            :class:`Detector`, of which a copy is fitted where it is not yet, and calibrated; or a
+            :class:`GenerativeModel`, judged by its :class:`Likelihood`: neither may have seen the class or the tenth
+            that ``split`` with this seed takes.
         train, test: labelled, of the same classes, images in [0, 1].
         heldout: label or name of the class.
-        options: ``calibration`` (the share of the training images, 0.1), ``seed`` (of that split, 0), ``fpr`` (the
-            false-alarm rate that flags are calibrated for, 0.05).
+        calibration: share of the training images that thresholds come from.
+        seed: of that split.
+        fpr: false-alarm rate that flags are calibrated for.
 
     Returns:
         JSON-able: ``heldout``, ``detector``, ``preprocessing``, ``fpr``, ``false_alarms`` (share of the normal test
@@ -72,7 +83,7 @@ def heldout_class(
     (36, True, True)
     """
     _check(train, test)
-    return _heldout_class(candidate, train, test, heldout, **options)
+    return _heldout_class(candidate, train, test, heldout, calibration, seed, fpr)
 
 
 def heldout_benchmark(
@@ -81,7 +92,9 @@ def heldout_benchmark(
     test: ArrayDataset,
     *,
     classes: Sequence[int | str] | None = None,
-    **options: Any,
+    calibration: float = 0.1,
+    seed: int = 0,
+    fpr: float = 0.05,
 ) -> dict[str, Any]:
     """:func:`heldout_class` for each of ``classes`` (None: all), each with a detector of its own.
 
@@ -94,8 +107,11 @@ def heldout_benchmark(
     """
     if isinstance(make, Detector | GenerativeModel) or not callable(make):
         raise TypeError("the benchmark trains once for each class: give a function that makes a detector of its data")
+    chosen = list(range(train.n_classes)) if classes is None else list(classes)
+    if not chosen:
+        raise ValueError("classes is empty: name at least one, or None for all")
     _check(train, test)
-    found = [_heldout_class(make, train, test, c, **options) for c in (classes or range(train.n_classes))]
+    found = [_heldout_class(make, train, test, c, calibration, seed, fpr) for c in chosen]
     numbers = [name for name, value in found[0].items() if isinstance(value, float)]
     return {
         "classes": found,
@@ -105,13 +121,20 @@ def heldout_benchmark(
 
 
 def anomalous_class(
-    candidate: Candidate, train: ArrayDataset, test: ArrayDataset, *, anomaly: int | str, seed: int = 0, **options: Any
+    candidate: Candidate,
+    train: ArrayDataset,
+    test: ArrayDataset,
+    *,
+    anomaly: int | str,
+    calibration: float = 0.1,
+    seed: int = 0,
+    fpr: float = 0.05,
 ) -> dict[str, Any]:
     """The literature's protocol for one class: train and test images together, cut anew into 80 and 20 percent.
 
-    Trained on 80 % of the normal images, tested on the other 20 % and on all anomalous ones, so that the prevalence is
-    around a third, not a tenth. Part of the literature keeps only as many anomalies as a random 20 % holds:
-    ``fifth_of_anomalies`` has the same numbers with those.
+    Trained on 80 % of the normal images (less the share that thresholds come from), tested on the other 20 % and on all
+    anomalous ones, so that the prevalence is around a third, not a tenth. Part of the literature keeps only as many
+    anomalies as a random 20 % holds: ``fifth_of_anomalies`` has the same numbers with those.
 
     Arguments, result and errors otherwise as for :func:`heldout_class`; ``seed`` is also that of the cut.
     """
@@ -122,13 +145,20 @@ def anomalous_class(
     check_disjoint(learned, replace(known, name="the normal test part"), anomalous)
     _, fifth = split(anomalous, (NORMAL_SHARE, 1 - NORMAL_SHARE), seed, stratified=False)
     populations = {"all": anomalous, "fifth": fifth}
-    found = _judged(candidate, learned, known, populations, seed=seed, **options)
+    found = _judged(candidate, learned, known, populations, calibration, seed, fpr)
     numbers = found.pop("populations")
     return {"anomaly": _name(train, anomaly), **found, **numbers["all"], "fifth_of_anomalies": numbers["fifth"]}
 
 
 def unseen_datasets(
-    candidate: Candidate, train: ArrayDataset, test: ArrayDataset, others: Mapping[str, ArrayDataset], **options: Any
+    candidate: Candidate,
+    train: ArrayDataset,
+    test: ArrayDataset,
+    others: Mapping[str, ArrayDataset],
+    *,
+    calibration: float = 0.1,
+    seed: int = 0,
+    fpr: float = 0.05,
 ) -> dict[str, Any]:
     """Far anomalies: all of ``test`` is normal, each data set of ``others`` anomalous.
 
@@ -141,7 +171,7 @@ def unseen_datasets(
     (100.0, 100.0)
     """
     _check(train, test, *others.values())
-    return _judged(candidate, train, test, others, **options)
+    return _judged(candidate, train, test, others, calibration, seed, fpr)
 
 
 def compared(normal: Tensor, anomalous: Tensor) -> dict[str, float | int]:
@@ -181,11 +211,17 @@ def _check(train: ArrayDataset, test: ArrayDataset, *others: ArrayDataset) -> No
 
 
 def _heldout_class(
-    candidate: Candidate, train: ArrayDataset, test: ArrayDataset, heldout: int | str, **options: Any
+    candidate: Candidate,
+    train: ArrayDataset,
+    test: ArrayDataset,
+    heldout: int | str,
+    calibration: float,
+    seed: int,
+    fpr: float,
 ) -> dict[str, Any]:
     rest, _ = heldout_classes(train, [heldout])
     known, unknown = heldout_classes(test, [heldout])
-    found = _judged(candidate, rest, known, {"heldout": unknown}, **options)
+    found = _judged(candidate, rest, known, {"heldout": unknown}, calibration, seed, fpr)
     return {"heldout": _name(train, heldout), **found, **found.pop("populations")["heldout"]}
 
 
@@ -194,10 +230,9 @@ def _judged(
     learned: ArrayDataset,
     known: ArrayDataset,
     populations: Mapping[str, ArrayDataset],
-    *,
-    calibration: float = 0.1,
-    seed: int = 0,
-    fpr: float = 0.05,
+    calibration: float,
+    seed: int,
+    fpr: float,
 ) -> dict[str, Any]:
     """What is known of a candidate made on ``learned``, ``known`` images against each of ``populations``."""
     for name, population in {"normal test images": known, **populations}.items():
@@ -216,7 +251,7 @@ def _judged(
 
     return {
         "detector": repr(detector),
-        "preprocessing": check_same_preprocessing(learned, known, *populations.values()),
+        "preprocessing": preprocessing_fingerprint(learned),
         "fpr": fpr,
         "false_alarms": _flagged(detector, normal, fpr),
         "n_calibration": len(kept),
@@ -226,12 +261,17 @@ def _judged(
 
 
 def _detector(candidate: Candidate, fitted: ArrayDataset) -> Detector:
+    """A fitted detector; a caller's own is copied, so that what it learns here does not reach his next question."""
     if isinstance(candidate, GenerativeModel):
         candidate = Likelihood(candidate)
     if isinstance(candidate, Detector):
-        return candidate.fit(fitted) if candidate.statistics_ is None else candidate
-    if not callable(candidate):
-        raise TypeError(f"a detector, a generative model or a function is needed, got {type(candidate).__name__}")
+        own = copy.copy(candidate)
+        return own.fit(fitted) if own.statistics_ is None else own
+    if isinstance(candidate, nn.Module) or not callable(candidate):
+        raise TypeError(
+            f"a detector, a generative model or a function that makes a detector is needed, got "
+            f"{type(candidate).__name__}"
+        )
     detector = candidate(fitted)
     if not isinstance(detector, Detector):
         raise TypeError(f"the function must return a fitted detector, it returned a {type(detector).__name__}")
@@ -257,7 +297,8 @@ def _joined(a: ArrayDataset, b: ArrayDataset) -> ArrayDataset:
     """Both sets as one, with ids of its own."""
     if a.classes != b.classes:
         raise ValueError(f"{a.name} and {b.name} have other classes: {a.classes} and {b.classes}")
-    x, y = torch.cat([a.x, b.x]), torch.cat([a.labels(), b.labels()])
+    x = torch.cat([a.x, b.x] if a.x.dtype == b.x.dtype else [a.images(), b.images()])
+    y = torch.cat([a.labels(), b.labels()])
     return ArrayDataset(x, y, a.classes, f"{a.name} and {b.name}", preprocessing=a.preprocessing)
 
 

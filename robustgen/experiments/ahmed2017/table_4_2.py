@@ -107,7 +107,7 @@ def _signs(kept: Mapping[str, dict[str, Any]]) -> list[str]:
         )
         lines.append(
             f"- our PixelCNN++ and the published {CONTENDERS[name].title} column, {len(rows)} categories: {as_is:+.2f} "
-            f"with -log p as the score, {other:+.2f} with log p"
+            f"with -log p as the score, {other:+.2f} with log p" + (" (too few to decide)" if len(rows) < 6 else "")
         )
     return lines
 
