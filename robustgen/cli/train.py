@@ -31,8 +31,8 @@ def train(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="A generative model: vae, iaf-vae, pixel-vae, hierarchical-pixel-vae, pixelcnn, gated-pixelcnn, pixelcnn++, "
-            "pixelrnn, dcgan, lsgan, wgan-gp, ebm; without: a classifier.",
+            help="A generative model: vae, iaf-vae, pixel-vae, hierarchical-pixel-vae, pixelcnn, gated-pixelcnn, "
+            "pixelcnn++, pixelrnn, dcgan, lsgan, wgan-gp, ebm; without: a classifier.",
         ),
     ] = None,
     data: DataOption = "digits",
@@ -107,6 +107,7 @@ def train(
     ] = None,
     precision: Annotated[str, typer.Option("--precision", help="Generative: float32 or bfloat16.")] = "float32",
     clip_norm: Annotated[float | None, typer.Option("--clip-norm", help="Generative: of the gradient.")] = None,
+    samples: Annotated[int, typer.Option("--samples", help="Generative: images drawn after each epoch.")] = 16,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted, exactly.")] = False,
@@ -125,7 +126,7 @@ def train(
 
     common = {"run", "generative", "data", "data_root", "download", "hold_out", "limit", "epochs", "batch_size", "lr"}
     common |= {"seed", "device", "resume", "as_json", "quiet"}
-    for_generative = {"set_", "ema", "precision", "clip_norm"}
+    for_generative = {"set_", "ema", "precision", "clip_norm", "samples"}
     sources = {name: context.get_parameter_source(name) for name in context.params}
     given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"} - common
     foreign = given - for_generative if generative is not None else given & for_generative
@@ -145,6 +146,7 @@ def train(
             ema=ema,
             precision=precision,
             clip_norm=clip_norm,
+            samples=samples,
             seed=seed,
             device=device,
             resume=resume,

@@ -17,10 +17,10 @@ from robustgen.commands.runs import CALIBRATION, DataSpec, claim
 from robustgen.data import ArrayDataset, heldout_classes, require_nonempty, split
 from robustgen.detectors import Detector
 from robustgen.files import read_json, write_bytes, write_json
-from robustgen.generative import fit, load, model_classes
+from robustgen.generative import GenerativeModel, fit, load, model_classes
 from robustgen.generative.pictures import Pictures, grid_png
 from robustgen.model import evaluating
-from robustgen.training import Batch
+from robustgen.training import Batch, load_checkpoint
 
 __all__ = ["generative_detector", "parse_options", "sample_images", "train_generative", "training_data"]
 
@@ -62,6 +62,7 @@ def train_generative(
     ema: float | None = None,
     precision: str = "float32",
     clip_norm: float | None = None,
+    samples: int = 16,
     seed: int = 0,
     device: str | None = None,
     resume: bool = False,
@@ -116,7 +117,7 @@ def train_generative(
         run_dir=run,
         resume=resume,
         progress=progress,
-        after_epoch=Pictures(run),
+        after_epoch=Pictures(run, samples),
     )
     if not first:
         return {}
@@ -131,7 +132,7 @@ def sample_images(run: Path, n: int, out: Path, *, seed: int = 0, device: str | 
         raise ValueError(f"{out}: name it .png or .npz")
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    model = load(run)
+    model = _trained(run)
     if device is not None:
         model.to(device)
     x = model.sample(n, generator=torch.Generator(model.device).manual_seed(seed))
@@ -155,7 +156,7 @@ def generative_detector(
     It is fitted on training data of the first run and calibrated on what that kept from training, at most ``SCORED``
     inputs each, and kept in the run. The shape of its inputs and run.json come with it.
     """
-    models, info = [load(run) for run in runs], read_json(runs[0] / "run.json")
+    models, info = [_trained(run) for run in runs], read_json(runs[0] / "run.json")
     default = "likelihood" if models[0].log_prob_kind is not None else "discriminator"
     kind = _class_called(name or default, _detector_classes(), {})
     for model in models:
@@ -181,6 +182,14 @@ def generative_detector(
     detector.fit(train.take(SCORED)).calibrate(held_back.take(SCORED))
     detector.save(place)
     return detector, models[0].shape, info
+
+
+def _trained(run: Path) -> GenerativeModel:
+    """The model of a run; ValueError where no step of its training was completed."""
+    model = load(run)
+    if (run / "run.json").exists() and load_checkpoint(run).step == 0:
+        raise ValueError(f"{run}: holds the network that its training began with, no step was completed")
+    return model
 
 
 def training_data(run: Path, shape: tuple[int, ...] | None) -> ArrayDataset:

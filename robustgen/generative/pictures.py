@@ -27,7 +27,7 @@ def grid_png(x: Tensor) -> bytes:
     from torchvision.utils import save_image
 
     if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
-        raise ValueError(f"a grid needs images (N, 1 or 3, H, W), got {tuple(x.shape)}")
+        raise ValueError(f"a grid needs images (N, 1 or 3, H, W), got {tuple(x.shape)}; an .npz file takes any")
     buffer = io.BytesIO()
     save_image(x.float().cpu(), buffer, format="png", nrow=math.ceil(math.sqrt(len(x))), pad_value=0.5)
     return buffer.getvalue()
@@ -38,15 +38,20 @@ class Pictures:
 
     Args:
         run_dir: made if missing.
-        samples: images in a grid.
+        samples: images in a grid; 0: no grids, for models whose samples take long.
+
+    Raises:
+        ValueError: a negative number of samples.
     """
 
     def __init__(self, run_dir: str | Path, samples: int = SAMPLES) -> None:
+        if samples < 0:
+            raise ValueError(f"samples must not be negative, got {samples}")
         self.run_dir, self.samples = Path(run_dir), samples
 
     def __call__(self, model: nn.Module, history: list[dict[str, float]]) -> None:
         assert isinstance(model, GenerativeModel)
-        if model.shape[0] in (1, 3):
+        if self.samples and model.shape[0] in (1, 3):
             name = f"epoch-{history[-1]['epoch']:04.0f}.png"
             write_bytes(self.run_dir / "samples" / name, grid_png(model.sample(self.samples)))
         write_bytes(self.run_dir / "curves.png", _curves(history))
