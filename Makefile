@@ -23,7 +23,7 @@ types: install
 	$(BIN)/mypy
 
 check: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 smoke: install
 	$(BIN)/robustgen demo --smoke --out "$$(mktemp -d)"
