@@ -486,6 +486,26 @@ def test_as_sklearn(factory):
     np.testing.assert_array_equal(at_once.predict(x.flatten(1).numpy()) == -1, case.detector.flag(x, 0.05).numpy())
 
 
+def test_images_are_held_to_the_shape_and_range_of_those_of_fit(tmp_path):
+    x = torch.rand(20, 3, 4, 6)
+    for detector in (room.NearestNeighbour(), room.MeanBrightness()):
+        detector.fit(x).calibrate(x)
+        for other in (x.permute(0, 2, 3, 1), x.flatten(1), x[..., 1:]):
+            for act in (detector.score, detector.calibrate, detector.flag):
+                with pytest.raises(ValueError, match=r"is of images \(3, 4, 6\), as in fit; got \("):
+                    act(other)
+        detector.save(tmp_path)
+        for one in (detector, room.load(tmp_path, model=nn.Identity())):
+            with pytest.raises(ValueError, match=r"outside the bounds \(0, 1\) of the data of fit"):
+                one.score(255 * x)
+            assert one.score(x + 1e-4).isfinite().all()
+        assert detector.fit(2 * x - 1).score(255 * x).isfinite().all()  # in no range in particular
+        for name in ("image_shape", "in_unit_range"):  # as saved before they were kept
+            detector.statistics_.pop(name, None)
+        assert detector.score(x.permute(0, 2, 3, 1)).isfinite().all()
+    assert room.MeanBrightness().fit(x[:, 0]).score(x[:, 0, :2]).shape == (20,)  # sequences may be shorter
+
+
 # ReconstructionError
 
 
