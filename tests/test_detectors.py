@@ -20,6 +20,7 @@ from robustgen.data import ArrayDataset
 from robustgen.detectors import Detector, OutlierEstimator, ReconstructionError, as_sklearn
 from robustgen.evaluation.metrics import auroc
 from robustgen.fingerprint import fingerprint, model_fingerprint
+from robustgen.generative import VAE
 
 DETECTORS = [n for n in room.__all__ if isinstance(getattr(room, n), type) and issubclass(getattr(room, n), Detector)]
 DETECTORS.remove("Detector")
@@ -606,3 +607,18 @@ def test_fingerprint_covers_every_tensor():
     image = torch.rand(2, 3, 4, 4)
     assert fingerprint({"a": image}) == fingerprint({"a": image.to(memory_format=torch.channels_last)})
     assert model_fingerprint(nn.Linear(2, 2).bfloat16())
+
+
+def test_fingerprint_covers_the_settings_that_no_repr_shows():
+    def vae(quantization):
+        torch.manual_seed(0)
+        return VAE((1, 4, 4), latent_dim=2, architecture="mlp", width=4, quantization=quantization)
+
+    first, other = vae("stochastic"), vae("nearest")
+    assert repr(first) == repr(other)
+    assert model_fingerprint(first) == model_fingerprint(vae("stochastic")) != model_fingerprint(other)
+    assert model_fingerprint(nn.ModuleList([first])) != model_fingerprint(nn.ModuleList([other]))
+    # what was saved with a model that has no config still loads
+    constant = nn.Linear(2, 1)
+    constant.load_state_dict({"weight": torch.ones(1, 2), "bias": torch.zeros(1)})
+    assert model_fingerprint(constant) == "36988515da7c9af3239937bf43b17241"

@@ -198,8 +198,8 @@ class Detector(ABC):
 
         Raises:
             FileNotFoundError: no detector in ``directory``.
-            ValueError: files that are damaged, from another version or detector, or a model with other weights, for
-                which fit and calibration would be silently wrong.
+            ValueError: files that are damaged, from another version or detector, or a model with other weights or settings,
+                for which fit and calibration would be silently wrong.
         """
         path = Path(directory) / "detector.json"
         record = read_json(path)
@@ -210,7 +210,7 @@ class Detector(ABC):
             raise ValueError(f"{directory}: detector.json and detector.safetensors are not from the same save")
         detector = cls(model, **record["config"])
         if record["model"] != model_fingerprint(detector.model):
-            raise ValueError(f"{directory}: fitted on a model with other weights; fit and calibrate again for this one")
+            raise ValueError(f"{directory}: fitted on a model with other weights or settings; fit and calibrate again")
         scores = tensors.pop("calibration.scores", None)
         detector.statistics_ = {name.removeprefix("fitted."): s for name, s in tensors.items()}
         detector.calibration_ = None if scores is None else ConformalCalibration(scores)
