@@ -20,7 +20,7 @@ class Energy(Detector):
         batch_size: inputs scored at once.
 
     Raises:
-        ValueError: a temperature that is not positive.
+        ValueError: a temperature that is not a finite number > 0.
 
     >>> import torch
     >>> Energy(nn.Identity()).fit(torch.zeros(1, 2)).score(torch.zeros(1, 2))  # -log 2
@@ -29,8 +29,8 @@ class Energy(Detector):
 
     def __init__(self, model: nn.Module, temperature: float = 1.0, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be a finite number > 0, got {temperature}")
         self.temperature = temperature
 
     def _score(self, x: Tensor) -> Tensor:
