@@ -198,8 +198,8 @@ class Detector(ABC):
 
         Raises:
             FileNotFoundError: no detector in ``directory``.
-            ValueError: files that are damaged, from another version or detector, or a model with other weights or settings,
-                for which fit and calibration would be silently wrong.
+            ValueError: files that are damaged, from another version or detector, or a model with other weights or
+                settings, for which fit and calibration would be silently wrong.
         """
         path = Path(directory) / "detector.json"
         record = read_json(path)
