@@ -20,7 +20,7 @@ from robustgen.data import ArrayDataset
 from robustgen.detectors import Detector, OutlierEstimator, ReconstructionError, as_sklearn
 from robustgen.evaluation.metrics import auroc
 from robustgen.fingerprint import fingerprint, model_fingerprint
-from robustgen.generative import VAE
+from robustgen.generative import VAE, Pixels
 
 DETECTORS = [n for n in room.__all__ if isinstance(getattr(room, n), type) and issubclass(getattr(room, n), Detector)]
 DETECTORS.remove("Detector")
@@ -188,6 +188,12 @@ def _gaussian(spread: float = 1.0) -> nn.Module:
     return Gaussian(torch.full((8,), 0.3, dtype=torch.float64), spread * covariance, (1, 2, 4))
 
 
+def _of_pixels() -> nn.Module:
+    model = _gaussian()
+    model.pixels = Pixels(256, "nearest")
+    return model
+
+
 def _ensemble() -> list[nn.Module]:
     return [_gaussian(), _gaussian(1.5)]
 
@@ -220,7 +226,7 @@ FACTORIES = {
         _case(Pictures, partial(room.FeaturesTimesDistortion, k=3, batch_size=100), _classifier_of_pictures)
     ],
     "ImageDistortion": [_case(Pictures, partial(room.ImageDistortion, shortlist=9, batch_size=100), nn.Identity)],
-    "InputComplexity": [_case(Pictures, room.InputComplexity, _gaussian)],
+    "InputComplexity": [_case(Pictures, room.InputComplexity, _of_pixels)],
     "KNearestFeatures": [_case(Clusters, partial(room.KNearestFeatures, k=3), _classifier)],
     "Likelihood": [
         _case(Pictures, room.Likelihood, _gaussian),
