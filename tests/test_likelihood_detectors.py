@@ -340,6 +340,21 @@ def test_statistics_of_a_latent_variable_model():
     torch.testing.assert_close(bound, model.importance_weighted_log_prob(x, samples=16))
 
 
+def test_statistics_in_front_of_a_flow():
+    torch.manual_seed(0)
+    model = (
+        IAFVAE((1, 8, 8), latent_dim=3, width=4, flow_width=8, context_dim=4, quantization="nearest").double().eval()
+    )
+    x = digits("test").images()[:6].double()
+    reconstruction, kl, entropy, cross_entropy, _ = model_statistics(model, x)
+    q, prior = model.encode(x), torch.distributions.Normal(0, torch.ones((), dtype=torch.float64))
+    normal = torch.distributions.Normal(q.mean, q.log_std.exp())
+    assert reconstruction.equal(model.elbo_terms(x)[0])
+    torch.testing.assert_close(kl, torch.distributions.kl_divergence(normal, prior).sum(1))
+    torch.testing.assert_close(entropy, normal.entropy().sum(1))
+    torch.testing.assert_close(cross_entropy, kl + entropy)
+
+
 def test_support_vectors_are_scikit_learns():
     x, fresh, models = images(100), images(20, seed=2), [gaussian(0), gaussian(1)]
     known, new = (np.stack([density(m, v).numpy() for m in models], 1) for v in (x, fresh))
