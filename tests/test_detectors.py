@@ -493,6 +493,27 @@ def test_as_sklearn(factory):
     np.testing.assert_array_equal(at_once.predict(x.flatten(1).numpy()) == -1, case.detector.flag(x, 0.05).numpy())
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CompressedSize",
+        "Energy",
+        "FeaturesTimesDistortion",
+        "ImageDistortion",
+        "KNearestFeatures",
+        "Mahalanobis",
+        "MaxLogit",
+        "MaxSoftmax",
+        "MeanBrightness",
+        "NearestNeighbour",
+        "PCAResidual",
+    ],
+)
+def test_a_generative_model_is_not_called_on_images(name):
+    with pytest.raises(TypeError, match=f"{name} calls its model on images; a Gaussian is for Likelihood"):
+        getattr(room, name)(_gaussian())
+
+
 def test_images_are_held_to_the_shape_and_range_of_those_of_fit(tmp_path):
     x = torch.rand(20, 3, 4, 6)
     for detector in (room.NearestNeighbour(), room.MeanBrightness()):

@@ -19,10 +19,17 @@ from robustgen.training import Source, as_source
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Detector"]
+__all__ = ["Detector", "check_network"]
 
 FORMAT = 1  # of the saved files
 _ROUNDING = 1e-3  # how far outside [0, 1] values of images may lie
+
+
+def check_network(model: nn.Module, detector: str) -> None:
+    """TypeError for a generative model, which is not called on images as ``detector`` calls what it is given."""
+    if hasattr(model, "log_prob_kind"):
+        kind = type(model).__name__
+        raise TypeError(f"{detector} calls its model on images; a {kind} is for Likelihood, Discriminator and the like")
 
 
 class Detector(ABC):

@@ -5,7 +5,7 @@ Liu, Wang, Owens and Li, "Energy-based Out-of-distribution Detection", NeurIPS 2
 
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 from robustgen.model import logits_of
 
 __all__ = ["Energy"]
@@ -20,6 +20,7 @@ class Energy(Detector):
         batch_size: inputs scored at once.
 
     Raises:
+        TypeError: a generative model.
         ValueError: a temperature that is not a finite number > 0.
 
     >>> import torch
@@ -29,6 +30,7 @@ class Energy(Detector):
 
     def __init__(self, model: nn.Module, temperature: float = 1.0, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "Energy")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a finite number > 0, got {temperature}")
         self.temperature = temperature

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.neighbours import nearest_rows
 
 __all__ = ["ImageDistortion", "distortion"]
@@ -36,6 +36,7 @@ class ImageDistortion(Detector):
         batch_size: inputs scored at once; ``batch_size * shortlist`` pairs of images are in memory.
 
     Raises:
+        TypeError: a generative model.
         ValueError: a number below 1 (window: 0), k above shortlist, or in ``fit`` fewer images than the short list;
             what is no image (N, C, H, W), or one of a single pixel, which has no gradients.
 
@@ -56,6 +57,7 @@ class ImageDistortion(Detector):
         batch_size: int = 8,
     ) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "ImageDistortion")
         if window < 0 or not 1 <= k <= shortlist:
             raise ValueError(f"window >= 0 and 1 <= k <= shortlist are needed, got {window=}, {k=}, {shortlist=}")
         self.window, self.shortlist, self.k = window, shortlist, k

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 
 __all__ = ["PCAResidual"]
 
@@ -24,6 +24,7 @@ class PCAResidual(Detector):
         batch_size: inputs scored at once.
 
     Raises:
+        TypeError: a generative model.
         ValueError: ``components`` below 1, or in ``fit`` not below the numbers of dimensions and inputs.
 
     >>> line = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
@@ -33,6 +34,7 @@ class PCAResidual(Detector):
 
     def __init__(self, model: nn.Module = nn.Identity(), components: int = 64, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "PCAResidual")
         if components < 1:
             raise ValueError(f"components must be at least 1, got {components}")
         self.components = components
