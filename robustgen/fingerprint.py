@@ -1,6 +1,7 @@
 """A short name for the exact value of some tensors."""
 
 import hashlib
+import json
 from collections.abc import Mapping
 
 import torch
@@ -23,10 +24,14 @@ def fingerprint(tensors: Mapping[str, Tensor]) -> str:
 
 
 def model_fingerprint(model: nn.Module) -> str:
-    """The fingerprint of all parameters and buffers, those that ``state_dict`` leaves out included, and of the repr.
+    """The fingerprint of all parameters and buffers, those that ``state_dict`` leaves out included, of the repr, and of
+    each dict ``config`` that the model or a part of it has.
 
-    The repr tells networks apart whose tensors are the same: another activation, another noise level.
+    The last two tell networks apart whose tensors are the same: another activation, another noise level, and what no
+    repr shows, such as how a generative model quantizes pixels.
     """
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    architecture = torch.tensor(list(repr(model).encode()), dtype=torch.uint8)
+    configs = {name: c for name, m in model.named_modules() if isinstance(c := getattr(m, "config", None), dict)}
+    settings = json.dumps(configs, sort_keys=True, default=lambda value: type(value).__name__) if configs else ""
+    architecture = torch.tensor(list((repr(model) + settings).encode()), dtype=torch.uint8)
     return fingerprint(tensors | {"repr": architecture})

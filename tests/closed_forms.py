@@ -12,12 +12,13 @@ from robustgen.generative.latent import LatentVariableModel, Posterior
 
 
 class Gaussian(GenerativeModel):
-    """N(mean, covariance) of the pixels."""
+    """N(mean, covariance) of the pixels; with ``pixels`` it passes for a model of discrete ones."""
 
     log_prob_kind = "exact"
 
-    def __init__(self, mean, covariance, shape):
+    def __init__(self, mean, covariance, shape, pixels=None):
         super().__init__(shape)
+        self.pixels = pixels
         self.mean = nn.Parameter(mean)
         self.register_buffer("covariance", covariance)
 

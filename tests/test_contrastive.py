@@ -80,6 +80,8 @@ def test_nt_xent_against_a_loop_and_its_gradient():
     assert torch.autograd.gradcheck(lambda z: nt_xent(z, 0.3)[0], z.requires_grad_())
     with pytest.raises(ValueError, match="temperature"):
         ContrastiveObjective(Deformations(), temperature=0.0)
+    with pytest.raises(TypeError, match="deformations must be Deformations, got str"):
+        ContrastiveObjective("x")
     with pytest.raises(ValueError, match="raise batch_size"):
         ContrastiveObjective(Deformations())(nn.Flatten(), Batch(picture(1), None, torch.arange(1)), 0)
 

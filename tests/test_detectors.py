@@ -20,6 +20,7 @@ from robustgen.data import ArrayDataset
 from robustgen.detectors import Detector, OutlierEstimator, ReconstructionError, as_sklearn
 from robustgen.evaluation.metrics import auroc
 from robustgen.fingerprint import fingerprint, model_fingerprint
+from robustgen.generative import VAE, Pixels
 
 DETECTORS = [n for n in room.__all__ if isinstance(getattr(room, n), type) and issubclass(getattr(room, n), Detector)]
 DETECTORS.remove("Detector")
@@ -187,6 +188,12 @@ def _gaussian(spread: float = 1.0) -> nn.Module:
     return Gaussian(torch.full((8,), 0.3, dtype=torch.float64), spread * covariance, (1, 2, 4))
 
 
+def _of_pixels() -> nn.Module:
+    model = _gaussian()
+    model.pixels = Pixels(256, "nearest")
+    return model
+
+
 def _ensemble() -> list[nn.Module]:
     return [_gaussian(), _gaussian(1.5)]
 
@@ -219,7 +226,7 @@ FACTORIES = {
         _case(Pictures, partial(room.FeaturesTimesDistortion, k=3, batch_size=100), _classifier_of_pictures)
     ],
     "ImageDistortion": [_case(Pictures, partial(room.ImageDistortion, shortlist=9, batch_size=100), nn.Identity)],
-    "InputComplexity": [_case(Pictures, room.InputComplexity, _gaussian)],
+    "InputComplexity": [_case(Pictures, room.InputComplexity, _of_pixels)],
     "KNearestFeatures": [_case(Clusters, partial(room.KNearestFeatures, k=3), _classifier)],
     "Likelihood": [
         _case(Pictures, room.Likelihood, _gaussian),
@@ -486,6 +493,47 @@ def test_as_sklearn(factory):
     np.testing.assert_array_equal(at_once.predict(x.flatten(1).numpy()) == -1, case.detector.flag(x, 0.05).numpy())
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "CompressedSize",
+        "Energy",
+        "FeaturesTimesDistortion",
+        "ImageDistortion",
+        "KNearestFeatures",
+        "Mahalanobis",
+        "MaxLogit",
+        "MaxSoftmax",
+        "MeanBrightness",
+        "NearestNeighbour",
+        "PCAResidual",
+    ],
+)
+def test_a_generative_model_is_not_called_on_images(name):
+    with pytest.raises(TypeError, match=f"{name} calls its model on images; a Gaussian is for Likelihood"):
+        getattr(room, name)(_gaussian())
+
+
+def test_images_are_held_to_the_shape_and_range_of_those_of_fit(tmp_path):
+    x = torch.rand(20, 3, 4, 6)
+    for detector in (room.NearestNeighbour(), room.MeanBrightness()):
+        detector.fit(x).calibrate(x)
+        for other in (x.permute(0, 2, 3, 1), x.flatten(1), x[..., 1:]):
+            for act in (detector.score, detector.calibrate, detector.flag):
+                with pytest.raises(ValueError, match=r"is of images \(3, 4, 6\), as in fit; got \("):
+                    act(other)
+        detector.save(tmp_path)
+        for one in (detector, room.load(tmp_path, model=nn.Identity())):
+            with pytest.raises(ValueError, match=r"outside the bounds \(0, 1\) of the data of fit"):
+                one.score(255 * x)
+            assert one.score(x + 1e-4).isfinite().all()
+        assert detector.fit(2 * x - 1).score(255 * x).isfinite().all()  # in no range in particular
+        for name in ("image_shape", "in_unit_range"):  # as saved before they were kept
+            detector.statistics_.pop(name, None)
+        assert detector.score(x.permute(0, 2, 3, 1)).isfinite().all()
+    assert room.MeanBrightness().fit(x[:, 0]).score(x[:, 0, :2]).shape == (20,)  # sequences may be shorter
+
+
 # ReconstructionError
 
 
@@ -586,3 +634,18 @@ def test_fingerprint_covers_every_tensor():
     image = torch.rand(2, 3, 4, 4)
     assert fingerprint({"a": image}) == fingerprint({"a": image.to(memory_format=torch.channels_last)})
     assert model_fingerprint(nn.Linear(2, 2).bfloat16())
+
+
+def test_fingerprint_covers_the_settings_that_no_repr_shows():
+    def vae(quantization):
+        torch.manual_seed(0)
+        return VAE((1, 4, 4), latent_dim=2, architecture="mlp", width=4, quantization=quantization)
+
+    first, other = vae("stochastic"), vae("nearest")
+    assert repr(first) == repr(other)
+    assert model_fingerprint(first) == model_fingerprint(vae("stochastic")) != model_fingerprint(other)
+    assert model_fingerprint(nn.ModuleList([first])) != model_fingerprint(nn.ModuleList([other]))
+    # what was saved with a model that has no config still loads
+    constant = nn.Linear(2, 1)
+    constant.load_state_dict({"weight": torch.ones(1, 2), "bias": torch.zeros(1)})
+    assert model_fingerprint(constant) == "36988515da7c9af3239937bf43b17241"

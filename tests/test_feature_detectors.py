@@ -105,6 +105,13 @@ def test_distances_of_close_points_keep_their_digits():
     assert at_zero.grad.eq(0).all()
 
 
+def test_neighbours_far_from_the_origin():
+    generator = torch.Generator().manual_seed(0)
+    bank, x = (100 + 0.1 * torch.randn(n, 128, generator=generator) for n in (5000, 50))
+    expected = torch.cdist(x.double(), bank.double()).amin(1)
+    torch.testing.assert_close(nearest_distances(x, bank, 1)[:, 0].double(), expected, rtol=1e-6, atol=0)
+
+
 def test_nearest_neighbour_in_pixels_and_behind_a_model():
     known, x = inputs(200, d=12).view(200, 3, 2, 2), inputs(30, seed=2, d=12).view(30, 3, 2, 2)
     pixels = NearestNeighbour(batch_size=7).fit(known).score(x)
@@ -208,8 +215,9 @@ def test_scores_of_logits():
     torch.testing.assert_close(warm, 7 * Energy(net).fit(x).score(x / 7))
     cold = Energy(net, temperature=1e-3).fit(x).score(x)
     torch.testing.assert_close(cold, logit, rtol=0, atol=2e-3)
-    with pytest.raises(ValueError, match="temperature"):
-        Energy(net, temperature=0.0)
+    for temperature in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="temperature must be a finite number > 0"):
+            Energy(net, temperature=temperature)
 
 
 def test_confidence_beyond_rounding_still_has_an_order():
@@ -243,6 +251,9 @@ def test_pca_residual_is_what_the_minor_components_hold():
         PCAResidual(components=6).fit(known)
     with pytest.raises(ValueError, match="at least 1"):
         PCAResidual(components=0)
+    assert PCAResidual(components=4).fit(known[:5]).score(known[:5]).max() < 1e-9
+    with pytest.raises(ValueError, match="4 components need at least 5 inputs in fit, got 4: take fewer"):
+        PCAResidual(components=4).fit(known[:4])
 
 
 def test_mean_brightness():

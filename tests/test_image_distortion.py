@@ -89,3 +89,6 @@ def test_errors():
             ImageDistortion(**options)
     with pytest.raises(ValueError, match="as many images in fit, got 3"):
         ImageDistortion(shortlist=5).fit(torch.zeros(3, 1, 8, 8))
+    for shape in ((30, 64), (30, 8, 8), (30, 1, 1, 1)):
+        with pytest.raises(ValueError, match=r"images \(N, C, H, W\) of several pixels are needed, got shape \("):
+            ImageDistortion().fit(torch.zeros(shape))

@@ -19,9 +19,17 @@ from robustgen.training import Source, as_source
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Detector"]
+__all__ = ["Detector", "check_network"]
 
 FORMAT = 1  # of the saved files
+_ROUNDING = 1e-3  # how far outside [0, 1] values of images may lie
+
+
+def check_network(model: nn.Module, detector: str) -> None:
+    """TypeError for a generative model, which is not called on images as ``detector`` calls what it is given."""
+    if hasattr(model, "log_prob_kind"):
+        kind = type(model).__name__
+        raise TypeError(f"{detector} calls its model on images; a {kind} is for Likelihood, Discriminator and the like")
 
 
 class Detector(ABC):
@@ -29,6 +37,10 @@ class Detector(ABC):
 
     ``fit`` on in-distribution data, ``calibrate`` on other in-distribution data, then ``p_value`` or ``flag``. The
     model is queried in eval mode with frozen parameters and is left exactly as it was.
+
+    What was fitted on images (N, C, H, W) takes images of that shape alone, and none with values outside [0, 1] where
+    those of ``fit`` had none; vectors and sequences are not held to a shape. (Detectors saved before this was kept take
+    anything.)
 
     A subclass is one paper: it gives ``_score`` and, where there is something to learn, ``_fit``; its constructor takes
     the model or models first, then JSON-able options, each kept in an attribute of the same name.
@@ -94,13 +106,15 @@ class Detector(ABC):
 
         Raises:
             TypeError: not such data.
-            ValueError: no data, NaN or Inf in them, scores that are NaN on them, or a model that is stochastic in
-                eval mode (the score of an input would depend on the batch that it is in).
+            ValueError: no data, NaN or Inf in them, images of several shapes, scores that are NaN on them, or a model
+                that is stochastic in eval mode (the score of an input would depend on the batch that it is in).
         """
         source = as_source(data if y is None else (data, y))
         with torch.inference_mode(False), torch.no_grad(), untouched(self.model):
-            statistics = {name: s.detach().cpu().contiguous() for name, s in self._fit(self._batches(source)).items()}
-            self.statistics_, self.calibration_ = statistics, None
+            about = _about_images(x for x, _ in self._batches(source))
+            fitted = self._fit(self._batches(source)) | about
+            self.statistics_ = {name: s.detach().cpu().contiguous() for name, s in fitted.items()}
+            self.calibration_ = None
             try:
                 self._check_scores(next(self._batches(source))[0])
             except ValueError:
@@ -109,16 +123,17 @@ class Detector(ABC):
         return self
 
     def score(self, x: Tensor) -> Tensor:
-        """Scores (N,) of x (N, ...), in any range, higher = more anomalous; each depends on its own input only.
+        """Scores (N,) of x (N, ...), higher = more anomalous; each depends on its own input only.
 
         Differentiable in x where x requires grad (then in one batch), otherwise without graph.
 
         Raises:
             NotFittedError: before ``fit``.
-            TypeError, ValueError: x is not a batch of finite float32 or float64, see :mod:`robustgen.checks`.
+            TypeError, ValueError: x is not a batch of finite float32 or float64, see :mod:`robustgen.checks`, or not
+                of images like those of ``fit``, see the class.
         """
         self._require_fit()
-        with_grad = check_images(x).requires_grad and torch.is_grad_enabled()
+        with_grad = self._check(x).requires_grad and torch.is_grad_enabled()
         if not len(x):
             return x.flatten(1).sum(1)
         if not with_grad:
@@ -135,7 +150,7 @@ class Detector(ABC):
 
         Raises:
             NotFittedError: before ``fit``.
-            ValueError: no data, or a score that is NaN.
+            ValueError: no data, other images than ``score`` takes, or a score that is NaN.
         """
         self._require_fit()
         with torch.no_grad():
@@ -190,8 +205,8 @@ class Detector(ABC):
 
         Raises:
             FileNotFoundError: no detector in ``directory``.
-            ValueError: files that are damaged, from another version or detector, or a model with other weights, for
-                which fit and calibration would be silently wrong.
+            ValueError: files that are damaged, from another version or detector, or a model with other weights or
+                settings, for which fit and calibration would be silently wrong.
         """
         path = Path(directory) / "detector.json"
         record = read_json(path)
@@ -202,7 +217,7 @@ class Detector(ABC):
             raise ValueError(f"{directory}: detector.json and detector.safetensors are not from the same save")
         detector = cls(model, **record["config"])
         if record["model"] != model_fingerprint(detector.model):
-            raise ValueError(f"{directory}: fitted on a model with other weights; fit and calibrate again for this one")
+            raise ValueError(f"{directory}: fitted on a model with other weights or settings; fit and calibrate again")
         scores = tensors.pop("calibration.scores", None)
         detector.statistics_ = {name.removeprefix("fitted."): s for name, s in tensors.items()}
         detector.calibration_ = None if scores is None else ConformalCalibration(scores)
@@ -217,6 +232,19 @@ class Detector(ABC):
         if self.statistics_ is None:
             raise _not_fitted(f"this {type(self).__name__} is not fitted: call fit(data) first")
 
+    def _check(self, x: Tensor) -> Tensor:
+        """Return x if ``score`` takes it."""
+        check_images(x)
+        if "image_shape" not in self.statistics:
+            return x
+        shape = tuple(self.statistics["image_shape"].tolist())
+        if tuple(x.shape[1:]) != shape:
+            raise ValueError(f"this {type(self).__name__} is of images {shape}, as in fit; got {tuple(x.shape[1:])}")
+        if "in_unit_range" in self.statistics and not _in_unit_range(x):
+            low, high = (v.item() for v in x.detach().aminmax())
+            raise ValueError(f"x has values in [{low:.4g}, {high:.4g}], outside the bounds (0, 1) of the data of fit")
+        return x
+
     def _batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor | None]]:
         for indices in torch.arange(len(source)).split(self.batch_size):
             x, y = source.batch(indices)
@@ -228,6 +256,28 @@ class Detector(ABC):
             raise ValueError(f"{type(self).__name__} gives NaN scores on the data it was fitted on")
         if not torch.allclose(once, again, rtol=1e-4, atol=1e-4):  # above the noise of nondeterministic GPU kernels
             raise ValueError("the model is stochastic in eval mode: an input's score would depend on its batch")
+
+
+def _about_images(batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """For images (N, C, H, W): their (C, H, W), and a mark where all values are in [0, 1]; else nothing."""
+    shapes, inside = set(), True
+    for x in batches:
+        shapes.add(tuple(x.shape[1:]))
+        inside = inside and _in_unit_range(x)
+    images = {shape for shape in shapes if len(shape) == 3}
+    if not images:
+        return {}
+    if len(shapes) > 1:
+        raise ValueError(f"fit needs images of one shape, got {', '.join(map(str, sorted(shapes)))}")
+    about = {"image_shape": torch.tensor(images.pop())}
+    return about | {"in_unit_range": torch.ones(())} if inside else about
+
+
+def _in_unit_range(x: Tensor) -> bool:
+    if not x.numel():
+        return True
+    low, high = x.detach().aminmax()
+    return bool(low >= -_ROUNDING and high <= 1 + _ROUNDING)
 
 
 def _not_fitted(message: str) -> Exception:

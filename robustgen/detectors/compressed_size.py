@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.compression import compressed_bits
 
 __all__ = ["CompressedSize"]
@@ -18,6 +18,7 @@ class CompressedSize(Detector):
         batch_size: inputs scored at once.
 
     Raises:
+        TypeError: a generative model.
         ValueError: in ``fit`` and ``score``, other inputs than images (N, C, H, W) in [0, 1].
 
     >>> import torch
@@ -29,6 +30,7 @@ class CompressedSize(Detector):
 
     def __init__(self, model: nn.Module = nn.Identity(), *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "CompressedSize")
 
     def _score(self, x: Tensor) -> Tensor:
         return compressed_bits(self.model(x))

@@ -28,13 +28,17 @@ def model_statistics(model: "GenerativeModel", x: Tensor) -> list[Tensor]:
     """What the paper asks a model about images x, each (N,): log p(x), or five numbers of a latent-variable model.
 
     These are log p(x | z), KL(q || p), the entropy of q, its cross-entropy to the prior, and the importance-weighted
-    bound, with q the diagonal Gaussian that the encoder gives.
+    bound. The three in the middle are of the diagonal Gaussian q that the encoder gives. Where a flow follows, that is
+    q before it, against the standard Gaussian: behind it none has a closed form. Against a learned prior, the KL is
+    that at the drawn z.
     """
     if not hasattr(model, "elbo_terms"):
         return [model.log_prob(x)]
     reconstruction, kl = model.elbo_terms(x)
-    log_std = model.encode(x).log_std  # (N, D)
+    mean, log_std, context = model.encode(x)  # (N, D) each
     entropy = log_std.sum(1) + 0.5 * log_std.shape[1] * math.log(2 * math.pi * math.e)
+    if context is not None:
+        kl = (0.5 * (mean.square() + (2 * log_std).exp() + math.log(2 * math.pi))).sum(1) - entropy
     bound = model.importance_weighted_log_prob(x, samples=_IMPORTANCE_SAMPLES)
     return [reconstruction, kl, entropy, kl + entropy, bound]
 
@@ -43,8 +47,8 @@ class DensityOfStates(Detector):
     """score(x) = -log density of T(x), T the statistics of the model, as estimated on the data of ``fit``.
 
     "kde": the sum over statistics of the log of a Gaussian kernel density estimate, with Scott's bandwidth n^(-1/5)
-    standard deviations. "svm": minus the decision function of scikit-learn's one-class SVM, with its own defaults, of
-    the standardised statistics; it levels off far from the data.
+    standard deviations. "svm": minus the decision function of scikit-learn's one-class SVM of the D standardised
+    statistics, with gamma = 1 / D and its defaults otherwise (nu = 0.5); it levels off far from the data.
 
     Args:
         model: a :class:`~robustgen.generative.GenerativeModel` with a likelihood, or a sequence of several, of which

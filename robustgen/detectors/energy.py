@@ -5,7 +5,7 @@ Liu, Wang, Owens and Li, "Energy-based Out-of-distribution Detection", NeurIPS 2
 
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 from robustgen.model import logits_of
 
 __all__ = ["Energy"]
@@ -20,7 +20,8 @@ class Energy(Detector):
         batch_size: inputs scored at once.
 
     Raises:
-        ValueError: a temperature that is not positive.
+        TypeError: a generative model.
+        ValueError: a temperature that is not a finite number > 0.
 
     >>> import torch
     >>> Energy(nn.Identity()).fit(torch.zeros(1, 2)).score(torch.zeros(1, 2))  # -log 2
@@ -29,8 +30,9 @@ class Energy(Detector):
 
     def __init__(self, model: nn.Module, temperature: float = 1.0, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
-        if not temperature > 0:
-            raise ValueError(f"temperature must be positive, got {temperature}")
+        check_network(model, "Energy")
+        if not 0 < temperature < float("inf"):
+            raise ValueError(f"temperature must be a finite number > 0, got {temperature}")
         self.temperature = temperature
 
     def _score(self, x: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.image_distortion import ImageDistortion
 from robustgen.detectors.k_nearest_features import KNearestFeatures
 
@@ -29,6 +29,7 @@ class FeaturesTimesDistortion(Detector):
         batch_size: inputs scored at once.
 
     Raises:
+        TypeError: a generative model.
         ValueError: as both of them do.
 
     >>> x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -40,6 +41,7 @@ class FeaturesTimesDistortion(Detector):
 
     def __init__(self, model: nn.Module, layer: str | None = None, k: int = 20, *, batch_size: int = 8) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "FeaturesTimesDistortion")
         self.layer, self.k = layer, k
         self._parts = KNearestFeatures(model, layer, k), ImageDistortion()
 

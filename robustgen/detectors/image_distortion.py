@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.neighbours import nearest_rows
 
 __all__ = ["ImageDistortion", "distortion"]
@@ -36,7 +36,9 @@ class ImageDistortion(Detector):
         batch_size: inputs scored at once; ``batch_size * shortlist`` pairs of images are in memory.
 
     Raises:
-        ValueError: a number below 1 (window: 0), k above shortlist, or in ``fit`` fewer images than the short list.
+        TypeError: a generative model.
+        ValueError: a number below 1 (window: 0), k above shortlist, or in ``fit`` fewer images than the short list;
+            what is no image (N, C, H, W), or one of a single pixel, which has no gradients.
 
     >>> bars = torch.eye(8).view(8, 1, 8, 1).expand(8, 1, 8, 8).contiguous()  # a horizontal bar at each height
     >>> detector = ImageDistortion(shortlist=2, k=1).fit(bars[2:6])
@@ -55,18 +57,25 @@ class ImageDistortion(Detector):
         batch_size: int = 8,
     ) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "ImageDistortion")
         if window < 0 or not 1 <= k <= shortlist:
             raise ValueError(f"window >= 0 and 1 <= k <= shortlist are needed, got {window=}, {k=}, {shortlist=}")
         self.window, self.shortlist, self.k = window, shortlist, k
 
+    def _images(self, x: Tensor) -> Tensor:
+        images: Tensor = self.model(x)
+        if images.ndim != 4 or images.shape[2:].numel() < 2:
+            raise ValueError(f"images (N, C, H, W) of several pixels are needed, got shape {tuple(images.shape)}")
+        return images
+
     def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
-        images = torch.cat([self.model(x) for x, _ in batches])  # (M, C, H, W)
+        images = torch.cat([self._images(x) for x, _ in batches])  # (M, C, H, W)
         if len(images) < self.shortlist:
             raise ValueError(f"a short list of {self.shortlist} needs as many images in fit, got {len(images)}")
         return {"images": images, "blurred": _blurred(images)}
 
     def _score(self, x: Tensor) -> Tensor:
-        x = self.model(x)
+        x = self._images(x)
         with torch.no_grad():
             _, nearest = nearest_rows(_blurred(x), self.statistics["blurred"].to(x), self.shortlist)  # (N, K)
         theirs = _gradients(self.statistics["images"][nearest.cpu()].flatten(0, 1).to(x))  # (N * K, 2C, H, W)

@@ -32,6 +32,7 @@ class InputComplexity(Detector):
 
     Raises:
         TypeError: a model without likelihood.
+        ValueError: a model of a density.
 
     >>> import torch
     >>> from robustgen.generative import VAE
@@ -45,8 +46,10 @@ class InputComplexity(Detector):
     def __init__(self, model: "GenerativeModel", *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
         check_likelihood(model, "InputComplexity")
+        if getattr(model, "pixels", None) is None:
+            raise ValueError(
+                f"InputComplexity needs a model of discrete pixels, this {type(model).__name__} gives a density"
+            )
 
     def _score(self, x: Tensor) -> Tensor:
-        pixels = getattr(self.model, "pixels", None)
-        seen = x if pixels is None else pixels(x)
-        return -self.model.log_prob(x) / math.log(2) - compressed_bits(seen)
+        return -self.model.log_prob(x) / math.log(2) - compressed_bits(self.model.pixels(x))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.detectors.neighbours import nearest_distances
 
@@ -29,6 +29,7 @@ class KNearestFeatures(Detector):
         batch_size: inputs scored at once.
 
     Raises:
+        TypeError: a generative model.
         ValueError: no such layer, k below 1, or in ``fit`` fewer than k examples.
 
     >>> detector = KNearestFeatures(nn.Linear(2, 2), k=1).fit(torch.eye(2))  # the features are the inputs
@@ -38,6 +39,7 @@ class KNearestFeatures(Detector):
 
     def __init__(self, model: nn.Module, layer: str | None = None, k: int = 50, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "KNearestFeatures")
         if k < 1:
             raise ValueError(f"k must be at least 1, got {k}")
         self.layer, self.k, self._extractor = layer, k, FeatureExtractor(model, layer)

@@ -4,16 +4,17 @@ Bishop, "Novelty Detection and Neural Network Validation", 1994; the importance-
 Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016, equation 8.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustgen.detectors.base import Detector
 
 if TYPE_CHECKING:
     from robustgen.generative import GenerativeModel
 
-__all__ = ["Likelihood", "check_likelihood"]
+__all__ = ["Likelihood", "check_comparable", "check_likelihood"]
 
 
 def check_likelihood(model: object, detector: str) -> None:
@@ -21,6 +22,31 @@ def check_likelihood(model: object, detector: str) -> None:
     if not callable(getattr(model, "log_prob", None)) or getattr(model, "log_prob_kind", None) is None:
         hint = " (it has a discriminator: use Discriminator)" if hasattr(model, "discriminate") else ""
         raise TypeError(f"{detector} needs a model with a likelihood, {type(model).__name__} has none{hint}")
+
+
+def check_comparable(models: object, detector: str) -> None:
+    """Raise unless ``models`` are several whose likelihoods are of the same kind and of the same pixels.
+
+    Raises:
+        TypeError: one model alone, or a model without likelihood.
+        ValueError: an exact likelihood beside a bound, a density beside probabilities, or pixels of other levels.
+    """
+    if not isinstance(models, Sequence | nn.ModuleList):
+        raise TypeError(f"{detector} needs several models in a list, got one {type(models).__name__}")
+    for model in models:
+        check_likelihood(model, detector)
+    kinds = [f"{model.log_prob_kind} of {_pixels(model)}" for model in models]
+    for kind in kinds[1:]:
+        if kind != kinds[0]:
+            raise ValueError(f"{detector} compares likelihoods of one kind, got {kinds[0]} and {kind}")
+
+
+def _pixels(model: object) -> str:
+    pixels = getattr(model, "pixels", None)
+    if pixels is None:
+        return "a density"
+    quantization = "unquantized" if pixels.quantization is None else f"{pixels.quantization}"
+    return f"{pixels.levels} levels ({quantization})"
 
 
 class Likelihood(Detector):

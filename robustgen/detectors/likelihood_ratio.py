@@ -13,7 +13,7 @@ from torch import Tensor
 from robustgen.checks import check_images
 from robustgen.counter_rng import content_ids, integers, uniform
 from robustgen.detectors.base import Detector
-from robustgen.detectors.likelihood import check_likelihood
+from robustgen.detectors.likelihood import check_comparable
 
 if TYPE_CHECKING:
     from robustgen.generative import GenerativeModel
@@ -59,8 +59,10 @@ class LikelihoodRatio(Detector):
         batch_size: inputs scored at once.
 
     Raises:
-        TypeError: a model without likelihood.
-        ValueError: not two models.
+        TypeError: one model alone, or a model without likelihood.
+        ValueError: not two models, or likelihoods of different kinds: an exact one and a bound, a density and
+            probabilities, or of pixels of other levels. Two unnormalised ones will do: what the ratio is off by is the
+            same for all x, and changes no p-value.
 
     >>> import torch
     >>> from robustgen.generative import VAE
@@ -71,10 +73,9 @@ class LikelihoodRatio(Detector):
 
     def __init__(self, models: "Sequence[GenerativeModel]", *, batch_size: int = 256) -> None:
         super().__init__(models, batch_size)
+        check_comparable(models, "LikelihoodRatio")
         if len(models) != 2:
             raise ValueError(f"LikelihoodRatio needs two models, (model, background), got {len(models)}")
-        for model in models:
-            check_likelihood(model, "LikelihoodRatio")
 
     def _score(self, x: Tensor) -> Tensor:
         model, background = self.model

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.model import logits_of
 
@@ -33,6 +33,7 @@ class Mahalanobis(Detector):
         batch_size: inputs scored at once.
 
     Raises:
+        TypeError: a generative model.
         ValueError: no such layer, ``shrinkage`` outside [0, 1], or in ``fit`` a covariance that is singular.
 
     >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # variance 1/2 in each direction
@@ -44,6 +45,7 @@ class Mahalanobis(Detector):
         self, model: nn.Module, layer: str | None = None, shrinkage: float = 1e-3, *, batch_size: int = 256
     ) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "Mahalanobis")
         if not 0 <= shrinkage <= 1:
             raise ValueError(f"shrinkage must be in [0, 1], got {shrinkage}")
         self.layer, self.shrinkage, self._extractor = layer, shrinkage, FeatureExtractor(model, layer)

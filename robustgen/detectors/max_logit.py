@@ -5,7 +5,7 @@ Hendrycks, Basart, Mazeika et al., "Scaling Out-of-Distribution Detection for Re
 
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 from robustgen.model import logits_of
 
 __all__ = ["MaxLogit"]
@@ -18,6 +18,9 @@ class MaxLogit(Detector):
         model: a classifier.
         batch_size: inputs scored at once.
 
+    Raises:
+        TypeError: a generative model.
+
     >>> import torch
     >>> MaxLogit(nn.Identity()).fit(torch.zeros(1, 2)).score(torch.tensor([[1.0, 3.0]]))
     tensor([-3.])
@@ -25,6 +28,7 @@ class MaxLogit(Detector):
 
     def __init__(self, model: nn.Module, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "MaxLogit")
 
     def _score(self, x: Tensor) -> Tensor:
         return -logits_of(self.model(x)).amax(1)

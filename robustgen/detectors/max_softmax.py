@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 from robustgen.model import logits_of
 
 __all__ = ["MaxSoftmax"]
@@ -23,12 +23,16 @@ class MaxSoftmax(Detector):
         model: a classifier, with logits.
         batch_size: inputs scored at once.
 
+    Raises:
+        TypeError: a generative model.
+
     >>> MaxSoftmax(nn.Identity()).fit(torch.zeros(1, 2)).score(torch.zeros(1, 2))  # log 2
     tensor([0.6931])
     """
 
     def __init__(self, model: nn.Module, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "MaxSoftmax")
 
     def _score(self, x: Tensor) -> Tensor:
         logits = logits_of(self.model(x))

@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 
 __all__ = ["MeanBrightness"]
 
@@ -17,6 +17,9 @@ class MeanBrightness(Detector):
         model: f, what the inputs go through first; the identity leaves them as they are.
         batch_size: inputs scored at once.
 
+    Raises:
+        TypeError: a generative model.
+
     >>> import torch
     >>> MeanBrightness().fit(torch.zeros(2, 1, 2, 2)).score(torch.ones(1, 1, 2, 2))
     tensor([1.])
@@ -24,6 +27,7 @@ class MeanBrightness(Detector):
 
     def __init__(self, model: nn.Module = nn.Identity(), *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "MeanBrightness")
 
     def _score(self, x: Tensor) -> Tensor:
         return self.model(x).flatten(1).mean(1)

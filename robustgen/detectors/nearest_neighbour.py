@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.neighbours import nearest_distances
 
 __all__ = ["NearestNeighbour"]
@@ -24,6 +24,9 @@ class NearestNeighbour(Detector):
         model: f, what the distance is measured behind; the identity measures it between the inputs themselves.
         batch_size: inputs scored at once.
 
+    Raises:
+        TypeError: a generative model.
+
     >>> detector = NearestNeighbour().fit(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
     >>> detector.score(torch.tensor([[0.0, 0.5], [4.0, 5.0]]))
     tensor([0.5000, 5.0000])
@@ -31,6 +34,7 @@ class NearestNeighbour(Detector):
 
     def __init__(self, model: nn.Module = nn.Identity(), *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "NearestNeighbour")
 
     def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
         return {"bank": torch.cat([self.model(x).flatten(1) for x, _ in batches])}  # (M, D)

@@ -22,8 +22,12 @@ def nearest_distances(x: Tensor, bank: Tensor, k: int) -> Tensor:
 def nearest_rows(x: Tensor, bank: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """``nearest_distances`` and the indices, int64 (N, k), of the rows that they belong to."""
     with torch.no_grad():
-        # |x - b|^2 without |x|^2, which does not change the order; it loses the digits in which close points differ
-        ranking = torch.addmm(torch.linalg.vector_norm(bank, dim=1).square(), x, bank.T, alpha=-2)  # (N, M)
+        # |x - b|^2 without |x|^2, which does not change the order; it loses the digits in which close points differ,
+        # and about any other point than their mean would lose more
+        mean = bank.mean(0)
+        centred = bank - mean
+        squares = torch.linalg.vector_norm(centred, dim=1).square()
+        ranking = torch.addmm(squares, x - mean, centred.T, alpha=-2)  # (N, M)
         candidates = ranking.topk(min(k + _SPARE, len(bank)), largest=False, sorted=False).indices
     distances = torch.linalg.vector_norm(x[:, None] - bank[candidates], dim=2)  # (N, k + spare)
     nearest = distances.topk(k, largest=False)

@@ -10,7 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_network
 
 __all__ = ["PCAResidual"]
 
@@ -24,7 +24,8 @@ class PCAResidual(Detector):
         batch_size: inputs scored at once.
 
     Raises:
-        ValueError: ``components`` below 1, or in ``fit`` not below the number of dimensions.
+        TypeError: a generative model.
+        ValueError: ``components`` below 1, or in ``fit`` not below the numbers of dimensions and inputs.
 
     >>> line = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
     >>> PCAResidual(components=1).fit(line).score(torch.tensor([[7.0, 7.0], [0.0, 2.0]])).round(decimals=4)
@@ -33,6 +34,7 @@ class PCAResidual(Detector):
 
     def __init__(self, model: nn.Module = nn.Identity(), components: int = 64, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
+        check_network(model, "PCAResidual")
         if components < 1:
             raise ValueError(f"components must be at least 1, got {components}")
         self.components = components
@@ -49,6 +51,9 @@ class PCAResidual(Detector):
             mean = mean + shift * (len(x) / n)  # (D,)
         if self.components >= len(mean):
             raise ValueError(f"{self.components} components leave nothing of {len(mean)} dimensions: take fewer")
+        if self.components >= n:  # n points span n - 1 directions about their mean; any others would be arbitrary
+            least = self.components + 1
+            raise ValueError(f"{self.components} components need at least {least} inputs in fit, got {n}: take fewer")
         basis = torch.linalg.eigh(scatter).eigenvectors[:, -self.components :]  # (D, components)
         return {"mean": mean, "basis": basis}
 

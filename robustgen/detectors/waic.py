@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustgen.detectors.base import Detector
-from robustgen.detectors.likelihood import check_likelihood
+from robustgen.detectors.likelihood import check_comparable
 
 if TYPE_CHECKING:
     from robustgen.generative import GenerativeModel
@@ -29,8 +29,9 @@ class WAIC(Detector):
         batch_size: inputs scored at once.
 
     Raises:
-        TypeError: a model without likelihood.
-        ValueError: fewer than two models, or unnormalised ones, which differ by constants that are not known.
+        TypeError: one model alone, or a model without likelihood.
+        ValueError: fewer than two models, likelihoods of different kinds (as in :class:`LikelihoodRatio`), or
+            unnormalised ones, which differ by constants that are not known.
 
     >>> import torch
     >>> from robustgen.generative import VAE
@@ -41,10 +42,10 @@ class WAIC(Detector):
 
     def __init__(self, models: "Sequence[GenerativeModel]", *, batch_size: int = 256) -> None:
         super().__init__(models, batch_size)
+        check_comparable(models, "WAIC")
         if len(models) < 2:
             raise ValueError(f"WAIC needs an ensemble of at least two models, got {len(models)}")
         for model in models:
-            check_likelihood(model, "WAIC")
             if model.log_prob_kind == "unnormalised":
                 raise ValueError(f"WAIC compares likelihoods of several models: {type(model).__name__} is unnormalised")
 

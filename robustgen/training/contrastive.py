@@ -30,6 +30,7 @@ class ContrastiveObjective:
         temperature: > 0.
 
     Raises:
+        TypeError: other deformations than :class:`Deformations`.
         ValueError: a temperature that is not positive, or, at the call, a batch of one image: nothing to contrast.
 
     >>> from robustgen.training import Batch
@@ -41,6 +42,8 @@ class ContrastiveObjective:
     """
 
     def __init__(self, deformations: Deformations, temperature: float = 0.2) -> None:
+        if not isinstance(deformations, Deformations):
+            raise TypeError(f"deformations must be Deformations, got {type(deformations).__name__}")
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a finite number > 0, got {temperature}")
         self.deformations, self.temperature = deformations, temperature
