@@ -295,3 +295,18 @@ def test_a_training_that_diverges_stops_and_names_its_last_good_state(tmp_path):
         fit(Nothing(SHAPE), digits("train").x[:8], epochs=1, run_dir=tmp_path, progress=False)
     with pytest.raises(ValueError, match="no generative model"):
         load(tmp_path)
+
+
+@contract
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_training_and_validation_take_images_of_its_kind_alone(make, part):
+    x = digits("train").x[:4].float() / 255
+    for wrong, error, message in (
+        (5 * x, ValueError, "outside the bounds"),
+        (2 * x - 1, ValueError, "outside the bounds"),
+        (x[:, :, :7], ValueError, r"of images \(1, 8, 8\), got \(1, 7, 8\)"),
+        ((16 * x).long(), TypeError, "float32 or float64, got torch.int64"),
+    ):
+        data = (wrong, None) if part == "training" else (images(make(), 4, "train"), wrong)
+        with pytest.raises(error, match=message):
+            fit(make(), *data, batch_size=4, progress=False)

@@ -97,9 +97,9 @@ class AutoregressiveModel(GenerativeModel):
         """The negative log-likelihood, log p(x | y) in a conditional model, in nats an image and in bits a dimension.
 
         Raises:
-            TypeError, ValueError: as :meth:`log_prob` does, or a conditional model without labels in its data.
+            ValueError: values that are not on the levels, or a conditional model without labels in its data.
         """
-        x = self.pixels(self.check(batch.x), fresh=self.training)
+        x = self.pixels(batch.x, fresh=self.training)
         y = None if self.n_classes is None else self._one_hot(batch.y, x)
         loss = -self._given(x, y).mean()
         return {"loss": loss, "bits_per_dim": bits_per_dim(loss.detach(), self.dimensions)}

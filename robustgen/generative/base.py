@@ -48,6 +48,7 @@ class GenerativeModel(nn.Module, ABC):
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """``{"loss": scalar to minimise, other scalars to log}``, means over ``batch``; noise from the global RNG.
 
+        ``batch.x`` has been through :meth:`check`, in validation too: :class:`GenerativeObjective` sees to it.
         A model with ``players`` returns the loss of the one whose turn ``player_at(step)`` says it is.
         """
 
