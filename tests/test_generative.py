@@ -310,3 +310,17 @@ def test_training_and_validation_take_images_of_its_kind_alone(make, part):
         data = (wrong, None) if part == "training" else (images(make(), 4, "train"), wrong)
         with pytest.raises(error, match=message):
             fit(make(), *data, batch_size=4, progress=False)
+
+
+@contract
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_of_either_dtype_are_scored_in_that_of_the_model(make, dtype):
+    model = built(make).to(dtype)
+    for given in (torch.float32, torch.float64):
+        x = images(model, 3).to(given).requires_grad_()
+        found = scores(model, x)
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+        assert found.dtype == dtype
+        assert gradient.dtype == given
+        assert bool((found == scores(model, x.to(dtype))).all())
+    assert model.sample(2).dtype == model.sample(0).dtype == scores(model, x[:0]).dtype == dtype

@@ -63,6 +63,9 @@ class GenerativeModel(nn.Module, ABC):
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, (N,), of images x (N, *shape) in [0, 1]; ``log_prob_kind`` says in which sense.
 
+        float32 and float64 images alike are taken in the dtype of the model, which that of the value says; gradients
+        come back in that of x.
+
         Noise that it needs (posterior samples, dynamic binarization) is a function of the image itself, so that the
         value of an image depends neither on its batch nor on the call. Use it in eval mode.
 
@@ -77,7 +80,7 @@ class GenerativeModel(nn.Module, ABC):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n images (n, *shape) in [0, 1], float, on the model's device. Use it in eval mode.
+        """n images (n, *shape) in [0, 1], on the model's device and in its dtype. Use it in eval mode.
 
         Args:
             generator: of the model's device; None: torch's global one.
@@ -87,7 +90,7 @@ class GenerativeModel(nn.Module, ABC):
         """
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
-        return self._sample(n, generator) if n else torch.zeros(0, *self.shape, device=self.device)
+        return self._sample(n, generator) if n else torch.zeros(0, *self.shape, device=self.device, dtype=self.dtype)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """``training_step``: what DistributedDataParallel calls."""
@@ -118,17 +121,22 @@ class GenerativeModel(nn.Module, ABC):
         return next(self.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters, and so of scores and samples."""
+        return next(self.parameters()).dtype
+
+    @property
     def dimensions(self) -> int:
         """Numbers in an image: channels * height * width."""
         channels, height, width = self.shape
         return channels * height * width
 
     def check(self, x: Tensor) -> Tensor:
-        """Return x if it is a batch of such images; see :meth:`log_prob` for what is raised."""
+        """Return x, in the dtype of the model, if it is a batch of such images; see :meth:`log_prob` for errors."""
         x = check_images(x, (0.0, 1.0))
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
-        return x
+        return x.to(self.dtype)
 
     def save(self, directory: str | Path) -> None:
         """Write weights and constructor arguments, whole or not at all; :func:`robustgen.generative.load` reads them.
