@@ -291,7 +291,7 @@ class Nothing(GenerativeModel):
 
 
 def test_a_training_that_diverges_stops_and_names_its_last_good_state(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"not finite at step 0.*last good state is in"):
+    with pytest.raises(FloatingPointError, match=r"not finite at step 0.*another run_dir.*last good state: "):
         fit(Nothing(SHAPE), digits("train").x[:8], epochs=1, run_dir=tmp_path, progress=False)
     with pytest.raises(ValueError, match="no generative model"):
         load(tmp_path)
@@ -324,3 +324,15 @@ def test_images_of_either_dtype_are_scored_in_that_of_the_model(make, dtype):
         assert gradient.dtype == given
         assert bool((found == scores(model, x.to(dtype))).all())
     assert model.sample(2).dtype == model.sample(0).dtype == scores(model, x[:0]).dtype == dtype
+
+
+def test_saving_does_not_end_a_run(tmp_path):
+    model, x = room.EnergyModel(SHAPE, width=4, objective="dsm"), digits("train").images()[:8].float()
+    for epochs in (1, 2):
+        fit(model, x, epochs=epochs, batch_size=4, run_dir=tmp_path / "run", resume=True, progress=False)
+        with pytest.raises(ValueError, match="holds a training run"):
+            model.save(tmp_path / "run")
+    for _ in range(2):
+        model.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="not a run to resume"):
+        fit(model, x, batch_size=4, run_dir=tmp_path / "saved", resume=True, progress=False)

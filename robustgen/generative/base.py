@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustgen.checks import check_images
 from robustgen.files import load_state
 from robustgen.training import Batch, load_checkpoint, save_checkpoint
+from robustgen.training.checkpoint import holds_run
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -142,8 +143,11 @@ class GenerativeModel(nn.Module, ABC):
         """Write weights and constructor arguments, whole or not at all; :func:`robustgen.generative.load` reads them.
 
         Raises:
+            ValueError: the directory holds a training run, whose checkpoints this would replace.
             OSError: the disk is full or not writable; what was there before stays.
         """
+        if holds_run(directory):
+            raise ValueError(f"{directory} holds a training run, which saving would end: save to another directory")
         save_checkpoint(directory, 0, self.state_dict(), {}, {"model_class": type(self).__name__, "model": self.config})
 
     @classmethod
