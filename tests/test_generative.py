@@ -1,7 +1,9 @@
 """One contract for every generative model, found in ``generative.__all__``; what is particular to each is elsewhere."""
 
 import copy
+import inspect
 import json
+import typing
 
 import pytest
 import torch
@@ -336,3 +338,35 @@ def test_saving_does_not_end_a_run(tmp_path):
         model.save(tmp_path / "saved")
     with pytest.raises(ValueError, match="not a run to resume"):
         fit(model, x, batch_size=4, run_dir=tmp_path / "saved", resume=True, progress=False)
+
+
+# What no argument of a type may be, by its annotation; numbers that are too low or too high are each model's own.
+BAD = {int: [-1, 2.5, "two", True], float: ["two", True], bool: ["False", 1]}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_arguments_of_the_wrong_type_or_below_their_range_are_named(name):
+    for argument, parameter in inspect.signature(model_classes()[name]).parameters.items():
+        kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+        for bad in (value for kind in kinds for value in BAD.get(kind, [])):
+            given = {argument: bad}
+            if name in ("VAE", "IAFVAE"):  # some arguments belong to one likelihood
+                given["likelihood"] = "gaussian" if argument == "scale" else "discretized_logistic"
+            with pytest.raises((TypeError, ValueError), match=argument) as raised:
+                model_classes()[name](SHAPE, **given)
+            assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [(28, 28), (), (1, 0, 8), (1, 8.0, 8), 8, "abc"])
+def test_shapes_that_are_not_of_images_are_refused(name, shape):
+    with pytest.raises(ValueError, match=r"shape must be \(channels, height, width\)"):
+        model_classes()[name](shape)
+
+
+def test_no_network_is_made_of_nothing():
+    for name in MODELS:
+        with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+            model_classes()[name](SHAPE, width=0)
+    with pytest.raises(ValueError, match="first_kernel_size must be at least 3, got 1"):
+        room.PixelVAE(SHAPE, first_kernel_size=1)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from robustgen.checks import check_labels
+from robustgen.checks import check_integers, check_labels
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.incremental import Incremental, sample_in_raster_order
 from robustgen.generative.blocks.pixel_likelihood import PixelLikelihood
@@ -44,8 +44,8 @@ class AutoregressiveModel(GenerativeModel):
         n_classes: int | None = None,
     ) -> None:
         super().__init__(shape)
-        if n_classes is not None and n_classes < 1:
-            raise ValueError(f"n_classes must be at least 1, or None; got {n_classes}")
+        if n_classes is not None:
+            check_integers(n_classes=n_classes)
         self.pixels, self.levels, self.quantization = pixels, pixels.levels, pixels.quantization
         self.distribution, self.n_classes = distribution, n_classes
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_images
+from robustgen.checks import check_images, check_shape
 from robustgen.files import load_state
 from robustgen.training import Batch, load_checkpoint, save_checkpoint
 from robustgen.training.checkpoint import holds_run
@@ -25,6 +25,7 @@ class GenerativeModel(nn.Module, ABC):
 
     A subclass is one paper. Its constructor takes ``shape`` first, then JSON-able keywords, each kept in an attribute
     of the same name; it gives ``_sample`` and ``training_step`` and, where it has a likelihood, ``_log_prob``.
+    An argument of the wrong type is a TypeError, one out of range a ValueError, and the line names it.
 
     Attributes:
         log_prob_kind: "exact", "lower_bound" (of which the expected value is below log p), "importance_weighted",
@@ -36,10 +37,7 @@ class GenerativeModel(nn.Module, ABC):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        shape = tuple(shape)
-        if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
-            raise ValueError(f"shape must be (channels, height, width) of an image, got {shape}")
-        self.shape = shape
+        self.shape = check_shape(shape)
 
     @abstractmethod
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_integers, check_numbers
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.langevin import langevin, reflect
 from robustgen.training import Batch
@@ -103,9 +104,9 @@ class EnergyModel(GenerativeModel):
         self.step_size = default["step_size"] if step_size is None else step_size
         self.width, self.steps, self.sample_steps, self.buffer_size = width, steps, sample_steps, buffer_size
         self.reinitialised, self.regularisation = reinitialised, regularisation
-        for name in ("width", "steps", "sample_steps", "buffer_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_integers(width=width, steps=steps, sample_steps=sample_steps, buffer_size=buffer_size)
+        check_numbers(sigma=self.sigma, temperature=self.temperature, step_size=self.step_size)
+        check_numbers(reinitialised=reinitialised, regularisation=regularisation)
         for name in ("sigma", "temperature", "step_size"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)}")

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_integers, check_shape
 from robustgen.generative.autoregressive import AutoregressiveModel
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.masked_conv import MaskedConv2d, MaskedHead
@@ -58,10 +59,10 @@ class PixelCNN(AutoregressiveModel):
         layers: int = 7,
     ) -> None:
         pixels = Pixels(levels, quantization)
-        distribution = discrete_likelihood(shape[0], levels)
+        distribution = discrete_likelihood(check_shape(shape)[0], levels)
         super().__init__(shape, pixels, distribution)
-        if layers < 0:
-            raise ValueError(f"layers must not be negative, got {layers}")
+        check_integers(width=width)
+        check_integers(0, layers=layers)
         self.width, self.layers = width, layers
         groups = self.shape[0]
         self.first = MaskedConv2d(groups, 2 * width, 7, "A", groups)

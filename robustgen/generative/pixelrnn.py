@@ -6,7 +6,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import nearest
+from robustgen.checks import check_integers, check_shape, nearest
 from robustgen.generative.autoregressive import AutoregressiveModel
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.masked_conv import MaskedConv2d, MaskedHead
@@ -48,12 +48,12 @@ class PixelRNN(AutoregressiveModel):
         layers: int = 7,
     ) -> None:
         pixels = Pixels(levels, quantization)
-        distribution = discrete_likelihood(shape[0], levels)
+        distribution = discrete_likelihood(check_shape(shape)[0], levels)
         super().__init__(shape, pixels, distribution)
         if variant not in VARIANTS:
             raise ValueError(f"unknown variant {variant!r}; {nearest(variant, VARIANTS)}")
-        if layers < 0:
-            raise ValueError(f"layers must not be negative, got {layers}")
+        check_integers(width=width)
+        check_integers(0, layers=layers)
         self.variant, self.width, self.layers = variant, width, layers
         groups = self.shape[0]
         self.first = MaskedConv2d(groups, 2 * width, 7, "A", groups)
