@@ -1,12 +1,14 @@
 """Autoregressive models: probabilities add up, no pixel sees itself or a later one, cached samples are the same."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from robustgen.generative import GatedPixelCNN, PixelCNN, PixelCNNPlusPlus, PixelRNN
+from robustgen.data import digits
+from robustgen.generative import GatedPixelCNN, PixelCNN, PixelCNNPlusPlus, PixelRNN, fit
 from robustgen.generative.blocks.gated import Condition, GatedLayer, GatedStack
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.softmax import Softmax
@@ -275,6 +277,23 @@ def test_softmax_samples_and_means_are_those_of_its_probabilities():
     assert bool((x.diff() >= 0).all())  # the inverse of a distribution function
     torch.testing.assert_close((3 * x).round().long().bincount() / 10_000, p.float(), rtol=0, atol=1e-4)
     assert float(likelihood.mean(parameters)) == pytest.approx(float(p @ torch.arange(4.0).double()) / 3)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        PixelCNN,
+        lambda shape: PixelRNN(shape, layers=2),
+        lambda shape: GatedPixelCNN(shape, layers=2),
+        lambda shape: PixelCNNPlusPlus(shape, width=16, blocks=1),
+    ],
+    ids=["pixelcnn", "pixelrnn", "gated", "plus_plus"],
+)
+def test_no_model_of_256_levels_is_thrown_far_off_in_its_first_epoch(make):
+    torch.manual_seed(0)
+    x = (digits("train").images()[:128].float() * 255).round() / 255
+    history = fit(make((1, 8, 8)), x, epochs=1, batch_size=32, progress=False)
+    assert history[0]["loss"] < 2 * 64 * math.log(256)  # of the uniform distribution
 
 
 def test_what_does_not_fit_is_refused_in_one_line():

@@ -1,9 +1,6 @@
 """van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks", ICML 2016: the Row LSTM and the
 Diagonal BiLSTM (sections 3.1 to 3.4, table 1)."""
 
-from collections.abc import Iterable
-
-import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_shape, nearest
@@ -21,6 +18,8 @@ VARIANTS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
 
 class PixelRNN(AutoregressiveModel):
     """LSTM layers over the image with residual connections. With "diagonal" every pixel has seen all before it.
+
+    It trains with Adam, where the paper has RMSProp and gives no rate (section 5.2), as :class:`PixelCNN` does.
 
     Args:
         shape: of an image, (channels, height, width).
@@ -60,11 +59,6 @@ class PixelRNN(AutoregressiveModel):
         self.states = nn.ModuleList(VARIANTS[variant](2 * width, width, groups) for _ in range(layers))
         self.up = nn.ModuleList(MaskedConv2d(width, 2 * width, 1, "B", groups) for _ in range(layers))
         self.head = MaskedHead(2 * width, 2 * width, distribution.parameters_per_pixel, groups)
-
-    @staticmethod
-    def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """RMSProp, as in section 5.2; the rate is not given there."""
-        return torch.optim.RMSprop(parameters, lr=1e-3)
 
     def _pixels(self, x: Tensor, rows: None, now: Incremental | None = None) -> Tensor:
         if now is not None:  # all rows so far are computed again, which is what takes the time in sampling
