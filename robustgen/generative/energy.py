@@ -50,7 +50,9 @@ class EnergyModel(GenerativeModel):
     is that of such noisy data on the cube. A small temperature lets the gradient outweigh the noise, without which
     chains of this length would not move: noise and drift of a step are sqrt(2 step_size) and
     step_size / temperature |grad f|. Chains are too short to reach the stationary density, so that levels of E say more
-    than differences in nats do.
+    than differences in nats do. Under ``torchrun`` the buffer of chains is that of rank 0, which every step begins
+    with: the other ranks start theirs from it too, but what these become is dropped, so that chains persist on rank 0
+    alone, and only as many move in a step as its share of the batch has images.
 
     objective="dsm": denoising score matching, no chains in training. The density is that of x + sigma noise on R^D.
 
