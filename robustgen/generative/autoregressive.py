@@ -126,7 +126,8 @@ class AutoregressiveModel(GenerativeModel):
             cached: compute each feature once. Otherwise a full forward a pixel, which gives the same images.
 
         Raises:
-            ValueError: a negative n, uniforms of another shape, labels out of range or of an unconditional model.
+            ValueError: a negative n, uniforms of another shape or outside [0, 1), labels out of range or of an
+                unconditional model.
         """
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
@@ -135,6 +136,8 @@ class AutoregressiveModel(GenerativeModel):
             uniforms = torch.rand(n, *self.shape, generator=generator, device=own.device, dtype=own.dtype)
         elif tuple(uniforms.shape) != (n, *self.shape):
             raise ValueError(f"uniforms must have shape {(n, *self.shape)}, got {tuple(uniforms.shape)}")
+        elif not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+            raise ValueError("uniforms must be in [0, 1), and none NaN")
         if y is None and self.n_classes is not None:
             y = torch.randint(self.n_classes, (n,), generator=generator, device=own.device)
         labels = self._one_hot(y, uniforms)

@@ -110,8 +110,8 @@ class HeuristicGAN(AdversarialModel):
     def _generator_step(self, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
         real, fake = self._noisy(real, step), self._noisy(fake, step)
         if self.generator_objective == "feature_matching":
-            features = self.discriminator.features
-            loss = (features(real).mean(0) - features(fake).mean(0)).square().sum()
+            on_real, on_fake = (self.discriminator.features(x).to(x.dtype) for x in (real, fake))  # under autocast too
+            loss = (on_real.mean(0) - on_fake.mean(0)).square().sum()
         else:
             loss = self._generator_loss(self.discriminator(fake))
         return {"loss": loss + self._history("generator")}

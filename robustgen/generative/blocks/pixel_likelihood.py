@@ -48,7 +48,7 @@ class Bernoulli(PixelLikelihood):
         return parameters.sigmoid()
 
     def sample(self, parameters: Tensor, uniforms: Tensor) -> Tensor:
-        return (uniforms < parameters.sigmoid()).to(parameters.dtype)
+        return (uniforms >= (-parameters).sigmoid()).to(parameters.dtype)  # P(x = 0) <= u
 
 
 class Gaussian(PixelLikelihood):
