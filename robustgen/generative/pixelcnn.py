@@ -45,6 +45,7 @@ class PixelCNN(AutoregressiveModel):
     Raises:
         ValueError: an argument out of range.
 
+    >>> import torch
     >>> model = PixelCNN((1, 4, 4), levels=2, width=8, layers=1)
     >>> model.logits(torch.zeros(5, 1, 4, 4)).shape, model.log_prob(torch.zeros(5, 1, 4, 4)).shape
     (torch.Size([5, 1, 1, 4, 4]), torch.Size([5]))

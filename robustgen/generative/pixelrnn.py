@@ -32,6 +32,7 @@ class PixelRNN(AutoregressiveModel):
     Raises:
         ValueError: an argument out of range.
 
+    >>> import torch
     >>> model = PixelRNN((1, 4, 4), levels=2, variant="row", width=4, layers=1)
     >>> model.logits(torch.zeros(5, 1, 4, 4)).shape, model.log_prob(torch.zeros(5, 1, 4, 4)).shape
     (torch.Size([5, 1, 1, 4, 4]), torch.Size([5]))
