@@ -6,7 +6,18 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor
 
-__all__ = ["check_bounds", "check_evaluation", "check_ids", "check_images", "check_labels", "nearest"]
+__all__ = [
+    "check_bounds",
+    "check_evaluation",
+    "check_flags",
+    "check_ids",
+    "check_images",
+    "check_integers",
+    "check_labels",
+    "check_numbers",
+    "check_shape",
+    "nearest",
+]
 
 
 def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
@@ -39,6 +50,42 @@ def check_images(x: object, bounds: tuple[float, float] | None = None, name: str
     if bounds is not None and (low < x.new_tensor(bounds[0]).item() or high > x.new_tensor(bounds[1]).item()):
         raise ValueError(f"{name} has values in [{low:.4g}, {high:.4g}], outside the bounds {tuple(bounds)}")
     return x
+
+
+def check_integers(at_least: int = 1, **values: object) -> None:
+    """Each keyword is an argument's name and value: TypeError unless it is an int, ValueError below ``at_least``.
+
+    >>> check_integers(width=2.5)
+    Traceback (most recent call last):
+    TypeError: width must be an integer, got 2.5
+    """
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, int):
+            raise TypeError(f"{name} must be an integer, got {value!r}")
+        if value < at_least:
+            raise ValueError(f"{name} must be at least {at_least}, got {value}")
+
+
+def check_numbers(**values: object) -> None:
+    """TypeError unless each argument, by its name, is an int or a float; its range is for the caller to check."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_flags(**values: object) -> None:
+    """TypeError unless each argument, by its name, is True or False."""
+    for name, value in values.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name} must be True or False, got {value!r}")
+
+
+def check_shape(shape: object) -> tuple[int, int, int]:
+    """Return ``shape`` as a tuple; ValueError unless it is three positive integers."""
+    found = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    if len(found) != 3 or not all(isinstance(n, int) and n > 0 for n in found):
+        raise ValueError(f"shape must be (channels, height, width) of an image, got {shape!r}")
+    return found
 
 
 def check_labels(y: object, n: int, n_classes: int | None = None, name: str = "y") -> Tensor:

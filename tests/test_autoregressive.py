@@ -1,14 +1,17 @@
 """Autoregressive models: probabilities add up, no pixel sees itself or a later one, cached samples are the same."""
 
 import itertools
+import math
 
 import pytest
 import torch
 from torch import nn
 
-from robustgen.generative import GatedPixelCNN, PixelCNN, PixelCNNPlusPlus, PixelRNN
+from robustgen.data import digits
+from robustgen.generative import GatedPixelCNN, PixelCNN, PixelCNNPlusPlus, PixelRNN, fit
 from robustgen.generative.blocks.gated import Condition, GatedLayer, GatedStack
 from robustgen.generative.blocks.incremental import Incremental
+from robustgen.generative.blocks.pixel_likelihood import Bernoulli
 from robustgen.generative.blocks.softmax import Softmax
 from robustgen.generative.blocks.spatial_lstm import DiagonalBiLSTM, RowLSTM, skew, unskew
 from robustgen.training import Batch
@@ -266,6 +269,15 @@ def test_samples_have_the_probabilities_of_the_model(make, shape):
     torch.testing.assert_close(found, expected, rtol=0, atol=0.02)
 
 
+def test_binary_samples_are_the_inverse_of_their_distribution_function_like_those_of_a_softmax():
+    logits, u = torch.linspace(-4, 4, 50, dtype=torch.float64)[:, None, None, None], torch.rand(50, 1, 1, 1).double()
+    both = torch.cat([torch.zeros_like(logits), logits], 1)
+    drawn = Bernoulli(1).sample(logits, u)
+    assert bool((drawn == Softmax(1, 2).sample(both, u)).all())
+    assert 0 < drawn.mean() < 1
+    assert bool((Bernoulli(1).sample(logits, torch.zeros_like(u)) == 0).all())
+
+
 def test_softmax_samples_and_means_are_those_of_its_probabilities():
     torch.manual_seed(0)
     likelihood, parameters = Softmax(1, 4), torch.randn(1, 4, 1, 1, dtype=torch.float64)
@@ -277,6 +289,23 @@ def test_softmax_samples_and_means_are_those_of_its_probabilities():
     assert float(likelihood.mean(parameters)) == pytest.approx(float(p @ torch.arange(4.0).double()) / 3)
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        PixelCNN,
+        lambda shape: PixelRNN(shape, layers=2),
+        lambda shape: GatedPixelCNN(shape, layers=2),
+        lambda shape: PixelCNNPlusPlus(shape, width=16, blocks=1),
+    ],
+    ids=["pixelcnn", "pixelrnn", "gated", "plus_plus"],
+)
+def test_no_model_of_256_levels_is_thrown_far_off_in_its_first_epoch(make):
+    torch.manual_seed(0)
+    x = (digits("train").images()[:128].float() * 255).round() / 255
+    history = fit(make((1, 8, 8)), x, epochs=1, batch_size=32, progress=False)
+    assert history[0]["loss"] < 2 * 64 * math.log(256)  # of the uniform distribution
+
+
 def test_what_does_not_fit_is_refused_in_one_line():
     plain, conditional = PixelCNN((1, 4, 4), 2, width=2, layers=1), GatedPixelCNN((1, 4, 4), 2, width=2, n_classes=3)
     x = torch.zeros(2, 1, 4, 4)
@@ -285,6 +314,9 @@ def test_what_does_not_fit_is_refused_in_one_line():
         (lambda: plain.class_log_prob(x), "knows no classes"),
         (lambda: plain.sample(2, y=y), "knows no classes"),
         (lambda: plain.sample(2, uniforms=x[:1]), r"uniforms must have shape \(2, 1, 4, 4\)"),
+        (lambda: plain.sample(2, uniforms=x + 1), r"uniforms must be in \[0, 1\)"),
+        (lambda: plain.sample(2, uniforms=x - 0.1), r"uniforms must be in \[0, 1\)"),
+        (lambda: plain.sample(2, uniforms=x * float("nan")), r"uniforms must be in \[0, 1\)"),
         (lambda: plain.log_prob(x + 0.3), "say how to binarise"),
         (lambda: conditional.logits(x), "give labels y"),
         (lambda: conditional.sample(2, y=y), r"labels in \[0, 3\]"),

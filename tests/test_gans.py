@@ -237,6 +237,8 @@ def test_feature_matching_compares_mean_features():
     want = sum((f[:, k].mean() - g[:, k].mean()) ** 2 for k in range(f.shape[1]))
     torch.testing.assert_close(gan._generator_step(real, fake, 1)["loss"], want)
     assert gan._generator_step(real, real.flip(0), 1)["loss"] < 1e-10  # the same images in another order
+    with torch.autocast("cpu", torch.bfloat16):
+        assert gan._generator_step(real, fake, 1)["loss"].dtype == torch.float32
 
 
 def test_input_noise_falls_linearly_to_nothing():

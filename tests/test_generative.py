@@ -1,7 +1,9 @@
 """One contract for every generative model, found in ``generative.__all__``; what is particular to each is elsewhere."""
 
 import copy
+import inspect
 import json
+import typing
 
 import pytest
 import torch
@@ -291,7 +293,80 @@ class Nothing(GenerativeModel):
 
 
 def test_a_training_that_diverges_stops_and_names_its_last_good_state(tmp_path):
-    with pytest.raises(FloatingPointError, match=r"not finite at step 0.*last good state is in"):
+    with pytest.raises(FloatingPointError, match=r"not finite at step 0.*another run_dir.*last good state: "):
         fit(Nothing(SHAPE), digits("train").x[:8], epochs=1, run_dir=tmp_path, progress=False)
     with pytest.raises(ValueError, match="no generative model"):
         load(tmp_path)
+
+
+@contract
+@pytest.mark.parametrize("part", ["training", "validation"])
+def test_training_and_validation_take_images_of_its_kind_alone(make, part):
+    x = digits("train").x[:4].float() / 255
+    for wrong, error, message in (
+        (5 * x, ValueError, "outside the bounds"),
+        (2 * x - 1, ValueError, "outside the bounds"),
+        (x[:, :, :7], ValueError, r"of images \(1, 8, 8\), got \(1, 7, 8\)"),
+        ((16 * x).long(), TypeError, "float32 or float64, got torch.int64"),
+    ):
+        data = (wrong, None) if part == "training" else (images(make(), 4, "train"), wrong)
+        with pytest.raises(error, match=message):
+            fit(make(), *data, batch_size=4, progress=False)
+
+
+@contract
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_images_of_either_dtype_are_scored_in_that_of_the_model(make, dtype):
+    model = built(make).to(dtype)
+    for given in (torch.float32, torch.float64):
+        x = images(model, 3).to(given).requires_grad_()
+        found = scores(model, x)
+        (gradient,) = torch.autograd.grad(found.sum(), x)
+        assert found.dtype == dtype
+        assert gradient.dtype == given
+        assert bool((found == scores(model, x.to(dtype))).all())
+    assert model.sample(2).dtype == model.sample(0).dtype == scores(model, x[:0]).dtype == dtype
+
+
+def test_saving_does_not_end_a_run(tmp_path):
+    model, x = room.EnergyModel(SHAPE, width=4, objective="dsm"), digits("train").images()[:8].float()
+    for epochs in (1, 2):
+        fit(model, x, epochs=epochs, batch_size=4, run_dir=tmp_path / "run", resume=True, progress=False)
+        with pytest.raises(ValueError, match="holds a training run"):
+            model.save(tmp_path / "run")
+    for _ in range(2):
+        model.save(tmp_path / "saved")
+    with pytest.raises(ValueError, match="not a run to resume"):
+        fit(model, x, batch_size=4, run_dir=tmp_path / "saved", resume=True, progress=False)
+
+
+# What no argument of a type may be, by its annotation; numbers that are too low or too high are each model's own.
+BAD = {int: [-1, 2.5, "two", True], float: ["two", True], bool: ["False", 1]}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_arguments_of_the_wrong_type_or_below_their_range_are_named(name):
+    for argument, parameter in inspect.signature(model_classes()[name]).parameters.items():
+        kinds = typing.get_args(parameter.annotation) or (parameter.annotation,)
+        for bad in (value for kind in kinds for value in BAD.get(kind, [])):
+            given = {argument: bad}
+            if name in ("VAE", "IAFVAE"):  # some arguments belong to one likelihood
+                given["likelihood"] = "gaussian" if argument == "scale" else "discretized_logistic"
+            with pytest.raises((TypeError, ValueError), match=argument) as raised:
+                model_classes()[name](SHAPE, **given)
+            assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("shape", [(28, 28), (), (1, 0, 8), (1, 8.0, 8), 8, "abc"])
+def test_shapes_that_are_not_of_images_are_refused(name, shape):
+    with pytest.raises(ValueError, match=r"shape must be \(channels, height, width\)"):
+        model_classes()[name](shape)
+
+
+def test_no_network_is_made_of_nothing():
+    for name in MODELS:
+        with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+            model_classes()[name](SHAPE, width=0)
+    with pytest.raises(ValueError, match="first_kernel_size must be at least 3, got 1"):
+        room.PixelVAE(SHAPE, first_kernel_size=1)

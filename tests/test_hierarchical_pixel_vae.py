@@ -120,8 +120,8 @@ def test_scores_do_not_depend_on_the_batch(shape):
     [
         ({"latent_channels": 0}, "latent_channels"),
         ({"top_latent_dim": 0}, "top_latent_dim"),
-        ({"prior_layers": -1}, "autoregressive"),
-        ({"layers": -1}, "autoregressive"),
+        ({"prior_layers": -1}, "prior_layers"),
+        ({"layers": -1}, "layers"),
     ],
 )
 def test_bad_arguments_are_named(options, message):

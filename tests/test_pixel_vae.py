@@ -133,7 +133,7 @@ def test_scores_do_not_depend_on_the_batch_nor_on_chunks(options):
     [
         ({"conditioning": "concat"}, "conditioning"),
         ({"conditioning": "bias", "layers": 0}, "at least 1 autoregressive"),
-        ({"layers": -1}, "at least 0 autoregressive"),
+        ({"layers": -1}, "layers must be at least 0"),
         ({"kernel_size": 4}, "kernel"),
         ({"levels": 1}, "levels"),
     ],

@@ -529,7 +529,7 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
 
     model = nn.Linear(8, 2)
     options = {"batch_size": 16, "run_dir": tmp_path, "checkpoint_every": 2, "progress": False}
-    with pytest.raises(FloatingPointError, match=r"not finite at step 5.*step-00000004"):
+    with pytest.raises(FloatingPointError, match=r"at step 5; start another run_dir with a lower .*step-00000004\)"):
         Trainer(objective, **options).fit(model, data())
     assert load_checkpoint(tmp_path).step == 4
     assert all(p.isfinite().all() for p in model.parameters())
@@ -706,6 +706,12 @@ def test_an_epoch_is_a_permutation_in_even_batches():
 def test_a_foreign_checkpoint_is_refused(tmp_path):
     save_checkpoint(tmp_path, 0, {"w": torch.ones(1)}, {}, {})
     with pytest.raises(ValueError, match="unexpected w"):
+        Trainer(ClassifierObjective(), run_dir=tmp_path, resume=True, progress=False).fit(network(), data())
+
+
+def test_a_model_saved_without_its_run_cannot_be_resumed(tmp_path):
+    save_checkpoint(tmp_path, 0, network().state_dict(), {}, {"model_class": "Sequential"})
+    with pytest.raises(ValueError, match="holds a saved model, not a run to resume"):
         Trainer(ClassifierObjective(), run_dir=tmp_path, resume=True, progress=False).fit(network(), data())
 
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_integers
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.minibatch_discrimination import MinibatchDiscrimination
 from robustgen.training import Batch
@@ -36,9 +37,7 @@ class AdversarialModel(GenerativeModel):
 
     def __init__(self, shape: tuple[int, ...], latent_dim: int, width: int, n_critic: int = 1) -> None:
         super().__init__(shape)
-        for name, value in {"latent_dim": latent_dim, "width": width, "n_critic": n_critic}.items():
-            if value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_integers(latent_dim=latent_dim, width=width, n_critic=n_critic)
         self.latent_dim, self.width, self.n_critic = latent_dim, width, n_critic
 
     @abstractmethod

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from robustgen.checks import check_labels
+from robustgen.checks import check_integers, check_labels
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.incremental import Incremental, sample_in_raster_order
 from robustgen.generative.blocks.pixel_likelihood import PixelLikelihood
@@ -44,8 +44,8 @@ class AutoregressiveModel(GenerativeModel):
         n_classes: int | None = None,
     ) -> None:
         super().__init__(shape)
-        if n_classes is not None and n_classes < 1:
-            raise ValueError(f"n_classes must be at least 1, or None; got {n_classes}")
+        if n_classes is not None:
+            check_integers(n_classes=n_classes)
         self.pixels, self.levels, self.quantization = pixels, pixels.levels, pixels.quantization
         self.distribution, self.n_classes = distribution, n_classes
 
@@ -97,9 +97,9 @@ class AutoregressiveModel(GenerativeModel):
         """The negative log-likelihood, log p(x | y) in a conditional model, in nats an image and in bits a dimension.
 
         Raises:
-            TypeError, ValueError: as :meth:`log_prob` does, or a conditional model without labels in its data.
+            ValueError: values that are not on the levels, or a conditional model without labels in its data.
         """
-        x = self.pixels(self.check(batch.x), fresh=self.training)
+        x = self.pixels(batch.x, fresh=self.training)
         y = None if self.n_classes is None else self._one_hot(batch.y, x)
         loss = -self._given(x, y).mean()
         return {"loss": loss, "bits_per_dim": bits_per_dim(loss.detach(), self.dimensions)}
@@ -126,7 +126,8 @@ class AutoregressiveModel(GenerativeModel):
             cached: compute each feature once. Otherwise a full forward a pixel, which gives the same images.
 
         Raises:
-            ValueError: a negative n, uniforms of another shape, labels out of range or of an unconditional model.
+            ValueError: a negative n, uniforms of another shape or outside [0, 1), labels out of range or of an
+                unconditional model.
         """
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
@@ -135,6 +136,8 @@ class AutoregressiveModel(GenerativeModel):
             uniforms = torch.rand(n, *self.shape, generator=generator, device=own.device, dtype=own.dtype)
         elif tuple(uniforms.shape) != (n, *self.shape):
             raise ValueError(f"uniforms must have shape {(n, *self.shape)}, got {tuple(uniforms.shape)}")
+        elif not bool(((uniforms >= 0) & (uniforms < 1)).all()):
+            raise ValueError("uniforms must be in [0, 1), and none NaN")
         if y is None and self.n_classes is not None:
             y = torch.randint(self.n_classes, (n,), generator=generator, device=own.device)
         labels = self._one_hot(y, uniforms)

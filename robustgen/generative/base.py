@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_images
+from robustgen.checks import check_images, check_shape
 from robustgen.files import load_state
 from robustgen.training import Batch, load_checkpoint, save_checkpoint
+from robustgen.training.checkpoint import holds_run
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -24,6 +25,7 @@ class GenerativeModel(nn.Module, ABC):
 
     A subclass is one paper. Its constructor takes ``shape`` first, then JSON-able keywords, each kept in an attribute
     of the same name; it gives ``_sample`` and ``training_step`` and, where it has a likelihood, ``_log_prob``.
+    An argument of the wrong type is a TypeError, one out of range a ValueError, and the line names it.
 
     Attributes:
         log_prob_kind: "exact", "lower_bound" (of which the expected value is below log p), "importance_weighted",
@@ -35,10 +37,7 @@ class GenerativeModel(nn.Module, ABC):
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
-        shape = tuple(shape)
-        if len(shape) != 3 or not all(isinstance(n, int) and n > 0 for n in shape):
-            raise ValueError(f"shape must be (channels, height, width) of an image, got {shape}")
-        self.shape = shape
+        self.shape = check_shape(shape)
 
     @abstractmethod
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
@@ -48,6 +47,7 @@ class GenerativeModel(nn.Module, ABC):
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """``{"loss": scalar to minimise, other scalars to log}``, means over ``batch``; noise from the global RNG.
 
+        ``batch.x`` has been through :meth:`check`, in validation too: :class:`GenerativeObjective` sees to it.
         A model with ``players`` returns the loss of the one whose turn ``player_at(step)`` says it is.
         """
 
@@ -61,6 +61,9 @@ class GenerativeModel(nn.Module, ABC):
 
     def log_prob(self, x: Tensor) -> Tensor:
         """log p(x) in nats, (N,), of images x (N, *shape) in [0, 1]; ``log_prob_kind`` says in which sense.
+
+        float32 and float64 images alike are taken in the dtype of the model, which that of the value says; gradients
+        come back in that of x.
 
         Noise that it needs (posterior samples, dynamic binarization) is a function of the image itself, so that the
         value of an image depends neither on its batch nor on the call. Use it in eval mode.
@@ -76,7 +79,7 @@ class GenerativeModel(nn.Module, ABC):
 
     @torch.no_grad()
     def sample(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """n images (n, *shape) in [0, 1], float, on the model's device. Use it in eval mode.
+        """n images (n, *shape) in [0, 1], on the model's device and in its dtype. Use it in eval mode.
 
         Args:
             generator: of the model's device; None: torch's global one.
@@ -86,7 +89,7 @@ class GenerativeModel(nn.Module, ABC):
         """
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
-        return self._sample(n, generator) if n else torch.zeros(0, *self.shape, device=self.device)
+        return self._sample(n, generator) if n else torch.zeros(0, *self.shape, device=self.device, dtype=self.dtype)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """``training_step``: what DistributedDataParallel calls."""
@@ -117,24 +120,32 @@ class GenerativeModel(nn.Module, ABC):
         return next(self.parameters()).device
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the parameters, and so of scores and samples."""
+        return next(self.parameters()).dtype
+
+    @property
     def dimensions(self) -> int:
         """Numbers in an image: channels * height * width."""
         channels, height, width = self.shape
         return channels * height * width
 
     def check(self, x: Tensor) -> Tensor:
-        """Return x if it is a batch of such images; see :meth:`log_prob` for what is raised."""
+        """Return x, in the dtype of the model, if it is a batch of such images; see :meth:`log_prob` for errors."""
         x = check_images(x, (0.0, 1.0))
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
-        return x
+        return x.to(self.dtype)
 
     def save(self, directory: str | Path) -> None:
         """Write weights and constructor arguments, whole or not at all; :func:`robustgen.generative.load` reads them.
 
         Raises:
+            ValueError: the directory holds a training run, whose checkpoints this would replace.
             OSError: the disk is full or not writable; what was there before stays.
         """
+        if holds_run(directory):
+            raise ValueError(f"{directory} holds a training run, which saving would end: save to another directory")
         save_checkpoint(directory, 0, self.state_dict(), {}, {"model_class": type(self).__name__, "model": self.config})
 
     @classmethod

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_integers, check_numbers
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.langevin import langevin, reflect
 from robustgen.training import Batch
@@ -49,7 +50,9 @@ class EnergyModel(GenerativeModel):
     is that of such noisy data on the cube. A small temperature lets the gradient outweigh the noise, without which
     chains of this length would not move: noise and drift of a step are sqrt(2 step_size) and
     step_size / temperature |grad f|. Chains are too short to reach the stationary density, so that levels of E say more
-    than differences in nats do.
+    than differences in nats do. Under ``torchrun`` the buffer of chains is that of rank 0, which every step begins
+    with: the other ranks start theirs from it too, but what these become is dropped, so that chains persist on rank 0
+    alone, and only as many move in a step as its share of the batch has images.
 
     objective="dsm": denoising score matching, no chains in training. The density is that of x + sigma noise on R^D.
 
@@ -103,9 +106,9 @@ class EnergyModel(GenerativeModel):
         self.step_size = default["step_size"] if step_size is None else step_size
         self.width, self.steps, self.sample_steps, self.buffer_size = width, steps, sample_steps, buffer_size
         self.reinitialised, self.regularisation = reinitialised, regularisation
-        for name in ("width", "steps", "sample_steps", "buffer_size"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        check_integers(width=width, steps=steps, sample_steps=sample_steps, buffer_size=buffer_size)
+        check_numbers(sigma=self.sigma, temperature=self.temperature, step_size=self.step_size)
+        check_numbers(reinitialised=reinitialised, regularisation=regularisation)
         for name in ("sigma", "temperature", "step_size"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)}")

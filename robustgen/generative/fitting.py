@@ -11,14 +11,17 @@ __all__ = ["GenerativeObjective", "fit"]
 
 
 class GenerativeObjective:
-    """The model's own ``training_step`` and, in eval mode, its ``validation_step``."""
+    """The model's own ``training_step`` and, in eval mode, its ``validation_step``, of images that it has checked.
+
+    Raises:
+        TypeError, ValueError: at the call, what is no batch of such images; see :meth:`GenerativeModel.check`.
+    """
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
-        if model.training:
-            return model(batch, step)
         own = unwrap(model)
         assert isinstance(own, GenerativeModel)
-        return own.validation_step(batch, step)
+        batch = batch._replace(x=own.check(batch.x))
+        return model(batch, step) if model.training else own.validation_step(batch, step)
 
     def describe(self) -> dict[str, Any]:
         """JSON-able; the model's config says the rest."""
@@ -34,7 +37,7 @@ def fit(model: GenerativeModel, data: Any, val: Any = None, **options: Any) -> l
         options: of :class:`robustgen.training.Trainer`: epochs, batch_size, seed, run_dir, resume, ema, optimizer, ...
 
     Raises:
-        TypeError: not a generative model.
+        TypeError: not a generative model, or images that are neither uint8 nor float32 or float64.
         ValueError: images of another shape or range, and what :meth:`Trainer.fit` raises.
         FloatingPointError: the training diverged; the last good checkpoint stays and is named.
     """

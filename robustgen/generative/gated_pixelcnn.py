@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from robustgen.checks import check_integers, check_shape
 from robustgen.generative.autoregressive import AutoregressiveModel
 from robustgen.generative.blocks.gated import Condition, GatedStack
 from robustgen.generative.blocks.incremental import Incremental
@@ -49,8 +50,10 @@ class GatedPixelCNN(AutoregressiveModel):
         n_classes: int | None = None,
     ) -> None:
         pixels = Pixels(levels, quantization)
-        distribution = discrete_likelihood(shape[0], levels)
+        distribution = discrete_likelihood(check_shape(shape)[0], levels)
         super().__init__(shape, pixels, distribution, n_classes)
+        check_integers(width=width, kernel_size=kernel_size)
+        check_integers(0, layers=layers)
         self.width, self.layers, self.kernel_size = width, layers, kernel_size
         groups = self.shape[0]
         self.stack = GatedStack(groups, width, layers, kernel_size=kernel_size, vector=n_classes or 0)

@@ -10,6 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_flags, check_integers, check_numbers
 from robustgen.generative.adversarial import AdversarialModel
 from robustgen.generative.blocks.historical_average import HistoricalAverage
 from robustgen.generative.blocks.strided import Discriminator, Generator
@@ -62,22 +63,19 @@ class HeuristicGAN(AdversarialModel):
         input_noise_steps: int = 10_000,
     ) -> None:
         super().__init__(shape, latent_dim, width)
+        check_flags(bn_in_discriminator=bn_in_discriminator)
+        check_integers(0, minibatch_discrimination=minibatch_discrimination, virtual_batch_norm=virtual_batch_norm)
+        check_integers(input_noise_steps=input_noise_steps)
+        check_numbers(real_target=real_target, historical_averaging=historical_averaging, input_noise=input_noise)
         objective = self.generator_objectives[0] if generator_objective is None else generator_objective
         if objective not in self.generator_objectives:
             known = ", ".join(map(repr, self.generator_objectives))
             raise ValueError(f"generator_objective must be one of {known}, got {objective!r}")
         if not 0.5 < real_target <= 1:
             raise ValueError(f"real_target must be in (0.5, 1], got {real_target}")
-        for name, value in {
-            "minibatch_discrimination": minibatch_discrimination,
-            "historical_averaging": historical_averaging,
-            "virtual_batch_norm": virtual_batch_norm,
-            "input_noise": input_noise,
-        }.items():
+        for name, value in {"historical_averaging": historical_averaging, "input_noise": input_noise}.items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}")
-        if input_noise_steps < 1:
-            raise ValueError(f"input_noise_steps must be at least 1, got {input_noise_steps}")
         self.bn_in_discriminator, self.generator_objective, self.real_target = (
             bn_in_discriminator,
             objective,
@@ -112,8 +110,8 @@ class HeuristicGAN(AdversarialModel):
     def _generator_step(self, real: Tensor, fake: Tensor, step: int) -> dict[str, Tensor]:
         real, fake = self._noisy(real, step), self._noisy(fake, step)
         if self.generator_objective == "feature_matching":
-            features = self.discriminator.features
-            loss = (features(real).mean(0) - features(fake).mean(0)).square().sum()
+            on_real, on_fake = (self.discriminator.features(x).to(x.dtype) for x in (real, fake))  # under autocast too
+            loss = (on_real.mean(0) - on_fake.mean(0)).square().sum()
         else:
             loss = self._generator_loss(self.discriminator(fake))
         return {"loss": loss + self._history("generator")}

@@ -9,6 +9,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_integers, check_shape
 from robustgen.generative.blocks.conditional_pixelcnn import ConditionalPixelCNN
 from robustgen.generative.blocks.gated import Condition
 from robustgen.generative.blocks.gaussian import bounded_log_std, gaussian_kl, gaussian_log_prob
@@ -73,10 +74,9 @@ class HierarchicalPixelVAE(PixelCNNDecoder):
         kl_warmup: int = 0,
         importance_samples: int = 1,
     ) -> None:
-        for name, size in {"latent_channels": latent_channels, "top_latent_dim": top_latent_dim}.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
-        full = (shape[1], shape[2])
+        check_integers(latent_channels=latent_channels, top_latent_dim=top_latent_dim, width=width)
+        check_integers(0, layers=layers, prior_layers=prior_layers)
+        full = check_shape(shape)[1:]
         half, quarter, eighth = ((-(-full[0] // by), -(-full[1] // by)) for by in (2, 4, 8))
         self.latent_shape = (latent_channels, *quarter)  # of z_1
         latent_dim = math.prod(self.latent_shape) + top_latent_dim

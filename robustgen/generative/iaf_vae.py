@@ -8,7 +8,7 @@ import math
 
 from torch import Tensor, nn
 
-from robustgen.checks import nearest
+from robustgen.checks import check_integers, nearest
 from robustgen.generative.blocks.autoregressive_flow import MADE, InverseAutoregressiveStep, MaskedConvNet
 from robustgen.generative.blocks.coders import stage_sizes
 from robustgen.generative.latent import Posterior, gaussian_posterior
@@ -79,10 +79,7 @@ class IAFVAE(VAE):
         )
         if flow_network not in _NETWORKS:
             raise ValueError(f"unknown flow_network {flow_network!r}; {nearest(flow_network, _NETWORKS)}")
-        sizes = {"flow_steps": flow_steps, "flow_width": flow_width, "context_dim": context_dim}
-        for name, size in sizes.items():
-            if size < 1:
-                raise ValueError(f"{name} must be at least 1, got {size}")
+        check_integers(flow_steps=flow_steps, flow_width=flow_width, context_dim=context_dim)
         self.flow_steps, self.flow_network = flow_steps, flow_network
         self.flow_width, self.context_dim = flow_width, context_dim
         self.to_context = nn.Linear(self.features, context_dim)

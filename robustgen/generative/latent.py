@@ -13,6 +13,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
+from robustgen.checks import check_integers, check_numbers
 from robustgen.counter_rng import content_ids, normal
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.gaussian import bounded_log_std, gaussian_kl, gaussian_log_prob
@@ -75,12 +76,11 @@ class LatentVariableModel(GenerativeModel):
         importance_samples: int,
     ) -> None:
         super().__init__(shape)
-        if latent_dim < 1:
-            raise ValueError(f"latent_dim must be at least 1, got {latent_dim}")
-        if not 0 <= free_bits < float("inf") or kl_warmup < 0:
-            raise ValueError(f"free_bits and kl_warmup must not be negative, got {free_bits} and {kl_warmup}")
-        if importance_samples < 1:
-            raise ValueError(f"importance_samples must be at least 1, got {importance_samples}")
+        check_integers(latent_dim=latent_dim, importance_samples=importance_samples)
+        check_integers(0, kl_warmup=kl_warmup)
+        check_numbers(free_bits=free_bits)
+        if not 0 <= free_bits < float("inf"):
+            raise ValueError(f"free_bits must be a finite number >= 0, got {free_bits}")
         if importance_samples > 1 and (free_bits or kl_warmup):
             raise ValueError("free_bits and kl_warmup must be 0 where importance_samples > 1: that bound has no KL")
         self.latent_dim, self.pixels = latent_dim, pixels

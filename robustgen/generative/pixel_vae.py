@@ -6,7 +6,7 @@ p(x | z) = product over pixels i of p(x_i | x_1 ... x_(i-1), z), in the bound of
 
 from torch import Tensor, nn
 
-from robustgen.checks import nearest
+from robustgen.checks import check_integers, nearest
 from robustgen.generative.blocks.coders import ConvDecoder, ConvEncoder
 from robustgen.generative.blocks.conditional_pixelcnn import ConditionalPixelCNN
 from robustgen.generative.blocks.gated import Condition
@@ -68,6 +68,9 @@ class PixelVAE(PixelCNNDecoder):
         if conditioning not in _CONDITIONINGS:
             raise ValueError(f"unknown conditioning {conditioning!r}; {nearest(conditioning, _CONDITIONINGS)}")
         super().__init__(shape, latent_dim, Pixels(levels, quantization), free_bits, kl_warmup, importance_samples)
+        check_integers(width=width, kernel_size=kernel_size)
+        check_integers(0, layers=layers)
+        check_integers(3, first_kernel_size=first_kernel_size)  # of 1 x 1 nothing is left but the masked pixel itself
         self.conditioning, self.layers, self.width = conditioning, layers, width
         self.first_kernel_size, self.kernel_size = first_kernel_size, kernel_size
         self.levels, self.quantization = levels, quantization

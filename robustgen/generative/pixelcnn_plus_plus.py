@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
+from robustgen.checks import check_integers, check_numbers, check_shape
 from robustgen.generative.autoregressive import AutoregressiveModel
 from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
 from robustgen.generative.blocks.incremental import Incremental, WindowConv2d
@@ -161,10 +162,12 @@ class PixelCNNPlusPlus(AutoregressiveModel):
         dropout: float = 0.5,
     ) -> None:
         pixels = Pixels(levels, quantization)
-        distribution = DiscretizedLogisticMixture(shape[0], levels, components)
+        distribution = DiscretizedLogisticMixture(check_shape(shape)[0], levels, components)
         super().__init__(shape, pixels, distribution)
-        if blocks < 1 or resolutions < 1:
-            raise ValueError(f"blocks and resolutions must be at least 1, got {blocks} and {resolutions}")
+        check_integers(width=width, blocks=blocks, resolutions=resolutions)
+        check_numbers(dropout=dropout)
+        if not 0 <= dropout < 1:
+            raise ValueError(f"dropout must be in [0, 1), got {dropout}")
         self.width, self.blocks, self.resolutions = width, blocks, resolutions
         self.components, self.dropout = components, dropout
         channels = self.shape[0]

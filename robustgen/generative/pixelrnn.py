@@ -1,12 +1,9 @@
 """van den Oord, Kalchbrenner and Kavukcuoglu, "Pixel Recurrent Neural Networks", ICML 2016: the Row LSTM and the
 Diagonal BiLSTM (sections 3.1 to 3.4, table 1)."""
 
-from collections.abc import Iterable
-
-import torch
 from torch import Tensor, nn
 
-from robustgen.checks import nearest
+from robustgen.checks import check_integers, check_shape, nearest
 from robustgen.generative.autoregressive import AutoregressiveModel
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.masked_conv import MaskedConv2d, MaskedHead
@@ -22,6 +19,8 @@ VARIANTS = {"row": RowLSTM, "diagonal": DiagonalBiLSTM}
 class PixelRNN(AutoregressiveModel):
     """LSTM layers over the image with residual connections. With "diagonal" every pixel has seen all before it.
 
+    It trains with Adam, where the paper has RMSProp and gives no rate (section 5.2), as :class:`PixelCNN` does.
+
     Args:
         shape: of an image, (channels, height, width).
         levels: of a pixel, at least 2; two are binary images with one logit each.
@@ -33,6 +32,7 @@ class PixelRNN(AutoregressiveModel):
     Raises:
         ValueError: an argument out of range.
 
+    >>> import torch
     >>> model = PixelRNN((1, 4, 4), levels=2, variant="row", width=4, layers=1)
     >>> model.logits(torch.zeros(5, 1, 4, 4)).shape, model.log_prob(torch.zeros(5, 1, 4, 4)).shape
     (torch.Size([5, 1, 1, 4, 4]), torch.Size([5]))
@@ -48,23 +48,18 @@ class PixelRNN(AutoregressiveModel):
         layers: int = 7,
     ) -> None:
         pixels = Pixels(levels, quantization)
-        distribution = discrete_likelihood(shape[0], levels)
+        distribution = discrete_likelihood(check_shape(shape)[0], levels)
         super().__init__(shape, pixels, distribution)
         if variant not in VARIANTS:
             raise ValueError(f"unknown variant {variant!r}; {nearest(variant, VARIANTS)}")
-        if layers < 0:
-            raise ValueError(f"layers must not be negative, got {layers}")
+        check_integers(width=width)
+        check_integers(0, layers=layers)
         self.variant, self.width, self.layers = variant, width, layers
         groups = self.shape[0]
         self.first = MaskedConv2d(groups, 2 * width, 7, "A", groups)
         self.states = nn.ModuleList(VARIANTS[variant](2 * width, width, groups) for _ in range(layers))
         self.up = nn.ModuleList(MaskedConv2d(width, 2 * width, 1, "B", groups) for _ in range(layers))
         self.head = MaskedHead(2 * width, 2 * width, distribution.parameters_per_pixel, groups)
-
-    @staticmethod
-    def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """RMSProp, as in section 5.2; the rate is not given there."""
-        return torch.optim.RMSprop(parameters, lr=1e-3)
 
     def _pixels(self, x: Tensor, rows: None, now: Incremental | None = None) -> Tensor:
         if now is not None:  # all rows so far are computed again, which is what takes the time in sampling

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustgen.checks import check_integers
 from robustgen.counter_rng import content_ids, uniform
 
 __all__ = ["QUANTIZATIONS", "Pixels"]
@@ -35,8 +36,7 @@ class Pixels:
     """
 
     def __init__(self, levels: int = 256, quantization: str | None = None) -> None:
-        if levels < 2:
-            raise ValueError(f"levels must be at least 2, got {levels}")
+        check_integers(2, levels=levels)
         if quantization not in QUANTIZATIONS:
             raise ValueError(f"quantization must be None, 'nearest' or 'stochastic', got {quantization!r}")
         self.levels, self.quantization = levels, quantization

@@ -6,7 +6,7 @@ Gaussian, p(z) = N(0, I), and the KL between them in closed form (appendix B).
 
 from torch import Tensor, nn
 
-from robustgen.checks import nearest
+from robustgen.checks import check_integers, nearest
 from robustgen.generative.blocks.coders import ConvDecoder, ConvEncoder, mlp_decoder, mlp_encoder
 from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
 from robustgen.generative.blocks.pixel_likelihood import Bernoulli, Gaussian, PixelLikelihood
@@ -73,10 +73,10 @@ class VAE(LatentVariableModel):
                 raise ValueError(f"{name} is of likelihood={owners[name]!r}, not of {likelihood!r}")
         if likelihood == "gaussian" and quantization is not None:
             raise ValueError("a gaussian likelihood takes any values in [0, 1]: leave quantization out")
-        if width is not None and width < 1:
-            raise ValueError(f"width must be at least 1, got {width}")
+        if width is not None:
+            check_integers(width=width)
         levels = 256 if levels is None and likelihood == "discretized_logistic" else levels
-        pixels = None if likelihood == "gaussian" else Pixels(levels or 2, quantization)
+        pixels = None if likelihood == "gaussian" else Pixels(2 if levels is None else levels, quantization)
         super().__init__(shape, latent_dim, pixels, free_bits, kl_warmup, importance_samples)
         self.architecture, self.likelihood = architecture, likelihood
         self.quantization, self.levels, self.components, self.scale = quantization, levels, components, scale

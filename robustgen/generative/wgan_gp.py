@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_numbers
 from robustgen.generative.adversarial import AdversarialModel
 from robustgen.generative.blocks.strided import Discriminator, Generator
 
@@ -84,6 +85,7 @@ class WGANGP(AdversarialModel):
         penalty_weight: float = 10.0,
     ) -> None:
         super().__init__(shape, latent_dim, width, n_critic)
+        check_numbers(penalty_weight=penalty_weight)
         if not 0 < penalty_weight < float("inf"):
             raise ValueError(f"penalty_weight must be a finite number > 0, got {penalty_weight}")
         self.penalty_weight = penalty_weight

@@ -18,7 +18,7 @@ from torch import Tensor
 from robustgen.files import load_tensors, read_json, save_tensors, sync_directory, write_bytes, write_json
 from robustgen.training.packing import pack, unpack
 
-__all__ = ["Checkpoint", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = ["Checkpoint", "holds_run", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
 
 FORMAT = 1
 _NAME = re.compile(r"step-\d{8,}(-again)?")
@@ -139,6 +139,12 @@ def load_checkpoint(run_dir: str | Path) -> Checkpoint:
     tensors = load_tensors(path / "training_state.safetensors")
     state = unpack(read_json(path / "training_state.json"), tensors)
     return Checkpoint(path, head["step"], load_tensors(path / "model.safetensors"), state, head["config"])
+
+
+def holds_run(directory: str | Path) -> bool:
+    """Whether the latest checkpoint there is of a training run, not of a model saved alone; False without any."""
+    path = latest_checkpoint(directory)
+    return path is not None and "epochs" in read_json(path / "config.json").get("config", {})
 
 
 def _remove(root: Path, pattern: str, keep: tuple[Path | None, ...] = ()) -> None:

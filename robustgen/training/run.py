@@ -222,7 +222,10 @@ class Run:
 
     def _advice(self) -> str:
         saved = None if self.trainer.run_dir is None else latest_checkpoint(self.trainer.run_dir)
-        return "; lower the learning rate or set clip_norm" + (f"; the last good state is in {saved}" if saved else "")
+        what = "a lower learning rate or with clip_norm"
+        if saved is None:
+            return f"; train again with {what}"
+        return f"; start another run_dir with {what} (weights of the last good state: {saved})"
 
     def _poll(self) -> None:
         """Stop on Ctrl-C, on all ranks at the same step."""
@@ -304,10 +307,12 @@ class Run:
         self.saved = self.step, len(self.history)
 
     def _compare(self, checkpoint: Checkpoint) -> None:
-        """ValueError if the checkpoint is of another architecture or of a run with other settings."""
+        """ValueError if the checkpoint is of no run, of another architecture or of a run with other settings."""
         own = {name: t.shape for name, t in self.model.state_dict().items()}
         if own != {name: t.shape for name, t in checkpoint.model_state.items()}:
             load_state(self.model, checkpoint.model_state, checkpoint.path)  # raises, naming the tensors
+        if "epochs" not in checkpoint.config:
+            raise ValueError(f"{self.trainer.run_dir} holds a saved model, not a run to resume: pass another run_dir")
         old, new = dict(checkpoint.config), self.config
         if new["schedule"] is None and new["epochs"] > old["epochs"]:
             old["epochs"] = new["epochs"]  # only adds steps; with a schedule it would change those already taken

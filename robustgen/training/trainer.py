@@ -31,7 +31,9 @@ class Trainer:
     the same number of threads, a run that was killed and resumed ends bitwise as if it had not been.
 
     Under ``torchrun`` each process takes a share of every batch and gradients are averaged, weighted by the shares:
-    the same objective value and weights as one process, up to float order. Rank 0 writes.
+    up to float order, the same objective value and weights as one process where the objective is a mean over examples
+    that draws no random numbers. Noise and dropout are other ones on each rank, batch statistics (and batch norm's) are
+    of its share, and the model's buffers those of rank 0. Rank 0 writes.
 
     Args:
         objective: ``objective(model, batch, step) -> {"loss": scalar, ...}``, means over the batch; the other entries
@@ -123,8 +125,10 @@ class Trainer:
 
         Raises:
             ValueError: an empty data set, no parameter to train, a ``run_dir`` that already holds a run (without
-                ``resume``), or a run with other settings or another architecture (each difference is named).
-            FloatingPointError: the loss or the weights are no longer finite; the last good checkpoint stays.
+                ``resume``), or a run with other settings or another architecture (each difference is named), or a
+                model that was saved without its run.
+            FloatingPointError: the loss or the weights are no longer finite; the last good checkpoint stays. A resumed
+                run has the same settings: start another, in another ``run_dir``, at a lower learning rate or clipped.
             OSError: a checkpoint cannot be written; the one before stays.
             KeyboardInterrupt: Ctrl-C, after the step is completed and a checkpoint written; the second one at once.
         """

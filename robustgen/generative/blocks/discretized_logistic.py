@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustgen.checks import check_integers
 from robustgen.generative.blocks.pixel_likelihood import PixelLikelihood
 
 __all__ = [
@@ -153,8 +154,7 @@ class DiscretizedLogisticMixture(PixelLikelihood):
 
     def __init__(self, channels: int, levels: int, components: int = 10) -> None:
         super().__init__()
-        if components < 1:
-            raise ValueError(f"components must be at least 1, got {components}")
+        check_integers(components=components)
         self.channels, self.levels = channels, levels
         self.parameters_per_pixel = components * parameters_per_component(channels)
 

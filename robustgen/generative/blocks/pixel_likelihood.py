@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustgen.checks import check_numbers
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
 
 __all__ = ["Bernoulli", "Gaussian", "PixelLikelihood"]
@@ -47,7 +48,7 @@ class Bernoulli(PixelLikelihood):
         return parameters.sigmoid()
 
     def sample(self, parameters: Tensor, uniforms: Tensor) -> Tensor:
-        return (uniforms < parameters.sigmoid()).to(parameters.dtype)
+        return (uniforms >= (-parameters).sigmoid()).to(parameters.dtype)  # P(x = 0) <= u
 
 
 class Gaussian(PixelLikelihood):
@@ -63,6 +64,8 @@ class Gaussian(PixelLikelihood):
 
     def __init__(self, channels: int, scale: float | None) -> None:
         super().__init__()
+        if scale is not None:
+            check_numbers(scale=scale)
         if scale is not None and not 0 < scale < float("inf"):
             raise ValueError(f"scale must be a finite number > 0, or None to learn it; got {scale}")
         self.parameters_per_pixel = channels
