@@ -10,7 +10,7 @@ from robustgen import detectors
 from robustgen.detectors import Detector
 from robustgen.experiments.ahmed2017.trained import Trained
 
-__all__ = ["CONTENDERS", "Contender", "contender"]
+__all__ = ["CONTENDERS", "NOT_GENERATIVE", "Contender", "contender"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +142,24 @@ CONTENDERS: dict[str, Contender] = {
         labels=True,
     ),
 }
+
+# What generative models are compared with: plain baselines, learned features, classifiers.
+NOT_GENERATIVE = (
+    "compressed-size",
+    "brightness",
+    "pca",
+    "nearest",
+    "distortion",
+    "contrastive",
+    "contrastive-distortion",
+    "max-softmax",
+    "energy",
+    "mahalanobis",
+    "k-nearest-features",
+    "deformed-energy",
+    "deformed-k-nearest",
+    "deformed-distortion",
+)
 
 _SMOKE: dict[str, dict[str, Any]] = {
     "vae-iw": {"importance_samples": 4},

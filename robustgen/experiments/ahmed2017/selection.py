@@ -10,7 +10,7 @@ from typing import Any
 
 from robustgen.data import ArrayDataset, heldout_classes, split
 from robustgen.evaluation import heldout_class
-from robustgen.experiments.ahmed2017.contenders import CONTENDERS
+from robustgen.experiments.ahmed2017.contenders import CONTENDERS, NOT_GENERATIVE
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, FPR, Budget, HeldoutTable, Make
 from robustgen.experiments.ahmed2017.recipes import MNIST
 from robustgen.experiments.experiment import Cell, Column, Row
@@ -27,20 +27,7 @@ CANDIDATES = (
     "pixelvae",
     "dcgan",
     "ebm-dsm",
-    "compressed-size",
-    "brightness",
-    "pca",
-    "nearest",
-    "distortion",
-    "contrastive",
-    "contrastive-distortion",
-    "max-softmax",
-    "energy",
-    "mahalanobis",
-    "k-nearest-features",
-    "deformed-energy",
-    "deformed-k-nearest",
-    "deformed-distortion",
+    *NOT_GENERATIVE,
 )
 VALIDATION = 0.2  # of the training images: what stands for the test set
 BUDGETS = {"smoke": Budget("digits", 500), "cpu": Budget("mnist", 20_000), "full": Budget("mnist")}
