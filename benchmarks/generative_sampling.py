@@ -7,7 +7,9 @@ measures whole images.
 """
 
 import argparse
+import shlex
 import statistics
+import sys
 import time
 from pathlib import Path
 
@@ -75,7 +77,9 @@ def main() -> None:
         low, high = row["ratio, quartiles"]
         print(f"{name}: {row['ratio, median']:.0f} ({low:.0f} to {high:.0f}) times as fast, agreement {min(agree):.6f}")
     if options.out is not None:
-        write_json(options.out / "sampling.json", {"rows": rows, "environment": environment()})
+        command = shlex.join(["python", *sys.argv])
+        found = {"command": command, "rows": rows, "environment": environment()}
+        write_json(options.out / "sampling.json", found)
 
 
 if __name__ == "__main__":

@@ -6,7 +6,9 @@ Both sides in one process, interleaved, on one thread:
 
 import argparse
 import math
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -67,7 +69,9 @@ def main() -> None:
         low, high = row["ratio, quartiles"]
         print(f"batch {batch}: {row['ratio, median']:.2f} ({low:.2f} to {high:.2f}) times as fast")
     if options.out is not None:
-        write_json(options.out / "importance_weighting.json", {"rows": rows, "environment": environment()})
+        command = shlex.join(["python", *sys.argv])
+        found = {"command": command, "rows": rows, "environment": environment()}
+        write_json(options.out / "importance_weighting.json", found)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,9 @@ target is at most three times the argsort. The three metrics are asked for as a 
 """
 
 import argparse
+import shlex
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,7 +64,9 @@ def main() -> None:
             rows.append(row)
             print(f"{kind}, prevalence {prevalence}: {row['ratio, median']:.2f} times one argsort (target {TARGET})")
     if options.out is not None:
-        write_json(options.out / "metrics" / "metrics.json", {"rows": rows, "environment": environment()})
+        command = shlex.join(["python", *sys.argv])
+        found = {"command": command, "rows": rows, "environment": environment()}
+        write_json(options.out / "metrics" / "metrics.json", found)
 
 
 if __name__ == "__main__":
