@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from robustgen.detectors import ImageDistortion
-from robustgen.detectors.image_distortion import distortion
+from robustgen.detectors.image_distortion import distortions
 
 
 def features(n, seed, channels=2):
@@ -12,7 +12,7 @@ def features(n, seed, channels=2):
 
 
 def by_loops(a, b, window):
-    """``distortion`` of one pair, pixel by pixel."""
+    """D(a, b) of one pair, pixel by pixel."""
     _, height, width = a.shape
 
     def at(image, i, j):
@@ -24,7 +24,7 @@ def by_loops(a, b, window):
     around = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
     for i in range(height):
         for j in range(width):
-            context = [(i + u, j + v) for u, v in around if 0 <= i + u < height and 0 <= j + v < width]
+            context = [(i + u, j + v) for u, v in around]
             total += (
                 min(
                     sum((at(a, p, q) - at(b, p + di, q + dj)).square().sum() for p, q in context)
@@ -39,15 +39,17 @@ def by_loops(a, b, window):
 @pytest.mark.parametrize("window", [0, 1, 2])
 def test_distortion_against_loops(window):
     a, b = features(3, 0), features(3, 1)
-    expected = torch.stack([by_loops(x, y, window) for x, y in zip(a, b, strict=True)])
-    torch.testing.assert_close(distortion(a, b, window), expected, rtol=1e-12, atol=1e-12)
+    found = distortions(a, b, window)
+    for first, second, cost in ((a, b, found[0]), (b, a, found[1])):
+        expected = torch.stack([by_loops(x, y, window) for x, y in zip(first, second, strict=True)])
+        torch.testing.assert_close(cost, expected, rtol=1e-12, atol=1e-12)
 
 
 def test_distortion_falls_with_the_window_and_has_the_right_gradient():
     a, b = features(2, 0, channels=1), features(2, 1, channels=1)
-    costs = torch.stack([distortion(a, b, window) for window in range(4)])
+    costs = torch.stack([torch.stack(distortions(a, b, window)) for window in range(4)])
     assert (costs[:-1] >= costs[1:]).all()
-    assert torch.autograd.gradcheck(lambda a, b: distortion(a, b, 1), (a.requires_grad_(), b.requires_grad_()))
+    assert torch.autograd.gradcheck(lambda a, b: distortions(a, b, 1), (a.requires_grad_(), b.requires_grad_()))
 
 
 def strokes(*columns):
@@ -59,10 +61,12 @@ def strokes(*columns):
 
 def test_a_missing_stroke_costs_in_one_direction_a_moved_one_in_none():
     one, both = strokes(3), strokes(3, 11)
-    assert distortion(one, both, 2).item() == 0
-    assert distortion(both, one, 2).item() > 1
-    assert distortion(one, strokes(5), 2).item() == 0
-    assert distortion(one, strokes(6), 2).item() > 1
+    there, missing = (cost.item() for cost in distortions(one, both, 2))
+    assert there == 0
+    assert missing > 1
+    for column, near in ((5, True), (6, False)):
+        for cost in distortions(one, strokes(column), 2):
+            assert (cost.item() == 0) == near
     detector = ImageDistortion(shortlist=2, k=1).fit(torch.cat([both, strokes(2, 13)]))
     assert detector.score(strokes(4, 11)).item() < 1e-6
     assert detector.score(one).item() > 0.1  # all of it fits, but half of every image of fit is missing
@@ -81,6 +85,8 @@ def test_detector_against_all_pairs():
     score = ImageDistortion(window=1, shortlist=4, k=3).fit(bank).score(x)
     torch.testing.assert_close(score, nearest)
     assert torch.equal(ImageDistortion(window=1, shortlist=4, k=3, batch_size=1).fit(bank).score(x[2:3]), score[2:3])
+    undivided = ImageDistortion(window=1, shortlist=4, k=3, exponent=0).fit(bank).score(x)
+    torch.testing.assert_close(undivided, nearest * ours.flatten(1).norm(dim=1).sqrt())
 
 
 def test_errors():

@@ -7,7 +7,7 @@ costs are squared first, and both directions count: a stroke that only one of tw
 yet makes another sign.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -16,15 +16,13 @@ from torch import Tensor, nn
 from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.neighbours import nearest_rows
 
-__all__ = ["ImageDistortion", "distortion"]
-
-_CONTEXT = 3  # pixels, square, that are compared around each pixel
+__all__ = ["ImageDistortion", "distortions"]
 
 
 class ImageDistortion(Detector):
-    """score(x) = mean of the ``k`` smallest max(D(x, b), D(b, x)) / |g(x)|^(1/2) over some training images b.
+    """score(x) = mean of the ``k`` smallest max(D(x, b), D(b, x)) / |g(x)|^exponent over some training images b.
 
-    D is :func:`distortion`, g are the image's gradients; dividing by the root of their norm keeps images of few strokes
+    D are :func:`distortions` of the images' gradients g; dividing by a power of their norm keeps images of few strokes
     from being near everything (a choice of this library). Images of ``fit`` are kept, and saved with the detector. The
     short list holds the training images nearest to x by Euclidean distance, both blurred and at half resolution.
 
@@ -33,6 +31,7 @@ class ImageDistortion(Detector):
         window: pixels that a pixel may move, in each direction.
         shortlist: training images that are compared.
         k: how many nearest ones are averaged.
+        exponent: of the norm; 0: no division.
         batch_size: inputs scored at once; ``batch_size * shortlist`` pairs of images are in memory.
 
     Raises:
@@ -53,6 +52,7 @@ class ImageDistortion(Detector):
         window: int = 2,
         shortlist: int = 20,
         k: int = 5,
+        exponent: float = 0.5,
         *,
         batch_size: int = 8,
     ) -> None:
@@ -60,7 +60,7 @@ class ImageDistortion(Detector):
         check_network(model, "ImageDistortion")
         if window < 0 or not 1 <= k <= shortlist:
             raise ValueError(f"window >= 0 and 1 <= k <= shortlist are needed, got {window=}, {k=}, {shortlist=}")
-        self.window, self.shortlist, self.k = window, shortlist, k
+        self.window, self.shortlist, self.k, self.exponent = window, shortlist, k, exponent
 
     def _images(self, x: Tensor) -> Tensor:
         images: Tensor = self.model(x)
@@ -81,43 +81,49 @@ class ImageDistortion(Detector):
         theirs = _gradients(self.statistics["images"][nearest.cpu()].flatten(0, 1).to(x))  # (N * K, 2C, H, W)
         own = _gradients(x)
         ours = own.repeat_interleave(self.shortlist, dim=0)
-        cost = torch.maximum(distortion(ours, theirs, self.window), distortion(theirs, ours, self.window))
+        cost = torch.maximum(*distortions(ours, theirs, self.window))
         nearest_cost = cost.view(len(x), -1).topk(self.k, largest=False).values.mean(1)
-        return nearest_cost / _norm(own).clamp(min=1e-3).sqrt()
+        return nearest_cost / _norm(own).clamp(min=1e-3) ** self.exponent
 
 
-def distortion(a: Tensor, b: Tensor, window: int) -> Tensor:
-    """(sum over pixels p of a of c(p)^2)^(1/2), with c(p) = min over |d| <= window of |a - b moved by d|^2 around p.
+def distortions(a: Tensor, b: Tensor, window: int) -> tuple[Tensor, Tensor]:
+    """D(a, b) and D(b, a); D(a, b) = (sum over pixels p of a of c(p)^2)^(1/2), c(p) = min over |d| <= window of E_d(p).
+
+    E_d(p) is the squared difference of a and b moved by d, over all channels of the 3x3 pixels around p.
 
     Args:
         a, b: features (N, C, H, W) of two batches of images, pair by pair; outside of the images they are 0.
         window: largest |d| along each axis.
 
     Returns:
-        (N,), >= 0; 0 where each pixel of a, with the 3x3 around it, is found in b.
+        Two of (N,), >= 0; the first is 0 where each pixel of a, with the 3x3 around it, is found in b.
 
     >>> a = torch.zeros(1, 1, 9, 9)
     >>> a[..., 4, 4] = 1
     >>> b = a.roll(2, dims=3)
-    >>> distortion(a, b, window=2).item(), distortion(a, b, window=1).item() > 0
-    (0.0, True)
+    >>> distortions(a, b, window=2)
+    (tensor([0.]), tensor([0.]))
+    >>> distortions(a, b, window=1)[0].item() > 0
+    True
     """
-    costs = (
-        F.avg_pool2d((a - moved).square().sum(1, keepdim=True), _CONTEXT, 1, _CONTEXT // 2)
-        for moved in _moved(b, window)
-    )
-    best = next(costs)
-    for cost in costs:
-        best = torch.minimum(best, cost)
-    return _norm(_CONTEXT**2 * best)
+    height, width = a.shape[-2:]
+    of_a = of_b = a.new_full((len(a), height, width), torch.inf)
+    edge = window + 1  # how far outside of one image the other has pixels, or the context of one
+    wide_a, wide_b = F.pad(a, (edge + window,) * 4), F.pad(b, (edge,) * 4)
+    last = 2 * window
+    for i in range(last + 1):
+        for j in range(last + 1):
+            moved = wide_a[..., i : i + height + 2 * edge, j : j + width + 2 * edge]
+            error = _context((moved - wide_b).square().sum(1))  # (N, H + 2 window, W + 2 window); both have use for it
+            of_b = torch.minimum(of_b, error[:, window : window + height, window : window + width])
+            of_a = torch.minimum(of_a, error[:, last - i : last - i + height, last - j : last - j + width])
+    return _norm(of_a), _norm(of_b)
 
 
-def _moved(b: Tensor, window: int) -> Iterator[Tensor]:
-    height, width = b.shape[-2:]
-    wide = F.pad(b, (window,) * 4)
-    for i in range(2 * window + 1):
-        for j in range(2 * window + 1):
-            yield wide[..., i : i + height, j : j + width]
+def _context(x: Tensor) -> Tensor:
+    """Sums of 3x3 pixels of x (N, H, W), where all of them are in it; far faster than a pooling layer."""
+    x = x[:, :-2] + x[:, 1:-1] + x[:, 2:]
+    return x[:, :, :-2] + x[:, :, 1:-1] + x[:, :, 2:]
 
 
 def _gradients(x: Tensor) -> Tensor:

@@ -142,14 +142,15 @@ def run_experiment(
     Args:
         seeds: 0 to seeds - 1; None: as many as the experiment asks for.
         only: this cell alone.
-        part: (i, k): every k-th cell, beginning with the i-th, so that k processes can share the work.
+        part: (i, k): the cells of every k-th row and seed, beginning with the i-th, so that k processes can share the
+            work; cells of a row are left to one of them, as they mostly share trainings.
 
     Returns:
         All kept cells, as :func:`read_cells` gives them. ``out/<experiment>/<scale>.json`` sums them up.
     """
     check_scale(scale)
     (out / experiment.name / scale).mkdir(parents=True, exist_ok=True)  # fails now, not after the first cell
-    cells = [only] if only is not None else experiment.cells(seeds)[part[0] - 1 :: part[1]]
+    cells = [only] if only is not None else _dealt(experiment.cells(seeds), *part)
     kept = read_cells(out, experiment, scale)
     for k, cell in enumerate(cells):
         where = f"{experiment.name} {scale} [{k + 1}/{len(cells)}] {cell.name}"
@@ -161,6 +162,12 @@ def run_experiment(
         _write_summary(experiment, scale, out)
         say(f"{where}: {record['value']:.{experiment.digits}f} ({record['wall_seconds']:.0f} s)")
     return _write_summary(experiment, scale, out)
+
+
+def _dealt(cells: list[Cell], i: int, k: int) -> list[Cell]:
+    lines = list(dict.fromkeys((cell.row, cell.seed) for cell in cells))
+    mine = set(lines[i - 1 :: k])
+    return [cell for cell in cells if (cell.row, cell.seed) in mine]
 
 
 def _write_summary(experiment: Experiment, scale: str, out: Path) -> dict[str, dict[str, Any]]:
