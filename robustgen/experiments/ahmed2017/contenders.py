@@ -10,7 +10,7 @@ from robustgen import detectors
 from robustgen.detectors import Detector
 from robustgen.experiments.ahmed2017.trained import Trained
 
-__all__ = ["CONTENDERS", "NOT_GENERATIVE", "Contender", "contender"]
+__all__ = ["CONTENDERS", "NOT_GENERATIVE", "VARIANTS", "Contender", "contender"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,7 +105,7 @@ CONTENDERS: dict[str, Contender] = {
         options={"k": 20},
     ),
     "contrastive-distortion": Contender(
-        title="contrastive features times distortion",
+        title="contrastive features times distortion, 20th nearest",
         detector="FeaturesTimesDistortion",
         models=("contrastive",),
         options={"k": 20},
@@ -135,13 +135,38 @@ CONTENDERS: dict[str, Contender] = {
         labels=True,
     ),
     "deformed-distortion": Contender(
-        title="classifier of deformed images, features times distortion",
+        title="classifier of deformed images, features times distortion, 20th nearest",
         detector="FeaturesTimesDistortion",
         models=("deformed",),
         options={"k": 20},
         labels=True,
     ),
 }
+
+# Tried in the selection besides: key, what it varies, options, title.
+VARIANTS = {
+    key: replace(CONTENDERS[base], title=title, options=options)
+    for key, base, options, title in (
+        ("distortion-k1", "distortion", {"k": 1}, "nearest after distortion, of 1 neighbour"),
+        ("distortion-k10", "distortion", {"k": 10}, "nearest after distortion, of 10 neighbours"),
+        ("distortion-10", "distortion", {"shortlist": 10}, "nearest after distortion, short list of 10"),
+        ("distortion-50", "distortion", {"shortlist": 50}, "nearest after distortion, short list of 50"),
+        ("distortion-0", "distortion", {"exponent": 0.0}, "nearest after distortion, exponent 0"),
+        ("distortion-1", "distortion", {"exponent": 1.0}, "nearest after distortion, exponent 1"),
+        ("contrastive-k5", "contrastive", {"k": 5}, "contrastive, 5th nearest feature"),
+        ("contrastive-k50", "contrastive", {"k": 50}, "contrastive, 50th nearest feature"),
+        ("product-k5", "contrastive-distortion", {"k": 5}, "contrastive features times distortion, 5th nearest"),
+        ("product-k50", "contrastive-distortion", {"k": 50}, "contrastive features times distortion, 50th nearest"),
+        ("deformed-k20", "deformed-k-nearest", {"k": 20}, "classifier of deformed images, 20th nearest feature"),
+        (
+            "deformed-distortion-k5",
+            "deformed-distortion",
+            {"k": 5},
+            "classifier of deformed images, features times distortion, 5th nearest",
+        ),
+    )
+}
+CONTENDERS |= VARIANTS
 
 # What generative models are compared with: plain baselines, learned features, classifiers.
 NOT_GENERATIVE = (
