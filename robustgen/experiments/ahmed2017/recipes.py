@@ -120,7 +120,7 @@ MNIST: dict[str, dict[str, Recipe]] = {
     "cpu": _mnist(
         vae={"width": 16, "latent_dim": 32, "kl_warmup": 300},
         pixelcnn={"width": 16, "layers": 4, "kernel_size": 3},
-        pixelvae={"width": 16, "latent_dim": 16, "layers": 2, "kernel_size": 3, "kl_warmup": 300},
+        pixelvae={"width": 16, "latent_dim": 16, "layers": 2, "kernel_size": 3, "kl_warmup": 800},
         gan={"width": 16, "latent_dim": 64},
         energy={"width": 16, "steps": 20, "buffer_size": 2000},
         convnet={"width": 16},
