@@ -152,7 +152,7 @@ def test_the_sign_of_a_column_is_read_from_rank_correlations():
         row: record(row, "pixelcnn++", 0.0, **{"AUPR": v["iaf-vae"], "AUPR, other sign": -v["iaf-vae"]})
         for row, v in published.items()
     }
-    remarks = table_4_2.EXPERIMENT.remarks(kept)
+    remarks = table_4_2.EXPERIMENT.remarks(kept, lambda other: {})
     assert "published, IAF-VAE and PixelCNN++: -0.92" in remarks
     assert "published, IAF-VAE and PixelVAE: +0.94" in remarks
     assert "published IAF-VAE column, 10 categories: +1.00 with -log p as the score, -1.00 with log p" in remarks

@@ -47,7 +47,7 @@ def reproduce(
     check: Annotated[
         bool, typer.Option("--check", help="Measure a kept --cell again, from nothing, and compare.")
     ] = False,
-    part: Annotated[str, typer.Option("--part", help="i/k: every k-th row and seed from the i-th, to share the work.")] = "1/1",
+    part: Annotated[str, typer.Option("--part", help="i/k: every k-th row from the i-th, to share the work.")] = "1/1",
     page: Annotated[Path | None, typer.Option("--page", help="Draw the page of all results to this file.")] = None,
     device: DeviceOption = None,
     quiet: QuietOption = False,

@@ -2,9 +2,9 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
@@ -19,6 +19,8 @@ __all__ = [
     "Cell",
     "Column",
     "Experiment",
+    "Kept",
+    "KeptOf",
     "Measurement",
     "Row",
     "accuracies",
@@ -28,6 +30,8 @@ __all__ = [
 ]
 
 SCALES = ("smoke", "cpu", "full")
+Kept: TypeAlias = Mapping[str, dict[str, Any]]  # cells by name, as runner.read_cells reads them
+KeptOf: TypeAlias = "Callable[[Experiment], Kept]"
 LAMB_2018 = 'Lamb, "Generative Models: A Critical Review", 2018'
 
 
@@ -166,8 +170,12 @@ class Experiment(ABC):
         """Data, sizes and epochs at ``scale``, in one line for readers."""
         return ""
 
-    def remarks(self, kept: Mapping[str, dict[str, Any]]) -> str:
-        """What the kept cells say together, in Markdown, for an experiment that compares its rows."""
+    def remarks(self, kept: Kept, kept_of: KeptOf) -> str:
+        """What the kept cells say together, in Markdown, for an experiment that compares its rows.
+
+        Args:
+            kept_of: the kept cells of another experiment, at the same scale.
+        """
         return ""
 
     def row(self, key: str) -> Row:

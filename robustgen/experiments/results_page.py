@@ -1,6 +1,7 @@
 """RESULTS.md and what the command prints: tables drawn from the files under results/, never by hand."""
 
 import statistics
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -51,7 +52,7 @@ def draw_experiment(experiment: Experiment, out: Path, scales: tuple[str, ...] =
         lines.append(_how(experiment, scale, list(kept.values())))
         groups = {(cell["row"], cell["column"]): cell for cell in summarise(experiment, scale, kept)["cells"]}
         lines.append(_lines_table(experiment, groups) if experiment.as_lines else _main_table(experiment, groups))
-        lines.append(experiment.remarks(kept))
+        lines.append(experiment.remarks(kept, partial(read_cells, out, scale=scale)))
         lines.append(_all_numbers(experiment, groups, kept))
         lines.append(_verdicts(experiment, kept))
     if empty:

@@ -24,7 +24,7 @@ __all__ = ["LatentVariableModel", "Posterior", "gaussian_posterior"]
 
 _STREAM = 11  # of posterior noise; Pixels draws from another
 _NEXT_SAMPLE = 0x5851F42D4C957F2D  # any large odd number: ids of other images are hashes, none is that far from here
-_CHUNK_ROWS = 128  # decoder inputs at once: enough to fill the machine, few enough to stay in its caches
+_CHUNK_ROWS, _CPU_CHUNK_ROWS = 1024, 64  # decoded at once; on a CPU, more fall out of its caches
 
 
 class Posterior(NamedTuple):
@@ -205,7 +205,8 @@ class LatentVariableModel(GenerativeModel):
             v = self._on_levels(x)
             if not len(v):
                 return v.flatten(1).sum(1)
-            chunk = chunk or max(1, _CHUNK_ROWS // len(v))
+            rows = _CPU_CHUNK_ROWS if v.device.type == "cpu" else _CHUNK_ROWS
+            chunk = chunk or max(1, rows // len(v))
             posterior = self._encode(v)
             total = v.new_full((len(v),), -torch.inf)
             for first in range(0, samples, chunk):

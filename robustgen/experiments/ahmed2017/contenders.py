@@ -97,6 +97,7 @@ CONTENDERS: dict[str, Contender] = {
     "brightness": Contender(title="mean brightness alone", detector="MeanBrightness"),
     "pca": Contender(title="PCA residual", detector="PCAResidual", options={"components": 64}),
     "nearest": Contender(title="nearest training image", detector="NearestNeighbour"),
+    "nearest-of-all": Contender(title="nearest of all training images of the set", detector="NearestNeighbour"),
     "distortion": Contender(title="nearest after distortion", detector="ImageDistortion"),
     "contrastive": Contender(
         title="contrastive, 20th nearest feature",

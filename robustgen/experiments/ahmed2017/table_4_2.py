@@ -12,7 +12,7 @@ from robustgen.data import ArrayDataset
 from robustgen.experiments.ahmed2017.contenders import CONTENDERS
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, Budget, HeldoutTable
 from robustgen.experiments.ahmed2017.recipes import COLOUR
-from robustgen.experiments.experiment import Cell, Column, Row
+from robustgen.experiments.experiment import Cell, Column, Kept, KeptOf, Row
 from robustgen.experiments.workshop import Workshop
 
 __all__ = ["EXPERIMENT", "PUBLISHED", "halved"]
@@ -84,7 +84,7 @@ class _Table(HeldoutTable):
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
         return super().settings(cell, scale) | {"size": SIZE[scale]}
 
-    def remarks(self, kept: Mapping[str, dict[str, Any]]) -> str:
+    def remarks(self, kept: Kept, kept_of: KeptOf) -> str:
         return "\n".join(["Which sign the source's PixelCNN++ column has:", "", *_signs(kept)])
 
 

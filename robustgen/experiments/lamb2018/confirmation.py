@@ -14,6 +14,8 @@ from robustgen.experiments.experiment import (
     Cell,
     Column,
     Experiment,
+    Kept,
+    KeptOf,
     Measurement,
     Row,
     accuracies,
@@ -115,7 +117,7 @@ class _Confirmation(Experiment):
             history=epochs_of(history),
         )
 
-    def remarks(self, kept: Mapping[str, dict[str, Any]]) -> str:
+    def remarks(self, kept: Kept, kept_of: KeptOf) -> str:
         """The paired comparison, number by number."""
         parts = []
         for row, other in PAIRS:
