@@ -32,6 +32,7 @@ _AHMED_2017 = (
     "literature",
     "far_ood",
     "selection",
+    "trainings",
 )
 _MODULES = [
     *(f"robustgen.experiments.lamb2018.{name}" for name in _CHAPTER_2),

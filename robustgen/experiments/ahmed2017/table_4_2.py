@@ -30,7 +30,7 @@ PUBLISHED = {
     "ship": (5.36, 15.63, 6.88, 13.14),
     "truck": (21.96, 8.36, 11.45, 12.50),
 }
-MEASURED = ("airplane", "automobile", "frog")  # where the source's columns differ most
+WHOLE = ("airplane", "automobile", "frog")  # where the source's columns differ most: measured in all columns
 BUDGETS = {
     "smoke": Budget("digits", 300, 100),
     "cpu": Budget("cifar10-jpeg", 10_000, 4_000),
@@ -60,7 +60,7 @@ class _Table(HeldoutTable):
             key=category,
             title=category,
             published=dict(zip(_NAMES, numbers, strict=True)),
-            missing="" if category in MEASURED else "three categories are what the budget allows",
+            columns=None if category in WHOLE else ("pixelcnn++", *_SANITY),
         )
         for category, numbers in PUBLISHED.items()
     )
@@ -69,15 +69,15 @@ class _Table(HeldoutTable):
     recipes = COLOUR
     notes = (
         "At scale `cpu`: JPEG copies of the images, in which what compression did is part of the pixels, reduced to "
-        "16x16 by means of 2x2 pixels, in training and test alike; the categories where the source's columns differ "
-        "most.",
+        "16x16 by means of 2x2 pixels, in training and test alike. PixelCNN++ is measured on all categories, the other "
+        "models on the three where the source's columns differ most.",
         "IAF-VAE and PixelCNN++ take mixtures of discretised logistics, PixelVAE a softmax.",
     )
 
     def data(self, cell: Cell, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
         train, test = super().data(cell, scale, workshop)
         if scale == "smoke":
-            names = (*MEASURED, *(f"digit {k}" for k in range(3, 10)))
+            names = tuple(PUBLISHED)  # digits, called by the categories
             return replace(train, classes=names), replace(test, classes=names)
         return (halved(train), halved(test)) if SIZE[scale] == 16 else (train, test)
 
