@@ -3,7 +3,11 @@
 import copy
 import inspect
 import json
+import math
+import subprocess
+import sys
 import typing
+from pathlib import Path
 
 import pytest
 import torch
@@ -370,3 +374,53 @@ def test_no_network_is_made_of_nothing():
             model_classes()[name](SHAPE, width=0)
     with pytest.raises(ValueError, match="first_kernel_size must be at least 3, got 1"):
         room.PixelVAE(SHAPE, first_kernel_size=1)
+
+
+EVERY_MODEL = """
+import json, sys
+import torch, torch.distributed as dist
+sys.path.insert(0, sys.argv[1])
+from test_generative import SHAPE, SMALL
+from robustgen.generative import fit
+
+torch.set_num_threads(1)
+x = (torch.rand(16, *SHAPE, generator=torch.Generator().manual_seed(0)) * 16).round() / 16
+found = {}
+for name, makes in SMALL.items():
+    for i, make in enumerate(makes):
+        torch.manual_seed(0)
+        model = make()
+        last = fit(model, x, x[:4], epochs=2, batch_size=8, progress=False)[-1]
+        weights = torch.cat([p.detach().flatten() for p in model.parameters()])
+        if dist.is_initialized():
+            every = [torch.empty_like(weights) for _ in range(2)]
+            dist.all_gather(every, weights)
+            assert torch.equal(*every), f"{name}-{i}: the processes end with different weights"
+        found[f"{name}-{i}"] = last | {"norm of the weights": weights.norm().item()}
+if not dist.is_initialized() or dist.get_rank() == 0:
+    print(json.dumps(found), end="")
+"""
+DRAWS_NOTHING = ("PixelCNN-0", "GatedPixelCNN-1", "PixelRNN-0", "PixelRNN-1")  # in training
+
+
+def test_every_model_trains_under_torchrun_and_without_noise_as_in_one_process(tmp_path):
+    (tmp_path / "script.py").write_text(EVERY_MODEL)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+    one, two = (
+        subprocess.run(
+            [*command, str(tmp_path / "script.py"), str(Path(__file__).parent)],
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        for command in ([sys.executable], torchrun)
+    )
+    assert one.returncode == 0, one.stderr
+    assert two.returncode == 0, two.stderr
+    alone, shared = json.loads(one.stdout), json.loads(two.stdout)
+    assert set(alone) == set(shared) > set(DRAWS_NOTHING)
+    for name, numbers in shared.items():
+        assert all(math.isfinite(value) for value in numbers.values()), name
+        if name in DRAWS_NOTHING:
+            assert numbers == pytest.approx(alone[name], rel=1e-4)
+        assert numbers["norm of the weights"] == pytest.approx(alone[name]["norm of the weights"], rel=1e-2)
