@@ -24,7 +24,21 @@ _PUBLISHED = {
     "7": (34.7, 68.0, 94.1),
     "9": (30.7, 79.1, 93.5),
 }
-_OURS = ("vae", "vae-reconstruction", "pixelvae", "dcgan", "nearest", "pca", "brightness", "max-softmax", "energy")
+_OURS = (
+    "vae",
+    "vae-reconstruction",
+    "pixelvae",
+    "dcgan",
+    "compressed-size",
+    "brightness",
+    "pca",
+    "nearest",
+    "distortion",
+    "contrastive-distortion",
+    "max-softmax",
+    "energy",
+    "deformed-distortion",
+)
 BUDGETS = {
     "smoke": Budget("digits", 300, 150),
     "cpu": Budget("mnist", 20_000, 10_000),
