@@ -145,6 +145,30 @@ def test_the_best_candidate_is_chosen_where_all_are_measured():
     assert selection.chosen(dict(enumerate(kept)), ["a"]) == {"0": "a", "1": "a"}
 
 
+def test_remarks_judge_the_choice_by_the_table_of_the_test_and_columns_by_the_neighbour():
+    digits = [str(digit) for digit in range(10)]
+    label_free = [key for key in selection.CANDIDATES if not CONTENDERS[key].labels]
+    kept = [record(d, key, float(key == ("pca" if d < "5" else "vae"))) for d in digits for key in selection.CANDIDATES]
+    kept += [record(d, "energy", 2.0) for d in digits]
+    tested = [
+        record(d, key, value, **{"AUPR": value, "AUPR, other sign": 1.5 * float(d)})
+        for d in digits
+        for key, value in (("vae", 20.0), ("pca", 10.0), ("nearest", 15.0), ("energy", 5.0))
+    ] + [record("0", "dcgan", 90.0, **{"AUPR": 90.0, "AUPR, other sign": 1.0})]
+    said = selection.EXPERIMENT.remarks(dict(enumerate(kept)), lambda other: dict(enumerate(tested)))
+    assert "pca" in label_free
+    assert "- without labels, for 0, 1, 2, 3, 4: PCA residual\n" in said
+    assert "- without labels, for 5, 6, 7, 8, 9: VAE\n" in said
+    assert "- without labels, in Table 4.1: mean 15.0, median 15.0\n" in said
+    assert said.endswith("- with the labels of the trained digits, in Table 4.1: mean 5.0, median 5.0")
+    assert "Table 4.1" not in selection.EXPERIMENT.remarks(dict(enumerate(kept)), lambda other: {})
+    said = table_4_1.EXPERIMENT.remarks(dict(enumerate(tested)), lambda other: {})
+    assert "- above the nearest training image, mean 15.0: VAE 20.0\n" in said
+    assert "- not above the nearest training image, mean 15.0: PCA residual 10.0, classifier, energy 5.0\n" in said
+    assert said.endswith("- better with the other sign: classifier, energy 6.8")
+    assert table_4_1.EXPERIMENT.remarks({}, lambda other: {}) == ""
+
+
 def test_the_sign_of_a_column_is_read_from_rank_correlations():
     names = ("iaf-vae", "pixelcnn++", "pixelvae", "dcgan")
     published = {row: dict(zip(names, values, strict=True)) for row, values in table_4_2.PUBLISHED.items()}

@@ -1,12 +1,13 @@
 """Table 4.1: each MNIST digit held out in turn, and what the likelihoods of the others' models make of it."""
 
+import statistics
 from typing import Any
 
 from robustgen.data import ArrayDataset
 from robustgen.experiments.ahmed2017.contenders import CONTENDERS, NOT_GENERATIVE
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, Budget, HeldoutTable
 from robustgen.experiments.ahmed2017.recipes import MNIST
-from robustgen.experiments.experiment import Cell, Column, Row
+from robustgen.experiments.experiment import Cell, Column, Kept, KeptOf, Row
 from robustgen.experiments.workshop import Workshop
 
 __all__ = ["EXPERIMENT", "PUBLISHED"]
@@ -72,12 +73,34 @@ class _Table(HeldoutTable):
         "The source prints one run a cell, without a spread, and no training length.",
     )
 
+    def remarks(self, kept: Kept, kept_of: KeptOf) -> str:
+        means, other = _means(kept, "AUPR"), _means(kept, "AUPR, other sign")
+        if "nearest" not in means:
+            return ""
+        lines = []
+        for said, beats in (("above", True), ("not above", False)):
+            found = [key for key in means if key != "nearest" and (means[key] > means["nearest"]) == beats]
+            names = ", ".join(f"{CONTENDERS[key].title} {means[key]:.1f}" for key in found)
+            lines.append(f"- {said} the nearest training image, mean {means['nearest']:.1f}: {names or 'none'}")
+        flipped = [f"{CONTENDERS[key].title} {other[key]:.1f}" for key in means if other[key] > means[key]]
+        lines.append(f"- better with the other sign: {', '.join(flipped) or 'none'}")
+        return "\n".join(["Means over the ten digits, of columns that are complete:", "", *lines])
+
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
         return super().settings(cell, scale) | ({"n_train": 0} if cell.column == "nearest-of-all" else {})
 
     def data(self, cell: Cell, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
         train, test = super().data(cell, scale, workshop)
         return workshop.images(self.budgets[scale].data, "train") if cell.column == "nearest-of-all" else train, test
+
+
+def _means(kept: Kept, number: str) -> dict[str, float]:
+    """Of columns with a cell for each digit."""
+    found: dict[str, list[float]] = {}
+    for record in kept.values():
+        if record["seed"] == 0:
+            found.setdefault(record["column"], []).append(record["numbers"][number]["value"])
+    return {key: statistics.mean(values) for key, values in found.items() if len(values) == len(PUBLISHED)}
 
 
 EXPERIMENT = _Table()
