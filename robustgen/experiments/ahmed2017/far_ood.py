@@ -32,6 +32,8 @@ _COLUMNS = (
     "brightness",
     "pca",
     "nearest",
+    "distortion",
+    "product-k5",
     "max-softmax",
     "energy",
 )

@@ -34,10 +34,10 @@ _OURS = (
     "pca",
     "nearest",
     "distortion",
-    "contrastive-distortion",
+    "product-k5",
     "max-softmax",
     "energy",
-    "deformed-distortion",
+    "deformed-distortion-k5",
 )
 BUDGETS = {
     "smoke": Budget("digits", 300, 150),

@@ -5,6 +5,7 @@ training images is used: a fifth of them stands for the test set.
 """
 
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from robustgen.data import ArrayDataset, heldout_classes, split
@@ -83,27 +84,40 @@ class _Table(HeldoutTable):
     def remarks(self, kept: Kept, kept_of: KeptOf) -> str:
         tested = {(r["row"], r["column"]): r["value"] for r in kept_of(table_4_1.EXPERIMENT).values() if r["seed"] == 0}
         lines = []
-        for labels, who in ((False, "without labels"), (True, "with the labels of the trained digits")):
-            best = chosen(kept, [key for key in CANDIDATES if labels or not CONTENDERS[key].labels])
-            for key in sorted(set(best.values()), key=list(best.values()).count, reverse=True):
-                digits = ", ".join(digit for digit in best if best[digit] == key)
-                lines.append(f"- {who}, for {digits}: {CONTENDERS[key].title}")
-            values = [tested[choice] for choice in best.items() if choice in tested]
-            if len(values) == len(self.rows):
-                mean, median = statistics.mean(values), statistics.median(values)
-                lines.append(f"- {who}, in Table 4.1: mean {mean:.1f}, median {median:.1f}")
-        return "\n".join(["Chosen, for the digit that none of it has seen:", "", *lines]) if lines else ""
+        for rule, judges in RULES.items():
+            for labels, who in ((False, "without labels"), (True, "with the labels of the trained digits")):
+                best = chosen(kept, [key for key in CANDIDATES if labels or not CONTENDERS[key].labels], judges)
+                for key in sorted(dict.fromkeys(best.values()), key=list(best.values()).count, reverse=True):
+                    digits = ", ".join(digit for digit in best if best[digit] == key)
+                    lines.append(f"- {rule}, {who}, for {digits}: {CONTENDERS[key].title}")
+                values = [tested[choice] for choice in best.items() if choice in tested]
+                if len(values) == len(self.rows):
+                    mean, median = statistics.mean(values), statistics.median(values)
+                    lines.append(f"- {rule}, {who}, what was chosen in Table 4.1: mean {mean:.1f}, median {median:.1f}")
+        return "\n".join(["Chosen:", "", *lines]) if lines else ""
 
 
-def chosen(kept: Kept, candidates: list[str]) -> dict[str, str]:
-    """The candidate of the highest value for each row in which all of ``candidates`` are measured."""
-    values: dict[str, dict[str, float]] = {}
-    for record in kept.values():
-        if record["column"] in candidates and record["seed"] == 0:
-            values.setdefault(record["row"], {})[record["column"]] = record["value"]
-    return {
-        row: max(found, key=lambda key: found[key]) for row, found in values.items() if len(found) == len(candidates)
-    }
+def _others(digit: int) -> list[int]:
+    return [other for other in range(10) if second(other) != digit]
+
+
+# Which rows decide for a digit.
+RULES: dict[str, Callable[[int], list[int]]] = {
+    "by its stand-in": lambda digit: [digit],
+    "by the mean over other stand-ins": _others,
+}
+
+
+def chosen(kept: Kept, candidates: list[str], judges: Callable[[int], list[int]]) -> dict[str, str]:
+    """For each digit the candidate of the highest mean over the rows ``judges(digit)``, where all are measured."""
+    values = {(int(r["row"]), r["column"]): r["value"] for r in kept.values() if r["seed"] == 0}
+    found = {}
+    for digit in range(10):
+        rows = judges(digit)
+        if all((row, key) in values for row in rows for key in candidates):
+            means = {key: statistics.mean(values[row, key] for row in rows) for key in candidates}
+            found[str(digit)] = max(means, key=lambda key: means[key])
+    return found
 
 
 EXPERIMENT = _Table()

@@ -42,6 +42,10 @@ _COLUMNS = (
     "pixelcnn-waic",
     *NOT_GENERATIVE,
     "nearest-of-all",
+    "distortion-k1",  # and what else the selection chose
+    "product-k5",
+    "product-k50",
+    "deformed-distortion-k5",
 )
 BUDGETS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("mnist", 20_000), "full": Budget("mnist")}
 
