@@ -27,7 +27,6 @@ _PUBLISHED = {
 _OURS = (
     "vae",
     "vae-reconstruction",
-    "pixelvae",
     "dcgan",
     "compressed-size",
     "brightness",
