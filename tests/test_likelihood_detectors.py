@@ -64,6 +64,23 @@ def test_likelihood_is_minus_the_log_density():
     torch.testing.assert_close(Likelihood(model).fit(x).score(x), -density(model, x))
 
 
+def test_the_mean_over_draws_is_that_of_each_and_of_the_image_alone():
+    torch.manual_seed(0)
+    vae = VAE(SHAPE, latent_dim=2, architecture="mlp", width=8, quantization="stochastic").double().eval()
+    x = images(6)
+    detector = Likelihood(vae, draws=3).fit(x)
+    drawn = [vae.pixels(x, draw=draw) for draw in range(3)]
+    torch.testing.assert_close(detector.score(x), -torch.stack([vae.log_prob(v) for v in drawn]).mean(0))
+    assert torch.equal(vae.log_prob(drawn[0]), vae.log_prob(x))  # the draw of a single one
+    assert not any(torch.equal(drawn[0], other) for other in drawn[1:])
+    torch.testing.assert_close(detector.score(x[4:5]), detector.score(x)[4:5])
+    with pytest.raises(ValueError, match="draws must be at least 1, got 0"):
+        Likelihood(vae, draws=0)
+    for still in (VAE(SHAPE, architecture="mlp", width=8, quantization="nearest"), gaussian()):
+        with pytest.raises(TypeError, match="draws no pixels"):
+            Likelihood(still, draws=2)
+
+
 def test_importance_weights_make_the_bound_exact_where_the_posterior_is():
     x = images(20)
     exact, wrong = linear(), linear(error=0.3)

@@ -26,6 +26,8 @@ class FeaturesTimesDistortion(Detector):
         model: the network of the features, such as an encoder trained on
             :class:`~robustgen.training.ContrastiveObjective`; it takes images (N, C, H, W).
         layer, k: see :class:`KNearestFeatures`.
+        window, shortlist, neighbours, exponent: ``window``, ``shortlist``, ``k`` and ``exponent`` of
+            :class:`ImageDistortion`.
         batch_size: inputs scored at once.
 
     Raises:
@@ -39,11 +41,24 @@ class FeaturesTimesDistortion(Detector):
     True
     """
 
-    def __init__(self, model: nn.Module, layer: str | None = None, k: int = 20, *, batch_size: int = 8) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        layer: str | None = None,
+        k: int = 20,
+        window: int = 2,
+        shortlist: int = 20,
+        neighbours: int = 5,
+        exponent: float = 0.5,
+        *,
+        batch_size: int = 8,
+    ) -> None:
         super().__init__(model, batch_size)
         check_network(model, "FeaturesTimesDistortion")
-        self.layer, self.k = layer, k
-        self._parts = KNearestFeatures(model, layer, k), ImageDistortion()
+        self.layer, self.k, self.window, self.shortlist = layer, k, window, shortlist
+        self.neighbours, self.exponent = neighbours, exponent
+        distortion = ImageDistortion(window=window, shortlist=shortlist, k=neighbours, exponent=exponent)
+        self._parts = KNearestFeatures(model, layer, k), distortion
 
     def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
         seen = list(batches)

@@ -22,7 +22,7 @@ class KNearestFeatures(Detector):
     The examples' features are kept, and saved with the detector.
 
     Args:
-        model: a classifier.
+        model: a classifier, or another network of features.
         layer: whose output f is, see :class:`~robustgen.detectors.features.FeatureExtractor`; None: the input of the
             last ``nn.Linear``.
         k: the paper takes 50 of 50,000 examples.

@@ -7,6 +7,7 @@ Burda, Grosse and Salakhutdinov, "Importance Weighted Autoencoders", ICLR 2016, 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor, nn
 
 from robustgen.detectors.base import Detector
@@ -59,13 +60,16 @@ class Likelihood(Detector):
         model: a :class:`~robustgen.generative.GenerativeModel` with a likelihood.
         importance_samples: of a latent-variable model, K of the importance-weighted bound that takes the place of the
             ELBO; None: its ``log_prob``.
+        draws: of a model that puts pixels on its levels at random (quantization "stochastic"), how many of them the
+            score is the mean of, for each image; with a latent-variable model every draw has its own latents.
         batch_size: inputs scored at once.
 
     Raises:
-        TypeError: a model without likelihood, or ``importance_samples`` for one without an importance-weighted bound.
-        ValueError: ``importance_samples`` below 1; in ``fit`` and ``score`` what the model's ``log_prob`` raises.
+        TypeError: a model without likelihood, ``importance_samples`` for one without an importance-weighted bound, or
+            ``draws`` for one that draws no pixels.
+        ValueError: ``importance_samples`` or ``draws`` below 1; in ``fit`` and ``score`` what the model's ``log_prob``
+            raises.
 
-    >>> import torch
     >>> from robustgen.generative import VAE
     >>> vae, x = VAE((1, 8, 8), architecture="mlp", width=8).eval(), torch.eye(8).expand(4, 1, 8, 8)
     >>> bool((Likelihood(vae).fit(x).score(x) == -vae.log_prob(x)).all())
@@ -73,7 +77,7 @@ class Likelihood(Detector):
     """
 
     def __init__(
-        self, model: "GenerativeModel", importance_samples: int | None = None, *, batch_size: int = 256
+        self, model: "GenerativeModel", importance_samples: int | None = None, draws: int = 1, *, batch_size: int = 256
     ) -> None:
         super().__init__(model, batch_size)
         check_likelihood(model, "Likelihood")
@@ -81,9 +85,18 @@ class Likelihood(Detector):
             raise TypeError(f"{type(model).__name__} has no importance-weighted bound: leave importance_samples out")
         if importance_samples is not None and importance_samples < 1:
             raise ValueError(f"importance_samples must be at least 1, got {importance_samples}")
-        self.importance_samples = importance_samples
+        if draws < 1:
+            raise ValueError(f"draws must be at least 1, got {draws}")
+        if draws > 1 and getattr(getattr(model, "pixels", None), "quantization", None) != "stochastic":
+            raise TypeError(f"this {type(model).__name__} draws no pixels (quantization='stochastic'): leave draws out")
+        self.importance_samples, self.draws = importance_samples, draws
 
     def _score(self, x: Tensor) -> Tensor:
+        if self.draws == 1:
+            return self._nll(x)
+        return torch.stack([self._nll(self.model.pixels(x, draw=draw)) for draw in range(self.draws)]).mean(0)
+
+    def _nll(self, x: Tensor) -> Tensor:
         if self.importance_samples is None:
             return -self.model.log_prob(x)
         return -self.model.importance_weighted_log_prob(x, samples=self.importance_samples)

@@ -41,19 +41,21 @@ class Pixels:
             raise ValueError(f"quantization must be None, 'nearest' or 'stochastic', got {quantization!r}")
         self.levels, self.quantization = levels, quantization
 
-    def __call__(self, x: Tensor, fresh: bool = False) -> Tensor:
+    def __call__(self, x: Tensor, fresh: bool = False, draw: int = 0) -> Tensor:
         """x (N, ...) in [0, 1] moved onto the levels, values still in [0, 1]; gradients pass straight through.
 
         Args:
             fresh: draw from torch's global generator, as training does at each step. Otherwise what an image draws
                 depends on its own 8-bit pixels alone: not on its batch, nor on when it is asked for.
+            draw: which of the fixed draws of "stochastic".
 
         Raises:
             ValueError: values between levels without a ``quantization``.
         """
         steps = self.levels - 1
         if self.quantization == "stochastic":
-            u = torch.rand_like(x) if fresh else uniform(0, content_ids(x), x.shape[1:], (7,), x.dtype)
+            stream = (7, draw) if draw else (7,)
+            u = torch.rand_like(x) if fresh else uniform(0, content_ids(x), x.shape[1:], stream, x.dtype)
             moved = (x.detach() * steps + u).floor().clamp(max=steps) / steps
         else:
             moved = (x.detach() * steps).round() / steps

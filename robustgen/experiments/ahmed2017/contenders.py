@@ -8,7 +8,7 @@ from torch import nn
 
 from robustgen import detectors
 from robustgen.detectors import Detector
-from robustgen.experiments.ahmed2017.trained import Trained
+from robustgen.experiments.ahmed2017.trained import Trained, with_defaults
 
 __all__ = ["CONTENDERS", "NOT_GENERATIVE", "VARIANTS", "Contender", "contender"]
 
@@ -23,7 +23,7 @@ class Contender:
         models: recipes of the models below it, "pixelcnn@2" for the second of the epochs kept of "pixelcnn"; none: it
             works on pixels.
         options: of its constructor.
-        n_test: test images it is judged on; 0: all.
+        n_test: test images it is judged on, drawn from all of them; 0: all.
         fresh: whether it is fitted on images that its models were not trained on.
         labels: whether it uses the labels of the trained classes.
     """
@@ -37,8 +37,10 @@ class Contender:
     labels: bool = False
 
     def describe(self) -> dict[str, Any]:
-        """JSON-able: all but the title."""
-        return {name: value for name, value in asdict(self).items() if name != "title"}
+        """JSON-able: all but the title, with what the detector takes for options that are not given."""
+        options = with_defaults(getattr(detectors, self.detector), self.options)
+        kept = {name: value for name, value in options.items() if name not in ("model", "batch_size")}
+        return {name: value for name, value in asdict(self).items() if name != "title"} | {"options": kept}
 
     def make(self, trained: Trained) -> Detector:
         """The fitted detector, on models trained now or before."""
@@ -69,6 +71,9 @@ CONTENDERS: dict[str, Contender] = {
         models=("vae",),
         options={"importance_samples": 100},
         n_test=1000,
+    ),
+    "vae-draws": Contender(
+        title="VAE, mean over 10 binary draws", detector="Likelihood", models=("vae",), options={"draws": 10}
     ),
     "vae-reconstruction": Contender(title="VAE, squared error", detector="AutoencoderReconstruction", models=("vae",)),
     "vae-regret": Contender(

@@ -6,10 +6,10 @@ from typing import Any
 from robustgen.data import ArrayDataset
 from robustgen.evaluation import unseen_datasets
 from robustgen.experiments.ahmed2017.contenders import CONTENDERS
-from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, FPR, Budget, HeldoutTable, Make
+from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, CALIBRATION, FPR, Budget, HeldoutTable, Make
 from robustgen.experiments.ahmed2017.recipes import MNIST
 from robustgen.experiments.experiment import Cell, Column, Row
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.workshop import Workshop, shuffled
 
 __all__ = ["EXPERIMENT"]
 
@@ -57,7 +57,8 @@ class _Table(HeldoutTable):
     recipes = MNIST
     levels = ()
     notes = (
-        "The whole test set of both; flags at thresholds from a tenth of the training images. Both go through the same "
+        "The whole test set of both, 1,000 images of each for likelihood regret; flags at thresholds "
+        "from a tenth of the training images. Both go through the same "
         "steps, which a fingerprint of their pixels enforces.",
         "At scale `smoke`, digits against their negatives.",
     )
@@ -79,8 +80,8 @@ class _Table(HeldoutTable):
     ) -> dict[str, Any]:
         dataset = train.name.partition("/")[0]
         other = replace(test, x=255 - test.x) if dataset == "digits" else workshop.images(_OTHER[dataset], "test")
-        other = replace(other, name=_OTHER[dataset]).take(len(test))
-        found = unseen_datasets(make, train, test, {"other": other}, seed=cell.seed, fpr=FPR)
+        other = shuffled(replace(other, name=_OTHER[dataset])).take(len(test))
+        found = unseen_datasets(make, train, test, {"other": other}, seed=cell.seed, fpr=FPR, calibration=CALIBRATION)
         return found | found.pop("populations")["other"]
 
 

@@ -11,12 +11,13 @@ from robustgen.experiments.ahmed2017.contenders import contender
 from robustgen.experiments.ahmed2017.recipes import Recipe
 from robustgen.experiments.ahmed2017.trained import Trained, described
 from robustgen.experiments.experiment import Cell, Experiment, Measurement, counted
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.workshop import Workshop, shuffled
 
-__all__ = ["AHMED_2017", "FPR", "Budget", "HeldoutTable", "Make", "as_measurement"]
+__all__ = ["AHMED_2017", "CALIBRATION", "FPR", "Budget", "HeldoutTable", "Make", "as_measurement"]
 
 AHMED_2017 = 'Ahmed, "Generative Models for Natural Images", 2017'
 FPR = 0.05
+CALIBRATION = 0.1  # share of the training images that thresholds come from
 Make: TypeAlias = Callable[[ArrayDataset], Detector]
 _NUMBERS = {
     "aupr": "AUPR",
@@ -29,8 +30,8 @@ _NUMBERS = {
     "prevalence": "prevalence",
     "chance": "chance",
     "minimum": "lowest attainable",
-    "flagged": f"flagged at {FPR:.0%}",
 }
+_FLAGGED = f"flagged at {FPR:.0%}"
 
 
 @dataclass(frozen=True)
@@ -51,9 +52,10 @@ def as_measurement(found: Mapping[str, Any], history: Mapping[str, list[float]],
     """A cell, its number that called ``value``, of what :mod:`robustgen.evaluation.heldout` found, in percent."""
     n = found["n_id"] + found["n_ood"]
     numbers = counted({title: found[key] for key, title in _NUMBERS.items()}, n)
+    numbers |= counted({_FLAGGED: found["flagged"]}, found["n_ood"])
     numbers |= counted({"false alarms": found["false_alarms"]}, found["n_id"])
     for name, sanity in found["sanity"].items():
-        shown = {f"{name} images: {_NUMBERS[key]}": sanity[key] for key in ("auroc", "flagged")}
+        shown = {f"{name} images: AUROC": sanity["auroc"], f"{name} images: {_FLAGGED}": sanity["flagged"]}
         numbers |= counted(shown, sanity["n_ood"])
     fifth = found.get("fifth_of_anomalies")
     if fifth:
@@ -88,6 +90,8 @@ class HeldoutTable(Experiment):
             "data": b.data,
             "n_train": b.n_train,
             "n_test": made.n_test or b.n_test,
+            "drawn": bool(made.n_test),
+            "calibration": CALIBRATION,
             "protocol": self.protocol,
             "heldout": cell.row,
             "fpr": FPR,
@@ -104,7 +108,8 @@ class HeldoutTable(Experiment):
             trained.append(Trained(workshop, self.recipes[scale], images, cell.seed))
             return made.make(trained[0])
 
-        found = self.judge(make, train, test.take(made.n_test or len(test)), cell, workshop)
+        judged = shuffled(test).take(made.n_test) if made.n_test else test
+        found = self.judge(make, train, judged, cell, workshop)
         return as_measurement(found, trained[0].history, self.value)
 
     def data(self, cell: Cell, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
@@ -116,4 +121,4 @@ class HeldoutTable(Experiment):
         self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, workshop: Workshop
     ) -> dict[str, Any]:
         """The numbers of a cell, by the table's protocol."""
-        return heldout_class(make, train, test, heldout=cell.row, seed=cell.seed, fpr=FPR)
+        return heldout_class(make, train, test, heldout=cell.row, seed=cell.seed, fpr=FPR, calibration=CALIBRATION)

@@ -12,7 +12,7 @@ from robustgen.experiments.ahmed2017.heldout_table import Budget
 from robustgen.experiments.ahmed2017.recipes import Recipe
 from robustgen.experiments.ahmed2017.trained import Trained
 from robustgen.experiments.experiment import counted
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.workshop import Workshop, shuffled
 
 __all__ = ["BUDGETS", "measured", "trained_on"]
 
@@ -26,7 +26,8 @@ BUDGETS = {
 def trained_on(budget: Budget, recipes: Mapping[str, Recipe], workshop: Workshop, seed: int) -> tuple[Trained, Tensor]:
     """Models of a budget's training images, and its test images (N, C, H, W)."""
     train = workshop.images(budget.data, "train", budget.n_train)
-    test = workshop.images(budget.data, "test", budget.n_test).images()
+    test = shuffled(workshop.images(budget.data, "test"))
+    test = test.take(budget.n_test or len(test)).images()  # drawn: those in front are the easier ones
     return Trained(workshop, dict(recipes), train, seed), test.to(workshop.device)
 
 
@@ -46,6 +47,6 @@ def measured(model: Any, test: Tensor, importance_samples: int = 0) -> tuple[flo
         }
         if hasattr(model, "elbo_terms"):
             terms = [model.elbo_terms(x) for x in test.split(256)]
-            for name, parts in zip(("reconstruction, nats", "KL, nats"), zip(*terms, strict=True), strict=True):
-                numbers[name] = torch.cat(parts).double().mean().item()
+            reconstruction, kl = (torch.cat(parts).double().mean().item() for parts in zip(*terms, strict=True))
+            numbers |= {"bound, nats": kl - reconstruction, "-log p(x|z), nats": -reconstruction, "KL, nats": kl}
     return numbers["nats"], counted(numbers, len(test))

@@ -25,7 +25,8 @@ class _Figure(Experiment):
             key=f"{n}-layers",
             title=f"{n} layer{'' if n == 1 else 's'}",
             data=n,
-            note="" if n else "PixelVAE: a VAE; PixelCNN: its first, 7x7 layer alone",
+            columns=None if n else ("pixelvae",),
+            note="" if n else "a VAE",
         )
         for n in LAYERS
     )
@@ -41,7 +42,9 @@ class _Figure(Experiment):
 
     def _recipes(self, cell: Cell, scale: str) -> dict[str, Recipe]:
         recipe = MNIST[scale][cell.column]
-        options = {**recipe.options, "layers": self.row(cell.row).data}
+        layers = self.row(cell.row).data
+        # GatedPixelCNN counts those that follow its first one.
+        options = {**recipe.options, "layers": layers - 1 if cell.column == "pixelcnn" else layers}
         return {cell.column: replace(recipe, options=options, keep=())}
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:

@@ -1,17 +1,16 @@
 """Table 4.2: categories of CIFAR-10 held out, and whether the source's PixelCNN++ column has the sign of the others."""
 
-from collections.abc import Mapping
 from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
 import torch
-from scipy.stats import spearmanr
 
 from robustgen.data import ArrayDataset
 from robustgen.experiments.ahmed2017.contenders import CONTENDERS
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, Budget, HeldoutTable
 from robustgen.experiments.ahmed2017.recipes import COLOUR
+from robustgen.experiments.ahmed2017.signs import published_correlation, sign_of
 from robustgen.experiments.experiment import Cell, Column, Kept, KeptOf, Row
 from robustgen.experiments.workshop import Workshop
 
@@ -85,35 +84,11 @@ class _Table(HeldoutTable):
         return super().settings(cell, scale) | {"size": SIZE[scale]}
 
     def remarks(self, kept: Kept, kept_of: KeptOf) -> str:
-        return "\n".join(["Which sign the source's PixelCNN++ column has:", "", *_signs(kept)])
-
-
-def _signs(kept: Mapping[str, dict[str, Any]]) -> list[str]:
-    """Rank correlations over categories: of published columns, and of both signs of our PixelCNN++ with them."""
-    published = {name: [numbers[i] for numbers in PUBLISHED.values()] for i, name in enumerate(_NAMES)}
-    lines = []
-    for a, b in combinations(_NAMES[:3], 2):
-        correlation = _rank_correlation(published[a], published[b])
-        lines.append(f"- published, {CONTENDERS[a].title} and {CONTENDERS[b].title}: {correlation:+.2f}")
-    cells = {r["row"]: r["numbers"] for r in kept.values() if r["column"] == "pixelcnn++" and r["seed"] == 0}
-    rows = [row for row in PUBLISHED if row in cells]
-    if len(rows) < 3:
-        return lines
-    for name in _NAMES[:2]:
-        theirs = [PUBLISHED[row][_NAMES.index(name)] for row in rows]
-        as_is, other = (
-            _rank_correlation([cells[row][sign]["value"] for row in rows], theirs)
-            for sign in ("AUPR", "AUPR, other sign")
-        )
-        lines.append(
-            f"- our PixelCNN++ and the published {CONTENDERS[name].title} column, {len(rows)} categories: {as_is:+.2f} "
-            f"with -log p as the score, {other:+.2f} with log p" + (" (too few to decide)" if len(rows) < 6 else "")
-        )
-    return lines
-
-
-def _rank_correlation(a: list[float], b: list[float]) -> float:
-    return float(spearmanr(a, b).statistic)
+        published = {name: {row: numbers[i] for row, numbers in PUBLISHED.items()} for i, name in enumerate(_NAMES)}
+        lines = [published_correlation(published, a, b) for a, b in combinations(_NAMES[:3], 2)]
+        for theirs in _NAMES[:2]:
+            lines += sign_of(kept, published, "pixelcnn++", theirs)
+        return "\n".join(["Which sign the source's PixelCNN++ column has, by rank correlations:", "", *lines])
 
 
 EXPERIMENT = _Table()

@@ -1,5 +1,7 @@
 """The models of one training set, each trained when it is first asked for."""
 
+import inspect
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict
 from typing import Any
@@ -16,7 +18,7 @@ from robustgen.experiments.workshop import Workshop
 from robustgen.fingerprint import fingerprint
 from robustgen.training import ClassifierObjective, ContrastiveObjective, Deformations, OnDeformed
 
-__all__ = ["Trained", "described"]
+__all__ = ["Trained", "described", "with_defaults"]
 
 VALIDATION = 0.1  # of the training images: loss curves, and detectors that have to be fitted on fresh images
 PROJECTION = 64  # dimensions in which contrastive features are compared in training
@@ -32,11 +34,26 @@ def described(recipes: Mapping[str, Recipe], names: Iterable[str]) -> dict[str, 
     found: dict[str, Any] = {}
     for name in names:
         recipe = recipes[name.partition("@")[0]]
-        found[name] = asdict(recipe)
-        if recipe.model in NETWORKS:
+        network = recipe.model in NETWORKS
+        build = NETWORKS[recipe.model][0] if network else generative.model_classes()[recipe.model]
+        found[name] = asdict(recipe) | {"options": with_defaults(build, recipe.options), "validation": VALIDATION}
+        if network:
             _, objective, lr = NETWORKS[recipe.model]
-            found[name] |= {"lr": lr, "objective": objective.describe()}
+            found[name] |= {"lr": lr, "objective": objective.describe(), "projection": PROJECTION}
+        else:
+            optimizer = generative.model_classes()[recipe.model].optimizer([nn.Parameter(torch.zeros(1))])
+            found[name]["optimizer"] = {"name": type(optimizer).__name__, **optimizer.defaults}
     return found
+
+
+def with_defaults(build: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
+    """``options`` of a constructor and what it takes for the others, so that another default is another setting.
+
+    >>> with_defaults(lambda model, k=3, layer=None: None, {"k": 5})
+    {'k': 5, 'layer': None}
+    """
+    parameters = inspect.signature(build).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(options)
 
 
 class Trained:
@@ -64,7 +81,7 @@ class Trained:
         kind = generative.model_classes()[recipe.model]
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, 0))
-            model = kind(tuple(self.train.x.shape[1:]), **recipe.options)
+            model = kind(tuple(self.train.x.shape[1:]), **self._options(recipe))
         train, val = (self._seen(part, recipe) for part in (self.train, self.validation))
         history, where = self.workshop.fit_generative(
             self._settings(recipe, train),
@@ -81,6 +98,13 @@ class Trained:
         if not number:
             return model
         return kind.load(where / f"epoch-{recipe.keep[int(number) - 1]}").to(self.workshop.device)
+
+    def _options(self, recipe: Recipe) -> dict[str, Any]:
+        options = dict(recipe.options)
+        if 0 < options.get("kl_warmup", 0) < 1:
+            updates = recipe.epochs * math.ceil(len(self.train) / recipe.batch_size)
+            options["kl_warmup"] = round(options["kl_warmup"] * updates)
+        return options
 
     def _network(self, name: str, recipe: Recipe) -> nn.Module:
         build, objective, lr = NETWORKS[recipe.model]
