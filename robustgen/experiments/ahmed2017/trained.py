@@ -42,7 +42,8 @@ def described(recipes: Mapping[str, Recipe], names: Iterable[str]) -> dict[str, 
             found[name] |= {"lr": lr, "objective": objective.describe(), "projection": PROJECTION}
         else:
             optimizer = generative.model_classes()[recipe.model].optimizer([nn.Parameter(torch.zeros(1))])
-            found[name]["optimizer"] = {"name": type(optimizer).__name__, **optimizer.defaults}
+            constants = {key: optimizer.defaults[key] for key in ("lr", "betas", "alpha") if key in optimizer.defaults}
+            found[name]["optimizer"] = {"name": type(optimizer).__name__, **constants}
     return found
 
 
