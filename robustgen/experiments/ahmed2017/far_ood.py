@@ -16,10 +16,8 @@ __all__ = ["EXPERIMENT"]
 _COLUMNS = (
     "vae",
     "pixelcnn",
-    "pixelvae",
     "dcgan",
     "wgan-gp",
-    "ebm",
     "ebm-dsm",
     "vae-reconstruction",
     "vae-regret",

@@ -200,6 +200,6 @@ def _colour(
 
 COLOUR: dict[str, dict[str, Recipe]] = {
     "smoke": _colour(6, 4, 1, 1, 4, dict.fromkeys(("iaf-vae", "pixelcnn++", "pixelvae", "dcgan"), 2)),
-    "cpu": _colour(24, 64, 1, 2, 32, {"iaf-vae": 20, "pixelcnn++": 8, "pixelvae": 6, "dcgan": 20}),
+    "cpu": _colour(24, 64, 1, 2, 32, {"iaf-vae": 12, "pixelcnn++": 5, "pixelvae": 4, "dcgan": 12}),
     "full": _colour(160, 512, 5, 3, 128, {"iaf-vae": 50, "pixelcnn++": 200, "pixelvae": 100, "dcgan": 100}),
 }
