@@ -1,6 +1,7 @@
 """Experiments: every one runs on digits; cells are kept, resumed and checked; RESULTS.md is drawn from results/."""
 
 import json
+import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,6 +30,7 @@ from robustgen.experiments.lamb2018.sweep import best
 from robustgen.experiments.results_page import draw_experiment, draw_list, draw_page
 from robustgen.experiments.runner import cell_path, check_cell, read_cells, run_experiment, summarise
 from robustgen.experiments.workshop import Workshop, shuffled
+from robustgen.files import alone
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((Path(robustgen.experiments.__file__).parent / "cell.schema.json").read_text())
@@ -308,6 +310,16 @@ def test_kept_summaries_are_those_of_the_kept_cells():
             assert not kept or json.loads(path.read_text()) == json.loads(
                 json.dumps(summarise(experiment, scale, kept))
             )
+
+
+def test_two_processes_that_share_an_experiment_sum_it_up_in_turns(tmp_path):
+    run(Fake(), tmp_path)
+    with alone(tmp_path / Fake.name):  # another process has read the cells and not yet written their summary
+        other = threading.Thread(target=run, args=(Fake(), tmp_path))
+        other.start()
+        other.join(0.5)
+        assert other.is_alive()
+    other.join()
 
 
 def test_a_number_that_is_nan_is_named_at_once(tmp_path):

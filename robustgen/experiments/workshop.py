@@ -3,8 +3,7 @@
 import hashlib
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from robustgen import data
 from robustgen.counter_rng import integers
-from robustgen.files import write_json
+from robustgen.files import alone, write_json
 from robustgen.generative import GenerativeModel, GenerativeObjective
 from robustgen.training import Trainer
 
@@ -172,7 +171,7 @@ class Workshop:
         trainer = Trainer(
             objective, device=self.device, run_dir=run_dir, resume=True, progress=self.progress, **options
         )
-        with _alone(run_dir):
+        with alone(run_dir):
             if not (run_dir / "settings.json").exists():
                 write_json(run_dir / "settings.json", settings)
             history = trainer.fit(network, *data)
@@ -183,17 +182,3 @@ class Workshop:
 def shuffled(dataset: data.ArrayDataset) -> data.ArrayDataset:
     """The same examples in an order that depends on their number alone."""
     return dataset.subset(integers(0, torch.arange(len(dataset)), (), 2**62).argsort(stable=True))
-
-
-@contextmanager
-def _alone(directory: Path) -> Iterator[None]:
-    """Wait while another process works in ``directory`` (where the system has file locks)."""
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    directory.mkdir(parents=True, exist_ok=True)
-    with open(directory / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
