@@ -169,7 +169,7 @@ def _all_numbers(experiment: Experiment, groups: Groups, kept: dict[str, dict[st
     if not counts:
         return ""
     titles = {c.key: c.title for c in experiment.columns}
-    head = [f"{name} [n={'/'.join(f'{n:g}' for n in sorted(found))}]" for name, found in counts.items()]
+    head = [f"{name} [n={' to '.join(f'{n:g}' for n in sorted({min(ns), max(ns)}))}]" for name, ns in counts.items()]
     lines = ["<details><summary>Everything measured on each of these, means over seeds</summary>", ""]
     lines += [_line(["", "", *head]), _line(["---"] * (2 + len(counts)))]
     for (row, column), found in groups.items():
