@@ -1,5 +1,6 @@
 """One contract for every detector, found in ``detectors.__all__``; then what is particular to each."""
 
+import inspect
 import itertools
 import json
 from dataclasses import dataclass
@@ -425,6 +426,22 @@ def test_wrong_inputs(factory):
             act(x[:0])
         with pytest.raises(TypeError, match="pass a tensor"):
             act(3)
+
+
+@contract
+def test_numbers_that_are_none(factory):
+    for parameter in inspect.signature(type(factory().detector)).parameters.values():
+        if isinstance(parameter.default, int | float):  # flags too
+            with pytest.raises(TypeError, match=f"{parameter.name} must be"):
+                factory(**{parameter.name: "2"})
+        if type(parameter.default) is int:
+            with pytest.raises(TypeError, match=f"{parameter.name} must be an integer, got 2.5"):
+                factory(**{parameter.name: 2.5})
+            with pytest.raises(ValueError, match=f"{parameter.name} must be at least"):
+                factory(**{parameter.name: -1})
+        if type(parameter.default) is float:
+            with pytest.raises(ValueError, match=f"{parameter.name} must be"):
+                factory(**{parameter.name: float("nan")})
 
 
 @contract

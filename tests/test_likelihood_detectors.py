@@ -116,9 +116,11 @@ def test_models_that_cannot_answer_are_refused_in_one_line():
         AutoencoderReconstruction(exact)
     with pytest.raises(TypeError, match="latent variables, Gaussian has none"):
         LikelihoodRegret(exact)
-    for wrong in ({"steps": 0}, {"samples": 0}, {"lr": 0.0}):
-        with pytest.raises(ValueError, match="must be positive"):
-            LikelihoodRegret(latent, **wrong)
+    with pytest.raises(TypeError, match="importance_samples must be an integer, got 2.5"):
+        Likelihood(latent, importance_samples=2.5)
+    for lr in (0.0, float("inf")):
+        with pytest.raises(ValueError, match="lr must be a finite number > 0"):
+            LikelihoodRegret(latent, lr=lr)
     with pytest.raises(ValueError, match="'kde' or 'svm'"):
         DensityOfStates(exact, estimator="gmm")
     energies = [gaussian(), gaussian(1)]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.calibration import ConformalCalibration
-from robustgen.checks import check_images
+from robustgen.checks import check_images, check_integers
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.model import naming_inputs, untouched
@@ -58,8 +58,7 @@ class Detector(ABC):
         for one in model if isinstance(model, Sequence) else [model]:
             if not isinstance(one, nn.Module):
                 raise TypeError(f"{type(self).__name__} needs an nn.Module, got {type(one).__name__}")
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+        check_integers(batch_size=batch_size)
         self.model: nn.Module = nn.ModuleList(model) if isinstance(model, Sequence) else model
         self.batch_size = batch_size
         self.statistics_: dict[str, Tensor] | None = None

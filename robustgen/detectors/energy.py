@@ -5,6 +5,7 @@ Liu, Wang, Owens and Li, "Energy-based Out-of-distribution Detection", NeurIPS 2
 
 from torch import Tensor, nn
 
+from robustgen.checks import check_numbers
 from robustgen.detectors.base import Detector, check_network
 from robustgen.model import logits_of
 
@@ -31,6 +32,7 @@ class Energy(Detector):
     def __init__(self, model: nn.Module, temperature: float = 1.0, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
         check_network(model, "Energy")
+        check_numbers(temperature=temperature)
         if not 0 < temperature < float("inf"):
             raise ValueError(f"temperature must be a finite number > 0, got {temperature}")
         self.temperature = temperature

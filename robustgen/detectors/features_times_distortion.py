@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_integers
 from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.image_distortion import ImageDistortion
 from robustgen.detectors.k_nearest_features import KNearestFeatures
@@ -55,6 +56,7 @@ class FeaturesTimesDistortion(Detector):
     ) -> None:
         super().__init__(model, batch_size)
         check_network(model, "FeaturesTimesDistortion")
+        check_integers(neighbours=neighbours)  # its name in the distortion is k
         self.layer, self.k, self.window, self.shortlist = layer, k, window, shortlist
         self.neighbours, self.exponent = neighbours, exponent
         distortion = ImageDistortion(window=window, shortlist=shortlist, k=neighbours, exponent=exponent)

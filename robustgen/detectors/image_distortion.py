@@ -7,12 +7,14 @@ costs are squared first, and both directions count: a stroke that only one of tw
 yet makes another sign.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustgen.checks import check_integers, check_numbers
 from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.neighbours import nearest_rows
 
@@ -58,8 +60,13 @@ class ImageDistortion(Detector):
     ) -> None:
         super().__init__(model, batch_size)
         check_network(model, "ImageDistortion")
-        if window < 0 or not 1 <= k <= shortlist:
-            raise ValueError(f"window >= 0 and 1 <= k <= shortlist are needed, got {window=}, {k=}, {shortlist=}")
+        check_integers(0, window=window)
+        check_integers(shortlist=shortlist, k=k)
+        check_numbers(exponent=exponent)
+        if k > shortlist:
+            raise ValueError(f"k must be at most the short list of {shortlist}, got {k}")
+        if not math.isfinite(exponent):
+            raise ValueError(f"exponent must be finite, got {exponent}")
         self.window, self.shortlist, self.k, self.exponent = window, shortlist, k, exponent
 
     def _images(self, x: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from robustgen.checks import check_integers
 from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.detectors.neighbours import nearest_distances
@@ -40,8 +41,7 @@ class KNearestFeatures(Detector):
     def __init__(self, model: nn.Module, layer: str | None = None, k: int = 50, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
         check_network(model, "KNearestFeatures")
-        if k < 1:
-            raise ValueError(f"k must be at least 1, got {k}")
+        check_integers(k=k)
         self.layer, self.k, self._extractor = layer, k, FeatureExtractor(model, layer)
 
     def _features(self, x: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_integers
 from robustgen.detectors.base import Detector
 
 if TYPE_CHECKING:
@@ -83,10 +84,9 @@ class Likelihood(Detector):
         check_likelihood(model, "Likelihood")
         if importance_samples is not None and not hasattr(model, "importance_weighted_log_prob"):
             raise TypeError(f"{type(model).__name__} has no importance-weighted bound: leave importance_samples out")
-        if importance_samples is not None and importance_samples < 1:
-            raise ValueError(f"importance_samples must be at least 1, got {importance_samples}")
-        if draws < 1:
-            raise ValueError(f"draws must be at least 1, got {draws}")
+        check_integers(draws=draws)
+        if importance_samples is not None:
+            check_integers(importance_samples=importance_samples)
         if draws > 1 and getattr(getattr(model, "pixels", None), "quantization", None) != "stochastic":
             raise TypeError(f"this {type(model).__name__} draws no pixels (quantization='stochastic'): leave draws out")
         self.importance_samples, self.draws = importance_samples, draws

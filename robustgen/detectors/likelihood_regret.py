@@ -4,11 +4,13 @@ Xiao, Yan and Amit, "Likelihood Regret: An Out-of-Distribution Detection Score f
 2020, equations 5 and 6, in the form that optimises the posterior's parameters rather than the encoder's weights.
 """
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from robustgen.checks import check_integers, check_numbers
 from robustgen.detectors.base import Detector
 
 if TYPE_CHECKING:
@@ -56,8 +58,10 @@ class LikelihoodRegret(Detector):
         super().__init__(model, batch_size)
         if not callable(getattr(model, "elbo_of", None)):
             raise TypeError(f"LikelihoodRegret needs a model with latent variables, {type(model).__name__} has none")
-        if steps < 1 or samples < 1 or not lr > 0:
-            raise ValueError(f"steps, samples and lr must be positive, got {steps}, {samples} and {lr}")
+        check_integers(steps=steps, samples=samples)
+        check_numbers(lr=lr)
+        if not 0 < lr < math.inf:
+            raise ValueError(f"lr must be a finite number > 0, got {lr}")
         self.steps, self.lr, self.samples = steps, lr, samples
 
     def _elbo(self, x: Tensor, mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:

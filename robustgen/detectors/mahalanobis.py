@@ -9,6 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_numbers
 from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.model import logits_of
@@ -46,6 +47,7 @@ class Mahalanobis(Detector):
     ) -> None:
         super().__init__(model, batch_size)
         check_network(model, "Mahalanobis")
+        check_numbers(shrinkage=shrinkage)
         if not 0 <= shrinkage <= 1:
             raise ValueError(f"shrinkage must be in [0, 1], got {shrinkage}")
         self.layer, self.shrinkage, self._extractor = layer, shrinkage, FeatureExtractor(model, layer)

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_integers
 from robustgen.detectors.base import Detector, check_network
 
 __all__ = ["PCAResidual"]
@@ -35,8 +36,7 @@ class PCAResidual(Detector):
     def __init__(self, model: nn.Module = nn.Identity(), components: int = 64, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
         check_network(model, "PCAResidual")
-        if components < 1:
-            raise ValueError(f"components must be at least 1, got {components}")
+        check_integers(components=components)
         self.components = components
 
     def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:

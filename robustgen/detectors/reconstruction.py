@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robustgen.checks import nearest
+from robustgen.checks import check_flags, nearest
 from robustgen.detectors.base import Detector
 
 if TYPE_CHECKING:
@@ -56,6 +56,7 @@ class ReconstructionError(Detector):
         batch_size: int = 256,
     ) -> None:
         super().__init__(net, batch_size)
+        check_flags(relative=relative)
         if not callable(getattr(net, "reconstruction_errors", None)):
             raise TypeError(f"ReconstructionError needs a fortified network (see fortify), got {type(net).__name__}")
         names = net.layers if layers is None else (layers,) if isinstance(layers, str) else tuple(layers)
