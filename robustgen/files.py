@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustgen.fingerprint import fingerprint
+
 __all__ = [
     "alone",
     "environment",
@@ -90,7 +92,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
     """Save tensors as safetensors, atomically.
 
     safetensors refuses shared storage and non-contiguous layouts, so each tensor is made contiguous and a tensor that
-    is another one (same memory, shape and strides; tied weights) is stored once and recorded as an alias.
+    is another one (same memory, shape and strides; tied weights) is stored once and recorded as an alias. A fingerprint
+    of them goes into the file.
     """
     from safetensors.torch import save
 
@@ -106,7 +109,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         seen[key] = name
         copy = tensor.to("cpu").contiguous()
         unique[name] = copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
-    write_bytes(path, save(unique, metadata={"aliases": json.dumps(aliases)}))
+    metadata = {"aliases": json.dumps(aliases), "fingerprint": fingerprint(unique)}
+    write_bytes(path, save(unique, metadata=metadata))
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -114,7 +118,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, or not safetensors (pickled weights are never loaded).
+        ValueError: truncated, changed since it was written, or not safetensors (pickled weights are never loaded).
     """
     from safetensors import SafetensorError, safe_open
 
@@ -124,10 +128,12 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            aliases = json.loads((file.metadata() or {}).get("aliases", "{}"))
+            metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error})") from None
-    return tensors | {name: tensors[of] for name, of in aliases.items()}
+    if metadata.get("fingerprint", fingerprint(tensors)) != fingerprint(tensors):
+        raise ValueError(f"{path}: damaged, its tensors are not those that were written")
+    return tensors | {name: tensors[of] for name, of in json.loads(metadata.get("aliases", "{}")).items()}
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path = "the checkpoint") -> None:

@@ -69,6 +69,9 @@ def test_scores_of_known_and_unknown_inputs(vae_run, capsys):
     rows = [json.loads(line) for line in out.splitlines()]
     assert len(rows) == 5
     assert kept.stat().st_mtime_ns == before  # the detector of the run is used again
+    kept.write_text("{}")  # damaged: it is fitted again
+    code, again, err = run(capsys, *arguments, "--limit", 5)
+    assert (code, again) == (0, out), err
     x = data.load("digits").take(5).images()
     expected = -load(vae_run).log_prob(x)
     torch.testing.assert_close(torch.tensor([row["score"] for row in rows]), expected.detach())
@@ -91,6 +94,7 @@ def test_wrong_use_is_one_line(vae_run, tmp_path, capsys):
         (["train", "vea", "--run", new], "did you mean 'vae'?"),
         (["train", "vae", "--run", new, "--set", "widht=3"], "did you mean 'width'?"),
         (["train", "vae", "--run", new, "--set", "width"], "write name=value"),
+        (["train", "vae", "--run", new, "--lr", "-1"], "lr must be a finite number > 0, got -1.0"),
         (["train", "vae", "--run", new, "--attack", "fgsm"], "--attack is an option of a classifier"),
         (["train", "--run", new, "--ema", "0.9"], "--ema is an option of a generative model"),
         (["train", "vae", "--run", vae_run, *SMALL, *BINARY], "already holds a run"),

@@ -82,6 +82,14 @@ class TestFiles:
         assert all(torch.equal(found[k], v) and found[k].dtype == v.dtype for k, v in tensors.items())
         assert found["w"].data_ptr() == found["tied"].data_ptr()
 
+    def test_a_changed_byte_is_noticed(self, tmp_path):
+        save_tensors(tmp_path / "t", {"w": torch.ones(3)})
+        found = bytearray((tmp_path / "t").read_bytes())
+        found[-1] ^= 1
+        (tmp_path / "t").write_bytes(found)
+        with pytest.raises(ValueError, match="t: damaged, its tensors are not those that were written"):
+            load_tensors(tmp_path / "t")
+
     def test_a_failed_write_leaves_what_was_there(self, tmp_path):
         path = tmp_path / "x.json"
         write_json(path, {"a": 1})

@@ -116,7 +116,7 @@ def test_models_that_cannot_answer_are_refused_in_one_line():
         AutoencoderReconstruction(exact)
     with pytest.raises(TypeError, match="latent variables, Gaussian has none"):
         LikelihoodRegret(exact)
-    with pytest.raises(TypeError, match="importance_samples must be an integer, got 2.5"):
+    with pytest.raises(TypeError, match=r"importance_samples must be an integer, got 2\.5"):
         Likelihood(latent, importance_samples=2.5)
     for lr in (0.0, float("inf")):
         with pytest.raises(ValueError, match="lr must be a finite number > 0"):

@@ -115,6 +115,7 @@ def score(
         if out is not None:
             print_found({"inputs": len(rows), "flagged": flagged, "nominal": fpr, "written": str(out)}, as_json)
     if against:
+        scored = str(checkpoint[0] if checkpoint else run or model)
         others = {name: DataSpec(name, data_root, download, limit) for name in against}
         entry = compare_populations(
             detector,
@@ -124,7 +125,7 @@ def score(
             part=split,
             shape=shape,
             seen=[training_data(known, shape) for known in (checkpoint or ([run] if run else []))],
-            name=str(checkpoint[0] if checkpoint else run or model),
+            name=scored,
             fpr=fpr,
             eps=eps,
             norm=norm,
@@ -135,7 +136,7 @@ def score(
             from robustgen.evaluation import write_report
             from robustgen.files import environment
 
-            found = {"title": f"Scores of {run or model} on {data}", "command": command_line(), "seed": seed}
+            found = {"title": f"Scores of {scored} on {data}", "command": command_line(), "seed": seed}
             found |= {"environment": environment(), "networks": [], "detection": [entry]}
             print(f"report: {write_report(found, report)}")
 

@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
@@ -74,6 +75,8 @@ def train_generative(
     A tenth of the training data is kept from training: its loss is logged, and detectors are calibrated on it.
     """
     kind = _class_called(model, model_classes(), _ALIASES)
+    if lr is not None and not 0 < lr < math.inf:
+        raise ValueError(f"lr must be a finite number > 0, got {lr}")
     whole = require_nonempty(data.read("train"))
     rest, train, held_back = _parts(whole, hold_out)
     with torch.random.fork_rng():
@@ -171,12 +174,12 @@ def generative_detector(
         detector = _construct(kind, model_argument.default, options=options)
     place = runs[0] / "detectors" / kind.__name__
     if (place / "detector.json").is_file():
-        record = read_json(place / "detector.json")
-        if record["config"] == json.loads(json.dumps(detector.config)):
-            try:
-                return kind.load(place, model=detector.model), models[0].shape, info
-            except ValueError:
-                pass  # fitted on other weights: the run was resumed since, or another background given
+        try:
+            kept = kind.load(place, model=detector.model)
+            if kept.config == detector.config:
+                return kept, models[0].shape, info
+        except (FileNotFoundError, ValueError):
+            pass  # damaged, or fitted on other weights: the run was resumed since, or another background given
     source = DataSpec(**info["data"])
     _, train, held_back = _parts(source.read("train", models[0].shape), tuple(info["held_out"]))
     detector.fit(train.take(SCORED)).calibrate(held_back.take(SCORED))
