@@ -59,7 +59,7 @@ def test_the_room_imports_no_other_room_and_no_slow_library():
         "print([m for m in sys.modules if m.startswith(('robustgen.', 'torchvision.datasets', 'sklearn'))])"
     )
     loaded = eval(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    allowed = {"robustgen.checks", "robustgen.files", "robustgen.counter_rng", "robustgen.data"}
+    allowed = {f"robustgen.{name}" for name in ("checks", "counter_rng", "data", "files", "fingerprint")}
     assert {m for m in loaded if not m.startswith("robustgen.data.")} == allowed
 
 
