@@ -109,8 +109,8 @@ def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
         seen[key] = name
         copy = tensor.to("cpu").contiguous()
         unique[name] = copy.clone() if copy.data_ptr() == tensor.data_ptr() else copy
-    metadata = {"aliases": json.dumps(aliases), "fingerprint": fingerprint(unique)}
-    write_bytes(path, save(unique, metadata=metadata))
+    about = json.dumps({"aliases": aliases, "fingerprint": fingerprint(unique)})
+    write_bytes(path, save(unique, metadata={"robustgen": about}))  # one entry: of several the order is random
 
 
 def load_tensors(path: str | Path) -> dict[str, Tensor]:
@@ -128,12 +128,12 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            metadata = file.metadata() or {}
+            about = json.loads((file.metadata() or {}).get("robustgen", "{}"))
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error})") from None
-    if metadata.get("fingerprint", fingerprint(tensors)) != fingerprint(tensors):
+    if about and about["fingerprint"] != fingerprint(tensors):
         raise ValueError(f"{path}: damaged, its tensors are not those that were written")
-    return tensors | {name: tensors[of] for name, of in json.loads(metadata.get("aliases", "{}")).items()}
+    return tensors | {name: tensors[of] for name, of in about.get("aliases", {}).items()}
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path = "the checkpoint") -> None:
