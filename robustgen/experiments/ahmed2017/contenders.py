@@ -51,20 +51,21 @@ class Contender:
         return detector.fit(trained.validation if self.fresh else trained.train if models else trained.images)
 
 
-def _models(title: str, model: str) -> Contender:
+def _likelihood(title: str, model: str) -> Contender:
     return Contender(title=title, detector="Likelihood", models=(model,))
 
 
 CONTENDERS: dict[str, Contender] = {
-    "vae": _models("VAE", "vae"),
-    "pixelcnn": _models("PixelCNN", "pixelcnn"),
-    "pixelvae": _models("PixelVAE", "pixelvae"),
+    "vae": _likelihood("VAE", "vae"),
+    "vae-of-all": _likelihood("VAE, of all training images of the set", "vae"),
+    "pixelcnn": _likelihood("PixelCNN", "pixelcnn"),
+    "pixelvae": _likelihood("PixelVAE", "pixelvae"),
     "dcgan": Contender(title="DCGAN", detector="Discriminator", models=("dcgan",)),
-    "iaf-vae": _models("IAF-VAE", "iaf-vae"),
-    "pixelcnn++": _models("PixelCNN++", "pixelcnn++"),
+    "iaf-vae": _likelihood("IAF-VAE", "iaf-vae"),
+    "pixelcnn++": _likelihood("PixelCNN++", "pixelcnn++"),
     "wgan-gp": Contender(title="WGAN-GP critic", detector="Discriminator", models=("wgan-gp",)),
-    "ebm": _models("EBM, Langevin", "ebm"),
-    "ebm-dsm": _models("EBM, score matching", "ebm-dsm"),
+    "ebm": _likelihood("EBM, Langevin", "ebm"),
+    "ebm-dsm": _likelihood("EBM, score matching", "ebm-dsm"),
     "vae-iw": Contender(
         title="VAE, 100 importance samples",
         detector="Likelihood",

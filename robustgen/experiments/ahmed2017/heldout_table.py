@@ -106,11 +106,11 @@ class HeldoutTable(Experiment):
 
         def make(images: ArrayDataset) -> Detector:
             trained.append(Trained(workshop, self.recipes[scale], images, cell.seed))
-            return made.make(trained[0])
+            return made.make(trained[-1])
 
         judged = shuffled(test).take(made.n_test) if made.n_test else test
         found = self.judge(make, train, judged, cell, workshop)
-        return as_measurement(found, trained[0].history, self.value)
+        return as_measurement(found, trained[-1].history, self.value)
 
     def data(self, cell: Cell, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
         """Training and test images, of all classes."""

@@ -63,12 +63,12 @@ class _Table(Experiment):
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
         b, recipes = BUDGETS[scale], described(self._recipes(cell, scale), (cell.row,))
-        return {"data": b.data, "n_train": b.n_train, "n_test": b.n_test, "neighbours": NEIGHBOURS, "recipes": recipes}
+        data = {"data": b.data, "n_train": b.n_train, "n_test": b.n_test, "drawn": bool(b.n_test)}
+        return data | {"neighbours": NEIGHBOURS, "recipes": recipes}
 
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
-        trained, _ = trained_on(BUDGETS[scale], self._recipes(cell, scale), workshop, cell.seed)
+        trained, test = trained_on(BUDGETS[scale], self._recipes(cell, scale), workshop, cell.seed)
         model: Any = trained.model(cell.row)
-        test = workshop.images(BUDGETS[scale].data, "test", BUDGETS[scale].n_test)
         with torch.no_grad():
             known, asked = (
                 (torch.cat([model.latents(x) for x in images.split(500)]), labels)

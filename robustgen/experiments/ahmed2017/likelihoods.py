@@ -1,4 +1,4 @@
-"""Negative log-likelihoods of test images under a model of all classes, for Tables 2.1 and its figures."""
+"""Negative log-likelihoods of test images under a model of all classes, for Table 2.1 and its figures."""
 
 import math
 from collections.abc import Mapping
@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustgen.data import ArrayDataset
 from robustgen.detectors import Likelihood
 from robustgen.experiments.ahmed2017.heldout_table import Budget
 from robustgen.experiments.ahmed2017.recipes import Recipe
@@ -23,12 +24,13 @@ BUDGETS = {
 }
 
 
-def trained_on(budget: Budget, recipes: Mapping[str, Recipe], workshop: Workshop, seed: int) -> tuple[Trained, Tensor]:
-    """Models of a budget's training images, and its test images (N, C, H, W)."""
+def trained_on(
+    budget: Budget, recipes: Mapping[str, Recipe], workshop: Workshop, seed: int
+) -> tuple[Trained, ArrayDataset]:
+    """Models of a budget's training images, and its test images."""
     train = workshop.images(budget.data, "train", budget.n_train)
-    test = shuffled(workshop.images(budget.data, "test"))
-    test = test.take(budget.n_test or len(test)).images()  # drawn: those in front are the easier ones
-    return Trained(workshop, dict(recipes), train, seed), test.to(workshop.device)
+    test = shuffled(workshop.images(budget.data, "test"))  # drawn: those in front are the easier ones
+    return Trained(workshop, dict(recipes), train, seed), test.take(budget.n_test or len(test))
 
 
 def measured(model: Any, test: Tensor, importance_samples: int = 0) -> tuple[float, dict[str, dict[str, float]]]:

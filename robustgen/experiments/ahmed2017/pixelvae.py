@@ -53,7 +53,7 @@ class _Figure(Experiment):
 
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
         trained, test = trained_on(BUDGETS[scale], self._recipes(cell, scale), workshop, cell.seed)
-        value, numbers = measured(trained.model(cell.column), test)
+        value, numbers = measured(trained.model(cell.column), workshop.put(test)[0])
         return Measurement(value=value, numbers=numbers, history=trained.history)
 
 

@@ -72,7 +72,7 @@ class _Table(Experiment):
         trained, test = trained_on(BUDGETS[scale], MNIST[scale], workshop, cell.seed)
         model = trained.model(cell.row)
         k, n = IMPORTANCE[scale] if self._weighted(cell) else (0, len(test))
-        value, numbers = measured(model, test[:n], k)
+        value, numbers = measured(model, workshop.put(test)[0][:n], k)
         return Measurement(value=value, numbers=numbers, history=trained.history)
 
 
