@@ -1,6 +1,7 @@
 """One process or many: started by ``torchrun``, each rank takes a share of every batch (DistributedDataParallel)."""
 
 import atexit
+import importlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -91,6 +92,9 @@ def join(device: torch.device | str | None, model: nn.Module) -> tuple[World, to
     wanted = None if device is None else torch.device(device)
     if not dist.is_initialized() and "RANK" in os.environ and int(os.environ.get("WORLD_SIZE", "1")) > 1:
         on_gpu = torch.cuda.is_available() and (wanted is None or wanted.type == "cuda")
+        # DistributedDataParallel imports this module, which keeps the group of that moment as default arguments. Its
+        # threads would outlive it then, and one that needs the interpreter while it shuts down aborts the process.
+        importlib.import_module("torch.distributed.nn")
         dist.init_process_group("nccl" if on_gpu else "gloo")
         atexit.register(_leave)
     world = current_world()
