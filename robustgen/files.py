@@ -42,9 +42,12 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(aside, path)
-    except BaseException:
+    except OSError as error:
+        if error.errno is None:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error  # the file that was asked for
+    finally:
         aside.unlink(missing_ok=True)
-        raise
     sync_directory(path.parent)
 
 

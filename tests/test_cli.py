@@ -31,7 +31,7 @@ def run(capsys, *arguments):
 
 
 def process(*arguments, **options):
-    command = [sys.executable, "-m", "robustgen.cli", *map(str, arguments)]
+    command = [sys.executable, "-m", "robustgen", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, **options)
 
 
@@ -440,7 +440,7 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
 
 def test_ctrl_c_in_training_is_resumable_and_exact(tmp_path):
     arguments = ["train", *DIGITS, "--width", "8", "--epochs", "60", "--fortify", "auto", "--attack", "fgsm"]
-    command = [sys.executable, "-m", "robustgen.cli", *map(str, arguments), "--run", str(tmp_path / "cut")]
+    command = [sys.executable, "-m", "robustgen", *map(str, arguments), "--run", str(tmp_path / "cut")]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     while not (tmp_path / "cut" / "checkpoints" / "latest").exists():
         time.sleep(0.05)

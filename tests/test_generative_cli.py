@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from robustgen import cli, data
+from robustgen.detectors import Typicality
 from robustgen.generative import VAE, load
 
 SMALL = ["--set", "architecture=mlp", "--set", "width=64", "--set", "latent_dim=4"]
@@ -89,12 +90,17 @@ def test_a_detector_takes_its_options(vae_run, capsys):
 def test_wrong_use_is_one_line(vae_run, tmp_path, capsys):
     new = tmp_path / "new"
     checkpoint = ["score", "--checkpoint", vae_run, "--data", "digits"]
+    load(vae_run).save(tmp_path / "saved")
     for arguments, message in (
         (["train", "vae", "--run", new, *SMALL], "say how to binarise them"),
         (["train", "vea", "--run", new], "did you mean 'vae'?"),
         (["train", "vae", "--run", new, "--set", "widht=3"], "did you mean 'width'?"),
         (["train", "vae", "--run", new, "--set", "width"], "write name=value"),
         (["train", "vae", "--run", new, "--lr", "-1"], "lr must be a finite number > 0, got -1.0"),
+        (["train", "vae", "--run", new, *SMALL, *BINARY, "--epochs", "0"], "epochs must be at least 1"),
+        (["train", "vae", "--run", new, *SMALL, *BINARY, "--samples", "-1"], "samples must not be negative"),
+        (["train", "vae", "--run", new, *SMALL, *BINARY, "--ema", "2"], "ema must be a decay"),
+        (["train", "vae", "--run", new, *SMALL, *BINARY, "--limit", "3"], "the data set is empty"),
         (["train", "vae", "--run", new, "--attack", "fgsm"], "--attack is an option of a classifier"),
         (["train", "--run", new, "--ema", "0.9"], "--ema is an option of a generative model"),
         (["train", "vae", "--run", vae_run, *SMALL, *BINARY], "already holds a run"),
@@ -106,7 +112,9 @@ def test_wrong_use_is_one_line(vae_run, tmp_path, capsys):
         ([*checkpoint, "--against", "fgsm"], "attacks a classifier"),
         ([*checkpoint, "--against", "noise", "--split", "train"], "are also in digits/train"),
         ([*checkpoint, "--against", "digits"], "are also in digits/test"),
-        ([*checkpoint, "--detector", "waic"], "needs"),
+        ([*checkpoint, "--detector", "waic"], "pass --checkpoint more than once"),
+        ([*checkpoint, "--layers", "conv1"], "--layers is about --fit-data"),
+        (["score", "--checkpoint", tmp_path / "saved", "--data", "digits"], "no run of `robustgen train` here"),
         ([*checkpoint, "--run", vae_run], "leave out --run"),
         (["score", "--run", vae_run, "--data", "digits"], "holds a VAE, not a classifier"),
         (["score", "--detector", "likelihood", "--data", "digits", "--run", vae_run], "go with --checkpoint"),
@@ -116,6 +124,51 @@ def test_wrong_use_is_one_line(vae_run, tmp_path, capsys):
         assert message in err
         assert err.count("\n") == 1
         assert not new.exists()
+
+
+@pytest.mark.filterwarnings("always")
+def test_what_cannot_be_kept_is_fitted_each_time(vae_run, tmp_path, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("robustgen.detectors.base.save_tensors", full)
+    code, out, err = run(
+        capsys, "score", "--checkpoint", vae_run, "--data", "digits", "--detector", "mean-brightness", "--limit", 4
+    )
+    assert code == 0, err
+    assert len(out.splitlines()) == 5
+    assert "the fitted detector cannot be kept: [Errno 28]" in err
+
+
+def test_typicality_is_fitted_on_images_that_the_model_has_not_seen(vae_run, capsys):
+    code, _, err = run(capsys, "score", "--checkpoint", vae_run, "--data", "digits", "--detector", "typicality")
+    assert code == 0, err
+    rest = data.heldout_classes(data.load("digits", split="train"), [0])[0]
+    _, held_back = data.split(rest, (0.9, 0.1), seed=0)
+    fresh, calibration = data.split(held_back, (0.5, 0.5), seed=0, stratified=False)
+    found = Typicality.load(vae_run / "detectors" / "Typicality", model=load(vae_run))
+    expected = -load(vae_run).log_prob(fresh.images()).double().mean()
+    torch.testing.assert_close(found.statistics["entropy"], expected.detach())
+    assert len(found.calibration.scores) == len(calibration)
+
+
+def test_a_score_that_points_the_other_way_is_told(vae_run, capsys):
+    arguments = ["score", "--checkpoint", vae_run, "--data", "digits", "--detector", "mean-brightness"]
+    _, out, _ = run(capsys, *arguments, "--against", "heldout", "--against", "noise")
+    lines = [line for line in out.splitlines() if "below 0.5" in line]
+    areas = {line.partition(":")[0]: float(line.split("AUROC ")[1][:5]) for line in out.splitlines() if "AUROC" in line}
+    assert len(areas) == 2
+    assert [line.partition(":")[0] for line in lines] == [name for name, area in areas.items() if area < 0.5]
+
+
+def test_a_model_of_images_without_labels_scores_labelled_ones(tmp_path, capsys):
+    data.save_npz(tmp_path / "plain.npz", data.ArrayDataset(data.load("digits", split="train").x))
+    new = tmp_path / "run"
+    code, _, err = run(capsys, "train", "vae", "--run", new, "--data", tmp_path / "plain.npz", *SMALL, *BINARY)
+    assert code == 0, err
+    code, out, err = run(capsys, "score", "--checkpoint", new, "--data", "digits", "--against", "noise")
+    assert code == 0, err
+    assert "in-distribution inputs" in out
 
 
 def test_baselines_on_the_pixels_of_a_run(vae_run, capsys):

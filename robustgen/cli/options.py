@@ -24,6 +24,7 @@ __all__ = [
     "SetOption",
     "WeightsOption",
     "command_line",
+    "given",
     "print_found",
 ]
 
@@ -46,7 +47,11 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="Use at most so many examples.")]
 SetOption = Annotated[
-    list[str] | None, typer.Option("--set", help="A further argument of the model or detector, name=value; repeatable.")
+    list[str] | None,
+    typer.Option(
+        "--set",
+        help="An argument of the model's or detector's class, name=value; repeatable. A wrong name lists them all.",
+    ),
 ]
 EpsOption = Annotated[float, typer.Option("--eps", help="Radius of the attack, pixels in [0, 1].")]
 NormOption = Annotated[str, typer.Option("--norm", help="Linf, L2 or L1.")]
@@ -55,6 +60,12 @@ NormOption = Annotated[str, typer.Option("--norm", help="Linf, L2 or L1.")]
 def command_line() -> str:
     """The command that is running, as it can be repeated."""
     return shlex.join(["robustgen", *sys.argv[1:]])
+
+
+def given(context: typer.Context) -> set[str]:
+    """Names of the options that are on the command line."""
+    sources = {name: context.get_parameter_source(name) for name in context.params}
+    return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
 
 
 def print_found(found: dict[str, Any], as_json: bool) -> None:

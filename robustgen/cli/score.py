@@ -20,6 +20,7 @@ from robustgen.cli.options import (
     SetOption,
     WeightsOption,
     command_line,
+    given,
     print_found,
 )
 
@@ -27,6 +28,7 @@ __all__ = ["score"]
 
 
 def score(
+    context: typer.Context,
     data: Annotated[str, typer.Option("--data", help="What to score: a named set, an .npz file or an image folder.")],
     run: RunOption = None,
     model: ModelOption = None,
@@ -91,6 +93,8 @@ def score(
     if checkpoint:
         if run is not None or model is not None or weights is not None or fit_data is not None:
             raise ValueError("--checkpoint is a generative model: leave out --run, --model, --weights and --fit-data")
+        for name in given(context) & {"layers", "epochs", "batch_size"}:
+            raise ValueError(f"--{name.replace('_', '-')} is about --fit-data, --checkpoint is a trained model")
         detector, shape, info = generative_detector(checkpoint, detector_name, parse_options(set_ or ()), device=device)
     elif detector_name is not None or set_:
         raise ValueError("--detector and --set go with --checkpoint, the run of a generative model")
@@ -152,3 +156,5 @@ def _print_detection(entry: dict[str, Any], as_json: bool) -> None:
             f"(chance {p['chance']:.3f}, prevalence {p['prevalence']:.3f}), FPR95 {p['fpr_at_95_tpr']:.3f}, "
             f"{p['flagged']:.1%} flagged"
         )
+        if p["auroc"] < 0.5:
+            print(f"{name}: below 0.5, this score takes them for more usual than --data; another --detector may not")

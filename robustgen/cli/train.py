@@ -18,6 +18,7 @@ from robustgen.cli.options import (
     SeedOption,
     SetOption,
     command_line,
+    given,
     print_found,
 )
 
@@ -127,9 +128,8 @@ def train(
     common = {"run", "generative", "data", "data_root", "download", "hold_out", "limit", "epochs", "batch_size", "lr"}
     common |= {"seed", "device", "resume", "as_json", "quiet"}
     for_generative = {"set_", "ema", "precision", "clip_norm", "samples"}
-    sources = {name: context.get_parameter_source(name) for name in context.params}
-    given = {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"} - common
-    foreign = given - for_generative if generative is not None else given & for_generative
+    own = given(context) - common
+    foreign = own - for_generative if generative is not None else own & for_generative
     if foreign:
         whose = "a classifier" if generative is not None else "a generative model"
         raise ValueError(f"--{sorted(foreign)[0].strip('_').replace('_', '-')} is an option of {whose}")

@@ -3,7 +3,8 @@
 import inspect
 import json
 import math
-import os
+import re
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,10 +15,10 @@ from torch import nn
 
 from robustgen import detectors as detector_room
 from robustgen.checks import nearest
-from robustgen.commands.runs import CALIBRATION, DataSpec, claim
+from robustgen.commands.runs import CALIBRATION, DataSpec, claimed, is_first
 from robustgen.data import ArrayDataset, heldout_classes, require_nonempty, split
 from robustgen.detectors import Detector
-from robustgen.files import read_json, write_bytes, write_json
+from robustgen.files import read_json, write_bytes
 from robustgen.generative import GenerativeModel, fit, load, model_classes
 from robustgen.generative.pictures import Pictures, grid_png
 from robustgen.model import evaluating
@@ -95,9 +96,6 @@ def train_generative(
         | {"clip_norm": clip_norm, "seed": seed},
         "command": command,
     }
-    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process writes and prints
-    if first:
-        claim(run, info, resume)
 
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         made = network.optimizer(parameters)
@@ -105,26 +103,26 @@ def train_generative(
             group["lr"] = group["lr"] if lr is None else lr
         return made
 
-    history = fit(
-        network,
-        train,
-        held_back,
-        optimizer=optimizer,
-        epochs=epochs,
-        batch_size=batch_size,
-        ema=ema,
-        precision=precision,
-        clip_norm=clip_norm,
-        seed=seed,
-        device=device,
-        run_dir=run,
-        resume=resume,
-        progress=progress,
-        after_epoch=Pictures(run, samples),
-    )
-    if not first:
+    with claimed(run, info, resume):
+        history = fit(
+            network,
+            train,
+            held_back,
+            optimizer=optimizer,
+            epochs=epochs,
+            batch_size=batch_size,
+            ema=ema,
+            precision=precision,
+            clip_norm=clip_norm,
+            seed=seed,
+            device=device,
+            run_dir=run,
+            resume=resume,
+            progress=progress,
+            after_epoch=Pictures(run, samples),
+        )
+    if not is_first():
         return {}
-    write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
     found = {k: v for k, v in history[-1].items() if k not in ("epoch", "step")}
     return {"run": str(run), "model": repr(kind.__name__), "epochs": len(history)} | found
 
@@ -156,10 +154,11 @@ def generative_detector(
 ) -> tuple[Detector, tuple[int, ...] | None, dict[str, Any]]:
     """A detector over the model of the first run (and the others, where it compares several), fitted and calibrated.
 
-    It is fitted on training data of the first run and calibrated on what that kept from training, at most ``SCORED``
-    inputs each, and kept in the run. The shape of its inputs and run.json come with it.
+    It is fitted on training data of the first run and calibrated on what that kept from training, or both on halves of
+    the latter where it is fitted on fresh data; at most ``SCORED`` inputs each. It is kept in the run. The shape of its
+    inputs and run.json come with it.
     """
-    models, info = [_trained(run) for run in runs], read_json(runs[0] / "run.json")
+    models, info = [_trained(run) for run in runs], _info(runs[0])
     default = "likelihood" if models[0].log_prob_kind is not None else "discriminator"
     kind = _class_called(name or default, _detector_classes(), {})
     for model in models:
@@ -168,6 +167,8 @@ def generative_detector(
     if any(model.shape != models[0].shape for model in models):
         raise ValueError(f"the models are of images of different shapes: {', '.join(str(m.shape) for m in models)}")
     model_argument = next(iter(inspect.signature(kind).parameters.values()))
+    if model_argument.name == "models" and len(models) == 1:
+        raise ValueError(f"{kind.__name__} compares several models: pass --checkpoint more than once")
     if model_argument.default is inspect.Parameter.empty:
         detector = _construct(kind, models[0] if len(models) == 1 else models, options=options)
     else:  # it works on pixels; the run says only on which
@@ -182,9 +183,21 @@ def generative_detector(
             pass  # damaged, or fitted on other weights: the run was resumed since, or another background given
     source = DataSpec(**info["data"])
     _, train, held_back = _parts(source.read("train", models[0].shape), tuple(info["held_out"]))
-    detector.fit(train.take(SCORED)).calibrate(held_back.take(SCORED))
-    detector.save(place)
+    if kind.fit_on_fresh:
+        fresh, held_back = split(held_back, (0.5, 0.5), seed=0, stratified=False)
+    detector.fit((fresh if kind.fit_on_fresh else train).take(SCORED)).calibrate(held_back.take(SCORED))
+    try:
+        detector.save(place)
+    except OSError as error:
+        warnings.warn(f"the fitted detector cannot be kept: {error}", stacklevel=2)
     return detector, models[0].shape, info
+
+
+def _info(run: Path) -> dict[str, Any]:
+    if not (run / "run.json").is_file():
+        raise FileNotFoundError(f"{run}: no run of `robustgen train` here; for other models see robustgen.detectors")
+    info: dict[str, Any] = read_json(run / "run.json")
+    return info
 
 
 def _trained(run: Path) -> GenerativeModel:
@@ -197,7 +210,7 @@ def _trained(run: Path) -> GenerativeModel:
 
 def training_data(run: Path, shape: tuple[int, ...] | None) -> ArrayDataset:
     """All that a run, of whatever network, was trained or calibrated on."""
-    info = read_json(run / "run.json")
+    info = _info(run)
     return _parts(DataSpec(**info["data"]).read("train", shape), tuple(info["held_out"]))[0]
 
 
@@ -222,7 +235,8 @@ def _class_called(name: str, known: dict[str, type], aliases: dict[str, str]) ->
     by_plain = {c.lower(): kind for c, kind in known.items()}
     plain = aliases.get(plain, plain)
     if plain not in by_plain:
-        raise ValueError(f"unknown {name!r}; {nearest(name.lower(), by_plain)}")
+        spelled = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", c).lower() for c in known]
+        raise ValueError(f"unknown {name!r}; {nearest(name.lower(), spelled)}")
     return by_plain[plain]
 
 

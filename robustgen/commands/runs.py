@@ -8,6 +8,8 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -29,10 +31,11 @@ __all__ = [
     "FortifySpec",
     "NetworkSpec",
     "by_class_name",
-    "claim",
+    "claimed",
     "data_for",
     "device_of",
     "import_model",
+    "is_first",
     "load_run",
     "load_weights",
     "open_network",
@@ -143,12 +146,39 @@ def import_model(spec: str) -> nn.Module:
     return network
 
 
-def claim(run: Path, info: dict[str, Any], resume: bool) -> None:
-    """Write run.json where there is none; refuse a directory that holds another run."""
+def is_first() -> bool:
+    """Whether this is the process that writes and prints: under torchrun one does."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+@contextmanager
+def claimed(run: Path, info: dict[str, Any], resume: bool) -> Iterator[None]:
+    """A training inside: run.json is written before it where there is none, after it as it is now.
+
+    A directory that holds another run is refused; a training that fails before its first checkpoint leaves nothing.
+    Under torchrun one process writes.
+    """
+    if not is_first():
+        yield
+        return
+    new = _claim(run, info, resume)
+    try:
+        yield
+    except Exception:
+        if new and latest_checkpoint(run) is None:
+            (run / "run.json").unlink()
+            if not any(run.iterdir()):
+                run.rmdir()
+        raise
+    write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
+
+
+def _claim(run: Path, info: dict[str, Any], resume: bool) -> bool:
+    """Whether run.json is new."""
     path = run / "run.json"
     if not path.exists():
         write_json(path, info)
-        return
+        return True
     if not resume:
         raise ValueError(f"{run} already holds a run: pass --resume or another --run")
     found, wanted = read_json(path), json.loads(json.dumps(info))
@@ -163,6 +193,7 @@ def claim(run: Path, info: dict[str, Any], resume: bool) -> None:
     ]
     if different:
         raise ValueError(f"{run} holds a run with other settings: {'; '.join(different)}; take another --run")
+    return False
 
 
 def _short(value: Any) -> str:

@@ -57,7 +57,7 @@ def open_detector(
     if fit_data is None:
         raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
     known = fit_data.read("train", shape)
-    if info and known.y is not None:  # not the classes that the run held out
+    if info.get("classes") and known.y is not None:  # not the classes that the run held out
         known = require_nonempty(by_class_name(known, info)[0])
     shape = tuple(known.x.shape[1:])
     train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=known.y is not None)
@@ -108,7 +108,7 @@ def compare_populations(
     where = device_of(detector.model)
     dataset = data_for(data, info).read(part, shape)
     left_out = None
-    if info and dataset.y is not None:
+    if info.get("classes") and dataset.y is not None:
         dataset, left_out = by_class_name(dataset, info)
     for known in seen:  # of what was trained on, too few are flagged
         check_disjoint(dataset, known)

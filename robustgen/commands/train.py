@@ -1,7 +1,6 @@
 """``robustgen train``: a classifier, plain, adversarial, fortified, or fortified afterwards."""
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
@@ -12,10 +11,18 @@ import torch
 from torch import nn
 
 from robustgen.commands.adversarial import AdversarialSpec
-from robustgen.commands.runs import CALIBRATION, DataSpec, FortifySpec, NetworkSpec, claim, device_of, load_weights
+from robustgen.commands.runs import (
+    CALIBRATION,
+    DataSpec,
+    FortifySpec,
+    NetworkSpec,
+    claimed,
+    device_of,
+    is_first,
+    load_weights,
+)
 from robustgen.data import ArrayDataset, heldout_classes, require_nonempty, split
 from robustgen.detectors import ReconstructionError
-from robustgen.files import write_json
 from robustgen.fortified import FortifiedNetwork, fortify
 from robustgen.model import evaluating, logits_of
 from robustgen.training import Trainer
@@ -95,21 +102,18 @@ def train_network(
         "training": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed},
         "command": command,
     }
-    first = int(os.environ.get("RANK", "0")) == 0  # under torchrun one process writes and prints
-    if first:
-        claim(run, info, resume)
     common: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "progress": progress}
     common |= {"run_dir": run, "resume": resume}
-    if isinstance(network, FortifiedNetwork) and fortified is not None and fortified.freeze_backbone:
-        history = network.fit_autoencoders(train, lr=lr, **common)
-    else:
-        adam = partial(torch.optim.Adam, lr=lr)
-        common |= {"schedule": _SCHEDULES[schedule], "device": device, "guard": adversarial.guard}
-        trainer = Trainer(objective, optimizer=adam, **common)
-        history = trainer.fit(network, train)
-    if not first:
+    with claimed(run, info, resume):
+        if isinstance(network, FortifiedNetwork) and fortified is not None and fortified.freeze_backbone:
+            history = network.fit_autoencoders(train, lr=lr, **common)
+        else:
+            adam = partial(torch.optim.Adam, lr=lr)
+            common |= {"schedule": _SCHEDULES[schedule], "device": device, "guard": adversarial.guard}
+            trainer = Trainer(objective, optimizer=adam, **common)
+            history = trainer.fit(network, train)
+    if not is_first():
         return {}
-    write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
     network.eval()
     found: dict[str, Any] = {"run": str(run), "epochs": len(history)} | {
         k: v for k, v in history[-1].items() if k not in ("epoch", "step")

@@ -4,7 +4,7 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -50,9 +50,12 @@ class Detector(ABC):
         batch_size: inputs scored at once; the scores do not depend on it.
 
     Attributes:
+        fit_on_fresh: of the class: whether ``fit`` needs data that the model was not trained on either.
         statistics_: what ``fit`` learned, by name; None before.
         calibration_: what ``calibrate`` learned; None before, and again after another ``fit``.
     """
+
+    fit_on_fresh: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module | Sequence[nn.Module], batch_size: int = 256) -> None:
         for one in model if isinstance(model, Sequence) else [model]:
@@ -214,7 +217,10 @@ class Detector(ABC):
         tensors = load_tensors(path.with_name("detector.safetensors"))
         if record["tensors"] != fingerprint(tensors):
             raise ValueError(f"{directory}: detector.json and detector.safetensors are not from the same save")
-        detector = cls(model, **record["config"])
+        try:
+            detector = cls(model, **record["config"])
+        except (KeyError, TypeError) as error:
+            raise ValueError(f"{path}: not the settings of a {cls.__name__} ({error})") from None
         if record["model"] != model_fingerprint(detector.model):
             raise ValueError(f"{directory}: fitted on a model with other weights or settings; fit and calibrate again")
         scores = tensors.pop("calibration.scores", None)

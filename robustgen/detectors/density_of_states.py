@@ -49,6 +49,7 @@ class DensityOfStates(Detector):
     "kde": the sum over statistics of the log of a Gaussian kernel density estimate, with Scott's bandwidth n^(-1/5)
     standard deviations. "svm": minus the decision function of scikit-learn's one-class SVM of the D standardised
     statistics, with gamma = 1 / D and its defaults otherwise (nu = 0.5); it levels off far from the data.
+    What a model says of its training data is not what it says of others: ``fit`` it on data that are new to it.
 
     Args:
         model: a :class:`~robustgen.generative.GenerativeModel` with a likelihood, or a sequence of several, of which
@@ -67,6 +68,8 @@ class DensityOfStates(Detector):
     >>> bool(usual < other)
     True
     """
+
+    fit_on_fresh = True
 
     def __init__(
         self,

@@ -22,6 +22,8 @@ __all__ = ["Typicality"]
 class Typicality(Detector):
     """score(x) = |-log p(x) - H|, in nats, with H the mean of -log p over the data of ``fit``: too likely counts too.
 
+    A model's training data are likelier than others: ``fit`` it on data that are new to the model.
+
     Args:
         model: a :class:`~robustgen.generative.GenerativeModel` with a likelihood.
         batch_size: inputs scored at once.
@@ -35,6 +37,8 @@ class Typicality(Detector):
     >>> Typicality(vae).fit(x).score(x).allclose(torch.zeros(4), atol=1e-3)  # as likely as what it was fitted on
     True
     """
+
+    fit_on_fresh = True
 
     def __init__(self, model: "GenerativeModel", *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)

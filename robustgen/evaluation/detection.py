@@ -28,7 +28,7 @@ def evaluate_detection(
         share that is flagged. "in-distribution (false alarms)" reports the flags on ``x_id`` itself.
 
     Raises:
-        ValueError: an empty population.
+        ValueError: an empty population, or one that the detector does not take.
     """
     for name, x in {"in-distribution": x_id, **populations}.items():
         if not len(x):
@@ -43,7 +43,10 @@ def evaluate_detection(
         "populations": {},
     }
     for name, x in populations.items():
-        scores = detector.score(x).detach().cpu()
+        try:
+            scores = detector.score(x).detach().cpu()
+        except ValueError as error:
+            raise ValueError(f"population {name!r}: {error}") from None
         entry["populations"][name] = {
             "n": len(x),
             "scores": rounded(scores),

@@ -205,9 +205,9 @@ def compared(normal: Tensor, anomalous: Tensor) -> dict[str, float | int]:
 def _check(train: ArrayDataset, test: ArrayDataset, *others: ArrayDataset) -> None:
     if train.classes != test.classes:
         raise ValueError(f"{train.name} and {test.name} have other classes: {train.classes} and {test.classes}")
-    check_same_preprocessing(train, test, *others)
+    check_same_preprocessing(*map(require_nonempty, (train, test, *others)))
     for other in (test, *others):
-        check_disjoint(train, require_nonempty(other))
+        check_disjoint(train, other)
 
 
 def _heldout_class(

@@ -162,7 +162,10 @@ class GenerativeModel(nn.Module, ABC):
             raise ValueError(
                 f"{directory}: holds a {found or 'network that is no generative model'}, not {cls.__name__}"
             )
-        with torch.random.fork_rng(devices=[]):
-            model = cls(**config)
+        try:
+            with torch.random.fork_rng(devices=[]):
+                model = cls(**config)
+        except TypeError as error:
+            raise ValueError(f"{directory}: not the settings of a {cls.__name__} ({error})") from None
         load_state(model, checkpoint.model_state, checkpoint.path)
         return model.eval()

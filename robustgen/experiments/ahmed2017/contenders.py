@@ -24,7 +24,6 @@ class Contender:
             works on pixels.
         options: of its constructor.
         n_test: test images it is judged on, drawn from all of them; 0: all.
-        fresh: whether it is fitted on images that its models were not trained on.
         labels: whether it uses the labels of the trained classes.
     """
 
@@ -33,14 +32,15 @@ class Contender:
     models: tuple[str, ...] = ()
     options: Mapping[str, Any] = field(default_factory=dict)
     n_test: int = 0
-    fresh: bool = False
     labels: bool = False
 
     def describe(self) -> dict[str, Any]:
         """JSON-able: all but the title, with what the detector takes for options that are not given."""
-        options = with_defaults(getattr(detectors, self.detector), self.options)
+        kind = getattr(detectors, self.detector)
+        options = with_defaults(kind, self.options)
         kept = {name: value for name, value in options.items() if name not in ("model", "batch_size")}
-        return {name: value for name, value in asdict(self).items() if name != "title"} | {"options": kept}
+        described = {name: value for name, value in asdict(self).items() if name != "title"}
+        return described | {"options": kept, "fresh": kind.fit_on_fresh}
 
     def make(self, trained: Trained) -> Detector:
         """The fitted detector, on models trained now or before."""
@@ -48,7 +48,8 @@ class Contender:
         models = [trained.model(name) for name in self.models]
         below: tuple[nn.Module | list[nn.Module], ...] = () if not models else (models if models[1:] else models[0],)
         detector: Detector = kind(*below, **self.options)
-        return detector.fit(trained.validation if self.fresh else trained.train if models else trained.images)
+        seen = trained.train if models else trained.images
+        return detector.fit(trained.validation if detector.fit_on_fresh else seen)
 
 
 def _likelihood(title: str, model: str) -> Contender:
@@ -84,18 +85,16 @@ CONTENDERS: dict[str, Contender] = {
         options={"steps": 50},
         n_test=1000,
     ),
-    "vae-typicality": Contender(title="VAE, typicality", detector="Typicality", models=("vae",), fresh=True),
+    "vae-typicality": Contender(title="VAE, typicality", detector="Typicality", models=("vae",)),
     "vae-complexity": Contender(title="VAE, input complexity", detector="InputComplexity", models=("vae",)),
-    "vae-dose": Contender(title="VAE, DoSE", detector="DensityOfStates", models=("vae",), fresh=True),
+    "vae-dose": Contender(title="VAE, DoSE", detector="DensityOfStates", models=("vae",)),
     "pixelcnn-ratio": Contender(
         title="PixelCNN, likelihood ratio", detector="LikelihoodRatio", models=("pixelcnn", "pixelcnn-background")
     ),
     "pixelcnn-complexity": Contender(
         title="PixelCNN, input complexity", detector="InputComplexity", models=("pixelcnn",)
     ),
-    "pixelcnn-typicality": Contender(
-        title="PixelCNN, typicality", detector="Typicality", models=("pixelcnn",), fresh=True
-    ),
+    "pixelcnn-typicality": Contender(title="PixelCNN, typicality", detector="Typicality", models=("pixelcnn",)),
     "pixelcnn-waic": Contender(
         title="PixelCNN, WAIC of three epochs", detector="WAIC", models=("pixelcnn@1", "pixelcnn@2", "pixelcnn@3")
     ),

@@ -13,7 +13,7 @@ from robustgen.experiments.ahmed2017.trained import Trained, described
 from robustgen.experiments.experiment import Cell, Experiment, Measurement, counted
 from robustgen.experiments.workshop import Workshop, shuffled
 
-__all__ = ["AHMED_2017", "CALIBRATION", "FPR", "Budget", "HeldoutTable", "Make", "as_measurement"]
+__all__ = ["AHMED_2017", "A_FIFTH", "CALIBRATION", "FPR", "Budget", "HeldoutTable", "Make", "as_measurement"]
 
 AHMED_2017 = 'Ahmed, "Generative Models for Natural Images", 2017'
 FPR = 0.05
@@ -31,6 +31,7 @@ _NUMBERS = {
     "chance": "chance",
     "minimum": "lowest attainable",
 }
+A_FIFTH = "AUPR, a fifth of the anomalies"
 _FLAGGED = f"flagged at {FPR:.0%}"
 
 
@@ -59,7 +60,7 @@ def as_measurement(found: Mapping[str, Any], history: Mapping[str, list[float]],
         numbers |= counted(shown, sanity["n_ood"])
     fifth = found.get("fifth_of_anomalies")
     if fifth:
-        numbers |= counted({"AUPR, a fifth of the anomalies": fifth["aupr"]}, fifth["n_id"] + fifth["n_ood"])
+        numbers |= counted({A_FIFTH: fifth["aupr"]}, fifth["n_id"] + fifth["n_ood"])
     return Measurement(value=found[value], numbers=numbers, history=history)
 
 

@@ -1,4 +1,4 @@
-"""``python -m robustgen.cli``."""
+"""``python -m robustgen``."""
 
 import sys
 
