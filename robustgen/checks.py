@@ -15,6 +15,7 @@ __all__ = [
     "check_integers",
     "check_labels",
     "check_numbers",
+    "check_positive",
     "check_shape",
     "nearest",
 ]
@@ -71,6 +72,18 @@ def check_numbers(**values: object) -> None:
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise TypeError(f"{name} must be a number, got {value!r}")
+
+
+def check_positive(**values: float) -> None:
+    """ValueError unless each argument, by its name, is a finite number > 0.
+
+    >>> check_positive(lr=0.0)
+    Traceback (most recent call last):
+    ValueError: lr must be a finite number > 0, got 0.0
+    """
+    for name, value in values.items():
+        if not 0 < value < float("inf"):
+            raise ValueError(f"{name} must be a finite number > 0, got {value}")
 
 
 def check_flags(**values: object) -> None:
@@ -130,8 +143,7 @@ def check_evaluation(
         raise ValueError("the data set is empty: nothing to evaluate")
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
-    if not 0 < eps < float("inf"):
-        raise ValueError(f"eps must be a finite number > 0, got {eps}")
+    check_positive(eps=eps)
     return x, y, ids, bounds
 
 

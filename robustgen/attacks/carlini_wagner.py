@@ -18,6 +18,7 @@ from robustgen.attacks.losses import margin
 from robustgen.attacks.minimal_norm import MinimalNormAttack, annealed
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Query, Search
+from robustgen.checks import check_positive
 
 __all__ = ["CarliniWagner"]
 
@@ -62,8 +63,8 @@ class CarliniWagner(MinimalNormAttack):
         if self.search_steps is not None and (not isinstance(self.search_steps, int) or self.search_steps < 1):
             raise ValueError(f"search_steps must be a whole number, at least 1; got {self.search_steps}")
         for field in ("initial_c", "learning_rate"):
-            if getattr(self, field) is not None and not 0 < getattr(self, field) < float("inf"):
-                raise ValueError(f"{field} must be a finite number > 0, got {getattr(self, field)}")
+            if getattr(self, field) is not None:
+                check_positive(**{field: getattr(self, field)})
         if not 0 <= self.confidence < float("inf"):
             raise ValueError(f"confidence must be a finite number >= 0, got {self.confidence}")
 

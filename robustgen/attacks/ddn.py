@@ -13,6 +13,7 @@ from torch import Tensor
 from robustgen.attacks.minimal_norm import MinimalNormAttack, annealed
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
+from robustgen.checks import check_positive
 
 __all__ = ["DDN"]
 
@@ -54,9 +55,7 @@ class DDN(MinimalNormAttack):
         super().__post_init__()
         if not 0 < self.gamma < 1:
             raise ValueError(f"gamma must be between 0 and 1, got {self.gamma}")
-        for field in ("step_size", "init_norm"):
-            if not 0 < getattr(self, field) < float("inf"):
-                raise ValueError(f"{field} must be a finite number > 0, got {getattr(self, field)}")
+        check_positive(step_size=self.step_size, init_norm=self.init_norm)
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         x = problem.x[i]

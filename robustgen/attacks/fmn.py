@@ -14,6 +14,7 @@ from robustgen.attacks.ball import Ball, column, perturbation_norm
 from robustgen.attacks.minimal_norm import DUAL, MinimalNormAttack, annealed
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
+from robustgen.checks import check_positive
 
 __all__ = ["FMN"]
 
@@ -54,8 +55,8 @@ class FMN(MinimalNormAttack):
         super().__post_init__()
         if not 0 < self.gamma < 1:
             raise ValueError(f"gamma must be between 0 and 1, got {self.gamma}")
-        if self.step_size is not None and not 0 < self.step_size < float("inf"):
-            raise ValueError(f"step_size must be a finite number > 0, got {self.step_size}")
+        if self.step_size is not None:
+            check_positive(step_size=self.step_size)
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         x = problem.x[i]

@@ -13,6 +13,7 @@ from robustgen import counter_rng
 from robustgen.attacks.base import Attack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
+from robustgen.checks import check_positive
 from robustgen.divergence import kl_divergence
 
 __all__ = ["KLPGD"]
@@ -55,8 +56,8 @@ class KLPGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.step_size is not None and not 0 < self.step_size < float("inf"):
-            raise ValueError(f"step_size must be a finite number > 0, got {self.step_size}")
+        if self.step_size is not None:
+            check_positive(step_size=self.step_size)
         if self.targeted:
             raise ValueError("KLPGD leaves the clean prediction and aims at no class: targeted must be False")
         if self.selection not in ("margin", "divergence"):

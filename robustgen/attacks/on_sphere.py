@@ -17,6 +17,7 @@ from robustgen.attacks.base import Attack
 from robustgen.attacks.pgd import ascend
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Query, Search
+from robustgen.checks import check_positive
 
 __all__ = ["SpherePGD"]
 
@@ -63,8 +64,8 @@ class SpherePGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.step_size is not None and not 0 < self.step_size < float("inf"):
-            raise ValueError(f"step_size must be a finite number > 0, got {self.step_size}")
+        if self.step_size is not None:
+            check_positive(step_size=self.step_size)
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         cap = _Cap(problem.ball)

@@ -15,6 +15,7 @@ from robustgen.attacks.base import Attack
 from robustgen.attacks.cycles import Visited
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Query, Search
+from robustgen.checks import check_positive
 
 __all__ = ["PGD", "ascend"]
 
@@ -56,8 +57,8 @@ class PGD(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.step_size is not None and not 0 < self.step_size < float("inf"):
-            raise ValueError(f"step_size must be a finite number > 0, got {self.step_size}")
+        if self.step_size is not None:
+            check_positive(step_size=self.step_size)
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         ball = problem.ball

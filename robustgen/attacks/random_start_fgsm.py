@@ -12,6 +12,7 @@ from torch import Tensor
 from robustgen.attacks.base import Attack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
+from robustgen.checks import check_positive
 
 __all__ = ["RandomStartFGSM"]
 
@@ -41,8 +42,7 @@ class RandomStartFGSM(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not 0 < self.alpha < float("inf"):
-            raise ValueError(f"alpha must be a finite number > 0, got {self.alpha}")
+        check_positive(alpha=self.alpha)
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         ball = problem.ball

@@ -2,7 +2,6 @@
 
 import inspect
 import json
-import math
 import re
 import warnings
 from collections.abc import Iterable, Sequence
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from robustgen import detectors as detector_room
-from robustgen.checks import nearest
+from robustgen.checks import check_positive, nearest
 from robustgen.commands.runs import CALIBRATION, DataSpec, claimed, is_first
 from robustgen.data import ArrayDataset, heldout_classes, require_nonempty, split
 from robustgen.detectors import Detector
@@ -76,8 +75,8 @@ def train_generative(
     A tenth of the training data is kept from training: its loss is logged, and detectors are calibrated on it.
     """
     kind = _class_called(model, model_classes(), _ALIASES)
-    if lr is not None and not 0 < lr < math.inf:
-        raise ValueError(f"lr must be a finite number > 0, got {lr}")
+    if lr is not None:
+        check_positive(lr=lr)
     whole = require_nonempty(data.read("train"))
     rest, train, held_back = _parts(whole, hold_out)
     with torch.random.fork_rng():

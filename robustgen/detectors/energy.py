@@ -5,7 +5,7 @@ Liu, Wang, Owens and Li, "Energy-based Out-of-distribution Detection", NeurIPS 2
 
 from torch import Tensor, nn
 
-from robustgen.checks import check_numbers
+from robustgen.checks import check_numbers, check_positive
 from robustgen.detectors.base import Detector, check_network
 from robustgen.model import logits_of
 
@@ -33,8 +33,7 @@ class Energy(Detector):
         super().__init__(model, batch_size)
         check_network(model, "Energy")
         check_numbers(temperature=temperature)
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be a finite number > 0, got {temperature}")
+        check_positive(temperature=temperature)
         self.temperature = temperature
 
     def _score(self, x: Tensor) -> Tensor:

@@ -4,13 +4,12 @@ Xiao, Yan and Amit, "Likelihood Regret: An Out-of-Distribution Detection Score f
 2020, equations 5 and 6, in the form that optimises the posterior's parameters rather than the encoder's weights.
 """
 
-import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from robustgen.checks import check_integers, check_numbers
+from robustgen.checks import check_integers, check_numbers, check_positive
 from robustgen.detectors.base import Detector
 
 if TYPE_CHECKING:
@@ -60,8 +59,7 @@ class LikelihoodRegret(Detector):
             raise TypeError(f"LikelihoodRegret needs a model with latent variables, {type(model).__name__} has none")
         check_integers(steps=steps, samples=samples)
         check_numbers(lr=lr)
-        if not 0 < lr < math.inf:
-            raise ValueError(f"lr must be a finite number > 0, got {lr}")
+        check_positive(lr=lr)
         self.steps, self.lr, self.samples = steps, lr, samples
 
     def _elbo(self, x: Tensor, mean: Tensor, log_std: Tensor, noise: Tensor) -> Tensor:

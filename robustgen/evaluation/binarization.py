@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from robustgen import counter_rng
 from robustgen.attacks import Attack
 from robustgen.attacks.ball import Ball, perturbation_norm
-from robustgen.checks import check_images
+from robustgen.checks import check_images, check_positive
 from robustgen.evaluation.masking import HOLDS, NOT_RUN, VIOLATED, MaskingTest, paired
 from robustgen.evaluation.verifier import verify
 from robustgen.model import Model, logits_of, naming_inputs, untouched
@@ -102,8 +102,7 @@ def binarization_test(
     x = check_images(x, attack.bounds).detach()
     if attack.targeted:
         raise ValueError("the binarization test needs an untargeted attack")
-    if not 0 < eps < float("inf"):
-        raise ValueError(f"eps must be a finite number > 0, got {eps}")
+    check_positive(eps=eps)
     if points < 2:
         raise ValueError(f"points must be at least 2, got {points}")
     layer = _last_linear(model, x[:2]) if len(x) else None

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_bounds, check_images
+from robustgen.checks import check_bounds, check_images, check_positive
 from robustgen.counter_rng import derive_seed
 from robustgen.model import Model, logits_of, naming_inputs, untouched
 from robustgen.training import ClassifierObjective, Trainer
@@ -90,8 +90,7 @@ def train_substitute(
             raise ValueError(f"{name} must be a whole number, at least 1; got {count}")
     if not 0 < abs(step) < float("inf"):
         raise ValueError(f"step must be a finite number other than 0, got {step}")
-    if not 0 < lr < float("inf"):
-        raise ValueError(f"lr must be a finite number > 0, got {lr}")
+    check_positive(lr=lr)
 
     def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         return torch.optim.Adam(parameters, lr=lr)

@@ -4,7 +4,6 @@ Lamb, "Generative Models: A Critical Review", 2018, section 2.7.1 and table 2.7:
 runs freely over its error under teacher forcing tells how far its states have drifted from those it was trained on.
 """
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustgen.checks import check_ids, nearest
+from robustgen.checks import check_ids, check_positive, nearest
 from robustgen.counter_rng import uniform
 from robustgen.fortified.layer import FortifiedLayer, Tape, recording
 from robustgen.fortified.network import FortifiedNetwork
@@ -154,8 +153,7 @@ def free_run(
         raise ValueError(f"prompt must be (N, P) with P >= 1, got shape {tuple(prompt.shape)}")
     if n_steps < 1:
         raise ValueError(f"n_steps must be at least 1, got {n_steps}")
-    if not 0 < temperature < math.inf:
-        raise ValueError(f"temperature must be a finite number > 0, got {temperature}")
+    check_positive(temperature=temperature)
     ids = check_ids(ids, len(prompt), prompt.device)
     tokens, errors = [], []
     with untouched(net, seed), torch.no_grad():

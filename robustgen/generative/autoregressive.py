@@ -131,21 +131,20 @@ class AutoregressiveModel(GenerativeModel):
         """
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
-        own = next(self.parameters())
         if uniforms is None:
-            uniforms = torch.rand(n, *self.shape, generator=generator, device=own.device, dtype=own.dtype)
+            uniforms = torch.rand(n, *self.shape, generator=generator, device=self.device, dtype=self.dtype)
         elif tuple(uniforms.shape) != (n, *self.shape):
             raise ValueError(f"uniforms must have shape {(n, *self.shape)}, got {tuple(uniforms.shape)}")
         elif not bool(((uniforms >= 0) & (uniforms < 1)).all()):
             raise ValueError("uniforms must be in [0, 1), and none NaN")
         if y is None and self.n_classes is not None:
-            y = torch.randint(self.n_classes, (n,), generator=generator, device=own.device)
+            y = torch.randint(self.n_classes, (n,), generator=generator, device=self.device)
         labels = self._one_hot(y, uniforms)
         return sample_in_raster_order(
             lambda x, now: self._rows(x, labels, now),
             self._pixels,
             self.distribution.sample,
-            uniforms.to(own),
+            uniforms.to(self.device, self.dtype),
             1 if self.whole_pixels else self.shape[0],
             cached,
         )

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_integers, check_numbers
+from robustgen.checks import check_integers, check_numbers, check_positive
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.langevin import langevin, reflect
 from robustgen.training import Batch
@@ -109,9 +109,7 @@ class EnergyModel(GenerativeModel):
         check_integers(width=width, steps=steps, sample_steps=sample_steps, buffer_size=buffer_size)
         check_numbers(sigma=self.sigma, temperature=self.temperature, step_size=self.step_size)
         check_numbers(reinitialised=reinitialised, regularisation=regularisation)
-        for name in ("sigma", "temperature", "step_size"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise ValueError(f"{name} must be a finite number > 0, got {getattr(self, name)}")
+        check_positive(sigma=self.sigma, temperature=self.temperature, step_size=self.step_size)
         if not 0 <= reinitialised <= 1:
             raise ValueError(f"reinitialised must be in [0, 1], got {reinitialised}")
         if not 0 <= regularisation < float("inf"):
@@ -163,8 +161,7 @@ class EnergyModel(GenerativeModel):
         return {"loss": denoising_score_matching(self.energy, x, self.sigma, torch.randn_like(x))}
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        weight = next(self.parameters())
-        x = torch.rand(n, *self.shape, generator=generator, device=weight.device, dtype=weight.dtype)
+        x = torch.rand(n, *self.shape, generator=generator, device=self.device, dtype=self.dtype)
         reflected = self.objective == "langevin"
         x = langevin(self.energy, x, self.sample_steps, self.step_size, reflected=reflected, generator=generator)
         return x.clamp(0, 1)  # "dsm" knows of no cube

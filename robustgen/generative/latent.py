@@ -225,9 +225,8 @@ class LatentVariableModel(GenerativeModel):
         return self.decode(self.latents(x))
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        dtype = next(self.parameters()).dtype
-        noise = torch.randn(n, self.latent_dim, generator=generator, device=self.device, dtype=dtype)
-        uniforms = torch.rand(n, *self.shape, generator=generator, device=self.device, dtype=dtype)
+        noise = torch.randn(n, self.latent_dim, generator=generator, device=self.device, dtype=self.dtype)
+        uniforms = torch.rand(n, *self.shape, generator=generator, device=self.device, dtype=self.dtype)
         return self.decode_sample(self.prior_sample(noise), uniforms)
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:

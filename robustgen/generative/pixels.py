@@ -9,7 +9,7 @@ from torch import Tensor
 from robustgen.checks import check_integers
 from robustgen.counter_rng import content_ids, uniform
 
-__all__ = ["QUANTIZATIONS", "Pixels"]
+__all__ = ["QUANTIZATIONS", "Pixels", "bits_per_dim"]
 
 QUANTIZATIONS = (None, "nearest", "stochastic")
 _HALF_STEP = 0.5 / 255 + 1e-6  # 8-bit files cannot hold k / 16 more exactly
@@ -28,8 +28,8 @@ class Pixels:
     Raises:
         ValueError: an argument out of range.
 
-    >>> Pixels(levels=3).indices(torch.tensor([[0.0, 0.5, 1.0]]))
-    tensor([[0, 1, 2]])
+    >>> Pixels(levels=3, quantization="nearest")(torch.tensor([[0.0, 0.3, 0.9]]))
+    tensor([[0.0000, 0.5000, 1.0000]])
     >>> Pixels(levels=2)(torch.tensor([[0.3]]))
     Traceback (most recent call last):
     ValueError: binary images are needed, x has values between 0 and 1: say how to binarise them, quantization=...
@@ -62,14 +62,6 @@ class Pixels:
             if self.quantization is None and x.numel() and bool((moved - x.detach()).abs().max() > _HALF_STEP):
                 raise ValueError(self._complaint())
         return x + (moved - x).detach() if x.requires_grad else moved
-
-    def indices(self, x: Tensor) -> Tensor:
-        """Levels 0 .. levels - 1, int64, of x that is on them."""
-        return (x.detach() * (self.levels - 1)).round().long()
-
-    def values(self, indices: Tensor) -> Tensor:
-        """float32 values in [0, 1] of levels."""
-        return indices.to(torch.float32) / (self.levels - 1)
 
     def describe(self) -> dict[str, Any]:
         """JSON-able."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_numbers
+from robustgen.checks import check_numbers, check_positive
 from robustgen.generative.adversarial import AdversarialModel
 from robustgen.generative.blocks.strided import Discriminator, Generator
 
@@ -86,8 +86,7 @@ class WGANGP(AdversarialModel):
     ) -> None:
         super().__init__(shape, latent_dim, width, n_critic)
         check_numbers(penalty_weight=penalty_weight)
-        if not 0 < penalty_weight < float("inf"):
-            raise ValueError(f"penalty_weight must be a finite number > 0, got {penalty_weight}")
+        check_positive(penalty_weight=penalty_weight)
         self.penalty_weight = penalty_weight
         self.generator = Generator(self.shape, latent_dim, width, nn.BatchNorm2d)
         self.discriminator = Discriminator(self.shape, width, norm=lambda channels: nn.GroupNorm(1, channels))

@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustgen.checks import check_positive
 from robustgen.model import output_tensor
 from robustgen.training.batches import Batch
 from robustgen.training.deformations import Deformations
@@ -44,8 +45,7 @@ class ContrastiveObjective:
     def __init__(self, deformations: Deformations, temperature: float = 0.2) -> None:
         if not isinstance(deformations, Deformations):
             raise TypeError(f"deformations must be Deformations, got {type(deformations).__name__}")
-        if not 0 < temperature < float("inf"):
-            raise ValueError(f"temperature must be a finite number > 0, got {temperature}")
+        check_positive(temperature=temperature)
         self.deformations, self.temperature = deformations, temperature
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:

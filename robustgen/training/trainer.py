@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustgen.checks import check_positive
 from robustgen.training.batches import as_source
 from robustgen.training.distributed import join, seeded
 from robustgen.training.interrupt import deferred_interrupt
@@ -95,8 +96,8 @@ class Trainer:
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
         if ema is not None and not 0 <= ema < 1:
             raise ValueError(f"ema must be a decay in [0, 1), got {ema}")
-        if clip_norm is not None and not 0 < clip_norm < float("inf"):
-            raise ValueError(f"clip_norm must be a finite number > 0, got {clip_norm}")
+        if clip_norm is not None:
+            check_positive(clip_norm=clip_norm)
         if resume and run_dir is None:
             raise ValueError("resume=True needs the run_dir to resume from")
         self.objective, self.optimizer, self.schedule = objective, optimizer, schedule

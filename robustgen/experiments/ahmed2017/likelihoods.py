@@ -14,6 +14,7 @@ from robustgen.experiments.ahmed2017.recipes import Recipe
 from robustgen.experiments.ahmed2017.trained import Trained
 from robustgen.experiments.experiment import counted
 from robustgen.experiments.workshop import Workshop, shuffled
+from robustgen.generative.pixels import bits_per_dim
 
 __all__ = ["BUDGETS", "measured", "trained_on"]
 
@@ -45,7 +46,7 @@ def measured(model: Any, test: Tensor, importance_samples: int = 0) -> tuple[flo
         numbers = {
             "nats": nll.mean().item(),
             "standard error over images": nll.std().item() / math.sqrt(len(nll)),
-            "bits a dimension": nll.mean().item() / (model.dimensions * math.log(2)),
+            "bits a dimension": bits_per_dim(nll.mean(), model.dimensions).item(),
         }
         if hasattr(model, "elbo_terms"):
             terms = [model.elbo_terms(x) for x in test.split(256)]
