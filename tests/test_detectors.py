@@ -360,12 +360,16 @@ def test_save_and_load(factory, tmp_path):
         tensor.add_(1e-3)
         with pytest.raises(ValueError, match="other weights"):
             room.load(tmp_path, model=other)
+    record = json.loads((tmp_path / "detector.json").read_text())
+    (tmp_path / "detector.json").write_text(json.dumps(record | {"config": {"nothing": 1}}))
+    with pytest.raises(ValueError, match="not the settings of a"):
+        room.load(tmp_path, model=case.again())
+    (tmp_path / "detector.json").write_text(json.dumps(record))
     (tmp_path / "detector.safetensors").write_bytes((tmp_path / "fitted" / "detector.safetensors").read_bytes())
     with pytest.raises(ValueError, match="same save"):
         room.load(tmp_path, model=case.again())
     with pytest.raises(FileNotFoundError):
         room.load(tmp_path / "nowhere", model=case.again())
-    record = json.loads((tmp_path / "detector.json").read_text())
     for wrong, message in (({"detector": "Mahalanobi"}, "unknown detector"), ({"format": 0}, "format 1")):
         (tmp_path / "detector.json").write_text(json.dumps(record | wrong))
         with pytest.raises(ValueError, match=message):

@@ -259,6 +259,8 @@ def test_detection_is_reported_with_chance_and_false_alarms(tmp_path):
     assert "AUROC" in page.read_text()
     with pytest.raises(ValueError, match="'nothing' is empty"):
         evaluate_detection(detector, x, {"nothing": x[:0]})
+    with pytest.raises(ValueError, match="population 'brighter': x has values"):
+        evaluate_detection(detector, x[1300:], {"brighter": x + 1})
 
 
 def test_a_sequence_of_attacks_is_named_by_class(linear):

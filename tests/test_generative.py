@@ -16,7 +16,7 @@ import robustgen.generative as room
 from robustgen.data import digits
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.generative import GenerativeModel, fit, load, model_classes
-from robustgen.training import Batch
+from robustgen.training import Batch, latest_checkpoint
 
 SHAPE = (1, 8, 8)
 
@@ -235,6 +235,12 @@ def test_it_is_saved_and_loaded_whole(make, tmp_path):
     other = next(c for c in model_classes().values() if c is not type(model))
     with pytest.raises(ValueError, match=f"holds a {type(model).__name__}, not {other.__name__}"):
         other.load(tmp_path)
+    path = latest_checkpoint(tmp_path) / "config.json"
+    record = json.loads(path.read_text())
+    record["config"]["model"]["nothing"] = 1
+    path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="not the settings of"):
+        load(tmp_path)
 
 
 @contract

@@ -106,7 +106,7 @@ class TestFiles:
             """
         )
         failed = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True)
-        assert "File too large" in failed.stderr
+        assert f"File too large: '{path}'" in failed.stderr
         assert read_json(path) == {"a": 1}
         assert [p.name for p in tmp_path.iterdir()] == ["x.json"]
         assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] == resource.RLIM_INFINITY
