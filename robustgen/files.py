@@ -5,7 +5,7 @@ import os
 import platform
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,8 @@ def write_bytes(path: str | Path, data: bytes) -> None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # the file that was asked for
     finally:
-        aside.unlink(missing_ok=True)
+        with suppress(OSError):  # gone, moved, or on a file system that lets nothing be removed
+            aside.unlink()
     sync_directory(path.parent)
 
 

@@ -430,11 +430,14 @@ def test_a_run_is_not_overwritten(capsys, plain_run):
 def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     arguments = ["train", "--run", tmp_path / "r", *DIGITS, "--width", "16"]
     assert process(*arguments, "--epochs", "1").returncode == 0
+    before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     failed = process(*arguments, "--epochs", "3", "--resume", preexec_fn=limit)
     assert failed.returncode == 1
     assert "could not be written" in failed.stderr
     assert "Traceback" not in failed.stderr
+    lost = [path for path, content in before.items() if not path.exists() or path.read_bytes() != content]
+    assert not lost
     assert process(*arguments, "--epochs", "3", "--resume").returncode == 0
 
 

@@ -42,7 +42,7 @@ WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="Its weights: a .safetensors file, or a run directory.")
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
-SeedOption = Annotated[int, typer.Option("--seed", help="Of everything random.")]
+SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="Use at most so many examples.")]

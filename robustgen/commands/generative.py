@@ -14,14 +14,14 @@ from torch import nn
 
 from robustgen import detectors as detector_room
 from robustgen.checks import check_positive, nearest
-from robustgen.commands.runs import CALIBRATION, DataSpec, claimed, is_first
+from robustgen.commands.runs import CALIBRATION, DataSpec, claim, is_first, move
 from robustgen.data import ArrayDataset, heldout_classes, require_nonempty, split
 from robustgen.detectors import Detector
-from robustgen.files import read_json, write_bytes
-from robustgen.generative import GenerativeModel, fit, load, model_classes
+from robustgen.files import read_json, write_bytes, write_json
+from robustgen.generative import GenerativeModel, GenerativeObjective, load, model_classes
 from robustgen.generative.pictures import Pictures, grid_png
 from robustgen.model import evaluating
-from robustgen.training import Batch, load_checkpoint
+from robustgen.training import Batch, Trainer, load_checkpoint
 
 __all__ = ["generative_detector", "parse_options", "sample_images", "train_generative", "training_data"]
 
@@ -83,8 +83,9 @@ def train_generative(
         torch.manual_seed(seed)
         network = _construct(kind, tuple(rest.x.shape[1:]), options=options)
         x, y = train.batch(torch.arange(min(4, len(train))))
+        move(network, device)
         with evaluating(network), torch.no_grad():  # data that it cannot be trained on fail here, with nothing written
-            network.validation_step(Batch(x, y, torch.arange(len(x))), 0)
+            network.validation_step(Batch(x.to(network.device), y, torch.arange(len(x))), 0)
     info = {
         "format": 1,
         "data": asdict(data),
@@ -102,26 +103,26 @@ def train_generative(
             group["lr"] = group["lr"] if lr is None else lr
         return made
 
-    with claimed(run, info, resume):
-        history = fit(
-            network,
-            train,
-            held_back,
-            optimizer=optimizer,
-            epochs=epochs,
-            batch_size=batch_size,
-            ema=ema,
-            precision=precision,
-            clip_norm=clip_norm,
-            seed=seed,
-            device=device,
-            run_dir=run,
-            resume=resume,
-            progress=progress,
-            after_epoch=Pictures(run, samples),
-        )
+    trainer = Trainer(
+        GenerativeObjective(),
+        optimizer=optimizer,
+        epochs=epochs,
+        batch_size=batch_size,
+        ema=ema,
+        precision=precision,
+        clip_norm=clip_norm,
+        seed=seed,
+        device=device,
+        run_dir=run,
+        resume=resume,
+        progress=progress,
+        after_epoch=Pictures(run, samples),
+    )
+    claim(run, info, resume)  # only now: what is refused above leaves nothing
+    history = trainer.fit(network, train, held_back)
     if not is_first():
         return {}
+    write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
     found = {k: v for k, v in history[-1].items() if k not in ("epoch", "step")}
     return {"run": str(run), "model": repr(kind.__name__), "epochs": len(history)} | found
 
@@ -133,8 +134,7 @@ def sample_images(run: Path, n: int, out: Path, *, seed: int = 0, device: str | 
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     model = _trained(run)
-    if device is not None:
-        model.to(device)
+    move(model, device)
     x = model.sample(n, generator=torch.Generator(model.device).manual_seed(seed))
     if out.suffix == ".png":
         write_bytes(out, grid_png(x))
@@ -161,11 +161,12 @@ def generative_detector(
     default = "likelihood" if models[0].log_prob_kind is not None else "discriminator"
     kind = _class_called(name or default, _detector_classes(), {})
     for model in models:
-        if device is not None:
-            model.to(device)
+        move(model, device)
     if any(model.shape != models[0].shape for model in models):
         raise ValueError(f"the models are of images of different shapes: {', '.join(str(m.shape) for m in models)}")
     model_argument = next(iter(inspect.signature(kind).parameters.values()))
+    if len(models) > 1 and "Sequence" not in str(model_argument.annotation):
+        raise ValueError(f"{kind.__name__} is of one model: pass --checkpoint once")
     if model_argument.name == "models" and len(models) == 1:
         raise ValueError(f"{kind.__name__} compares several models: pass --checkpoint more than once")
     if model_argument.default is inspect.Parameter.empty:
@@ -184,6 +185,8 @@ def generative_detector(
     _, train, held_back = _parts(source.read("train", models[0].shape), tuple(info["held_out"]))
     if kind.fit_on_fresh:
         fresh, held_back = split(held_back, (0.5, 0.5), seed=0, stratified=False)
+        if not len(fresh) or not len(held_back):
+            raise ValueError(f"{runs[0]} kept too few examples from training to fit and calibrate {kind.__name__} on")
     detector.fit((fresh if kind.fit_on_fresh else train).take(SCORED)).calibrate(held_back.take(SCORED))
     try:
         detector.save(place)
@@ -220,6 +223,8 @@ def _parts(whole: ArrayDataset, hold_out: Sequence[str]) -> tuple[ArrayDataset, 
         numbers = [int(c) if c.isdecimal() and c not in whole.classes else c for c in hold_out]
         rest, _ = heldout_classes(whole, numbers)
     train, held_back = split(rest, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=rest.y is not None)
+    if not len(held_back):
+        raise ValueError(f"{rest.name}: {len(rest)} examples leave no tenth to keep from training")
     return rest, train, held_back
 
 

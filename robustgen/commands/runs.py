@@ -8,8 +8,6 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -31,13 +29,14 @@ __all__ = [
     "FortifySpec",
     "NetworkSpec",
     "by_class_name",
-    "claimed",
+    "claim",
     "data_for",
     "device_of",
     "import_model",
     "is_first",
     "load_run",
     "load_weights",
+    "move",
     "open_network",
     "saved_detector",
 ]
@@ -151,34 +150,16 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-@contextmanager
-def claimed(run: Path, info: dict[str, Any], resume: bool) -> Iterator[None]:
-    """A training inside: run.json is written before it where there is none, after it as it is now.
-
-    A directory that holds another run is refused; a training that fails before its first checkpoint leaves nothing.
-    Under torchrun one process writes.
-    """
+def claim(run: Path, info: dict[str, Any], resume: bool) -> None:
+    """Write run.json where there is none, by the first process; refuse a directory that holds another run."""
     if not is_first():
-        yield
         return
-    new = _claim(run, info, resume)
-    try:
-        yield
-    except Exception:
-        if new and latest_checkpoint(run) is None:
-            (run / "run.json").unlink()
-            if not any(run.iterdir()):
-                run.rmdir()
-        raise
-    write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
-
-
-def _claim(run: Path, info: dict[str, Any], resume: bool) -> bool:
-    """Whether run.json is new."""
     path = run / "run.json"
     if not path.exists():
+        if latest_checkpoint(run) is not None:
+            raise ValueError(f"{run} holds a training without run.json: take another --run")
         write_json(path, info)
-        return True
+        return
     if not resume:
         raise ValueError(f"{run} already holds a run: pass --resume or another --run")
     found, wanted = read_json(path), json.loads(json.dumps(info))
@@ -193,7 +174,6 @@ def _claim(run: Path, info: dict[str, Any], resume: bool) -> bool:
     ]
     if different:
         raise ValueError(f"{run} holds a run with other settings: {'; '.join(different)}; take another --run")
-    return False
 
 
 def _short(value: Any) -> str:
@@ -270,6 +250,15 @@ def data_for(data: DataSpec, info: dict[str, Any]) -> DataSpec:
     if chosen.is_same_source(recorded) and not recorded.has_test_part():
         raise ValueError(f"the run was trained on all of {recorded.source}: pass --data with other inputs")
     return chosen
+
+
+def move(network: nn.Module, device: str | None) -> None:
+    """Move a network to the device that was asked for, if any; ValueError where there is none of that name."""
+    try:
+        if device is not None:
+            network.to(device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
 
 
 def device_of(network: nn.Module) -> torch.device:

@@ -18,6 +18,7 @@ from robustgen.commands.runs import (
     by_class_name,
     data_for,
     device_of,
+    move,
     open_network,
     saved_detector,
 )
@@ -51,8 +52,7 @@ def open_detector(
     network, info = open_network(run, model, weights)
     shape: tuple[int, ...] | None = tuple(info["network"]["shape"]) if info else None
     if run is not None and isinstance(network, FortifiedNetwork):
-        if device is not None:
-            network.to(device)
+        move(network, device)
         return saved_detector(run, network), shape, info
     if fit_data is None:
         raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
@@ -65,8 +65,7 @@ def open_detector(
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         fortified = fortify(network, names, example_input=train.batch(torch.arange(2))[0])
-    if device is not None:
-        fortified.to(device)
+    move(fortified, device)
     fortified.fit_autoencoders(train, epochs=epochs, batch_size=batch_size, seed=seed, progress=progress)
     return ReconstructionError(fortified.eval(), relative=True).fit(train).calibrate(calibration), shape, info
 

@@ -10,19 +10,22 @@ from typing import Any
 import torch
 from torch import nn
 
+from robustgen.checks import check_integers, check_positive
 from robustgen.commands.adversarial import AdversarialSpec
 from robustgen.commands.runs import (
     CALIBRATION,
     DataSpec,
     FortifySpec,
     NetworkSpec,
-    claimed,
+    claim,
     device_of,
     is_first,
     load_weights,
+    move,
 )
 from robustgen.data import ArrayDataset, heldout_classes, require_nonempty, split
 from robustgen.detectors import ReconstructionError
+from robustgen.files import write_json
 from robustgen.fortified import FortifiedNetwork, fortify
 from robustgen.model import evaluating, logits_of
 from robustgen.training import Trainer
@@ -60,6 +63,8 @@ def train_network(
     command: str | None = None,
 ) -> dict[str, Any]:
     """Train a classifier, plain, adversarially or fortified, and write it to ``run``; returns what to print."""
+    check_integers(epochs=epochs, batch_size=batch_size)
+    check_positive(lr=lr)
     adversarial = adversarial or AdversarialSpec()
     if schedule not in _SCHEDULES:
         raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(_SCHEDULES)}")
@@ -87,8 +92,7 @@ def train_network(
             load_weights(network, weights)
         if fortified is not None:
             network = _fortify(network, fortified, train.batch(torch.arange(2))[0])
-    if device is not None:
-        network.to(device)
+    move(network, device)
     info = {
         "format": 1,
         "data": asdict(data),
@@ -104,16 +108,17 @@ def train_network(
     }
     common: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "progress": progress}
     common |= {"run_dir": run, "resume": resume}
-    with claimed(run, info, resume):
-        if isinstance(network, FortifiedNetwork) and fortified is not None and fortified.freeze_backbone:
-            history = network.fit_autoencoders(train, lr=lr, **common)
-        else:
-            adam = partial(torch.optim.Adam, lr=lr)
-            common |= {"schedule": _SCHEDULES[schedule], "device": device, "guard": adversarial.guard}
-            trainer = Trainer(objective, optimizer=adam, **common)
-            history = trainer.fit(network, train)
+    claim(run, info, resume)
+    if isinstance(network, FortifiedNetwork) and fortified is not None and fortified.freeze_backbone:
+        history = network.fit_autoencoders(train, lr=lr, **common)
+    else:
+        adam = partial(torch.optim.Adam, lr=lr)
+        common |= {"schedule": _SCHEDULES[schedule], "device": device, "guard": adversarial.guard}
+        trainer = Trainer(objective, optimizer=adam, **common)
+        history = trainer.fit(network, train)
     if not is_first():
         return {}
+    write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
     network.eval()
     found: dict[str, Any] = {"run": str(run), "epochs": len(history)} | {
         k: v for k, v in history[-1].items() if k not in ("epoch", "step")

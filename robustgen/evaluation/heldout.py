@@ -138,7 +138,7 @@ def anomalous_class(
 
     Arguments, result and errors otherwise as for :func:`heldout_class`; ``seed`` is also that of the cut.
     """
-    check_same_preprocessing(train, test)
+    check_same_preprocessing(*map(require_nonempty, (train, test)))
     everything = _joined(train, test)
     normal, anomalous = heldout_classes(everything, [anomaly])
     learned, known = split(normal, (NORMAL_SHARE, 1 - NORMAL_SHARE), seed, stratified=False)

@@ -1,5 +1,6 @@
 """What tables of held-out classes share: a row is a class, a column a detector, a cell the numbers of both."""
 
+import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -7,13 +8,23 @@ from typing import Any, TypeAlias
 from robustgen.data import ArrayDataset
 from robustgen.detectors import Detector
 from robustgen.evaluation import heldout_class
-from robustgen.experiments.ahmed2017.contenders import contender
+from robustgen.experiments.ahmed2017.contenders import CONTENDERS, contender
 from robustgen.experiments.ahmed2017.recipes import Recipe
 from robustgen.experiments.ahmed2017.trained import Trained, described
-from robustgen.experiments.experiment import Cell, Experiment, Measurement, counted
+from robustgen.experiments.experiment import Cell, Experiment, Kept, Measurement, counted
 from robustgen.experiments.workshop import Workshop, shuffled
 
-__all__ = ["AHMED_2017", "A_FIFTH", "CALIBRATION", "FPR", "Budget", "HeldoutTable", "Make", "as_measurement"]
+__all__ = [
+    "AHMED_2017",
+    "A_FIFTH",
+    "CALIBRATION",
+    "FPR",
+    "Budget",
+    "HeldoutTable",
+    "Make",
+    "as_measurement",
+    "means_over_rows",
+]
 
 AHMED_2017 = 'Ahmed, "Generative Models for Natural Images", 2017'
 FPR = 0.05
@@ -62,6 +73,15 @@ def as_measurement(found: Mapping[str, Any], history: Mapping[str, list[float]],
     if fifth:
         numbers |= counted({A_FIFTH: fifth["aupr"]}, fifth["n_id"] + fifth["n_ood"])
     return Measurement(value=found[value], numbers=numbers, history=history)
+
+
+def means_over_rows(kept: Kept, number: str, n_rows: int) -> dict[str, float]:
+    """The mean of a number of each column that has a cell, of all test images and of seed 0, in each of its rows."""
+    found: dict[str, list[float]] = {}
+    for record in kept.values():
+        if record["seed"] == 0 and not CONTENDERS[record["column"]].n_test:
+            found.setdefault(record["column"], []).append(record["numbers"][number]["value"])
+    return {key: statistics.mean(values) for key, values in found.items() if len(values) == n_rows}
 
 
 class HeldoutTable(Experiment):

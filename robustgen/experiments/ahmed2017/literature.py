@@ -4,13 +4,20 @@ The published rows are as later papers quote them, the last one for a joint late
 Han, 2023); we have not seen the tables themselves. At least two protocols are mixed in them.
 """
 
-import statistics
 from typing import Any
 
 from robustgen.data import ArrayDataset
 from robustgen.evaluation import anomalous_class
 from robustgen.experiments.ahmed2017.contenders import CONTENDERS
-from robustgen.experiments.ahmed2017.heldout_table import A_FIFTH, CALIBRATION, FPR, Budget, HeldoutTable, Make
+from robustgen.experiments.ahmed2017.heldout_table import (
+    A_FIFTH,
+    CALIBRATION,
+    FPR,
+    Budget,
+    HeldoutTable,
+    Make,
+    means_over_rows,
+)
 from robustgen.experiments.ahmed2017.recipes import MNIST
 from robustgen.experiments.experiment import Cell, Column, Kept, KeptOf, Row
 from robustgen.experiments.workshop import Workshop
@@ -67,10 +74,7 @@ class _Table(HeldoutTable):
     )
 
     def remarks(self, kept: Kept, kept_of: KeptOf) -> str:
-        found: dict[str, list[float]] = {}
-        for record in kept.values():
-            found.setdefault(record["column"], []).append(record["numbers"][A_FIFTH]["value"])
-        means = {key: statistics.mean(values) for key, values in found.items() if len(values) == len(_PUBLISHED)}
+        means = means_over_rows(kept, A_FIFTH, len(_PUBLISHED))
         shown = ", ".join(f"{CONTENDERS[key].title} {mean:.1f}" for key, mean in means.items())
         return f"Means with a fifth of the anomalies: {shown or 'not all measured'}."
 

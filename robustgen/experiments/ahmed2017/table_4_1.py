@@ -1,11 +1,10 @@
 """Table 4.1: each MNIST digit held out in turn, and what the likelihoods of the others' models make of it."""
 
-import statistics
 from typing import Any
 
 from robustgen.data import ArrayDataset
 from robustgen.experiments.ahmed2017.contenders import CONTENDERS, NOT_GENERATIVE
-from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, Budget, HeldoutTable
+from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, Budget, HeldoutTable, means_over_rows
 from robustgen.experiments.ahmed2017.recipes import MNIST
 from robustgen.experiments.ahmed2017.signs import published_correlation, sign_of
 from robustgen.experiments.experiment import Cell, Column, Kept, KeptOf, Row
@@ -84,7 +83,7 @@ class _Table(HeldoutTable):
     )
 
     def remarks(self, kept: Kept, kept_of: KeptOf) -> str:
-        means, other = _means(kept, "AUPR"), _means(kept, "AUPR, other sign")
+        means, other = (means_over_rows(kept, number, len(PUBLISHED)) for number in ("AUPR", "AUPR, other sign"))
         if "nearest" not in means:
             return ""
         lines = []
@@ -102,15 +101,6 @@ class _Table(HeldoutTable):
     def data(self, cell: Cell, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
         train, test = super().data(cell, scale, workshop)
         return workshop.images(self.budgets[scale].data, "train") if cell.column.endswith(_OF_ALL) else train, test
-
-
-def _means(kept: Kept, number: str) -> dict[str, float]:
-    """Of columns with a cell for each digit, on all test images."""
-    found: dict[str, list[float]] = {}
-    for record in kept.values():
-        if record["seed"] == 0 and not CONTENDERS[record["column"]].n_test:
-            found.setdefault(record["column"], []).append(record["numbers"][number]["value"])
-    return {key: statistics.mean(values) for key, values in found.items() if len(values) == len(PUBLISHED)}
 
 
 def _signs(kept: Kept) -> list[str]:
