@@ -55,8 +55,7 @@ class _Table(Experiment):
     seeds = 1
     notes = (
         "Latents are posterior means. The source states neither k nor the split.",
-        f"At scale `cpu` both are trained for {LONGER['cpu']} times the epochs of the other tables: it takes two "
-        "latents that long to sort the classes, and longer.",
+        f"At scale `cpu` both are trained for {LONGER['cpu']} times the epochs of the other tables.",
     )
 
     def describe(self, scale: str) -> str:
