@@ -1,16 +1,19 @@
 """What the library needs to know of a user's model: its logits, and how to query it without leaving a trace."""
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from robustgen.turns import RANDOM_STATE, RandomStream, taking_turns
+
 __all__ = [
     "Model",
     "Normalize",
+    "check_rows_alone",
     "evaluating",
     "is_stochastic",
     "kept_buffers",
@@ -20,6 +23,8 @@ __all__ = [
     "untouched",
     "warn_if_probabilities",
 ]
+
+COMPANY = 2e-3  # by which answers to a row may differ with its batch, of the largest: kernels round by the batch's size
 
 Model = Callable[[Tensor], Any]  # x (N, ...) in bounds -> logits (N, C), or an object with a .logits field
 
@@ -90,21 +95,27 @@ def warn_if_probabilities(logits: Tensor) -> None:
 
 @contextmanager
 def evaluating(model: object) -> Iterator[None]:
-    """Put every submodule of ``model`` in eval mode; restore each one's own flag afterwards, also on an exception."""
+    """Put every submodule of ``model`` in eval mode; restore each one's own flag afterwards, also on an exception.
+
+    Other threads that want the model in here wait. A network that ``torch.export`` made keeps the mode that it was
+    exported in, and one that ``torch.jit`` froze has none.
+    """
     modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    flags = [m.training for m in modules]
-    try:
-        if isinstance(model, nn.Module):
-            model.eval()
-        for m in modules:
-            m.training = False
-        yield
-    finally:
-        for m, flag in zip(modules, flags, strict=True):
-            if type(m).train is not nn.Module.train:  # it may keep more than the flag
-                m.train(flag)
-        for m, flag in zip(modules, flags, strict=True):
-            m.training = flag
+    with taking_turns(*modules):
+        training = [m for m in modules if getattr(m, "training", False)]
+        try:
+            if training and isinstance(model, nn.Module):
+                with suppress(NotImplementedError):  # of torch.export
+                    model.eval()
+            for m in training:
+                m.training = False
+            yield
+        finally:
+            for m in training:
+                if type(m).train is not nn.Module.train:  # it may keep more than the flag
+                    m.train(True)
+            for m in training:
+                m.training = True
 
 
 @contextmanager
@@ -135,6 +146,42 @@ def is_stochastic(ask: Callable[[], Tensor], passes: int = 8, first: Tensor | No
     return not all(torch.allclose(first, logits, rtol=1e-5, atol=1e-6, equal_nan=True) for logits in again)
 
 
+def check_rows_alone(
+    ask: Callable[[Tensor], Tensor], x: Tensor, of: str = "model's output", within: float = 0.0
+) -> None:
+    """Refuse what answers a row otherwise in company than alone: then no answer is that of one input.
+
+    So do batch statistics at test time, a closure over other inputs, a scale that is taken over the whole batch.
+
+    Args:
+        ask: x (n, ...) -> answers (n, ...), the same each time.
+        x: (n, ...) a few inputs, at least one.
+        of: what the message calls the answers.
+        within: a difference that counts as rounding, besides ``COMPANY`` of the largest answer.
+
+    Raises:
+        ValueError: an answer differs by more than rounding.
+
+    >>> check_rows_alone(lambda x: x / x.amax(), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
+    Traceback (most recent call last):
+    ValueError: the model's output for an input depends on the others in its batch (batch statistics at test time, ...
+    """
+    flat = x.flatten(1)
+    if len(x) == 1:
+        flat = torch.cat([flat, flat.roll(1, 1)])  # values as in x, since a model may take no others
+    dimmed = torch.where(flat[:1] > flat[:1].mean(), flat[:1].amin(), flat[:1])  # of another scale than its company
+    batches = [rows.reshape(-1, *x.shape[1:]) for rows in (flat, torch.cat([dimmed, flat[1:]]))]
+    together = torch.cat([ask(batches[0]), ask(batches[1])[:1]])
+    alone = torch.cat([ask(row) for row in (*batches[0].split(1), batches[1][:1])])
+    finite = together.isfinite() & alone.isfinite()
+    difference = torch.where(finite, together - alone, 0.0).abs()
+    if bool(difference.amax() > within + COMPANY * torch.where(finite, together, 0.0).abs().amax()):
+        raise ValueError(
+            f"the {of} for an input depends on the others in its batch (batch statistics at test time, a closure over "
+            "other inputs, a scale over the whole batch): each row must be answered by itself"
+        )
+
+
 @contextmanager
 def kept_buffers(model: nn.Module) -> Iterator[None]:
     """Restore the buffers that a forward pass inside changes or replaces, also on an exception."""
@@ -151,26 +198,32 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def untouched(model: object, seed: int = 0) -> Iterator[None]:
+def untouched(model: object, seed: int | None = 0, *, beside: Iterable[object] = ()) -> Iterator[None]:
     """Query ``model`` and leave no trace: eval mode, parameters frozen, random state forked and seeded.
 
     Restored afterwards, also on an exception: train / eval of every submodule, ``requires_grad`` of every parameter,
     the values of buffers that the forward pass changed, and the global random state of the CPU and of every GPU.
     Inside, a recurrent network on a GPU runs without cuDNN, which cannot backpropagate through one in eval mode.
+
+    Threads take turns, at the model and at the random state (:mod:`robustgen.turns`).
+
+    Args:
+        seed: None leaves the random state alone, for what draws nothing or from a stream of its own.
+        beside: modules that are taken at the same time, since they are needed inside.
     """
     module = model if isinstance(model, nn.Module) else None
-    parameters = list(module.parameters()) if module is not None else []
-    required = [p.requires_grad for p in parameters]
-    recurrent = module is not None and any(isinstance(m, nn.RNNBase) for m in module.modules())
-    with ExitStack() as stack:
+    things = (*(() if module is None else (module,)), *beside, *(() if seed is None else (RANDOM_STATE,)))
+    with taking_turns(*things), ExitStack() as stack:
+        parameters = list(module.parameters()) if module is not None else []
+        required = [p.requires_grad for p in parameters]
         if module is not None:
             stack.enter_context(kept_buffers(module))
         stack.enter_context(evaluating(model))
-        devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-        stack.enter_context(torch.random.fork_rng(devices))
+        if seed is not None:
+            stack.enter_context(RandomStream(seed).drawing())
+        recurrent = module is not None and any(isinstance(m, nn.RNNBase) for m in module.modules())
         if recurrent and torch.cuda.is_available():
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
-        torch.manual_seed(seed)
         try:
             for p in parameters:
                 p.requires_grad_(False)

@@ -92,7 +92,7 @@ def plan(ball: Ball, steps: int, multi_eps: bool) -> list[tuple[Ball, int]]:
     share = 3 * steps // 10
     if not multi_eps or not share:
         return [(ball, steps)]
-    wider = [(Ball(ball.x, k * ball.eps, ball.norm, ball.bounds), share) for k in (3, 2)]
+    wider = [(Ball(ball.x, k * ball.eps, ball.norm, ball.bounds, ball.reach), share) for k in (3, 2)]
     return [*wider, (ball, steps - 2 * share)]
 
 
@@ -213,7 +213,7 @@ class _HalvingPace:
 
     def next(self, k: int, ball: Ball, i: Tensor, run: _Run) -> Tensor:
         """x_{k+1}: a step with momentum, the first one without."""
-        z = ball.project(i, run.x + ball.step(run.gradient, self.size))
+        z = ball.project(i, run.x + ball.step(run.gradient, self.size, rows=i))
         return z if k == 0 else ball.project(i, run.x + 0.75 * (z - run.x) + 0.25 * (run.x - run.last_x))
 
     def keep(self, rows: Tensor) -> None:

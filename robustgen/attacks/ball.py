@@ -40,12 +40,20 @@ class Ball:
     """Balls of radius ``eps`` (N,) around ``x`` (N, ...) inside ``bounds``; rows are addressed by index tensors ``i``.
 
     What :meth:`project` returns is inside in exact arithmetic, not merely up to rounding: limits are rounded inwards.
+
+    ``reach``, float64 (N, ...) or None: how far each element by itself may go, at most ``eps`` for Linf; for L2 and L1
+    it is 0 where an element may not move and infinite elsewhere.
     """
 
-    def __init__(self, x: Tensor, eps: Tensor, norm: str, bounds: tuple[float, float]) -> None:
-        self.x, self.norm, self.bounds, self.eps = x, norm, bounds, eps
+    reach: Tensor | None = None
+
+    def __init__(
+        self, x: Tensor, eps: Tensor, norm: str, bounds: tuple[float, float], reach: Tensor | None = None
+    ) -> None:
+        self.x, self.norm, self.bounds, self.eps, self.reach = x, norm, bounds, eps, reach
         if norm == "Linf":
-            self.low, self.high = (_limit(x, eps, sign).clamp(*bounds) for sign in (-1, 1))
+            limit = column(eps.double(), x.double()) if reach is None else reach
+            self.low, self.high = (_limit(x, limit, sign).clamp(*bounds) for sign in (-1, 1))
         elif norm == "L1":  # elements are rounded towards x; the sum of their sizes is not exact
             share = 4 * torch.finfo(x.dtype).eps + 2.0**-51 * x[:1].numel()
             self.radius = (eps.double() * (1 - share)).clamp(min=0)
@@ -58,6 +66,8 @@ class Ball:
         """``z`` (n, ...) moved into the set: to its nearest point; for L2 into the ball, then into the bounds."""
         if self.norm == "Linf":
             return torch.minimum(torch.maximum(z, self.low[i]), self.high[i])
+        if self.reach is not None:
+            z = torch.where(self.reach[i] > 0, z, self.x[i])
         if self.norm == "L1":
             x = self.x[i]
             delta = (z.double() - x.double()).flatten(1)
@@ -68,7 +78,13 @@ class Ball:
         return (self.x[i] + delta * column(factor, delta)).clamp(*self.bounds)
 
     def step(
-        self, gradient: Tensor, size: Tensor, *, at: Tensor | None = None, spread: Tensor | float | None = None
+        self,
+        gradient: Tensor,
+        size: Tensor,
+        *,
+        at: Tensor | None = None,
+        spread: Tensor | float | None = None,
+        rows: Tensor | None = None,
     ) -> Tensor:
         """The step of norm ``size`` (n,) that raises a loss with this gradient most; zero where the gradient is.
 
@@ -79,9 +95,14 @@ class Ball:
         Args:
             at: (n, ...) where the step begins, for L1: without it no coordinate counts as stopped by the bounds.
             spread: for L1, over how many coordinates at least, a number >= 1 or (n,); None means 1 % of them.
+            rows: int64 (n,), for Linf: an element whose ``reach`` is less than eps then steps less, in proportion.
         """
         if self.norm == "Linf":
-            return column(size, gradient) * gradient.sign()
+            step = column(size, gradient) * gradient.sign()
+            if self.reach is None or rows is None:
+                return step
+            share = self.reach[rows] / column(self.eps[rows].double(), self.reach).clamp(min=1e-300)
+            return step * share.to(step.dtype)
         if self.norm == "L1":
             return self._sparse(gradient, size.double(), at, spread)
         return self._of_length(gradient, size)
@@ -109,14 +130,17 @@ class Ball:
         shape, dtype = tuple(self.x.shape[1:]), self.x.dtype
         if self.norm == "Linf":
             delta = 2 * counter_rng.uniform(seed, ids, shape, (*stream, 0), dtype) - 1
-            return self.project(i, self.x[i] + delta * column(self.eps[i], delta))
+            radius = column(self.eps[i], delta) if self.reach is None else self.reach[i].to(dtype)
+            return self.project(i, self.x[i] + delta * radius)
+        free = 1.0 if self.reach is None else (self.reach[i] > 0).to(dtype)
         if self.norm == "L1":  # exponentials over their sum are uniform on the simplex
             size = -torch.log1p(-counter_rng.uniform(seed, ids, shape, (*stream, 0), torch.float64))
+            size = size * free
             sign = 2 * counter_rng.integers(seed, ids, shape, 2, (*stream, 2)) - 1
             radius = counter_rng.uniform(seed, ids, (), (*stream, 1), torch.float64) ** (1 / max(1, size[:1].numel()))
             scale = self.eps[i].double() * radius / perturbation_norm(size, "L1").clamp(min=1e-300)
             return self.project(i, self.x[i] + (sign * size * column(scale, size)).to(dtype))
-        direction = counter_rng.normal(seed, ids, shape, (*stream, 0), dtype)
+        direction = free * counter_rng.normal(seed, ids, shape, (*stream, 0), dtype)
         radius = counter_rng.uniform(seed, ids, (), (*stream, 1), torch.float64) ** (1 / max(1, direction[:1].numel()))
         return self.project(i, self.x[i] + self._of_length(direction, self.eps[i].double() * radius))
 
@@ -137,8 +161,7 @@ class Ball:
 
 
 def _limit(x: Tensor, eps: Tensor, sign: int) -> Tensor:
-    """x + sign * eps in the dtype of ``x``, rounded towards x where rounding would leave the ball."""
-    eps = eps.double().reshape(-1, *[1] * (x.ndim - 1))
+    """x + sign * eps in the dtype of ``x``, rounded towards x where rounding would leave the ball; eps is float64."""
     limit = (x.double() + sign * eps).to(x.dtype)
     outside = sign * (limit.double() - x.double()) > eps
     return torch.where(outside, torch.nextafter(limit, x), limit)

@@ -1,15 +1,16 @@
 """The contract of every attack: an object of hyperparameters that is called with a model, inputs and labels."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robustgen.attacks.ball import Ball, perturbation_norm
+from robustgen.attacks.ball import Ball, column, perturbation_norm
 from robustgen.attacks.engine import Engine, run_searches
 from robustgen.attacks.losses import LOSSES
 from robustgen.attacks.prepare import prepare
@@ -62,6 +63,7 @@ class Attack(ABC):
     """
 
     norms: ClassVar[tuple[str, ...]] = ("Linf", "L2")
+    takes_mask: ClassVar[bool] = True
 
     eps: float = 0.3
     norm: str = "Linf"
@@ -97,10 +99,11 @@ class Attack(ABC):
         *,
         ids: Tensor | None = None,
         eps: Tensor | float | None = None,
+        mask: Tensor | None = None,
         engine: Engine | None = None,
     ) -> Tensor:
         """Adversarial inputs (N, ...); see :meth:`run`."""
-        return self.run(model, x, y, ids=ids, eps=eps, engine=engine).x_adv
+        return self.run(model, x, y, ids=ids, eps=eps, mask=mask, engine=engine).x_adv
 
     def run(
         self,
@@ -110,37 +113,47 @@ class Attack(ABC):
         *,
         ids: Tensor | None = None,
         eps: Tensor | float | None = None,
+        mask: Tensor | None = None,
         engine: Engine | None = None,
     ) -> AttackResult:
         """Attack ``model`` at ``x`` (N, ...) with labels ``y`` (N,); N may be any number.
 
         Args:
             ids: int64 (N,), what random numbers are keyed by; default ``arange(N)``.
-            eps: number or tensor (N,) that replaces the attack's own.
+            eps: number or tensor (N,) that replaces the attack's own; for Linf also (N, ...), one for each element.
+            mask: bool, (N, ...) or what broadcasts to it: the elements that may change. The others keep the values that
+                they have in x.
             engine: how it is executed; default: :class:`~robustgen.attacks.Engine` with its defaults, but on the model
                 as it is where ``early_stop=False``: in training, a copy at every step would not pay.
 
         Raises:
             TypeError: x is not a float32 / float64 tensor, y or ids not int64, or the model does not return logits.
             ValueError: shapes that do not fit or that the model does not take, NaN / Inf / out-of-bounds inputs, labels
-                outside [0, C), a negative eps, NaN logits on clean inputs, a model that changes its input in place, or
-                one that is not differentiable in x where the attack needs it.
+                outside [0, C), a negative eps, NaN logits on clean inputs, a model that changes its input in place, one
+                whose logits for an input depend on the rest of its batch, or one that is not differentiable in x where
+                the attack needs it.
         """
         x = check_images(x, self.bounds).detach()
         y = check_labels(y, len(x)).to(x.device)
         ids = check_ids(ids, len(x), x.device)
-        radius = x.new_full((len(x),), self.eps, dtype=torch.float64) if eps is None else _per_sample(eps, x)
+        radius, reach = self._limits(x, self.eps if eps is None else eps, mask)
         if not len(x):
             empty = torch.zeros_like(y)
             return AttackResult(x.clone(), empty.bool(), radius, empty, empty.clone())
-        with torch.inference_mode(False), torch.no_grad(), untouched(model, self.seed):
+        with torch.inference_mode(False), torch.no_grad(), untouched(model, seed=None, beside=self._modules()):
             x, y, ids, radius = (t.clone() if t.is_inference() else t for t in (x, y, ids, radius))
             engine = engine or Engine(prepare=self.early_stop)
-            # without early_stop, as in training, little hangs on it, and it would be asked at every step
-            oracle = Oracle(self._view(model), x, engine.slots, passes=8 if self.early_stop else 2)
-            problem = self._problem(oracle, x, y, ids, radius)
+            oracle = Oracle(
+                self._view(model),
+                x,
+                engine.slots,
+                seed=self.seed,
+                free=None if reach is None else reach > 0,
+                thorough=self.early_stop,  # in training little hangs on it, and it would be asked at every step
+            )
+            problem = self._problem(oracle, x, y, ids, radius, reach)
             problem.begin()
-            if engine.prepare and not oracle.stochastic and len(problem.active()):
+            if engine.prepare and not oracle.draws and len(problem.active()):
                 oracle.searched = prepare(oracle.model, x[:4], precision=engine.precision).model
             for part in self.parts():
                 if not len(problem.active()):
@@ -154,13 +167,55 @@ class Attack(ABC):
         """The same attack with ``early_stop=False``: every sample runs every step."""
         return replace(self, early_stop=False)
 
+    def _limits(self, x: Tensor, eps: Tensor | float, mask: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The radius of each ball, float64 (N,), and how far each element may go, (N, ...), where that differs."""
+        radius = torch.as_tensor(eps, dtype=torch.float64, device=x.device).detach()
+        if radius.ndim > 1 and self.norm != "Linf":
+            raise ValueError(f"eps of each element is for norm Linf, not {self.norm}; a mask says which may change")
+        if radius.shape not in ((), (len(x),), x.shape):
+            each = f" or {tuple(x.shape)}" if self.norm == "Linf" else ""
+            raise ValueError(f"eps must be a number or have shape ({len(x)},){each}, got {tuple(radius.shape)}")
+        if not bool((radius >= 0).all()) or (eps is not self.eps and bool(radius.isinf().any())):
+            raise ValueError("eps must be finite and >= 0 for every sample")
+        reach = radius if radius.shape == x.shape else None
+        radius = radius.expand(len(x)).clone() if reach is None else radius.flatten(1).amax(1)
+        if mask is not None:
+            if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+                raise TypeError("mask must be a bool tensor: True where an element may change")
+            try:
+                free = mask.to(x.device).expand(x.shape)
+            except RuntimeError:
+                raise ValueError(
+                    f"mask has shape {tuple(mask.shape)}, which does not fit x, {tuple(x.shape)}"
+                ) from None
+            within = column(radius, x.double()) if self.norm == "Linf" else x.new_tensor(math.inf, dtype=torch.float64)
+            reach = torch.where(free, within if reach is None else reach, 0.0)
+        if reach is not None and not self.takes_mask:
+            raise ValueError(f"{type(self).__name__} takes no mask and no eps of each element")
+        return radius, reach
+
+    def _modules(self) -> list[nn.Module]:
+        """Modules besides the model that the attack asks, such as that of a score or a surrogate."""
+        found: list[nn.Module] = []
+        for field in fields(self):
+            value = getattr(self, field.name, None)
+            value = getattr(value, "__self__", value)  # of a bound method, whose it is
+            if isinstance(value, Attack):
+                found += value._modules()
+            module = value if isinstance(value, nn.Module) else getattr(value, "model", None)
+            if isinstance(module, nn.Module):
+                found.append(module)
+        return found
+
     def _view(self, model: Model) -> Model:
         """What is asked in place of the model."""
         return model
 
-    def _problem(self, oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, radius: Tensor) -> Problem:
+    def _problem(
+        self, oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, radius: Tensor, reach: Tensor | None = None
+    ) -> Problem:
         """Where to search and what to keep: the ball of ``radius`` (N,) and the point of lowest margin."""
-        ball = Ball(x, radius, self.norm, self.bounds)
+        ball = Ball(x, radius, self.norm, self.bounds, reach)
         return LowestMargin(oracle, x, y, ids, ball, **self._rules)
 
     @property
@@ -185,14 +240,3 @@ class Attack(ABC):
     def describe(self) -> dict[str, Any]:
         """The attack's name and every hyperparameter, as JSON-able values."""
         return {"attack": type(self).__name__} | asdict(self)
-
-
-def _per_sample(eps: Tensor | float, x: Tensor) -> Tensor:
-    radius = torch.as_tensor(eps, dtype=torch.float64, device=x.device).detach()
-    if radius.ndim == 0:
-        radius = radius.expand(len(x)).clone()
-    if radius.shape != (len(x),):
-        raise ValueError(f"eps must be a number or have shape ({len(x)},), got {tuple(radius.shape)}")
-    if not bool((radius >= 0).all()) or bool(radius.isinf().any()):
-        raise ValueError("eps must be finite and >= 0 for every sample")
-    return radius

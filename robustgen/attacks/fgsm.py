@@ -42,5 +42,5 @@ class FGSM(Attack):
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         x = problem.x[i]
         _, gradient = yield problem.gradient(i, x, self.loss, self.eot_samples)
-        x = problem.ball.project(i, x + problem.ball.step(gradient, problem.ball.eps[i], at=x))
+        x = problem.ball.project(i, x + problem.ball.step(gradient, problem.ball.eps[i], at=x, rows=i))
         problem.record(i, x, (yield problem.logits(i, x)))

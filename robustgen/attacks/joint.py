@@ -101,8 +101,10 @@ class JointAttack(Attack):
 
         return outputs
 
-    def _problem(self, oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, radius: Tensor) -> Problem:
-        return _Guarded(self, oracle, x, y, ids, Ball(x, radius, self.norm, self.bounds), **self._rules)
+    def _problem(
+        self, oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, radius: Tensor, reach: Tensor | None = None
+    ) -> Problem:
+        return _Guarded(self, oracle, x, y, ids, Ball(x, radius, self.norm, self.bounds, reach), **self._rules)
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         ball = problem.ball

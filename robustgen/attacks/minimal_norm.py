@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustgen.attacks.ball import Ball, perturbation_norm
+from robustgen.attacks.ball import Ball, column, perturbation_norm
 from robustgen.attacks.base import Attack
 from robustgen.attacks.losses import margin
 from robustgen.attacks.problem import Nearest, Problem
@@ -55,7 +55,13 @@ class MinimalNormAttack(Attack):
             raise ValueError(f"candidates must be a whole number, at least 1; got {self.candidates}")
         object.__setattr__(self, "eps", math.inf)
 
-    def _problem(self, oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, radius: Tensor) -> Problem:
+    def _problem(
+        self, oracle: Oracle, x: Tensor, y: Tensor, ids: Tensor, radius: Tensor, reach: Tensor | None = None
+    ) -> Problem:
+        if reach is not None and self.norm == "Linf" and bool(((reach > 0) & (reach != column(radius, reach))).any()):
+            raise ValueError(
+                f"{type(self).__name__} looks for the nearest point: eps of each element is for PGD and the like"
+            )
         box = Box(x, radius, self.norm, self.bounds)
         return Nearest(oracle, x, y, ids, box, length=self._length, **self._rules)
 

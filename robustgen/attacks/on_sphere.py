@@ -53,6 +53,7 @@ class SpherePGD(Attack):
     """
 
     norms = ("L2",)
+    takes_mask = False
 
     norm: str = "L2"
     steps: int = 40

@@ -185,7 +185,7 @@ class LowestMargin(Problem):
         What a prepared copy takes for a success must be one on the model itself: before the sample stops, or, where
         none does, at the end.
         """
-        own |= not self.oracle.prepared
+        z, own = self.oracle.seen(i, z), own or not self.oracle.prepared
         if self.length is None:
             return self._record(i, z, logits, own)
         near = self.length(z.double() - self.x[i].double()) <= self.ball.eps[i]
@@ -241,6 +241,7 @@ class Nearest(Problem):
         all draws (8 of 9) take precedence over them.
         """
         assert self.length is not None
+        z = self.oracle.seen(i, z)
         rank = self.length(z.double() - self.x[i].double())
         nearer = rank < self.rank[i] * (1 - 1e-9)  # rounding errors are no progress, and would cost a verdict
         firm = torch.ones_like(self.firm[i])

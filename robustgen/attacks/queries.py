@@ -2,6 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -10,7 +11,8 @@ from torch import Tensor
 
 from robustgen.attacks.losses import LOSSES
 from robustgen.divergence import kl_divergence
-from robustgen.model import Model, is_stochastic, logits_of, naming_inputs
+from robustgen.model import Model, check_rows_alone, is_stochastic, logits_of, naming_inputs
+from robustgen.turns import RandomStream
 
 __all__ = ["Answered", "Oracle", "Query", "Search", "gaps"]
 
@@ -46,14 +48,28 @@ def gaps(logits: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
 class Oracle:
     """Answers queries about samples of ``x`` (N, ...), at most ``slots`` rows in one pass of the model.
 
-    ``stochastic``: whether ``passes`` of them differ. ``forwards`` and ``backwards`` (N,): passes for each sample (the
-    first look at four of them is not counted). Searches may be answered by ``searched``, a prepared copy of the model;
-    verdicts never are.
+    ``stochastic``: whether two passes differ; ``draws``: whether one draws from torch's global generators, which then
+    give it the numbers of ``seed``. ``forwards`` and ``backwards`` (N,): passes for each sample (the first look at four
+    of them is not counted). Searches may be answered by ``searched``, a prepared copy of the model; verdicts never are.
+
+    ``free`` (N, ...), bool, or None: the elements that may differ from x; the model sees the others as they are in x.
+    ``thorough``: look eight times for a difference, not two, and refuse a model whose logits for an input depend on the
+    other inputs in its batch.
     """
 
-    def __init__(self, model: Model, x: Tensor, slots: int, passes: int = 8) -> None:
+    def __init__(
+        self,
+        model: Model,
+        x: Tensor,
+        slots: int,
+        *,
+        seed: int = 0,
+        free: Tensor | None = None,
+        thorough: bool = True,
+    ) -> None:
         self.model = self.searched = model
-        self.slots = slots
+        self.x, self.slots, self.free = x, slots, free
+        self.draws, self._stream = True, RandomStream(seed)
         self.forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.backwards = torch.zeros_like(self.forwards)
         few = x[:4].clone()
@@ -62,17 +78,29 @@ class Oracle:
             self.first = self._forward(model, few)
         if few._version != version:
             raise ValueError("the model changes its input in place: let its first layer work on a copy")
+        passes = 8 if thorough else 2
         self.stochastic = is_stochastic(lambda: self._forward(model, few), passes, self.first)
+        self.draws = self.stochastic or self._stream.drawn
+        if thorough and not self.stochastic:
+            check_rows_alone(lambda z: self._forward(model, z), few)
 
     @property
     def prepared(self) -> bool:
         """Whether searches are answered by a copy."""
         return self.searched is not self.model
 
+    def seen(self, i: Tensor, z: Tensor) -> Tensor:
+        """``z`` (n, ...) of the rows ``i`` as the model sees it: as in x where elements are not free."""
+        return z if self.free is None else torch.where(self.free[i], z, self.x[i])
+
     def verdict(self, i: Tensor, z: Tensor) -> Tensor:
         """The model's own logits (n, C) at ``z``, without gradient."""
         self.forwards[i] += 1
-        return torch.cat([self._forward(self.model, part) for part in z.split(self.slots)])
+        return torch.cat([self._forward(self.model, part) for part in self.seen(i, z).split(self.slots)])
+
+    def _random(self) -> AbstractContextManager[None]:
+        """Where the model may draw."""
+        return self._stream.drawing() if self.draws else nullcontext()
 
     def answer(self, queries: Sequence[Query]) -> list[Any]:
         """One answer for each query; those of one kind share their passes."""
@@ -91,7 +119,7 @@ class Oracle:
     def _answer(self, kind: tuple[Any, ...], i: Tensor, z: Tensor, y: Tensor, beside: Tensor) -> tuple[Tensor, ...]:
         if kind[0] == "logits":
             self.forwards[i] += 1
-            return (self._forward(self.searched, z),)
+            return (self._forward(self.searched, self.seen(i, z)),)
         if kind[0] == "verdict":
             return (self.verdict(i, z),)
         if kind[0] == "gradient":
@@ -111,7 +139,7 @@ class Oracle:
         return logits, torch.stack(gradients, 1)
 
     def _forward(self, model: Model, z: Tensor) -> Tensor:
-        with torch.no_grad():
+        with torch.no_grad(), self._random():
             logits = logits_of(model(z))
         if len(logits) != len(z):
             raise ValueError(f"the model returned {len(logits)} rows of logits for {len(z)} inputs")
@@ -125,9 +153,9 @@ class Oracle:
         totals: list[Tensor] = []
         self.forwards[i] += samples
         for _ in range(samples):
-            with torch.enable_grad():
+            with torch.enable_grad(), self._random():
                 leaf = z.detach().clone().requires_grad_(True)
-                logits = logits_of(self.searched(leaf))
+                logits = logits_of(self.searched(self.seen(i, leaf)))
                 if not logits.requires_grad:
                     raise ValueError("the model's logits do not depend on x through differentiable operations")
                 ascents = [value.sum() for value in values(logits)]

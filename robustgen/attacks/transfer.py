@@ -35,7 +35,10 @@ class TransferAttack(AroundAttack):
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         on_surrogate = self.attack.for_training()
-        x = on_surrogate(self.surrogate, problem.x[i], problem.y[i], ids=problem.ids[i], eps=problem.ball.eps[i])
+        ball, free = problem.ball, problem.oracle.free
+        eps = ball.eps[i] if ball.reach is None or self.norm != "Linf" else ball.reach[i]
+        mask = None if free is None else free[i]
+        x = on_surrogate(self.surrogate, problem.x[i], problem.y[i], ids=problem.ids[i], eps=eps, mask=mask)
         problem.record(i, x, (yield problem.logits(i, x)))
 
     def for_training(self) -> "TransferAttack":

@@ -13,8 +13,9 @@ from robustgen.calibration import ConformalCalibration
 from robustgen.checks import check_images, check_integers
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import fingerprint, model_fingerprint
-from robustgen.model import naming_inputs, untouched
+from robustgen.model import check_rows_alone, naming_inputs, untouched
 from robustgen.training import Source, as_source
+from robustgen.turns import RandomStream
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -23,6 +24,7 @@ __all__ = ["Detector", "check_network"]
 
 FORMAT = 1  # of the saved files
 _ROUNDING = 1e-3  # how far outside [0, 1] values of images may lie
+_ROUNDING_OF_SCORES = 1e-4  # above the noise of nondeterministic GPU kernels
 
 
 def check_network(model: nn.Module, detector: str) -> None:
@@ -109,10 +111,12 @@ class Detector(ABC):
         Raises:
             TypeError: not such data.
             ValueError: no data, NaN or Inf in them, images of several shapes, scores that are NaN on them, or a model
-                that is stochastic in eval mode (the score of an input would depend on the batch that it is in).
+                that is stochastic in eval mode, or answers a row by what else is in its batch (the score of an input
+                would depend on the batch that it is in).
         """
         source = as_source(data if y is None else (data, y))
-        with torch.inference_mode(False), torch.no_grad(), untouched(self.model):
+        stream = RandomStream(0)
+        with torch.inference_mode(False), torch.no_grad(), untouched(self.model, seed=None), stream.drawing():
             about = _about_images(x for x, _ in self._batches(source))
             fitted = self._fit(self._batches(source)) | about
             self.statistics_ = {name: s.detach().cpu().contiguous() for name, s in fitted.items()}
@@ -122,6 +126,8 @@ class Detector(ABC):
             except ValueError:
                 self.statistics_ = None
                 raise
+        if stream.drawn:  # numbers that do not show in the scores, as those agree
+            self.statistics_["draws"] = torch.ones(())
         return self
 
     def score(self, x: Tensor) -> Tensor:
@@ -141,7 +147,8 @@ class Detector(ABC):
         if not with_grad:
             x = x.detach()
         chunks = (x,) if with_grad else x.split(self.batch_size)
-        with untouched(self.model), torch.set_grad_enabled(with_grad), naming_inputs(x):
+        seed = 0 if "draws" in self.statistics else None
+        with untouched(self.model, seed), torch.set_grad_enabled(with_grad), naming_inputs(x):
             return torch.cat([self._score(chunk.to(self._device)) for chunk in chunks]).to(x.device)
 
     def calibrate(self, x_id: Any) -> "Self":
@@ -259,8 +266,10 @@ class Detector(ABC):
         once, again = self._score(x), self._score(x)
         if once.isnan().any():
             raise ValueError(f"{type(self).__name__} gives NaN scores on the data it was fitted on")
-        if not torch.allclose(once, again, rtol=1e-4, atol=1e-4):  # above the noise of nondeterministic GPU kernels
+        within = _ROUNDING_OF_SCORES
+        if not torch.allclose(once, again, rtol=within, atol=within):
             raise ValueError("the model is stochastic in eval mode: an input's score would depend on its batch")
+        check_rows_alone(self._score, x[:4], "score", within=within)
 
 
 def _about_images(batches: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -75,7 +75,7 @@ class ReconstructionError(Detector):
         errors = torch.cat([self._errors(x).double() for x, _ in batches])  # (N, L)
         mean, std = errors.mean(0), errors.std(0, correction=0)
         # a layer with a constant error must not blow up rounding noise, nor divide by zero
-        std = torch.maximum(std, 1e-6 * mean)
+        std = torch.maximum(std, 1e-3 * mean)
         return {"mean": mean, "std": torch.where(std > 0, std, torch.ones_like(std))}
 
     def _score(self, x: Tensor) -> Tensor:

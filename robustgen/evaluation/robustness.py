@@ -195,8 +195,8 @@ def _choose(
     if attacks is None:
         if (suite or "quick") not in SUITES:
             raise ValueError(f"unknown suite {suite!r}; {nearest(str(suite), SUITES)}")
-        with untouched(model, seed):
-            stochastic = Oracle(model, x[:4], slots=4).stochastic
+        with untouched(model, seed=None):
+            stochastic = Oracle(model, x[:4], slots=4, seed=seed).stochastic
         return suite_of(suite or "quick", eps, norm, bounds, seed, stochastic=stochastic)
     if not isinstance(attacks, Mapping):
         named: dict[str, Attack] = {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustgen.checks import check_bounds, check_images, check_labels
-from robustgen.model import Model, is_stochastic, logits_of, naming_inputs, untouched
+from robustgen.model import Model, check_rows_alone, is_stochastic, logits_of, naming_inputs, untouched
 
 __all__ = ["RoundedCheck", "Verification", "verify"]
 
@@ -224,7 +224,10 @@ def _share_fooled(model: Model, z: Tensor, y: Tensor, rows: Tensor, targeted: bo
 
     with torch.inference_mode(False), torch.no_grad(), untouched(model, seed):
         first = chosen[:4]
-        draws = votes if is_stochastic(lambda: ask(first)) else 1
+        stochastic = is_stochastic(lambda: ask(first))
+        if not stochastic:
+            check_rows_alone(lambda rows: logits_of(model(rows)), z[first])
+        draws = votes if stochastic else 1
         for i in chosen.split(BATCH):
             share[i] = torch.stack([fooled(i) for _ in range(draws)]).double().mean(0)
     return share

@@ -13,6 +13,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from robustgen.turns import RANDOM_STATE, taking_turns
+
 __all__ = ["World", "current_world", "join", "seeded", "set_seed", "unwrap"]
 
 
@@ -111,9 +113,14 @@ def _leave() -> None:
 
 
 @contextmanager
-def seeded(device: torch.device) -> Iterator[None]:
-    """Whatever is drawn inside leaves the caller's random state, on the CPU and on ``device``, as it was."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+def seeded(device: torch.device, seed: int | None = None) -> Iterator[None]:
+    """Whatever is drawn inside, from ``seed`` on, leaves the random state of the CPU and of ``device`` as it was.
+
+    Threads take turns.
+    """
+    with taking_turns(RANDOM_STATE), torch.random.fork_rng([device] if device.type == "cuda" else []):
+        if seed is not None:
+            set_seed(seed, device)
         yield
 
 

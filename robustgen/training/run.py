@@ -16,12 +16,13 @@ from robustgen.files import load_state
 from robustgen.model import evaluating
 from robustgen.training.batches import Batch, Source, epoch_order
 from robustgen.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from robustgen.training.distributed import World, set_seed
+from robustgen.training.distributed import World, seeded
 from robustgen.training.ema import EMA
 from robustgen.training.interrupt import Interrupt, Stopped
 from robustgen.training.metrics import Means, append_row, write_rows
 from robustgen.training.overfitting import Watch
 from robustgen.training.players import Players
+from robustgen.turns import RANDOM_STATE, taking_turns
 
 if TYPE_CHECKING:
     from robustgen.training.trainer import Trainer
@@ -78,17 +79,19 @@ class Run:
         with tqdm(total=self.total, initial=self.step, unit="step", disable=quiet) as bar:
             try:
                 while self.step < self.total or self._epoch_ended():
-                    if self._epoch_ended():
-                        self._close_epoch()
-                        bar.set_postfix(self._shown())
-                    else:
-                        self._train_step(wrapped)
-                        bar.update()
-                    if (self.step % every == 0 or self.step == self.total) and not self._epoch_ended():
-                        self._save()
-                    self._poll()
+                    with taking_turns(self.model, RANDOM_STATE):
+                        if self._epoch_ended():
+                            self._close_epoch()
+                            bar.set_postfix(self._shown())
+                        else:
+                            self._train_step(wrapped)
+                            bar.update()
+                        if (self.step % every == 0 or self.step == self.total) and not self._epoch_ended():
+                            self._save()
+                        self._poll()
             except Stopped:
-                self._save()
+                with taking_turns(self.model):
+                    self._save()
                 raise
             finally:
                 self.players.zero_grad()
@@ -116,10 +119,9 @@ class Run:
             self._enter_epoch(epoch)
         if trainer.schedule is not None:
             self.players.scale_lr(trainer.schedule(self.step / self.total))
-        set_seed(self.seeds[i], self.device)
-        batch = self.source.fetch(self.world.share(self.order[i]), self.device)
         player = self.players.at(self.step)
-        with self.players.only(player):
+        with self.players.only(player), seeded(self.device, self.seeds[i]):
+            batch = self.source.fetch(self.world.share(self.order[i]), self.device)
             scalars = self._objective(wrapped, batch)
             loss = scalars["loss"]
             self._watch(loss)
@@ -182,7 +184,7 @@ class Run:
             stack.enter_context(torch.no_grad())
             if self.ema:
                 stack.enter_context(self.ema.applied())
-            set_seed(derive_seed(self.trainer.seed, 2), self.device)
+            stack.enter_context(seeded(self.device, derive_seed(self.trainer.seed, 2)))
             after_epoch(self.model, self.history)
 
     def _validate(self, val: Source) -> dict[str, float]:
@@ -194,9 +196,9 @@ class Run:
             if self.ema:
                 stack.enter_context(self.ema.applied())
             for i, indices in enumerate(mine.split(self.trainer.batch_size)):
-                set_seed(derive_seed(self.trainer.seed, i, self.world.rank, 1), self.device)  # alike in each epoch
-                batch = val.fetch(indices, self.device)
-                means.add(self._objective(self.model, batch), len(indices))
+                with seeded(self.device, derive_seed(self.trainer.seed, i, self.world.rank, 1)):  # alike in each epoch
+                    batch = val.fetch(indices, self.device)
+                    means.add(self._objective(self.model, batch), len(indices))
                 if self.world.size == 1 and self.interrupt.requested:
                     raise Stopped  # the epoch is closed again, with validation, when the run is resumed
         return means.read(self.world)
@@ -350,17 +352,20 @@ class Run:
 @contextmanager
 def training_mode(model: nn.Module) -> Iterator[None]:
     """Train mode, but eval for submodules all of whose parameters are frozen; every flag is restored afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
+    with taking_turns(model):
+        flags = [(module, module.training) for module in model.modules()]
     try:
-        model.train()
-        for module in model.modules():
-            parameters = list(module.parameters())
-            if parameters and not any(p.requires_grad for p in parameters):
-                module.eval()
+        with taking_turns(model):
+            model.train()
+            for module in model.modules():
+                parameters = list(module.parameters())
+                if parameters and not any(p.requires_grad for p in parameters):
+                    module.eval()
         yield
     finally:
-        for module, flag in flags:
-            module.training = flag
+        with taking_turns(model):
+            for module, flag in flags:
+                module.training = flag
 
 
 def describe(thing: Any) -> Any:

@@ -10,11 +10,12 @@ from torch import nn
 
 from robustgen.checks import check_positive
 from robustgen.training.batches import as_source
-from robustgen.training.distributed import join, seeded
+from robustgen.training.distributed import join
 from robustgen.training.interrupt import deferred_interrupt
 from robustgen.training.objective import Objective
 from robustgen.training.overfitting import OverfittingGuard
 from robustgen.training.run import Run, training_mode
+from robustgen.turns import taking_turns
 
 __all__ = ["Trainer"]
 
@@ -29,7 +30,8 @@ class Trainer:
 
     Everything random in a step (batch order, dropout, noise) is a function of (seed, step) and is drawn from torch's
     global generators, which are forked: no random state is saved and the caller's is not advanced. On the CPU, with
-    the same number of threads, a run that was killed and resumed ends bitwise as if it had not been.
+    the same number of threads, a run that was killed and resumed ends bitwise as if it had not been. Between steps
+    other threads may attack the model or score with it.
 
     Under ``torchrun`` each process takes a share of every batch and gradients are averaged, weighted by the shares:
     up to float order, the same objective value and weights as one process where the objective is a mean over examples
@@ -138,5 +140,6 @@ class Trainer:
         with ExitStack() as stack:
             interrupt = stack.enter_context(deferred_interrupt())
             stack.enter_context(training_mode(model))
-            stack.enter_context(seeded(device))
-            return Run(self, model.to(device), source, val_source, world, device, interrupt).go()
+            with taking_turns(model):
+                run = Run(self, model.to(device), source, val_source, world, device, interrupt)
+            return run.go()

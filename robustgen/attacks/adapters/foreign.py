@@ -33,6 +33,8 @@ class ForeignAttack(Attack):
     called once for each distinct eps. Rows that it queries are counted and shared out evenly over the samples.
     """
 
+    takes_mask = False
+
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         i = i[~problem.solved[i]]  # some libraries never return from a sample that is misclassified already
         z = problem.x[i]

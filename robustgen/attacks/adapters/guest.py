@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from robustgen.model import Model, logits_of
+from robustgen.turns import RandomStream
 
 __all__ = ["Guest", "foreign_random"]
 
@@ -79,16 +80,13 @@ class _Isolated(torch.autograd.Function):
 
 @contextmanager
 def foreign_random(seed: int) -> Iterator[None]:
-    """Seed the global random numbers of torch, NumPy and Python; those of the last two are restored afterwards.
-
-    The caller restores torch's (:func:`robustgen.model.untouched`).
-    """
-    of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002 - the one that libraries use
-    try:
-        torch.manual_seed(seed)
-        np.random.seed(seed % 2**32)  # noqa: NPY002
-        random.seed(seed)
-        yield
-    finally:
-        np.random.set_state(of_numpy)  # noqa: NPY002
-        random.setstate(of_python)
+    """Seed the global random numbers of torch, NumPy and Python, and restore them afterwards; threads take turns."""
+    with RandomStream(seed).drawing():
+        of_numpy, of_python = np.random.get_state(), random.getstate()  # noqa: NPY002 - the one that libraries use
+        try:
+            np.random.seed(seed % 2**32)  # noqa: NPY002
+            random.seed(seed)
+            yield
+        finally:
+            np.random.set_state(of_numpy)  # noqa: NPY002
+            random.setstate(of_python)
