@@ -50,8 +50,8 @@ def load_folder(
         channels: 1 or 3 converts each image to grey or RGB; None keeps what the files hold, which must be one of these.
         size: (height, width) to resize to (bilinear, antialiased); None demands that all images have one size.
         n: read at most n images, evenly spaced in the sorted list (``ids`` says which): each class keeps its share.
-        background: what images with transparent places are laid on (grey ones stay grey): "white", "black", or
-            (red, green, blue). None refuses them.
+        background: what images with transparent places are laid on: "white", "black", or (red, green, blue). None
+            refuses them.
         classes: the name of each label, where another folder has numbered them; default: those that are here.
 
     Raises:
@@ -303,7 +303,10 @@ def _opaque(image: Image.Image, file: Path, background: tuple[int, int, int] | N
     if background is None:
         if layer.getchannel("A").getextrema()[0] == 255:
             return image
-        raise ValueError(f"{file}: has transparent places; pass background='white', 'black' or (red, green, blue)")
+        raise ValueError(
+            f"{file}: has transparent places; pass background='white', 'black' or (red, green, blue), or flatten it"
+        )
     ground = Image.new("RGBA", image.size, (*background, 255))
     ground.alpha_composite(layer)
-    return ground.convert("L" if image.mode in ("L", "LA") else "RGB")
+    grey = image.mode in ("L", "LA") and len(set(background)) == 1
+    return ground.convert("L" if grey else "RGB")
