@@ -186,7 +186,7 @@ class _Listing:
     def warn(self) -> None:
         """Say what was passed over, in one line."""
         said = [
-            f"{kind}: {len(paths)} ({paths[0].relative_to(self.root).as_posix()}{', ...' if len(paths) > 1 else ''})"
+            f"{kind}: {len(paths)} ({min(paths).relative_to(self.root).as_posix()}{', ...' if len(paths) > 1 else ''})"
             for kind, paths in self.passed_over.items()
         ]
         if said:
