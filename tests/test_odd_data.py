@@ -108,10 +108,7 @@ def test_links_out_of_the_folder_are_followed_once_and_said(tmp_path):
     with pytest.warns(UserWarning, match="links out of this folder followed: 2") as said:
         data = load(root)
     assert labels(data) == {"cat/1.png": 0, "cat/3.png": 0, "dog/2.png": 1}
-    for part in (
-        "links to folders not followed: 3",
-        "no images passed over: 1",
-    ):
+    for part in ("links to folders not followed: 3", "no images passed over: 1"):
         assert part in str(said[0].message)
 
 

@@ -86,6 +86,7 @@ class Attack(ABC):
             raise ValueError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
         counts = ("votes", "steps", "restarts", "eot_samples", "n_queries")
         check_integers(**{name: getattr(self, name, 1) for name in counts})
+        check_integers(-(2**63), seed=self.seed)
 
     def __call__(
         self,

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_bounds, check_images, check_integers, check_positive
+from robustgen.checks import check_bounds, check_images, check_integers, check_positive, plain_arguments
 from robustgen.counter_rng import derive_seed
 from robustgen.model import Model, logits_of, naming_inputs, untouched
 from robustgen.training import ClassifierObjective, Trainer
@@ -35,6 +35,7 @@ class Substitute:
     agreement: float
 
 
+@plain_arguments
 def train_substitute(
     target: Model,
     x: Tensor,

@@ -259,6 +259,7 @@ class FortifiedNetwork(nn.Module):
                     del module._forward_hooks[key]
         return plain
 
+    @plain_arguments
     def fit_autoencoders(
         self,
         data: Any,

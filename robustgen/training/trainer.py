@@ -92,6 +92,7 @@ class Trainer:
         progress: bool = True,
     ) -> None:
         check_integers(epochs=epochs, batch_size=batch_size)
+        check_integers(-(2**63), seed=seed)
         if checkpoint_every is not None:
             check_integers(checkpoint_every=checkpoint_every)
         if precision not in ("float32", "bfloat16"):
