@@ -78,7 +78,7 @@ def test_parts_that_cannot_be_told_are_refused(tmp_path):
             load(tmp_path / name, split="train")
     assert load_folder(tmp_path / "one").classes == ("bus", "train")
     grey(tmp_path / "three" / "train" / "Cat" / "1.png", tmp_path / "three" / "test" / "cat" / "1.png")
-    with pytest.raises(ValueError, match="class 'Cat' of one part is 'cat' in another"):
+    with pytest.raises(ValueError, match="the class 'cat' of one part is 'Cat' in another"):
         load(tmp_path / "three")
 
 
@@ -87,6 +87,15 @@ def test_folders_beside_the_parts_are_said(tmp_path):
     with pytest.warns(UserWarning, match="not read, beside test and train: val"):
         assert len(load(tmp_path)) == 1
     assert not DataSpec(str(tmp_path / "train")).has_test_part()
+
+
+def test_sizes_are_two_integers(tmp_path):
+    grey(tmp_path / "1.png")
+    for size in (8, (8,), (8, 8, 8), "88", (8.0, 8)):
+        with pytest.raises(TypeError, match=r"size must be \(height, width\)|height must be an integer"):
+            load_folder(tmp_path, size=size)
+    with pytest.raises(ValueError, match="width must be at least 1, got 0"):
+        load_folder(tmp_path, size=(8, 0))
 
 
 def test_given_classes_number_the_labels(tmp_path):

@@ -1,10 +1,12 @@
 """Image folders: ``folder/<class>/<file>`` with labels, or ``folder/<file>`` without."""
 
+import unicodedata
 import warnings
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import combinations
 from pathlib import Path
 from typing import TypeAlias
 
@@ -56,6 +58,7 @@ def load_folder(
 
     Raises:
         FileNotFoundError: no such folder.
+        TypeError: size is not two integers.
         ValueError: no images, images both beside and inside class folders, a class that is not in ``classes``, or a
             file that cannot be read, is transparent, has more than 8 bits a channel, or whose mode or size differs; it
             names the first such file.
@@ -64,7 +67,9 @@ def load_folder(
     if channels not in (None, 1, 3):
         raise ValueError(f"channels must be 1, 3 or None, got {channels}")
     if size is not None:
-        check_integers(**dict(zip(("height", "width"), size, strict=True)))
+        if not isinstance(size, Sequence) or len(size) != 2:
+            raise TypeError(f"size must be (height, width), got {size!r}")
+        check_integers(height=size[0], width=size[1])
     if n is not None and n < 0:
         raise ValueError(f"n must not be negative, got {n}")
     colour = None if background is None else _colour(background)
@@ -117,13 +122,14 @@ def folder_parts(path: str | Path) -> dict[str, Path]:
             raise ValueError(f"{path}: holds both {found[part].name!r} and {folder.name!r}: which one is the part?")
         if part in _PARTS:
             found[part] = folder
-    others = [p for p in folders if p not in found.values() and p.name.lower() not in _VALIDATION]
-    if len(found) == 1 and any(_Listing.of_class(p) for p in others):
-        (part_folder,) = found.values()
-        raise ValueError(
-            f"{path}: {part_folder.name!r} beside {others[0].name!r} may be a part of the data or a class: "
-            "pass the folder of the part itself, or data.load_folder for classes"
-        )
+    if len(found) == 1:
+        (alone,) = found.values()
+        others = (p for p in folders if p != alone and p.name.lower() not in _VALIDATION)
+        if beside := next((p for p in others if _Listing.of(p).holds_images()), None):
+            raise ValueError(
+                f"{path}: {alone.name!r} beside {beside.name!r} may be a part of the data or a class: pass the folder "
+                "of the part itself, or read the classes with data.load_folder"
+            )
     return found
 
 
@@ -134,12 +140,17 @@ def class_names(folders: Iterable[Path]) -> tuple[str, ...]:
         ValueError: a class is spelled in one part otherwise than in another.
     """
     listed = [set(_Listing.of(folder).classes) for folder in folders]
-    names = sorted(set().union(*listed))
-    for name in names:
-        for other in names:
-            if name < other and name.casefold() == other.casefold() and not any({name, other} <= one for one in listed):
-                raise ValueError(f"class {name!r} of one part is {other!r} in another: spell it one way")
-    return tuple(names)
+    for one, other in combinations(listed, 2):
+        spelled = {_folded(name): name for name in other - one}
+        for name in sorted(one - other):
+            if _folded(name) in spelled:
+                again = spelled[_folded(name)]
+                raise ValueError(f"the class {name!r} of one part is {again!r} in another: spell it one way")
+    return tuple(sorted(set().union(*listed)))
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
 
 
 @dataclass
@@ -163,24 +174,23 @@ class _Listing:
                 listing.loose.append(entry)
         return listing
 
-    @classmethod
-    def of_class(cls, folder: Path) -> list[Path]:
-        """The images below one folder."""
-        return cls(folder, [], {}, defaultdict(list))._below(folder)
+    def holds_images(self) -> bool:
+        return bool(self.loose or self.classes)
 
     def numbered(self, classes: Sequence[str] | None) -> tuple[list[Path], list[int], tuple[str, ...]]:
         """The files in order, the label of each (0 where there are no classes) and the name of each label."""
-        if not self.loose and not self.classes:
+        if not self.holds_images():
             raise ValueError(f"{self.root}: no images in this folder (looked for {', '.join(_FORMATS)})")
         if self.loose and self.classes:
             raise ValueError(f"{self.root}: images both beside and inside class folders, first {self.loose[0].name}")
         if not self.classes:
             return self.loose, [0] * len(self.loose), ()
         names = tuple(self.classes if classes is None else classes)
+        number = {name: label for label, name in enumerate(names)}
         for name in self.classes:
-            if name not in names:
+            if name not in number:
                 raise ValueError(f"{self.root}: the class {name!r} is none of {', '.join(map(repr, names[:8]))}")
-        labels = [names.index(name) for name, files in self.classes.items() for _ in files]
+        labels = [number[name] for name, files in self.classes.items() for _ in files]
         return [file for files in self.classes.values() for file in files], labels, names
 
     def warn(self) -> None:
