@@ -13,6 +13,8 @@ from PIL import Image
 
 from robustgen.commands.runs import DataSpec
 from robustgen.data import ArrayDataset, load, load_folder, load_npz
+from robustgen.detectors import mutate
+from robustgen.detectors.compression import compressed_bits
 from robustgen.spacing import evenly_spaced
 
 
@@ -312,6 +314,15 @@ def test_pixels_a_rounding_step_outside_are_set_to_the_bound():
     back[0, 0, 0, 0] = 1 + 1e-5
     with pytest.raises(ValueError, match=r"\[-2\.98\d+e-08, 1\.0000100\d+\], outside .* by 1e-05: clamp them"):
         ArrayDataset(back)
+
+
+def test_scores_of_pixels_take_a_rounding_step():
+    x = torch.ones(2, 1, 8, 8)
+    assert torch.equal(compressed_bits(x + 2e-7), compressed_bits(x))
+    torch.testing.assert_close(mutate(x + 2e-7, 0.5), mutate(x, 0.5))
+    for wrong in (compressed_bits, lambda z: mutate(z, 0.5)):
+        with pytest.raises(ValueError, match="outside the bounds"):
+            wrong(x + 2e-6)
 
 
 @pytest.mark.parametrize(
