@@ -1,12 +1,17 @@
 """Checks on what a user hands in. Each raises one clear line; none repairs its input."""
 
 import difflib
-from collections.abc import Iterable
+import functools
+from collections.abc import Callable, Iterable
+from dataclasses import fields
+from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 __all__ = [
+    "ROUNDING",
     "check_bounds",
     "check_evaluation",
     "check_flags",
@@ -18,19 +23,77 @@ __all__ = [
     "check_positive",
     "check_shape",
     "nearest",
+    "plain",
+    "plain_arguments",
+    "plain_fields",
 ]
+
+_P = ParamSpec("_P")
+_R = TypeVar("_R")
+
+ROUNDING = 1e-6  # how far outside of [0, 1] float32 pixels lie that went through a normalisation and back
+
+
+def plain(value: Any) -> Any:
+    """A number of NumPy, an array without dimensions too, as Python's own; anything else as it is.
+
+    >>> import numpy as np
+    >>> plain(np.int64(5)), plain(np.array(0.5)), plain("adam")
+    (5, 0.5, 'adam')
+    """
+    return value.item() if isinstance(value, (np.number, np.bool_, np.ndarray)) and value.ndim == 0 else value
+
+
+def plain_arguments(function: Callable[_P, _R]) -> Callable[_P, _R]:
+    """The function, with numbers of NumPy among its arguments as Python's own: so they can be checked and kept.
+
+    >>> plain_arguments(lambda steps: type(steps).__name__)(steps=np.int64(5))
+    'int'
+    """
+
+    @functools.wraps(function)
+    def called(*args: _P.args, **kwargs: _P.kwargs) -> _R:
+        return function(*map(plain, args), **{name: plain(value) for name, value in kwargs.items()})
+
+    return called
+
+
+def plain_fields(instance: Any) -> None:
+    """Do so to the fields of a dataclass, frozen or not."""
+    for field in fields(instance):
+        if hasattr(instance, field.name):  # not one that a subclass is yet to set
+            object.__setattr__(instance, field.name, plain(getattr(instance, field.name)))
 
 
 def check_bounds(bounds: tuple[float, float]) -> tuple[float, float]:
-    """Return ``bounds`` as two floats; ValueError unless they are finite and increasing."""
-    low, high = float(bounds[0]), float(bounds[1])
+    """Return ``bounds`` as two floats.
+
+    Raises:
+        TypeError: not two numbers (bounds of each channel, say).
+        ValueError: not finite, or not increasing.
+    """
+    try:
+        low, high = map(float, bounds)
+    except (TypeError, ValueError, RuntimeError):  # the last is torch's, of a tensor with several elements
+        raise TypeError(
+            "bounds are two numbers, low < high, for all inputs and channels; for normalised inputs put Normalize "
+            f"inside the model and attack in [0, 1]; got {_shown(bounds)}"
+        ) from None
     if not (low < high and abs(low) != float("inf") and abs(high) != float("inf")):
         raise ValueError(f"bounds must be two finite numbers, low < high; got ({low}, {high})")
     return low, high
 
 
-def check_images(x: object, bounds: tuple[float, float] | None = None, name: str = "x") -> Tensor:
-    """Return ``x`` if it is a batch of finite floats inside ``bounds``.
+def _shown(value: Any) -> str:
+    """A value in a line of text: its type where it is not short."""
+    text = repr(value)
+    return text if len(text) <= 40 and "\n" not in text else f"a {type(value).__name__}"
+
+
+def check_images(
+    x: object, bounds: tuple[float, float] | None = None, name: str = "x", rounding: float = 0.0
+) -> Tensor:
+    """Return ``x`` if it is a batch of finite floats inside ``bounds``, give or take ``rounding``.
 
     Raises:
         TypeError: not a tensor, or not float32 / float64 (float16 and bfloat16 cannot hold an eps-ball; keep inputs
@@ -48,9 +111,20 @@ def check_images(x: object, bounds: tuple[float, float] | None = None, name: str
     low, high = (v.item() for v in torch.aminmax(x.detach()))  # NaN propagates through aminmax
     if not (float("-inf") < low and high < float("inf")):
         raise ValueError(f"{name} holds NaN or Inf")
-    if bounds is not None and (low < x.new_tensor(bounds[0]).item() or high > x.new_tensor(bounds[1]).item()):
-        raise ValueError(f"{name} has values in [{low:.4g}, {high:.4g}], outside the bounds {tuple(bounds)}")
+    if bounds is not None:
+        beyond = max(x.new_tensor(bounds[0]).item() - low, high - x.new_tensor(bounds[1]).item())
+        if beyond > rounding:
+            raise ValueError(f"{name} {_outside(low, high, bounds, beyond)}")
     return x
+
+
+def _outside(low: float, high: float, bounds: tuple[float, float], beyond: float) -> str:
+    """What to say of values in [low, high] that leave the bounds by ``beyond``, in digits that show it."""
+    outside = f"outside the bounds {tuple(bounds)}"
+    if beyond > 1e-3 * (bounds[1] - bounds[0]):
+        return f"has values in [{low:.4g}, {high:.4g}], {outside}"
+    clamped = f"x.clamp({bounds[0]:g}, {bounds[1]:g})"
+    return f"has values in [{low!r}, {high!r}], {outside} by {beyond:.2g}: clamp them first, {clamped}"
 
 
 def check_integers(at_least: int = 1, **values: object) -> None:
@@ -61,6 +135,7 @@ def check_integers(at_least: int = 1, **values: object) -> None:
     TypeError: width must be an integer, got 2.5
     """
     for name, value in values.items():
+        value = plain(value)
         if isinstance(value, bool) or not isinstance(value, int):
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < at_least:
@@ -70,17 +145,18 @@ def check_integers(at_least: int = 1, **values: object) -> None:
 def check_numbers(**values: object) -> None:
     """TypeError unless each argument, by its name, is an int or a float; its range is for the caller to check."""
     for name, value in values.items():
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
+        if isinstance(plain(value), bool) or not isinstance(plain(value), (int, float)):
             raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def check_positive(**values: float) -> None:
-    """ValueError unless each argument, by its name, is a finite number > 0.
+    """TypeError unless each argument, by its name, is a number, ValueError unless it is finite and > 0.
 
     >>> check_positive(lr=0.0)
     Traceback (most recent call last):
     ValueError: lr must be a finite number > 0, got 0.0
     """
+    check_numbers(**values)
     for name, value in values.items():
         if not 0 < value < float("inf"):
             raise ValueError(f"{name} must be a finite number > 0, got {value}")
@@ -89,13 +165,13 @@ def check_positive(**values: float) -> None:
 def check_flags(**values: object) -> None:
     """TypeError unless each argument, by its name, is True or False."""
     for name, value in values.items():
-        if not isinstance(value, bool):
+        if not isinstance(plain(value), bool):
             raise TypeError(f"{name} must be True or False, got {value!r}")
 
 
 def check_shape(shape: object) -> tuple[int, int, int]:
     """Return ``shape`` as a tuple; ValueError unless it is three positive integers."""
-    found = tuple(shape) if isinstance(shape, Iterable) else (shape,)
+    found = tuple(map(plain, shape)) if isinstance(shape, Iterable) else (shape,)
     if len(found) != 3 or not all(isinstance(n, int) and n > 0 for n in found):
         raise ValueError(f"shape must be (channels, height, width) of an image, got {shape!r}")
     return found

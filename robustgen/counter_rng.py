@@ -36,7 +36,7 @@ def _mix(z: Tensor) -> Tensor:
 
 def _bits(seed: int, ids: Tensor, stream: tuple[int, ...], count: int) -> Tensor:
     """64 random bits for each id and position, int64 (N, count)."""
-    key = _mix(torch.full_like(ids, _signed(seed)) + _GOLDEN)
+    key = _mix(torch.full_like(ids, _signed(int(seed))) + _GOLDEN)
     for word in (*stream, ids):
         key = _mix((key ^ word) + _GOLDEN)
     position = torch.arange(1, count + 1, device=ids.device)

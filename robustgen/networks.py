@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
+from robustgen.checks import plain_arguments
 from robustgen.strided_conv import StridedConv2d
 
 __all__ = ["activation_module", "build", "convnet", "encoder", "mlp", "resnet"]
@@ -25,6 +26,7 @@ def activation_module(name: str) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
+@plain_arguments
 def convnet(
     in_channels: int = 1,
     n_classes: int = 10,
@@ -104,6 +106,7 @@ def mlp(n_inputs: int, hidden: Sequence[int], n_classes: int, activation: str = 
     return nn.Sequential(*layers, nn.Linear([n_inputs, *hidden][-1], n_classes))
 
 
+@plain_arguments
 def resnet(
     in_channels: int = 3,
     n_classes: int = 10,

@@ -11,6 +11,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy_numbers import numpy_numbers
 from torch import nn
 
 from robustgen import attacks
@@ -607,3 +608,12 @@ def test_a_transfer_attack_trains_and_nests():
     inner = TransferAttack(surrogate=nn.Linear(6, 3), attack=PGD(steps=2))
     assert not inner.for_training().early_stop
     TransferAttack(surrogate=model, attack=inner)(model, x, y)
+
+
+@pytest.mark.parametrize("name", [n for n in MEMBERS if n not in ADAPTERS])
+def test_numbers_of_numpy_are_numbers(name):
+    attack = make(name, nn.Identity())
+    values = {f.name: getattr(attack, f.name) for f in fields(attack) if f.init}
+    again = replace(attack, **numpy_numbers(values))
+    for name, value in values.items():
+        assert (type(getattr(again, name)), getattr(again, name)) == (type(value), value), name

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from closed_forms import Critic, Gaussian, LinearGaussian
+from numpy_numbers import numpy_numbers
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
@@ -446,6 +447,13 @@ def test_numbers_that_are_none(factory):
         if type(parameter.default) is float:
             with pytest.raises(ValueError, match=f"{parameter.name} must be"):
                 factory(**{parameter.name: float("nan")})
+
+
+@contract
+def test_numbers_of_numpy_are_numbers(factory):
+    config = factory().detector.config
+    again = factory(**numpy_numbers(config)).detector
+    assert json.dumps(again.config) == json.dumps(config)
 
 
 @contract

@@ -9,8 +9,10 @@ import sys
 import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from numpy_numbers import numpy_numbers
 
 import robustgen.generative as room
 from robustgen.data import digits
@@ -365,6 +367,23 @@ def test_arguments_of_the_wrong_type_or_below_their_range_are_named(name):
             with pytest.raises((TypeError, ValueError), match=argument) as raised:
                 model_classes()[name](SHAPE, **given)
             assert "\n" not in str(raised.value)
+
+
+@contract
+def test_numbers_of_numpy_are_numbers(make):
+    model = make()
+    config = {k: v for k, v in model.config.items() if k != "shape"}
+    again = type(model)(tuple(np.array(SHAPE)), **config | numpy_numbers(config))
+    assert json.dumps(again.config) == json.dumps(model.config)
+
+
+@contract
+def test_pixels_a_rounding_step_outside_are_taken(make):
+    model = make().eval()
+    x = images(model, 2)
+    beyond = torch.where(x == 1, 1 + 1.2e-7, x)
+    assert beyond.max() > 1
+    torch.testing.assert_close(scores(model, beyond), scores(model, x), rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", MODELS)

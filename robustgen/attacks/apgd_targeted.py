@@ -13,6 +13,7 @@ from robustgen.attacks.apgd import check_options, climb, plan
 from robustgen.attacks.base import Attack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
+from robustgen.checks import check_integers
 
 __all__ = ["APGDT"]
 
@@ -58,8 +59,7 @@ class APGDT(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.n_targets, int) or self.n_targets < 1:
-            raise ValueError(f"n_targets must be a whole number, at least 1; got {self.n_targets}")
+        check_integers(n_targets=self.n_targets)
         check_options(self.rho, self.multi_eps, self.norm)
 
     def _runs(self, problem: Problem) -> int:

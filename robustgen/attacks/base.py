@@ -16,7 +16,7 @@ from robustgen.attacks.losses import LOSSES
 from robustgen.attacks.prepare import prepare
 from robustgen.attacks.problem import LowestMargin, Problem
 from robustgen.attacks.queries import Oracle, Search
-from robustgen.checks import check_bounds, check_ids, check_images, check_labels
+from robustgen.checks import check_bounds, check_ids, check_images, check_integers, check_labels, plain_fields
 from robustgen.model import Model, untouched
 
 __all__ = ["Attack", "AttackResult"]
@@ -74,22 +74,21 @@ class Attack(ABC):
     votes: int = 9
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         name = type(self).__name__
         if self.norm not in self.norms:
             raise ValueError(f"{name} supports norm {' or '.join(self.norms)}, not {self.norm!r}")
-        if not isinstance(self.eps, int | float):
+        if isinstance(self.eps, bool) or not isinstance(self.eps, int | float):
             raise TypeError(f"eps must be a number (a tensor (N,) goes to the call), got {type(self.eps).__name__}")
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps must be a finite number >= 0, got {self.eps}")
-        if self.votes < 1:
-            raise ValueError(f"votes must be at least 1, got {self.votes}")
         object.__setattr__(self, "bounds", check_bounds(self.bounds))
         loss = getattr(self, "loss", "ce")
         if loss not in LOSSES:
             raise ValueError(f"unknown loss {loss!r}; known: {', '.join(LOSSES)}")
-        for field in ("steps", "restarts", "eot_samples", "n_queries"):
-            if not isinstance(getattr(self, field, 1), int) or getattr(self, field, 1) < 1:
-                raise ValueError(f"{field} must be a whole number, at least 1; got {getattr(self, field)}")
+        counts = ("votes", "steps", "restarts", "eot_samples", "n_queries")
+        check_integers(**{name: getattr(self, name, 1) for name in counts})
+        check_integers(-(2**63), seed=self.seed)
 
     def __call__(
         self,

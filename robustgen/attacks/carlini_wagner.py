@@ -18,7 +18,7 @@ from robustgen.attacks.losses import margin
 from robustgen.attacks.minimal_norm import MinimalNormAttack, annealed
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Query, Search
-from robustgen.checks import check_positive
+from robustgen.checks import check_integers, check_positive
 
 __all__ = ["CarliniWagner"]
 
@@ -60,8 +60,8 @@ class CarliniWagner(MinimalNormAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.search_steps is not None and (not isinstance(self.search_steps, int) or self.search_steps < 1):
-            raise ValueError(f"search_steps must be a whole number, at least 1; got {self.search_steps}")
+        if self.search_steps is not None:
+            check_integers(search_steps=self.search_steps)
         for field in ("initial_c", "learning_rate"):
             if getattr(self, field) is not None:
                 check_positive(**{field: getattr(self, field)})

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Query, Search
+from robustgen.checks import check_integers, plain_fields
 
 __all__ = ["Engine", "run_searches"]
 
@@ -32,6 +33,7 @@ class Engine:
             are verified in float32).
 
     Raises:
+        TypeError: slots is not an integer.
         ValueError: slots below 1, or an unknown precision.
     """
 
@@ -40,8 +42,8 @@ class Engine:
     precision: str = "float32"
 
     def __post_init__(self) -> None:
-        if not isinstance(self.slots, int) or self.slots < 1:
-            raise ValueError(f"slots must be a whole number, at least 1; got {self.slots}")
+        plain_fields(self)
+        check_integers(slots=self.slots)
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {self.precision!r}")
         if self.precision != "float32" and not self.prepare:

@@ -26,6 +26,7 @@ from robustgen.attacks.losses import margin, rounding
 from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Query, Search
+from robustgen.checks import check_integers
 
 __all__ = ["FAB"]
 
@@ -75,11 +76,10 @@ class FAB(MinimalNormAttack):
     beta: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.n_targets is not None:
-            if not isinstance(self.n_targets, int) or self.n_targets < 1:
-                raise ValueError(f"n_targets must be None or a whole number, at least 1; got {self.n_targets}")
-            object.__setattr__(self, "candidates", self.n_targets)
         super().__post_init__()
+        if self.n_targets is not None:
+            check_integers(n_targets=self.n_targets)
+            object.__setattr__(self, "candidates", self.n_targets)
         if not 0 <= self.alpha_max <= 1:
             raise ValueError(f"alpha_max must be in [0, 1], got {self.alpha_max}")
         if not 1 <= self.eta < float("inf"):

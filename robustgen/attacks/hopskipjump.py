@@ -18,7 +18,7 @@ from robustgen.attacks.ball import column, perturbation_norm
 from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Query, Search
-from robustgen.checks import check_images
+from robustgen.checks import check_images, check_integers
 from robustgen.fingerprint import fingerprint
 
 __all__ = ["HopSkipJump"]
@@ -61,8 +61,7 @@ class HopSkipJump(MinimalNormAttack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.directions, int) or self.directions < 1:
-            raise ValueError(f"directions must be a whole number, at least 1; got {self.directions}")
+        check_integers(directions=self.directions)
         if self.starts is not None:
             check_images(self.starts, self.bounds, "starts")
 

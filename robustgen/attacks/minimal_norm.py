@@ -13,6 +13,7 @@ from robustgen.attacks.base import Attack
 from robustgen.attacks.losses import margin
 from robustgen.attacks.problem import Nearest, Problem
 from robustgen.attacks.queries import Answered, Oracle, Query, gaps
+from robustgen.checks import check_integers
 
 __all__ = ["DUAL", "Box", "MinimalNormAttack", "annealed"]
 
@@ -51,8 +52,7 @@ class MinimalNormAttack(Attack):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.candidates, int) or self.candidates < 1:
-            raise ValueError(f"candidates must be a whole number, at least 1; got {self.candidates}")
+        check_integers(candidates=self.candidates)
         object.__setattr__(self, "eps", math.inf)
 
     def _problem(

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from robustgen.data import ArrayDataset, load, require_nonempty
+from robustgen.data.folder import folder_parts
 from robustgen.data.load import canonical_name
 from robustgen.detectors import ReconstructionError
 from robustgen.files import load_state, load_tensors, read_json, write_json
@@ -66,7 +67,7 @@ class DataSpec:
 
     def has_test_part(self) -> bool:
         """Whether there is a test set beside the training set: so for named sets and folders that hold both."""
-        return canonical_name(self.source) is not None or (Path(self.source) / "test").is_dir()
+        return canonical_name(self.source) is not None or "test" in folder_parts(self.source)
 
     def is_same_source(self, other: "DataSpec") -> bool:
         """Whether both read the same files."""

@@ -1,11 +1,12 @@
 """A labelled set of images (or vectors) held as one tensor: a batch is one ``index_select``."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from robustgen.checks import check_ids, check_images, check_labels
+from robustgen.checks import ROUNDING, check_ids, check_images, check_labels
 
 __all__ = ["ArrayDataset", "require_nonempty"]
 
@@ -15,17 +16,19 @@ class ArrayDataset:
     """Pixels, labels and where each example came from; nothing is copied, and the tensors are not to be modified.
 
     Args:
-        x: uint8 images (N, C, H, W), or float32 (N, ...) in [0, 1].
+        x: uint8 images (N, C, H, W), or float32 (N, ...) in [0, 1]. Values at most 1e-6 outside, as rounding leaves
+            them where pixels went through a normalisation and back, are set to the bound.
         y: int64 labels (N,) in [0, len(classes)), or None.
-        classes: the name of each label, no name twice.
+        classes: the name of each label: strings, none empty, none twice.
         name: what reports and errors call this set.
         ids: int64 (N,), the index of each example in the original set, kept by every subset; default ``arange(N)``.
         sources: the file of each example, for sets read from files.
         preprocessing: what was done to the pixels of the original files, step by step, in words.
 
     Raises:
-        TypeError: x is neither uint8 nor float32, or y or ids are not int64.
-        ValueError: a shape does not fit, a label is outside [0, len(classes)), or a float is NaN or outside [0, 1].
+        TypeError: x is neither uint8 nor float32, y or ids are not int64, or a class name is not a string.
+        ValueError: a shape does not fit, a label is outside [0, len(classes)), a class name is empty or occurs twice,
+            or a float is NaN or outside [0, 1].
 
     >>> data = ArrayDataset(torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(3, 1, 1, 1), name="grey")
     >>> data
@@ -46,11 +49,14 @@ class ArrayDataset:
         if isinstance(self.x, Tensor) and self.x.dtype == torch.uint8:
             if self.x.ndim != 4:
                 raise ValueError(f"{self.name}: uint8 x must be images (N, C, H, W), got shape {tuple(self.x.shape)}")
-        elif check_images(self.x, (0.0, 1.0), f"{self.name}: x").dtype != torch.float32:
+        elif check_images(self.x, (0.0, 1.0), f"{self.name}: x", ROUNDING).dtype != torch.float32:
             raise TypeError(f"{self.name}: x must be uint8 or float32, got {self.x.dtype}")
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"{self.name}: a class name occurs twice in {self.classes}")
+        else:
+            object.__setattr__(self, "x", _clamped(self.x))
+        _check_classes(self.classes, self.name)
         if self.y is not None:
+            if not self.n_classes and len(self):
+                raise ValueError(f"{self.name}: labels without classes: pass classes, the name of each label")
             check_labels(self.y, len(self), self.n_classes, f"{self.name}: y")
         if self.sources is not None and len(self.sources) != len(self):
             raise ValueError(f"{self.name}: {len(self.sources)} sources for {len(self)} examples")
@@ -124,6 +130,27 @@ def require_nonempty(dataset: ArrayDataset) -> ArrayDataset:
     if len(dataset) == 0:
         raise ValueError(f"{dataset.name}: the data set is empty")
     return dataset
+
+
+def _check_classes(classes: Sequence[str], name: str) -> None:
+    if isinstance(classes, str):
+        raise TypeError(f"{name}: classes must be a sequence of names, got the string {classes!r}")
+    for one in classes:
+        if not isinstance(one, str):
+            raise TypeError(f"{name}: class names must be strings, got {one!r}")
+        if not one.strip():
+            raise ValueError(f"{name}: the class name {one!r} is empty")
+    if len(set(classes)) != len(classes):
+        twice = next(one for one in classes if list(classes).count(one) > 1)
+        raise ValueError(f"{name}: the class name {twice!r} occurs twice")
+
+
+def _clamped(x: Tensor) -> Tensor:
+    """x in [0, 1], itself where it is."""
+    if not x.numel():
+        return x
+    low, high = x.detach().aminmax()
+    return x if low >= 0 and high <= 1 else x.clamp(0, 1)
 
 
 def _unit(x: Tensor) -> Tensor:

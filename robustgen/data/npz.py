@@ -1,10 +1,12 @@
 """Data sets in NumPy's ``.npz`` files, read and written without pickle."""
 
 import io
+import math
+import warnings
 import zipfile
 import zlib
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -15,76 +17,140 @@ from robustgen.files import write_bytes
 __all__ = ["load_npz", "save_npz"]
 
 _KEYS = ("x", "y", "classes", "ids", "layout", "preprocessing")
+_AS_IS = "as is"  # the layout of what save_npz wrote
+_ROOM, _RATIO = 2**30, 100  # what a file may unpack to: so many bytes, or more in proportion to its size
+_DAMAGE = (ValueError, EOFError, OSError, KeyError, RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error)
 
 
-def load_npz(path: str | Path) -> ArrayDataset:
+def load_npz(path: str | Path, *, layout: str | None = None, ignore: int | None = None) -> ArrayDataset:
     """Read ``x`` and, where present, ``y``, ``classes``, ``ids`` and ``preprocessing`` from an ``.npz`` file.
 
     ``x`` is uint8, or floats in [0, 1] (kept as float32): images (N, H, W), (N, C, H, W) or (N, H, W, C), or float
-    vectors (N, D). Four dimensions are read as channels last where the last one is 1 or 3 and the second is neither.
-    ``y`` holds integer labels (N,); without ``classes`` (strings) the classes are called "0", "1", ... A file that
-    :func:`save_npz` wrote says so in ``layout``, and its x is taken as it is.
+    vectors (N, D). ``y`` holds integer labels (N,). Without ``classes`` (strings) these must be 0..C-1, each of them
+    there, and the classes are called "0", "1", ...
+
+    Args:
+        layout: of four dimensions: "NCHW", or "NHWC" for channels last. The file may say so itself, in an array
+            ``layout``; :func:`save_npz` does. None: where one of the two places holds 1 or 3, that is the channels;
+            otherwise fewer channels than columns are taken for channels first, and what is left is refused.
+        ignore: a label that says "of no class" (255, -1): examples that have it are left out, and a warning counts
+            them.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, not an .npz file, an object array (those are pickled, and refused), no ``x``, or values
-            that :class:`ArrayDataset` refuses; it names the file.
+        ValueError: truncated, not an .npz file, arrays far larger than the file, an object array (those are pickled,
+            and refused), no ``x``, channels that may be first or last, labels with a gap, or values that
+            :class:`ArrayDataset` refuses; it names the file.
     """
     path = Path(path)
     arrays = _read(path)
-    x = arrays["x"]
-    if x.dtype != np.uint8:
-        if x.dtype.kind != "f":
-            raise ValueError(f"{path}: x is {x.dtype}; pixels must be uint8, or floats in [0, 1]")
-        x = x.astype(np.float32)
-    if "layout" not in arrays:
-        x = _channels_first(x)
-    y = arrays.get("y")
-    if y is not None and y.dtype.kind not in "iu":
-        raise ValueError(f"{path}: y is {y.dtype}; labels must be integers")
-    ids = arrays.get("ids")
     try:
-        return ArrayDataset(
-            x=torch.from_numpy(np.ascontiguousarray(x)),
-            y=None if y is None else torch.from_numpy(y.astype(np.int64)),
-            classes=_classes(arrays.get("classes"), y),
+        dataset = ArrayDataset(
+            x=torch.from_numpy(np.ascontiguousarray(_pixels(arrays, layout))),
+            classes=tuple(map(str, arrays["classes"].reshape(-1))) if "classes" in arrays else (),
             name=path.name,
-            ids=None if ids is None else torch.from_numpy(ids.astype(np.int64)),
-            preprocessing=tuple(map(str, arrays.get("preprocessing", ()))),
+            ids=_whole(arrays["ids"], "ids", "ids") if "ids" in arrays else None,
+            preprocessing=tuple(map(str, arrays["preprocessing"].reshape(-1))) if "preprocessing" in arrays else (),
         )
+        return _labelled(dataset, _whole(arrays["y"], "y", "labels"), ignore) if "y" in arrays else dataset
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from None
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path) -> dict[str, np.ndarray]:
+    """The arrays of the file that a data set has, each read once its size is known to be as its header says."""
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with zipfile.ZipFile(path) as archive:  # np.load would also take .npy and bare pickles
-            held = [name.removesuffix(".npy") for name in archive.namelist()]
-        with np.load(path, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in _KEYS if key in held}
-    except (ValueError, EOFError, OSError, KeyError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        if "allow_pickle" in str(error):
+            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
+            unpacked = sum(members[key].file_size for key in _KEYS if key in members)
+            fits = unpacked <= max(_ROOM, _RATIO * path.stat().st_size)
+            arrays = {key: _array(archive, members[key]) for key in _KEYS if key in members and fits}
+    except _DAMAGE as error:
+        if "bject arrays" in str(error):
             raise ValueError(f"{path}: holds an object array; those are pickled, and refused") from None
         raise ValueError(f"{path}: not a complete .npz file ({error})") from None
+    if not fits:
+        raise ValueError(
+            f"{path}: {unpacked / 2**30:.0f} GiB unpacked, more than {_RATIO} times the file: if that is meant, write "
+            "it with np.savez, not np.savez_compressed"
+        )
     if "x" not in arrays:
-        raise ValueError(f"{path}: no array 'x'; it holds {', '.join(map(repr, held)) or 'nothing'}")
+        raise ValueError(f"{path}: no array 'x'; it holds {', '.join(map(repr, members)) or 'nothing'}")
     return arrays
 
 
-def _channels_first(x: np.ndarray) -> np.ndarray:
+def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError(f"{info.filename} is compressed otherwise than NumPy does it")
+    with archive.open(info) as file:
+        version = np.lib.format.read_magic(file)
+        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        shape, _, dtype = header(file)
+        held = info.file_size - file.tell()
+    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held:
+        raise ValueError(f"{info.filename}: {held} bytes for {shape} of {dtype}")
+    with archive.open(info) as file:
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _pixels(arrays: dict[str, np.ndarray], layout: str | None) -> np.ndarray:
+    x = arrays["x"]
+    if x.dtype != np.uint8:
+        if x.dtype.kind != "f":
+            raise ValueError(f"x is {x.dtype}; pixels must be uint8, or floats in [0, 1]")
+        x = x.astype(np.float32)
+    said = layout or (str(arrays["layout"]) if "layout" in arrays else None)
+    if said not in (None, "NCHW", "NHWC", _AS_IS):
+        raise ValueError(f"layout must be 'NCHW' or 'NHWC', got {said!r}")
+    if said == _AS_IS:
+        return x
     if x.ndim == 3:
         return x[:, None]
-    if x.ndim == 4 and x.shape[3] in (1, 3) and x.shape[1] not in (1, 3):
-        return x.transpose(0, 3, 1, 2)
-    return x
+    return x.transpose(0, 3, 1, 2) if x.ndim == 4 and (said or _layout(x.shape)) == "NHWC" else x
 
 
-def _classes(names: Any, y: Any) -> tuple[str, ...]:
-    if names is not None:
-        return tuple(map(str, names.reshape(-1)))
-    return tuple(map(str, range(int(y.max()) + 1))) if y is not None and y.size else ()
+def _layout(shape: tuple[int, ...]) -> str:
+    """Where the channels of images (N, A, B, D) are, if their shape says so."""
+    first, last = shape[1] in (1, 3), shape[3] in (1, 3)
+    if last and not first:
+        return "NHWC"
+    if (first and not last) or shape[1] < shape[3]:
+        return "NCHW"
+    raise ValueError(
+        f"x {shape} may have its channels first or last: pass layout='NCHW' or layout='NHWC', or add an array "
+        "'layout' that says so to the file"
+    )
+
+
+def _whole(values: np.ndarray, name: str, what: str) -> torch.Tensor:
+    if values.dtype.kind not in "iu":
+        raise ValueError(f"{name} is {values.dtype}; {what} must be integers")
+    return torch.from_numpy(values.astype(np.int64))
+
+
+def _labelled(dataset: ArrayDataset, y: torch.Tensor, ignore: int | None) -> ArrayDataset:
+    """The data set with labels ``y`` (N,), without the examples whose label is ``ignore``."""
+    if ignore is not None and y.shape == (len(dataset),):
+        kept = (y != ignore).nonzero().squeeze(1)
+        left_out = f"left out {len(y) - len(kept)} of {len(y)} examples, labelled {ignore}"
+        warnings.warn(f"{dataset.name}: {left_out}", stacklevel=3)
+        dataset, y = dataset.subset(kept), y[kept]
+    return replace(dataset, y=y, classes=dataset.classes or _numbered(y))
+
+
+def _numbered(y: torch.Tensor) -> tuple[str, ...]:
+    """The classes "0", "1", ... of labels that are 0..C-1, each of them there."""
+    present = y.unique().tolist()
+    for label, found in enumerate(present):
+        if found != label:
+            gap = f" but none of {label}..{found - 1}" if found > label + 1 else f" but no {label}" if found > 0 else ""
+            raise ValueError(
+                f"y has the label {found}{gap}: name every class in an array 'classes', in the order of the labels, or "
+                f"pass ignore={found} if it says of no class"
+            )
+    return tuple(map(str, present))
 
 
 def save_npz(path: str | Path, dataset: ArrayDataset) -> None:
@@ -104,7 +170,7 @@ def save_npz(path: str | Path, dataset: ArrayDataset) -> None:
         "ids": dataset.ids.cpu().numpy(),
         "classes": np.array(dataset.classes, dtype=np.str_),
         "preprocessing": np.array(dataset.preprocessing, dtype=np.str_),
-        "layout": np.array("as is"),
+        "layout": np.array(_AS_IS),
     }
     if dataset.y is not None:
         arrays["y"] = dataset.y.cpu().numpy()

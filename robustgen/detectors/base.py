@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.calibration import ConformalCalibration
-from robustgen.checks import check_images, check_integers
+from robustgen.checks import check_images, check_integers, plain_arguments
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.model import check_rows_alone, naming_inputs, untouched
@@ -58,6 +58,10 @@ class Detector(ABC):
     """
 
     fit_on_fresh: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__init__ = plain_arguments(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, model: nn.Module | Sequence[nn.Module], batch_size: int = 256) -> None:
         for one in model if isinstance(model, Sequence) else [model]:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from robustgen.checks import check_images
+from robustgen.checks import ROUNDING, check_images
 
 __all__ = ["compressed_bits"]
 
@@ -29,7 +29,7 @@ def compressed_bits(x: Tensor) -> Tensor:
     >>> bool(compressed_bits(flat) < compressed_bits(noise))
     True
     """
-    if check_images(x, (0.0, 1.0)).ndim != 4:
+    if check_images(x, (0.0, 1.0), rounding=ROUNDING).ndim != 4:
         raise ValueError(f"compressed sizes are of images (N, C, H, W), got shape {tuple(x.shape)}")
     pixels = (x.detach() * 255).round().to(torch.uint8).cpu().numpy()
     return torch.tensor([8.0 * _shortest(image) for image in pixels], dtype=x.dtype, device=x.device)

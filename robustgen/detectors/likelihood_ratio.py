@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from robustgen.checks import check_images
+from robustgen.checks import ROUNDING, check_images
 from robustgen.counter_rng import content_ids, integers, uniform
 from robustgen.detectors.base import Detector
 from robustgen.detectors.likelihood import check_comparable
@@ -43,7 +43,7 @@ def mutate(x: Tensor, rate: float, levels: int = 256, seed: int = 0) -> Tensor:
     >>> mutated.unique().tolist(), bool((mutated.mean() - 0.1).abs() < 0.01)
     ([0.0, 1.0], True)
     """
-    check_images(x, (0.0, 1.0))
+    check_images(x, (0.0, 1.0), rounding=ROUNDING)
     if not 0 <= rate <= 1 or levels < 2:
         raise ValueError(f"rate must be in [0, 1] and levels at least 2, got {rate} and {levels}")
     ids, shape = content_ids(x), tuple(x.shape[1:])

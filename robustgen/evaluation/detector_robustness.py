@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks import PGD, Attack, JointAttack
-from robustgen.checks import check_evaluation, check_images, nearest
+from robustgen.checks import check_evaluation, check_images, nearest, plain_arguments
 from robustgen.detectors import Detector
 from robustgen.evaluation.chunks import Job, run_jobs
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness, GuardedOutcome, ReverseOutcome
@@ -28,6 +28,7 @@ __all__ = ["evaluate_detector_robustness"]
 JOINT = ("sum", "max", "selective", "orthogonal")
 
 
+@plain_arguments
 def evaluate_detector_robustness(
     model: Model,
     detector: Detector,

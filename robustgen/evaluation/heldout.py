@@ -31,6 +31,7 @@ from robustgen.data import (
 from robustgen.detectors import Detector, Likelihood
 from robustgen.evaluation.metrics import detection_metrics
 from robustgen.generative import GenerativeModel
+from robustgen.spacing import evenly_spaced
 
 __all__ = ["Candidate", "anomalous_class", "compared", "heldout_benchmark", "heldout_class", "unseen_datasets"]
 
@@ -286,7 +287,7 @@ def _sanity(images: ArrayDataset) -> dict[str, ArrayDataset]:
     """Images that show nothing, on the levels that ``images`` have, so that nothing else tells them apart."""
     levels = images.x.unique().cpu()
     if len(levels) > 256:  # continuous values
-        levels = levels[torch.linspace(0, len(levels) - 1, 256).round().long()]
+        levels = levels[evenly_spaced(len(levels), 256)]
     shape = tuple(images.x.shape[1:])
     constant = levels.reshape(-1, *(1,) * len(shape)).expand(-1, *shape)
     noise = torch.cat([levels[integers(0, ids, shape, len(levels))] for ids in torch.arange(SANITY_NOISE).split(100)])

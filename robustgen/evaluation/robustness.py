@@ -12,7 +12,7 @@ from robustgen.attacks import APGD, FGSM, PGD, AtEps, Attack, TransferAttack
 from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Oracle, Search
-from robustgen.checks import check_evaluation, nearest
+from robustgen.checks import check_evaluation, nearest, plain_arguments
 from robustgen.evaluation.chunks import PICTURES, Job, run_jobs
 from robustgen.evaluation.diagnostics import PROBED, diagnose, probe_jobs
 from robustgen.evaluation.masking import run_masking_tests
@@ -34,6 +34,7 @@ class NoAttack(Attack):
         yield from ()
 
 
+@plain_arguments
 def evaluate_robustness(
     model: Model,
     x: Tensor,

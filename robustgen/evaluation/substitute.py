@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_bounds, check_images, check_positive
+from robustgen.checks import check_bounds, check_images, check_integers, check_positive, plain_arguments
 from robustgen.counter_rng import derive_seed
 from robustgen.model import Model, logits_of, naming_inputs, untouched
 from robustgen.training import ClassifierObjective, Trainer
@@ -35,6 +35,7 @@ class Substitute:
     agreement: float
 
 
+@plain_arguments
 def train_substitute(
     target: Model,
     x: Tensor,
@@ -85,9 +86,7 @@ def train_substitute(
     x = check_images(x, bounds).detach()
     if not len(x):
         raise ValueError("x is empty: the attacker needs inputs to begin with")
-    for name, count in {"rounds": rounds, "epochs": epochs, "batch_size": batch_size}.items():
-        if not isinstance(count, int) or count < 1:
-            raise ValueError(f"{name} must be a whole number, at least 1; got {count}")
+    check_integers(rounds=rounds, epochs=epochs, batch_size=batch_size)
     if not 0 < abs(step) < float("inf"):
         raise ValueError(f"step must be a finite number other than 0, got {step}")
     check_positive(lr=lr)

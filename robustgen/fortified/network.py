@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import plain_arguments
 from robustgen.files import load_state, load_tensors, read_json, save_tensors, write_json
 from robustgen.fortified.autoencoder import ConvAutoencoder, DenoisingAutoencoder, DenseAutoencoder
 from robustgen.fortified.layer import FortifiedLayer, Tape, recording
@@ -21,6 +22,7 @@ __all__ = ["FortifiedNetwork", "fortify"]
 INPUT = "input"  # the name under which an input autoencoder without hidden layers reports
 
 
+@plain_arguments
 def fortify(
     model: nn.Module,
     layers: str | Sequence[str],
@@ -257,6 +259,7 @@ class FortifiedNetwork(nn.Module):
                     del module._forward_hooks[key]
         return plain
 
+    @plain_arguments
     def fit_autoencoders(
         self,
         data: Any,

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import plain_arguments
 from robustgen.model import logits_of, naming_inputs
 from robustgen.training import AdversarialObjective, ClassificationLoss, unwrap
 
@@ -41,6 +42,7 @@ class FortifiedObjective(AdversarialObjective):
         TypeError: at the call, a network that is not fortified.
     """
 
+    @plain_arguments
     def __init__(
         self,
         attack: Any = None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_images, check_shape
+from robustgen.checks import ROUNDING, check_images, check_shape, plain_arguments
 from robustgen.files import load_state
 from robustgen.training import Batch, load_checkpoint, save_checkpoint
 from robustgen.training.checkpoint import holds_run
@@ -34,6 +34,10 @@ class GenerativeModel(nn.Module, ABC):
     """
 
     log_prob_kind: ClassVar[str | None] = None
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.__init__ = plain_arguments(cls.__init__)  # type: ignore[method-assign]
 
     def __init__(self, shape: tuple[int, ...]) -> None:
         super().__init__()
@@ -132,7 +136,7 @@ class GenerativeModel(nn.Module, ABC):
 
     def check(self, x: Tensor) -> Tensor:
         """Return x, in the dtype of the model, if it is a batch of such images; see :meth:`log_prob` for errors."""
-        x = check_images(x, (0.0, 1.0))
+        x = check_images(x, (0.0, 1.0), rounding=ROUNDING)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
         return x.to(self.dtype)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from robustgen.checks import plain_arguments
 from robustgen.model import kept_buffers
 from robustgen.training.batches import Batch
 from robustgen.training.distributed import seeded, unwrap
@@ -52,6 +53,7 @@ class AWP:
     True
     """
 
+    @plain_arguments
     def __init__(self, objective: Objective, *, gamma: float = 0.01) -> None:
         if not 0 <= gamma < float("inf"):
             raise ValueError(f"gamma must be a finite number >= 0, got {gamma}")

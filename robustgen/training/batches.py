@@ -10,6 +10,7 @@ from torch.utils.data import TensorDataset, default_collate
 from robustgen.checks import check_labels
 from robustgen.counter_rng import derive_seed
 from robustgen.fingerprint import fingerprint
+from robustgen.spacing import evenly_spaced
 
 __all__ = ["Batch", "Source", "as_source", "epoch_order"]
 
@@ -46,7 +47,7 @@ class Source:
 
     def sample(self, n: int) -> tuple[Tensor, Tensor | None]:
         """At most n examples, evenly spaced: a folder sorted by class begins with one class."""
-        return self.batch(torch.linspace(0, self._length - 1, min(n, self._length)).round().long())
+        return self.batch(evenly_spaced(self._length, n))
 
     def fingerprint(self) -> str | None:
         """Of a sample of the data; None for a map-style Dataset, which may augment at random."""

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from robustgen.checks import plain_fields
+
 __all__ = ["ClassificationLoss", "CrossEntropies", "accuracies", "class_loss"]
 
 
@@ -38,6 +40,7 @@ class CrossEntropies:
     label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if not 0 <= self.clean_weight < float("inf"):
             raise ValueError(f"clean_weight must be a finite number >= 0, got {self.clean_weight}")
         if not 0 <= self.label_smoothing < 1:

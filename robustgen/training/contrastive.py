@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustgen.checks import check_positive
+from robustgen.checks import check_positive, plain_arguments
 from robustgen.model import output_tensor
 from robustgen.training.batches import Batch
 from robustgen.training.deformations import Deformations
@@ -42,6 +42,7 @@ class ContrastiveObjective:
     ['found', 'loss']
     """
 
+    @plain_arguments
     def __init__(self, deformations: Deformations, temperature: float = 0.2) -> None:
         if not isinstance(deformations, Deformations):
             raise TypeError(f"deformations must be Deformations, got {type(deformations).__name__}")

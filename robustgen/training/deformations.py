@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustgen.checks import plain_fields
 from robustgen.training.batches import Batch
 from robustgen.training.objective import Objective
 
@@ -59,6 +60,7 @@ class Deformations:
     noise: float = 0.05
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         for name, value in asdict(self).items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}")

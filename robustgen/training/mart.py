@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
+from robustgen.checks import plain_fields
 from robustgen.divergence import kl_divergence
 from robustgen.training.classification import accuracies, class_loss
 
@@ -41,6 +42,7 @@ class Mart:
     beta: float = 5.0
 
     def __post_init__(self) -> None:
+        plain_fields(self)
         if not 0 <= self.beta < float("inf"):
             raise ValueError(f"beta must be a finite number >= 0, got {self.beta}")
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_integers, plain_fields
 from robustgen.model import evaluating, logits_of
 from robustgen.training.batches import Batch
 from robustgen.training.distributed import World
@@ -48,8 +49,8 @@ class OverfittingGuard:
     drop: float = 0.2
 
     def __post_init__(self) -> None:
-        if self.every < 1:
-            raise ValueError(f"every must be at least 1, got {self.every}")
+        plain_fields(self)
+        check_integers(every=self.every)
         if not 0 < self.drop < 1:
             raise ValueError(f"drop must be in (0, 1), got {self.drop}")
 

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from robustgen.checks import plain
+
 __all__ = ["pack", "unpack"]
 
 
@@ -25,6 +27,7 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
     >>> tensors
     {'0.1': tensor([1., 1.])}
     """
+    value = plain(value)  # a learning rate, say, of NumPy
     if isinstance(value, Tensor):
         name = path or "tensor"
         tensors[name] = value

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustgen.checks import check_positive
+from robustgen.checks import check_integers, check_positive, plain_arguments
 from robustgen.training.batches import as_source
 from robustgen.training.distributed import join
 from robustgen.training.interrupt import deferred_interrupt
@@ -61,6 +61,7 @@ class Trainer:
         progress: a progress bar on stderr.
 
     Raises:
+        TypeError: a number of another kind.
         ValueError: an argument out of range.
 
     >>> x, y = torch.rand(64, 8), torch.arange(64) % 2
@@ -71,6 +72,7 @@ class Trainer:
     ([(1, 4), (2, 8)], ['clean_loss', 'loss', 'val_clean_loss', 'val_loss'])
     """
 
+    @plain_arguments
     def __init__(
         self,
         objective: Objective,
@@ -91,9 +93,10 @@ class Trainer:
         after_epoch: Callable[[nn.Module, list[dict[str, float]]], None] | None = None,
         progress: bool = True,
     ) -> None:
-        for name, value in {"epochs": epochs, "batch_size": batch_size, "checkpoint_every": checkpoint_every}.items():
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+        check_integers(epochs=epochs, batch_size=batch_size)
+        check_integers(-(2**63), seed=seed)
+        if checkpoint_every is not None:
+            check_integers(checkpoint_every=checkpoint_every)
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
         if ema is not None and not 0 <= ema < 1:
