@@ -68,7 +68,7 @@ def trace_attack(attack: AttackCall, model: Model, x: Tensor, y: Tensor, *, loss
         for k in range(len(x)):
             recorder = _Recorder(model, y[k : k + 1], value)
             x_adv = attack(recorder, x[k : k + 1], y[k : k + 1])
-            traces.append(recorder.trace(x_adv[0].detach()))
+            traces.append(recorder.record.trace(x_adv[0].detach()))
     return traces
 
 
@@ -79,27 +79,15 @@ class _Step:
         self.loss, self.with_gradient, self.norm = loss, with_gradient, torch.zeros_like(loss)
 
 
-class _Recorder(nn.Module):
-    """``model`` with a memory; every row it is asked about belongs to one input of class ``y`` (1,)."""
+class _Record:
+    """What was asked, by whomever: where an attack searches on a copy of its model, the copy writes in here too."""
 
-    def __init__(self, model: Model, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.model, self.y, self.loss = model, y, loss
+    def __init__(self) -> None:
         self.steps: list[_Step] = []
         self.fooling: list[Tensor] = []
 
-    def forward(self, z: Tensor) -> Any:
-        output = self.model(z)
-        logits = logits_of(output).detach()
-        y = self.y.expand(len(z))
-        followed = torch.is_grad_enabled() and z.requires_grad
-        losses = self.loss(logits, y).double().cpu()
-        self.fooling += z.detach()[fooled(logits, y)].unbind(0)
-        steps = [_Step(loss, followed) for loss in losses]
-        self.steps += steps
-        if followed:
-            z.register_hook(lambda gradient: _note(steps, gradient))
-        return output
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Record":
+        return self
 
     def trace(self, x_adv: Tensor) -> Trace:
         path = [s for s in self.steps if s.with_gradient]
@@ -112,6 +100,27 @@ class _Recorder(nn.Module):
             torch.stack(self.fooling) if self.fooling else x_adv.new_empty(0, *x_adv.shape),
             x_adv,
         )
+
+
+class _Recorder(nn.Module):
+    """``model`` with a memory; every row it is asked about belongs to one input of class ``y`` (1,)."""
+
+    def __init__(self, model: Model, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.y, self.loss, self.record = model, y, loss, _Record()
+
+    def forward(self, z: Tensor) -> Any:
+        output = self.model(z)
+        logits = logits_of(output).detach()
+        y = self.y.expand(len(z))
+        followed = torch.is_grad_enabled() and z.requires_grad
+        losses = self.loss(logits, y).double().cpu()
+        self.record.fooling += z.detach()[fooled(logits, y)].unbind(0)
+        steps = [_Step(loss, followed) for loss in losses]
+        self.record.steps += steps
+        if followed:
+            z.register_hook(lambda gradient: _note(steps, gradient))
+        return output
 
 
 def _note(steps: list[_Step], gradient: Tensor) -> None:
