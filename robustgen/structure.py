@@ -1,6 +1,6 @@
 """What a file's JSON must look like, written down as JSON itself; one line names the file and the field that differs."""
 
-import math
+import sys
 from pathlib import Path
 from types import UnionType
 from typing import Any
@@ -27,6 +27,9 @@ def check_structure(value: Any, structure: Any, source: str | Path, field: str =
     >>> check_structure({"a": [1, "2"]}, {"a": [int]}, "run.json")
     Traceback (most recent call last):
     ValueError: run.json: a[1] must be a whole number, not "2"
+    >>> check_structure(10**400, float, "run.json")
+    Traceback (most recent call last):
+    ValueError: run.json: it must be a finite number, not so large a number
     """
     if isinstance(structure, tuple):
         _check_one_of(value, structure, source, field)
@@ -77,7 +80,7 @@ def _fits(value: Any, kind: Any) -> bool:
     if isinstance(kind, range) or kind is int:
         return isinstance(value, int) and value in (_INT64 if kind is int else kind)
     if kind is float:
-        return isinstance(value, int | float) and math.isfinite(value)
+        return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # also of a whole number
     return isinstance(value, kind)
 
 
