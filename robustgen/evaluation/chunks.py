@@ -1,7 +1,7 @@
 """Attacks run chunk by chunk; with a directory, every finished chunk is kept there and a killed run goes on."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,9 +17,8 @@ from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.model import Model
 from robustgen.training.distributed import World, current_world
 
-__all__ = ["PICTURES", "Job", "Outcome", "run_jobs"]
+__all__ = ["Job", "Outcome", "run_jobs"]
 
-PICTURES = 8  # adversarial inputs kept for the report
 WAVES = 4  # chunks are so many batches large: while samples fall, others take their places in the batch
 
 
@@ -33,7 +32,7 @@ class Job(NamedTuple):
 
     attack: Attack
     n: int
-    keep: int = PICTURES
+    keep: int = 0
     after: tuple[str, ...] = ()
     precision: str = "float32"
     checked: bool = False
@@ -65,11 +64,13 @@ def run_jobs(
     about: Mapping[str, Tensor] | None = None,
     progress: bool = False,
     title: str = "attacks",
+    finished: Callable[[str, Outcome], None] | None = None,
 ) -> dict[str, Outcome]:
     """Run every job, ``batch_size`` examples in a pass, and keep what is finished after every few batches.
 
     Where several processes work together (``torch.distributed``), each takes a share of the chunks, and all return the
-    same: a chunk does not depend on who runs it. ``about``: what else outcomes depend on, by name.
+    same: a chunk does not depend on who runs it. ``about``: what else outcomes depend on, by name. ``finished`` is told
+    of each outcome as soon as it is there.
 
     Raises:
         ValueError: ``run_dir`` holds an evaluation already (without ``resume``), or one of another model, of other
@@ -109,6 +110,8 @@ def run_jobs(
                 for c in range(-(-len(rows) // size))
             ]
             done[label] = _whole(job, model, x, y, rows, fallen, whole)
+            if finished is not None:
+                finished(label, done[label])
     return done
 
 

@@ -48,6 +48,7 @@ class DetectorRobustness:
         scores: float64 (N,), without attack.
         outcomes: by attack name.
         reverse: of out-of-distribution inputs, where there were any.
+        notes: what a reader should doubt before any number.
         seed, environment, wall_seconds: how it was made.
     """
 
@@ -65,6 +66,7 @@ class DetectorRobustness:
     scores: Tensor
     outcomes: dict[str, GuardedOutcome]
     reverse: ReverseOutcome | None = None
+    notes: list[str] = field(default_factory=list)
     seed: int = 0
     environment: dict[str, Any] = field(default_factory=environment)
     wall_seconds: float = 0.0
@@ -120,6 +122,7 @@ class DetectorRobustness:
             "name": self.name,
             "detector": self.detector,
             "threat_model": {"norm": self.norm, "eps": self.eps, "bounds": list(self.bounds)},
+            "notes": self.notes,
             "fpr": self.fpr,
             "threshold": self.threshold,
             "n_calibration": self.n_calibration,
@@ -177,6 +180,7 @@ class DetectorRobustness:
             f"  clean accuracy {percent(entry['clean']['accuracy'])}; threshold {self.threshold:.6g} for a nominal "
             f"{self.fpr:.1%} false alarms, from {self.n_calibration} calibration scores",
         ]
+        lines += [f"  doubt: {note}" for note in self.notes]
         cells = [head, *([str(c) for c in row] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for row in cells:
