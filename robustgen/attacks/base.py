@@ -137,7 +137,8 @@ class Attack(ABC):
             x, y, ids, radius = (t.clone() if t.is_inference() else t for t in (x, y, ids, radius))
             engine = engine or Engine(prepare=self.early_stop)
             # without early_stop, as in training, little hangs on it, and it would be asked at every step
-            oracle = Oracle(self._view(model), x, engine.slots, passes=8 if self.early_stop else 2)
+            passes = 8 if self.early_stop else 2
+            oracle = Oracle(self._view(model), x, engine.slots, passes, engine.journal)
             problem = self._problem(oracle, x, y, ids, radius)
             problem.begin()
             if engine.prepare and not oracle.stochastic and len(problem.active()):

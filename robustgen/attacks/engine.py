@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.problem import Problem
-from robustgen.attacks.queries import Query, Search
+from robustgen.attacks.queries import Journal, Query, Search
 
 __all__ = ["Engine", "run_searches"]
 
@@ -30,6 +30,7 @@ class Engine:
             the model itself.
         precision: of the searches: "float32", or "bfloat16", which needs ``prepare`` (inputs stay float32, successes
             are verified in float32).
+        journal: of the model's answers, where they are kept in case the search is killed; a stochastic model's are not.
 
     Raises:
         ValueError: slots below 1, or an unknown precision.
@@ -38,6 +39,7 @@ class Engine:
     slots: int = 256
     prepare: bool = True
     precision: str = "float32"
+    journal: Journal | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.slots, int) or self.slots < 1:

@@ -1,4 +1,4 @@
-"""Attacks run chunk by chunk; with a directory, every finished chunk is kept there and a killed run goes on."""
+"""Attacks run chunk by chunk; with a directory, what is done is kept there, and a killed run goes on."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robustgen.attacks import Attack, AttackResult, Engine
+from robustgen.attacks import Attack, AttackResult, Engine, HopSkipJump, NoiseSearch, Square
+from robustgen.evaluation.journal import DiskJournal
 from robustgen.evaluation.verifier import verify
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import fingerprint, model_fingerprint
@@ -20,6 +21,9 @@ from robustgen.training.distributed import World, current_world
 __all__ = ["Job", "Outcome", "run_jobs"]
 
 WAVES = 4  # chunks are so many batches large: while samples fall, others take their places in the batch
+ANSWERS = 2**28  # bytes of a model's answers that a chunk may keep on the way; it is so small that they suffice
+SCORES = 256  # bytes for an answer without a gradient: more than it has, as it takes a step of the search to repeat it
+GRADIENT_FREE = (NoiseSearch, Square, HopSkipJump)
 
 
 class Job(NamedTuple):
@@ -66,7 +70,10 @@ def run_jobs(
     title: str = "attacks",
     finished: Callable[[str, Outcome], None] | None = None,
 ) -> dict[str, Outcome]:
-    """Run every job, ``batch_size`` examples in a pass, and keep what is finished after every few batches.
+    """Run every job, ``batch_size`` examples in a pass, and keep finished chunks and the answers to the one under way.
+
+    A kill costs what the model was asked in a few seconds. Not so where it is stochastic, and on an accelerator where
+    the answers are too many to be kept (:data:`ANSWERS`): there it costs the chunk.
 
     Where several processes work together (``torch.distributed``), each takes a share of the chunks, and all return the
     same: a chunk does not depend on who runs it. ``about``: what else outcomes depend on, by name. ``finished`` is told
@@ -83,7 +90,7 @@ def run_jobs(
     if run_dir is not None:
         store = _Store(Path(run_dir), _plan(jobs, model, x, y, ids, batch_size, about or {}), resume, world)
     done: dict[str, Outcome] = {}
-    total, size = sum(job.n for job in jobs.values()), WAVES * batch_size
+    total = sum(job.n for job in jobs.values())
     with tqdm(total=total, disable=not progress or world.rank > 0, desc=title, unit="example") as bar:
         for k, (label, job) in enumerate(jobs.items()):
             fallen = _fallen([done[name] for name in job.after], job.n)
@@ -91,12 +98,14 @@ def run_jobs(
             bar.update(job.n - len(rows))
             standing = len(rows)
             found: dict[int, AttackResult] = {}
+            size, kept = _chunk(job.attack, x, batch_size)
             for c, part in enumerate(rows.split(size) if len(rows) else ()):
                 bar.set_postfix_str(f"{label}, {standing} standing")
-                result = store.load(k, c) if store else None
+                result = store.load(k, c, len(part)) if store else None
                 if result is None and c % world.size == world.rank:
                     i = part.to(x.device)
-                    engine = Engine(slots=batch_size, precision=job.precision)
+                    journal = store.journal(k, c) if store and kept else None
+                    engine = Engine(slots=batch_size, precision=job.precision, journal=journal)
                     result = _to_cpu(job.attack.run(model, x[i], y[i], ids=ids[i], engine=engine))
                     if store:
                         store.save(k, c, result)
@@ -113,6 +122,24 @@ def run_jobs(
             if finished is not None:
                 finished(label, done[label])
     return done
+
+
+def _chunk(attack: Attack, x: Tensor, batch_size: int) -> tuple[int, bool]:
+    """How many examples are a chunk, and whether a model's answers are kept while it is under way."""
+    whole = WAVES * batch_size
+    each = sum(_answer_bytes(part, x) for part in attack.parts())
+    if x.device.type != "cpu":  # where small chunks are slow
+        return whole, whole * each <= ANSWERS
+    return max(1, min(whole, ANSWERS // each)), True
+
+
+def _answer_bytes(attack: Attack, x: Tensor) -> int:
+    """What the answers to an attack on one example come to, by its settings."""
+    inner = getattr(attack, "attack", attack)
+    asked = 1
+    for budget in ("steps", "search_steps", "restarts", "n_targets", "n_queries"):
+        asked *= getattr(inner, budget, None) or 1
+    return asked * (SCORES if isinstance(inner, GRADIENT_FREE) else x[0].numel() * x.element_size())
 
 
 def _fallen(before: list[Outcome], n: int) -> Tensor:
@@ -183,7 +210,8 @@ def _plan(
         "model": model_fingerprint(model) if isinstance(model, nn.Module) else None,
         "examples": fingerprint({"x": x, "y": y, "ids": ids}),
         "attacks": [[label, job.attack.describe(), job.n, job.after, job.precision] for label, job in jobs.items()],
-        "batch size": [batch_size, WAVES],
+        "batch size": batch_size,
+        "chunks": {label: _chunk(job.attack, x, batch_size) for label, job in jobs.items()},
         "threads": torch.get_num_threads(),
     } | {name: fingerprint({name: value}) for name, value in about.items()}
 
@@ -213,9 +241,20 @@ class _Store:
     def _path(self, job: int, chunk: int) -> Path:
         return self.directory / f"{job:03d}-{chunk:06d}.safetensors"
 
-    def load(self, job: int, chunk: int) -> AttackResult | None:
+    def journal(self, job: int, chunk: int) -> DiskJournal:
+        """Of the answers to a chunk that is under way."""
+        return DiskJournal(self._path(job, chunk).with_suffix(""))
+
+    def load(self, job: int, chunk: int, n: int) -> AttackResult | None:
+        """The outcome of a chunk of ``n`` examples, if it is finished."""
         path = self._path(job, chunk)
-        return AttackResult(**load_tensors(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        found = load_tensors(path)
+        if found.keys() != AttackResult.__dataclass_fields__.keys() or any(len(t) != n for t in found.values()):
+            raise ValueError(f"{path}: not the outcome of an attack on {n} examples")
+        return AttackResult(**found)
 
     def save(self, job: int, chunk: int, result: AttackResult) -> None:
         save_tensors(self._path(job, chunk), vars(result))
+        self.journal(job, chunk).discard()
