@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from robustgen.attacks import APGD, APGDT, DDN, FAB, FGSM, PGD, AtEps, HopSkipJump, JointAttack, NoiseSearch, Square
-from robustgen.evaluation import chunks, journal
+from robustgen.evaluation import chunks, evaluate_robustness, journal
 from robustgen.evaluation.chunks import Job, run_jobs
 from robustgen.files import save_tensors
 
@@ -189,3 +189,28 @@ def test_chunks_of_another_size_are_another_plan(run, tmp_path):
     path.write_text(json.dumps(plan))
     with pytest.raises(ValueError, match="holds another evaluation: batch size, chunks differ"):
         run(attacks, tmp_path, resume=True)
+
+
+def test_diagnostics_of_single_inputs_are_kept(tmp_path, monkeypatch):
+    net = Counting()
+    x = torch.rand(6, 1, 6, 6)
+    y = net(x).argmax(1)
+    options = {"eps": 0.05, "attacks": [PGD(eps=0.05, steps=5)]}
+    monkeypatch.setattr(Counting, "limit", None)
+    monkeypatch.setattr(Counting, "asked", 0)
+    whole = evaluate_robustness(net, x, y, **options)
+    asked = Counting.asked
+    monkeypatch.setattr(Counting, "limit", asked - 100)
+    monkeypatch.setattr(Counting, "asked", 0)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_robustness(net, x, y, run_dir=tmp_path, **options)
+    kept = sorted(p.name for p in (tmp_path / "chunks").iterdir() if p.name[0] in "tb")
+    assert {"trace-000.safetensors", "binarization-000.safetensors"} <= set(kept)
+    monkeypatch.setattr(Counting, "limit", None)
+    monkeypatch.setattr(Counting, "asked", 0)
+    again = evaluate_robustness(net, x, y, run_dir=tmp_path, resume=True, **options)
+    assert again.masking == whole.masking
+    assert Counting.asked < asked / 2
+    save_tensors(tmp_path / "chunks" / kept[-1], {"other": torch.zeros(1)})
+    with pytest.raises(ValueError, match=rf"{kept[-1]}: holds other, not"):
+        evaluate_robustness(net, x, y, run_dir=tmp_path, resume=True, **options)

@@ -18,7 +18,7 @@ from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.model import Model
 from robustgen.training.distributed import World, current_world
 
-__all__ = ["Job", "Outcome", "run_jobs"]
+__all__ = ["Job", "Outcome", "kept_under", "run_jobs"]
 
 WAVES = 4  # chunks are so many batches large: while samples fall, others take their places in the batch
 ANSWERS = 2**28  # bytes of a model's answers that a chunk may keep on the way; it is so small that they suffice
@@ -216,11 +216,16 @@ def _plan(
     } | {name: fingerprint({name: value}) for name, value in about.items()}
 
 
+def kept_under(run_dir: str | Path) -> Path:
+    """Where the plan of an evaluation is, and all that is made by it."""
+    return Path(run_dir) / "chunks"
+
+
 class _Store:
     """``run_dir/chunks``: the plan, and one safetensors file for each finished chunk."""
 
     def __init__(self, run_dir: Path, plan: dict[str, Any], resume: bool, world: World) -> None:
-        self.directory = run_dir / "chunks"
+        self.directory = kept_under(run_dir)
         plan = json.loads(json.dumps(plan))  # as it reads back: tuples are lists
         path = self.directory / "plan.json"
         begun = path.exists()

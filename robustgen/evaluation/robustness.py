@@ -14,9 +14,10 @@ from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Oracle, Search
 from robustgen.checks import check_evaluation, nearest
-from robustgen.evaluation.chunks import Job, Outcome, run_jobs
+from robustgen.evaluation.chunks import Job, Outcome, kept_under, run_jobs
 from robustgen.evaluation.diagnostics import diagnose, probe_jobs
 from robustgen.evaluation.doubts import at_chance, diameter, eps_spans_bounds, n_classes_of, raise_doubts
+from robustgen.evaluation.kept import anew, kept_in
 from robustgen.evaluation.masking import run_masking_tests
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
 from robustgen.evaluation.suites import SUITES, Stage, suite_of
@@ -146,7 +147,8 @@ def evaluate_robustness(
         curve=curve if sweep else None,
     )
     if masking_tests:
-        masking += diagnose(model, x, y, chosen, found, done, clean, pgd, span)
+        keep = anew if run_dir is None else kept_in(kept_under(run_dir))
+        masking += diagnose(model, x, y, chosen, found, done, clean, pgd, span, keep)
     shown = _to_show(clean, torch.stack([~r.success for r in found.values()]).all(0))
     return RobustnessReport(
         name=name,
