@@ -6,7 +6,20 @@ import pytest
 import torch
 from torch import nn
 
-from robustgen.attacks import APGD, APGDT, DDN, FAB, FGSM, PGD, AtEps, HopSkipJump, JointAttack, NoiseSearch, Square
+from robustgen.attacks import (
+    APGD,
+    APGDT,
+    DDN,
+    FAB,
+    FGSM,
+    PGD,
+    AtEps,
+    HopSkipJump,
+    JointAttack,
+    NoiseSearch,
+    Square,
+    TransferAttack,
+)
 from robustgen.evaluation import chunks, evaluate_robustness, journal
 from robustgen.evaluation.chunks import Job, run_jobs
 from robustgen.files import save_tensors
@@ -133,6 +146,7 @@ def test_chunks_are_as_large_as_their_answers_allow():
     targeted, _ = chunks._chunk(APGDT(), mnist, 250)
     assert targeted * 900 * 28 * 28 * 4 <= chunks.ANSWERS < 2 * targeted * 900 * 28 * 28 * 4
     assert chunks._chunk(APGDT(), photo, 250) == (1, True)
+    assert chunks._chunk(TransferAttack(surrogate=nn.Identity(), attack=PGD()), mnist, 250) == (250, False)
     assert chunks._chunk(NoiseSearch(), photo, 250) == (1000, True)
     assert chunks._chunk(APGDT(), torch.zeros(1, 1, 28, 28, device="meta"), 250) == (1000, False)
     assert chunks._chunk(PGD(steps=4), torch.zeros(1, 1, 28, 28, device="meta"), 250) == (1000, True)

@@ -1,6 +1,7 @@
 """Attacks run chunk by chunk; with a directory, what is done is kept there, and a killed run goes on."""
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robustgen.attacks import Attack, AttackResult, Engine, HopSkipJump, NoiseSearch, Square
+from robustgen.attacks import Attack, AttackResult, Engine, HopSkipJump, NoiseSearch, Square, TransferAttack
 from robustgen.evaluation.journal import DiskJournal
 from robustgen.evaluation.verifier import verify
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
@@ -126,6 +127,8 @@ def run_jobs(
 
 def _chunk(attack: Attack, x: Tensor, batch_size: int) -> tuple[int, bool]:
     """How many examples are a chunk, and whether a model's answers are kept while it is under way."""
+    if isinstance(attack, TransferAttack):  # which asks another model, every example to the end
+        return batch_size, False
     whole = WAVES * batch_size
     each = sum(_answer_bytes(part, x) for part in attack.parts())
     if x.device.type != "cpu":  # where small chunks are slow
@@ -136,9 +139,8 @@ def _chunk(attack: Attack, x: Tensor, batch_size: int) -> tuple[int, bool]:
 def _answer_bytes(attack: Attack, x: Tensor) -> int:
     """What the answers to an attack on one example come to, by its settings."""
     inner = getattr(attack, "attack", attack)
-    asked = 1
-    for budget in ("steps", "search_steps", "restarts", "n_targets", "n_queries"):
-        asked *= getattr(inner, budget, None) or 1
+    budgets = (getattr(inner, name, 1) for name in ("steps", "search_steps", "restarts", "n_targets", "n_queries"))
+    asked = math.prod(budget for budget in budgets if isinstance(budget, int) and budget > 0)
     return asked * (SCORES if isinstance(inner, GRADIENT_FREE) else x[0].numel() * x.element_size())
 
 

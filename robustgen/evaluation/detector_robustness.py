@@ -73,10 +73,13 @@ def evaluate_detector_robustness(
         seed: of the attacks.
         steps, restarts: of every attack. None of them ends early, but for the search for the first point that fools.
         batch_size: examples in a pass.
-        run_dir: where finished chunks are kept, so that nothing is lost when the process is killed.
+        run_dir: where what is done is kept, so that a kill costs seconds.
         resume: continue the evaluation in ``run_dir``: same model, detector, examples and arguments.
         name: of the network in the report.
         progress: show a progress bar.
+
+    Warns:
+        UserWarning: as :func:`~robustgen.evaluation.evaluate_robustness`.
 
     Raises:
         TypeError: not a :class:`~robustgen.detectors.Detector`; otherwise as :meth:`robustgen.attacks.Attack.run`.

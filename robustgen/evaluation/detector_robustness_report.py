@@ -13,6 +13,7 @@ from robustgen.evaluation.metrics import auroc
 from robustgen.evaluation.report import write_report
 from robustgen.evaluation.shares import percent, share
 from robustgen.files import environment
+from robustgen.printable import printable
 
 __all__ = ["DetectorRobustness", "GuardedOutcome", "ReverseOutcome"]
 
@@ -185,7 +186,7 @@ class DetectorRobustness:
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for row in cells:
             lines.append("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def _share(hits: Tensor) -> dict[str, Any] | None:

@@ -70,8 +70,9 @@ def evaluate_robustness(
             :func:`~robustgen.evaluation.suites.suite_of`.
         eps, norm, bounds: the threat model, used by the suite and the masking tests.
         ids: int64 (N,), what random numbers are keyed by; default arange(N).
-        run_dir: keep the outcome of every finished chunk there; ``resume=True`` continues such a run. The model must
-            then be an nn.Module, so that another one is recognised.
+        run_dir: keep what is done there, chunk by chunk, and the model's answers in the chunk under way, so that a kill
+            costs seconds; ``resume=True`` continues such a run. The model must then be an nn.Module, so that another
+            one is recognised. (A stochastic model, or an accelerator with attacks of many steps: a kill costs a chunk.)
         seed: of the attacks.
         surrogate: a substitute model; adds black-box transfer of FGSM and of PGD, and the white-against-black test.
         masking_tests: run the tests for gradient masking and the other diagnostics of the attacks. On the first
@@ -80,11 +81,14 @@ def evaluate_robustness(
             for the 8-bit check (320), and every success verified; on 20 of these, one by one: the six indicators of
             attack failure and the binarization test, of the attack with the most steps (two runs of it, one without a
             bound, and some 500 forward passes).
-        batch_size: examples in one pass of the model; what is finished is kept after every four batches.
+        batch_size: examples in one pass of the model.
         precision: of the attacks' searches, "float32" or "bfloat16". Every success is verified in float32 on the model;
             what a search in bfloat16 left standing is attacked again by the cheapest gradient attack in float32.
         name: of the network in the report.
         progress: show a progress bar.
+
+    Warns:
+        UserWarning: an eps that holds every input in the bounds (8 for 8/255), or a clean accuracy not above chance.
 
     Raises:
         TypeError, ValueError: as :meth:`robustgen.attacks.Attack.run`; an empty data set, an unknown suite, an attack

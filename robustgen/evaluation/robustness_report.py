@@ -12,6 +12,7 @@ from robustgen.evaluation.masking import NOT_RUN, VIOLATED, MaskingTest
 from robustgen.evaluation.report import encode_pictures, write_report
 from robustgen.evaluation.shares import percent, share
 from robustgen.files import environment
+from robustgen.printable import printable
 
 __all__ = ["AttackOutcome", "RobustnessReport"]
 
@@ -159,4 +160,4 @@ class RobustnessReport:
                 rows.append(f"    {t.advice}")
         if not_run := [f"{t.name} ({t.detail})" for t in self.masking if t.verdict == NOT_RUN]:
             rows.append(f"  masking tests not run: {'; '.join(not_run)}")
-        return "\n".join(rows)
+        return printable("\n".join(rows))
