@@ -193,15 +193,18 @@ def test_files_that_do_not_belong_are_named(run, tmp_path):
         run(attacks, tmp_path, resume=True)
 
 
-def test_chunks_of_another_size_are_another_plan(run, tmp_path):
+def test_evaluations_with_other_chunks_are_not_resumed(run, tmp_path, monkeypatch):
     attacks = {"PGD": ATTACKS["PGD"]}
     run(attacks, tmp_path)
+    with monkeypatch.context() as other:
+        other.setattr(chunks, "ANSWERS", 1)
+        with pytest.raises(ValueError, match="another evaluation: chunks differ"):
+            run(attacks, tmp_path, resume=True)
     path = tmp_path / "chunks" / "plan.json"
     plan = json.loads(path.read_text())
-    plan["batch size"] = [plan.pop("batch size"), 4]  # as it was before chunks had their own sizes
     del plan["chunks"]
     path.write_text(json.dumps(plan))
-    with pytest.raises(ValueError, match="holds another evaluation: batch size, chunks differ"):
+    with pytest.raises(ValueError, match="an earlier version began"):
         run(attacks, tmp_path, resume=True)
 
 

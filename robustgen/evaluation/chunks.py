@@ -241,6 +241,8 @@ class _Store:
                 f"{run_dir} already holds an evaluation: resume it (--resume), or choose another directory"
             )
         found = read_json(path)
+        if isinstance(found, dict) and "chunks" not in found:
+            raise ValueError(f"{run_dir} holds an evaluation that an earlier version began: choose another directory")
         different = [name for name in plan if not isinstance(found, dict) or found.get(name) != plan[name]]
         if different:
             raise ValueError(f"{run_dir} holds another evaluation: {', '.join(different)} differ")
