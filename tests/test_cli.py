@@ -20,6 +20,8 @@ from robustgen.detectors import ReconstructionError
 from robustgen.files import save_tensors
 from robustgen.networks import convnet
 
+pytestmark = pytest.mark.filterwarnings("always:clean accuracy")  # networks trained for a moment are printed about
+
 DIGITS = ["--data", "digits", "--width", "4", "--quiet"]
 
 
@@ -87,8 +89,9 @@ def test_train_attack_score_report(capsys, fortified_run, tmp_path):
     assert info["network"]["n_classes"] == 9
     out = tmp_path / "attack"
     common = ["--run", fortified_run, "--eps", "0.1", "--limit", "60", "--quiet"]
-    code, text, _ = run(capsys, "attack", *common, "--out", out)
+    code, text, err = run(capsys, "attack", *common, "--out", out)
     assert code == 0
+    assert "robustgen: warning: clean accuracy" in err
     assert "worst case (upper bound)" in text
     assert "masking test" in text
     report = json.loads((out / "report.json").read_text())

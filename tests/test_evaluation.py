@@ -24,6 +24,8 @@ def linear():
     model = nn.Linear(10, 2).double()
     x = 0.35 + 0.3 * torch.rand(120, 10, dtype=torch.float64)
     z = model(x).detach()
+    model.bias.data[0] -= (z[:, 0] - z[:, 1]).median()  # as many of each class
+    z = model(x).detach()
     y = z.argmax(1)
     w = (model.weight[0] - model.weight[1]).detach()
     radius = (z[:, 0] - z[:, 1]).abs() / w.abs().sum()
@@ -194,9 +196,10 @@ def test_labels_cannot_collide_with_the_evaluation_s_own(linear, tmp_path):
 
 
 def test_resume_sees_another_surrogate_or_activation(tmp_path):
-    x, y = torch.rand(20, 6), torch.randint(3, (20,))
+    x = torch.rand(20, 6)
     first, second = (nn.Linear(6, 3) for _ in range(2))
     model = nn.Sequential(nn.Linear(6, 5), nn.ReLU(), nn.Linear(5, 3))
+    y = model(x).argmax(1)
     options = {"eps": 0.1, "run_dir": tmp_path, "masking_tests": False}
     evaluate_robustness(model, x, y, surrogate=first, **options)
     with pytest.raises(ValueError, match="attacks differ"):
@@ -218,7 +221,8 @@ def test_masking_compares_attacks_at_one_eps(linear):
 def test_the_report_is_json_first_and_self_contained(tmp_path):
     digits = data.digits("test").take(40)
     model = mlp(64, [16], 10)
-    report = evaluate_robustness(model, digits.images(), digits.labels(), eps=0.1, sweep_examples=20, name="<b>&me")
+    x, y = digits.images(), model(digits.images()).argmax(1)
+    report = evaluate_robustness(model, x, y, eps=0.1, sweep_examples=20, name="<b>&me")
     page = report.save(tmp_path, command="robustgen attack").read_text()
     assert "&lt;b&gt;&amp;me" in page
     assert "<b>&me" not in page

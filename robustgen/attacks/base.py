@@ -149,6 +149,7 @@ class Attack(ABC):
                 seed=self.seed,
                 free=None if reach is None else reach > 0,
                 thorough=self.early_stop,  # in training little hangs on it, and it would be asked at every step
+                journal=engine.journal,
             )
             problem = self._problem(oracle, x, y, ids, radius, reach)
             problem.begin()

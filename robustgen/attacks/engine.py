@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.problem import Problem
-from robustgen.attacks.queries import Query, Search
+from robustgen.attacks.queries import Journal, Query, Search
 from robustgen.checks import check_integers, plain_fields
 
 __all__ = ["Engine", "run_searches"]
@@ -31,6 +31,7 @@ class Engine:
             the model itself.
         precision: of the searches: "float32", or "bfloat16", which needs ``prepare`` (inputs stay float32, successes
             are verified in float32).
+        journal: of the model's answers, where they are kept in case the search is killed; a stochastic model's are not.
 
     Raises:
         TypeError: slots is not an integer.
@@ -40,6 +41,7 @@ class Engine:
     slots: int = 256
     prepare: bool = True
     precision: str = "float32"
+    journal: Journal | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)

@@ -4,7 +4,8 @@ import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from functools import partial
+from typing import Any, Protocol, TypeAlias
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from robustgen.divergence import kl_divergence
 from robustgen.model import Model, check_rows_alone, is_stochastic, logits_of, naming_inputs
 from robustgen.turns import RandomStream
 
-__all__ = ["Answered", "Oracle", "Query", "Search", "gaps"]
+__all__ = ["Answered", "Journal", "Oracle", "Query", "Search", "gaps"]
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,16 @@ def gaps(logits: Tensor, y: Tensor, rivals: Tensor) -> Tensor:
     return logits.gather(1, y[:, None]) - logits.gather(1, torch.where(rivals < 0, top, rivals))
 
 
+class Journal(Protocol):
+    """Answers of a model in the order in which they were given: a search that is run again need not ask for them."""
+
+    def recall(self) -> tuple[Tensor, ...] | None:
+        """The next answer that is known; None from where on none is."""
+
+    def keep(self, answer: tuple[Tensor, ...]) -> None:
+        """Add an answer."""
+
+
 class Oracle:
     """Answers queries about samples of ``x`` (N, ...), at most ``slots`` rows in one pass of the model.
 
@@ -54,7 +65,7 @@ class Oracle:
 
     ``free`` (N, ...), bool, or None: the elements that may differ from x; the model sees the others as they are in x.
     ``thorough``: look eight times for a difference, not two, and refuse a model whose logits for an input depend on the
-    other inputs in its batch.
+    other inputs in its batch. What a ``journal`` knows the model is not asked again; one that draws is not kept in it.
     """
 
     def __init__(
@@ -66,10 +77,12 @@ class Oracle:
         seed: int = 0,
         free: Tensor | None = None,
         thorough: bool = True,
+        journal: Journal | None = None,
     ) -> None:
         self.model = self.searched = model
         self.x, self.slots, self.free = x, slots, free
         self.draws, self._stream = True, RandomStream(seed)
+        self.journal: Journal | None = None
         self.forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.backwards = torch.zeros_like(self.forwards)
         few = x[:4].clone()
@@ -83,6 +96,7 @@ class Oracle:
         self.draws = self.stochastic or self._stream.drawn
         if thorough and not self.stochastic:
             check_rows_alone(lambda z: self._forward(model, z), few)
+        self.journal = None if self.draws else journal
 
     @property
     def prepared(self) -> bool:
@@ -138,9 +152,22 @@ class Oracle:
             logits, gradients = self._differentiate(i, z, lambda v: list((-gaps(v, y, beside)).unbind(1)), kind[2])
         return logits, torch.stack(gradients, 1)
 
+    def _known_or(self, ask: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+        """What the journal knows, or else the answer, which it then keeps."""
+        if self.journal is None:
+            return ask()
+        answer = self.journal.recall()
+        if answer is None:
+            answer = tuple(t.contiguous() for t in ask())  # laid out as it will be when it is read
+            self.journal.keep(answer)
+        return tuple(t.to(self.forwards.device) for t in answer)
+
     def _forward(self, model: Model, z: Tensor) -> Tensor:
-        with torch.no_grad(), self._random():
-            logits = logits_of(model(z))
+        def ask() -> tuple[Tensor, ...]:
+            with torch.no_grad(), self._random():
+                return (logits_of(model(z)),)
+
+        (logits,) = self._known_or(ask)
         if len(logits) != len(z):
             raise ValueError(f"the model returned {len(logits)} rows of logits for {len(z)} inputs")
         return logits
@@ -149,9 +176,16 @@ class Oracle:
         self, i: Tensor, z: Tensor, values: Callable[[Tensor], list[Tensor]], samples: int
     ) -> tuple[Tensor, list[Tensor]]:
         """Mean logits (n, C) and the mean gradient (n, ...) of each of ``values(logits)``, (n,) every one."""
+        self.forwards[i] += samples
+        logits, *gradients = self._known_or(partial(self._slopes, i, z, values, samples))
+        self.backwards[i] += samples * len(gradients)
+        return logits, gradients
+
+    def _slopes(
+        self, i: Tensor, z: Tensor, values: Callable[[Tensor], list[Tensor]], samples: int
+    ) -> tuple[Tensor, ...]:
         total_logits: Tensor | None = None
         totals: list[Tensor] = []
-        self.forwards[i] += samples
         for _ in range(samples):
             with torch.enable_grad(), self._random():
                 leaf = z.detach().clone().requires_grad_(True)
@@ -163,7 +197,6 @@ class Oracle:
                     torch.autograd.grad(a, leaf, allow_unused=True, retain_graph=k < len(ascents))[0]
                     for k, a in enumerate(ascents, 1)
                 ]
-            self.backwards[i] += len(ascents)
             if any(g is None for g in gradients):
                 raise ValueError("the model's logits do not depend on x through differentiable operations")
             totals = [t + g for t, g in zip(totals, gradients, strict=True)] if totals else gradients
@@ -175,4 +208,4 @@ class Oracle:
             )
             totals = [torch.where(t.isfinite(), t, 0.0) for t in totals]
         assert total_logits is not None
-        return total_logits / samples, totals
+        return total_logits / samples, *totals

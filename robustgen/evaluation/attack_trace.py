@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from robustgen.attacks.losses import LOSSES, fooled
+from robustgen.evaluation.kept import Keep, anew
 from robustgen.model import Model, logits_of, untouched
 
 __all__ = ["AttackCall", "Loss", "Trace", "loss_function", "trace_attack"]
@@ -37,6 +39,9 @@ class Trace:
     x_adv: Tensor
 
 
+_POINTS = ("fooling", "x_adv")  # on the device of the inputs
+
+
 def loss_function(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     """The loss (logits (N, C), y (N,)) -> (N,) of that name, or the function itself; ValueError for another name."""
     if not isinstance(loss, str):
@@ -47,13 +52,16 @@ def loss_function(loss: Loss) -> Callable[[Tensor, Tensor], Tensor]:
     return lambda logits, y: named(logits, y, False)
 
 
-def trace_attack(attack: AttackCall, model: Model, x: Tensor, y: Tensor, *, loss: Loss = "ce") -> list[Trace]:
+def trace_attack(
+    attack: AttackCall, model: Model, x: Tensor, y: Tensor, *, loss: Loss = "ce", keep: Keep = anew
+) -> list[Trace]:
     """Run an untargeted attack on each input by itself and record what it asked ``model``, which is left untouched.
 
     Args:
         attack: (model, x, y) -> x_adv. It is handed a module around ``model`` that passes everything through.
         x: (N, ...); y: int64 (N,).
         loss: what the attack ascends, as a function of the logits; recorded only.
+        keep: by which each trace is kept.
 
     >>> from robustgen.attacks import PGD
     >>> linear = nn.Linear(3, 2)
@@ -63,13 +71,15 @@ def trace_attack(attack: AttackCall, model: Model, x: Tensor, y: Tensor, *, loss
     (6, 5, 0)
     """
     value = loss_function(loss)
-    traces = []
+
+    def trace(k: int) -> dict[str, Tensor]:
+        recorder = _Recorder(model, y[k : k + 1], value)
+        x_adv = attack(recorder, x[k : k + 1], y[k : k + 1])
+        return vars(recorder.record.trace(x_adv[0].detach()))
+
     with untouched(model):
-        for k in range(len(x)):
-            recorder = _Recorder(model, y[k : k + 1], value)
-            x_adv = attack(recorder, x[k : k + 1], y[k : k + 1])
-            traces.append(recorder.trace(x_adv[0].detach()))
-    return traces
+        found = [keep(f"trace-{k:03d}", Trace.__dataclass_fields__, partial(trace, k)) for k in range(len(x))]
+    return [Trace(**{name: t.to(x.device) if name in _POINTS else t for name, t in one.items()}) for one in found]
 
 
 class _Step:
@@ -79,27 +89,15 @@ class _Step:
         self.loss, self.with_gradient, self.norm = loss, with_gradient, torch.zeros_like(loss)
 
 
-class _Recorder(nn.Module):
-    """``model`` with a memory; every row it is asked about belongs to one input of class ``y`` (1,)."""
+class _Record:
+    """What was asked, by whomever: where an attack searches on a copy of its model, the copy writes in here too."""
 
-    def __init__(self, model: Model, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
-        super().__init__()
-        self.model, self.y, self.loss = model, y, loss
+    def __init__(self) -> None:
         self.steps: list[_Step] = []
         self.fooling: list[Tensor] = []
 
-    def forward(self, z: Tensor) -> Any:
-        output = self.model(z)
-        logits = logits_of(output).detach()
-        y = self.y.expand(len(z))
-        followed = torch.is_grad_enabled() and z.requires_grad
-        losses = self.loss(logits, y).double().cpu()
-        self.fooling += z.detach()[fooled(logits, y)].unbind(0)
-        steps = [_Step(loss, followed) for loss in losses]
-        self.steps += steps
-        if followed:
-            z.register_hook(lambda gradient: _note(steps, gradient))
-        return output
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Record":
+        return self
 
     def trace(self, x_adv: Tensor) -> Trace:
         path = [s for s in self.steps if s.with_gradient]
@@ -112,6 +110,27 @@ class _Recorder(nn.Module):
             torch.stack(self.fooling) if self.fooling else x_adv.new_empty(0, *x_adv.shape),
             x_adv,
         )
+
+
+class _Recorder(nn.Module):
+    """``model`` with a memory; every row it is asked about belongs to one input of class ``y`` (1,)."""
+
+    def __init__(self, model: Model, y: Tensor, loss: Callable[[Tensor, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.model, self.y, self.loss, self.record = model, y, loss, _Record()
+
+    def forward(self, z: Tensor) -> Any:
+        output = self.model(z)
+        logits = logits_of(output).detach()
+        y = self.y.expand(len(z))
+        followed = torch.is_grad_enabled() and z.requires_grad
+        losses = self.loss(logits, y).double().cpu()
+        self.record.fooling += z.detach()[fooled(logits, y)].unbind(0)
+        steps = [_Step(loss, followed) for loss in losses]
+        self.record.steps += steps
+        if followed:
+            z.register_hook(lambda gradient: _note(steps, gradient))
+        return output
 
 
 def _note(steps: list[_Step], gradient: Tensor) -> None:

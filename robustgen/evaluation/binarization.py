@@ -15,6 +15,7 @@ What the test cannot see: masking behind the layer that is replaced, such as a s
 """
 
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from robustgen import counter_rng
 from robustgen.attacks import Attack
 from robustgen.attacks.ball import Ball, perturbation_norm
 from robustgen.checks import check_images, check_positive
+from robustgen.evaluation.kept import Keep, anew
 from robustgen.evaluation.masking import HOLDS, NOT_RUN, VIOLATED, MaskingTest, paired
 from robustgen.evaluation.verifier import verify
 from robustgen.model import Model, logits_of, naming_inputs, untouched
@@ -76,7 +78,7 @@ class Binarization:
 
 
 def binarization_test(
-    model: Model, x: Tensor, attack: Attack, *, eps: float, points: int = 200, seed: int = 0
+    model: Model, x: Tensor, attack: Attack, *, eps: float, points: int = 200, seed: int = 0, keep: Keep = anew
 ) -> Binarization:
     """Run ``attack`` on a binarized ``model`` at each input by itself; the model is left untouched.
 
@@ -89,6 +91,7 @@ def binarization_test(
         eps: radius of the ball, also for the attack.
         points: inner points for each read-out, and random points as the baseline.
         seed: of the points.
+        keep: by which what is found at each input is kept; see :mod:`robustgen.evaluation.kept`.
 
     Raises:
         TypeError, ValueError: as the attack; eps or points out of range, or a targeted attack.
@@ -106,14 +109,17 @@ def binarization_test(
     if points < 2:
         raise ValueError(f"points must be at least 2, got {points}")
     layer = _last_linear(model, x[:2]) if len(x) else None
-    feasible, found, random = (torch.zeros(len(x), dtype=torch.bool) for _ in range(3))
-    for k in range(len(x)):
+
+    def test(k: int) -> dict[str, Tensor]:
         one = _OneInput(x[k : k + 1], eps, attack, counter_rng.derive_seed(seed, k))
         classifier = one.classifier(model, layer, points)
-        if classifier is not None:
-            feasible[k] = True
-            found[k] = one.falls(classifier)
-            random[k] = one.verified(classifier, torch.cat([one.inside(points // 2), one.extremes(points // 2)]))
+        if classifier is None:
+            return {"outcome": torch.zeros(3, dtype=torch.bool)}
+        by_chance = one.verified(classifier, torch.cat([one.inside(points // 2), one.extremes(points // 2)]))
+        return {"outcome": torch.tensor([True, one.falls(classifier), by_chance])}
+
+    outcomes = [keep(f"binarization-{k:03d}", ["outcome"], partial(test, k))["outcome"] for k in range(len(x))]
+    feasible, found, random = torch.stack(outcomes).T if outcomes else torch.zeros(3, 0, dtype=torch.bool)
     return Binarization(feasible, found, random, "logits" if layer is None else f"features before {layer}")
 
 

@@ -1,7 +1,8 @@
-"""Attacks run chunk by chunk; with a directory, every finished chunk is kept there and a killed run goes on."""
+"""Attacks run chunk by chunk; with a directory, what is done is kept there, and a killed run goes on."""
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -10,17 +11,20 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from robustgen.attacks import Attack, AttackResult, Engine
+from robustgen.attacks import Attack, AttackResult, Engine, HopSkipJump, NoiseSearch, Square, TransferAttack
+from robustgen.evaluation.journal import DiskJournal
 from robustgen.evaluation.verifier import verify
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.model import Model
 from robustgen.training.distributed import World, current_world
 
-__all__ = ["PICTURES", "Job", "Outcome", "run_jobs"]
+__all__ = ["Job", "Outcome", "kept_under", "run_jobs"]
 
-PICTURES = 8  # adversarial inputs kept for the report
 WAVES = 4  # chunks are so many batches large: while samples fall, others take their places in the batch
+ANSWERS = 2**28  # bytes of a model's answers that a chunk may keep on the way; it is so small that they suffice
+SCORES = 256  # bytes for an answer without a gradient: more than it has, as it takes a step of the search to repeat it
+GRADIENT_FREE = (NoiseSearch, Square, HopSkipJump)
 
 
 class Job(NamedTuple):
@@ -33,7 +37,7 @@ class Job(NamedTuple):
 
     attack: Attack
     n: int
-    keep: int = PICTURES
+    keep: int = 0
     after: tuple[str, ...] = ()
     precision: str = "float32"
     checked: bool = False
@@ -65,11 +69,16 @@ def run_jobs(
     about: Mapping[str, Tensor] | None = None,
     progress: bool = False,
     title: str = "attacks",
+    finished: Callable[[str, Outcome], None] | None = None,
 ) -> dict[str, Outcome]:
-    """Run every job, ``batch_size`` examples in a pass, and keep what is finished after every few batches.
+    """Run every job, ``batch_size`` examples in a pass, and keep finished chunks and the answers to the one under way.
+
+    A kill costs what the model was asked in a few seconds. Not so where it is stochastic, and on an accelerator where
+    the answers are too many to be kept (:data:`ANSWERS`): there it costs the chunk.
 
     Where several processes work together (``torch.distributed``), each takes a share of the chunks, and all return the
-    same: a chunk does not depend on who runs it. ``about``: what else outcomes depend on, by name.
+    same: a chunk does not depend on who runs it. ``about``: what else outcomes depend on, by name. ``finished`` is told
+    of each outcome as soon as it is there.
 
     Raises:
         ValueError: ``run_dir`` holds an evaluation already (without ``resume``), or one of another model, of other
@@ -82,7 +91,7 @@ def run_jobs(
     if run_dir is not None:
         store = _Store(Path(run_dir), _plan(jobs, model, x, y, ids, batch_size, about or {}), resume, world)
     done: dict[str, Outcome] = {}
-    total, size = sum(job.n for job in jobs.values()), WAVES * batch_size
+    total = sum(job.n for job in jobs.values())
     with tqdm(total=total, disable=not progress or world.rank > 0, desc=title, unit="example") as bar:
         for k, (label, job) in enumerate(jobs.items()):
             fallen = _fallen([done[name] for name in job.after], job.n)
@@ -90,12 +99,14 @@ def run_jobs(
             bar.update(job.n - len(rows))
             standing = len(rows)
             found: dict[int, AttackResult] = {}
+            size, kept = _chunk(job.attack, x, batch_size)
             for c, part in enumerate(rows.split(size) if len(rows) else ()):
                 bar.set_postfix_str(f"{label}, {standing} standing")
-                result = store.load(k, c) if store else None
+                result = store.load(k, c, len(part)) if store else None
                 if result is None and c % world.size == world.rank:
                     i = part.to(x.device)
-                    engine = Engine(slots=batch_size, precision=job.precision)
+                    journal = store.journal(k, c) if store and kept else None
+                    engine = Engine(slots=batch_size, precision=job.precision, journal=journal)
                     result = _to_cpu(job.attack.run(model, x[i], y[i], ids=ids[i], engine=engine))
                     if store:
                         store.save(k, c, result)
@@ -109,7 +120,28 @@ def run_jobs(
                 for c in range(-(-len(rows) // size))
             ]
             done[label] = _whole(job, model, x, y, rows, fallen, whole)
+            if finished is not None:
+                finished(label, done[label])
     return done
+
+
+def _chunk(attack: Attack, x: Tensor, batch_size: int) -> tuple[int, bool]:
+    """How many examples are a chunk, and whether a model's answers are kept while it is under way."""
+    if isinstance(attack, TransferAttack):  # which asks another model, every example to the end
+        return batch_size, False
+    whole = WAVES * batch_size
+    each = sum(_answer_bytes(part, x) for part in attack.parts())
+    if x.device.type != "cpu":  # where small chunks are slow
+        return whole, whole * each <= ANSWERS
+    return max(1, min(whole, ANSWERS // each)), True
+
+
+def _answer_bytes(attack: Attack, x: Tensor) -> int:
+    """What the answers to an attack on one example come to, by its settings."""
+    inner = getattr(attack, "attack", attack)
+    budgets = (getattr(inner, name, 1) for name in ("steps", "search_steps", "restarts", "n_targets", "n_queries"))
+    asked = math.prod(budget for budget in budgets if isinstance(budget, int) and budget > 0)
+    return asked * (SCORES if isinstance(inner, GRADIENT_FREE) else x[0].numel() * x.element_size())
 
 
 def _fallen(before: list[Outcome], n: int) -> Tensor:
@@ -180,16 +212,22 @@ def _plan(
         "model": model_fingerprint(model) if isinstance(model, nn.Module) else None,
         "examples": fingerprint({"x": x, "y": y, "ids": ids}),
         "attacks": [[label, job.attack.describe(), job.n, job.after, job.precision] for label, job in jobs.items()],
-        "batch size": [batch_size, WAVES],
+        "batch size": batch_size,
+        "chunks": {label: _chunk(job.attack, x, batch_size) for label, job in jobs.items()},
         "threads": torch.get_num_threads(),
     } | {name: fingerprint({name: value}) for name, value in about.items()}
+
+
+def kept_under(run_dir: str | Path) -> Path:
+    """Where the plan of an evaluation is, and all that is made by it."""
+    return Path(run_dir) / "chunks"
 
 
 class _Store:
     """``run_dir/chunks``: the plan, and one safetensors file for each finished chunk."""
 
     def __init__(self, run_dir: Path, plan: dict[str, Any], resume: bool, world: World) -> None:
-        self.directory = run_dir / "chunks"
+        self.directory = kept_under(run_dir)
         plan = json.loads(json.dumps(plan))  # as it reads back: tuples are lists
         path = self.directory / "plan.json"
         begun = path.exists()
@@ -203,6 +241,8 @@ class _Store:
                 f"{run_dir} already holds an evaluation: resume it (--resume), or choose another directory"
             )
         found = read_json(path)
+        if isinstance(found, dict) and "chunks" not in found:
+            raise ValueError(f"{run_dir} holds an evaluation that an earlier version began: choose another directory")
         different = [name for name in plan if not isinstance(found, dict) or found.get(name) != plan[name]]
         if different:
             raise ValueError(f"{run_dir} holds another evaluation: {', '.join(different)} differ")
@@ -210,9 +250,20 @@ class _Store:
     def _path(self, job: int, chunk: int) -> Path:
         return self.directory / f"{job:03d}-{chunk:06d}.safetensors"
 
-    def load(self, job: int, chunk: int) -> AttackResult | None:
+    def journal(self, job: int, chunk: int) -> DiskJournal:
+        """Of the answers to a chunk that is under way."""
+        return DiskJournal(self._path(job, chunk).with_suffix(""))
+
+    def load(self, job: int, chunk: int, n: int) -> AttackResult | None:
+        """The outcome of a chunk of ``n`` examples, if it is finished."""
         path = self._path(job, chunk)
-        return AttackResult(**load_tensors(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        found = load_tensors(path)
+        if found.keys() != AttackResult.__dataclass_fields__.keys() or any(len(t) != n for t in found.values()):
+            raise ValueError(f"{path}: not the outcome of an attack on {n} examples")
+        return AttackResult(**found)
 
     def save(self, job: int, chunk: int, result: AttackResult) -> None:
         save_tensors(self._path(job, chunk), vars(result))
+        self.journal(job, chunk).discard()

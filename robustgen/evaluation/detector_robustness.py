@@ -20,6 +20,7 @@ from robustgen.checks import check_evaluation, check_images, nearest, plain_argu
 from robustgen.detectors import Detector
 from robustgen.evaluation.chunks import Job, run_jobs
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness, GuardedOutcome, ReverseOutcome
+from robustgen.evaluation.doubts import at_chance, eps_spans_bounds, n_classes_of, raise_doubts
 from robustgen.evaluation.verifier import verify
 from robustgen.model import Model
 
@@ -73,10 +74,13 @@ def evaluate_detector_robustness(
         seed: of the attacks.
         steps, restarts: of every attack. None of them ends early, but for the search for the first point that fools.
         batch_size: examples in a pass.
-        run_dir: where finished chunks are kept, so that nothing is lost when the process is killed.
+        run_dir: where what is done is kept, so that a kill costs seconds.
         resume: continue the evaluation in ``run_dir``: same model, detector, examples and arguments.
         name: of the network in the report.
         progress: show a progress bar.
+
+    Warns:
+        UserWarning: as :func:`~robustgen.evaluation.evaluate_robustness`.
 
     Raises:
         TypeError: not a :class:`~robustgen.detectors.Detector`; otherwise as :meth:`robustgen.attacks.Attack.run`.
@@ -115,6 +119,7 @@ def evaluate_detector_robustness(
         "oblivious PGD, lowest margin": PGD(**common, **budget, early_stop=False),
     }
     attacks |= {f"joint, {f}": JointAttack(**common, **budget, **known, formulation=f) for f in formulations}
+    notes = raise_doubts([eps_spans_bounds(eps, norm, bounds, x[0].numel())])
 
     def run(
         attacks: Mapping[str, Attack], x: Tensor, y: Tensor, ids: Tensor, scores: Tensor, part: str
@@ -144,6 +149,8 @@ def evaluate_detector_robustness(
         return scores
 
     scores = scores_of(x)
+    clean = fooled_at(x).logical_not()
+    notes += raise_doubts([at_chance(clean, y.cpu(), n_classes_of(model, x))])
     outcomes = {
         label: GuardedOutcome(attack.describe(), fooled_at(x_adv), scores_of(x_adv))
         for (label, attack), x_adv in zip(
@@ -170,10 +177,11 @@ def evaluate_detector_robustness(
         n_calibration=len(detector.calibration),
         ids=ids.cpu(),
         y=y.cpu(),
-        clean=~fooled_at(x),
+        clean=clean,
         scores=scores,
         outcomes=outcomes,
         reverse=reverse,
+        notes=notes,
         seed=seed,
         wall_seconds=time.monotonic() - started,
     )

@@ -13,6 +13,7 @@ from robustgen.evaluation.metrics import auroc
 from robustgen.evaluation.report import write_report
 from robustgen.evaluation.shares import percent, share
 from robustgen.files import environment
+from robustgen.printable import printable
 
 __all__ = ["DetectorRobustness", "GuardedOutcome", "ReverseOutcome"]
 
@@ -48,6 +49,7 @@ class DetectorRobustness:
         scores: float64 (N,), without attack.
         outcomes: by attack name.
         reverse: of out-of-distribution inputs, where there were any.
+        notes: what a reader should doubt before any number.
         seed, environment, wall_seconds: how it was made.
     """
 
@@ -65,6 +67,7 @@ class DetectorRobustness:
     scores: Tensor
     outcomes: dict[str, GuardedOutcome]
     reverse: ReverseOutcome | None = None
+    notes: list[str] = field(default_factory=list)
     seed: int = 0
     environment: dict[str, Any] = field(default_factory=environment)
     wall_seconds: float = 0.0
@@ -120,6 +123,7 @@ class DetectorRobustness:
             "name": self.name,
             "detector": self.detector,
             "threat_model": {"norm": self.norm, "eps": self.eps, "bounds": list(self.bounds)},
+            "notes": self.notes,
             "fpr": self.fpr,
             "threshold": self.threshold,
             "n_calibration": self.n_calibration,
@@ -177,11 +181,12 @@ class DetectorRobustness:
             f"  clean accuracy {percent(entry['clean']['accuracy'])}; threshold {self.threshold:.6g} for a nominal "
             f"{self.fpr:.1%} false alarms, from {self.n_calibration} calibration scores",
         ]
+        lines += [f"  doubt: {note}" for note in self.notes]
         cells = [head, *([str(c) for c in row] for row in rows)]
         widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
         for row in cells:
             lines.append("  " + "  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip())
-        return "\n".join(lines)
+        return printable("\n".join(lines))
 
 
 def _share(hits: Tensor) -> dict[str, Any] | None:

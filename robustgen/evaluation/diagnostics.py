@@ -11,6 +11,7 @@ from robustgen.attacks.losses import LOSSES
 from robustgen.evaluation.binarization import binarization_test
 from robustgen.evaluation.chunks import Job, Outcome
 from robustgen.evaluation.indicators import indicators_of_failure
+from robustgen.evaluation.kept import Keep, anew
 from robustgen.evaluation.masking import GRADIENT_ATTACKS, NOT_RUN, VIOLATED, MaskingTest, above, at_most
 from robustgen.evaluation.verifier import LEVELS, verify
 from robustgen.model import Model
@@ -44,6 +45,7 @@ def diagnose(
     clean: Tensor,
     pgd: PGD,
     span: float,
+    keep: Keep = anew,
 ) -> list[MaskingTest]:
     """The probes, the verifier, the 8-bit check, the six indicators and the binarization test.
 
@@ -54,6 +56,7 @@ def diagnose(
         clean: bool (N,), classified correctly without attack.
         pgd: what the probes vary; its eps, norm and bounds are the threat model.
         span: an eps that holds the whole input space.
+        keep: by which what is found of single inputs is kept.
     """
     tests = _probes(torch.stack([clean, *(~r.success for r in found.values())]).all(0), done)
     tests.append(_verified(found))
@@ -73,8 +76,9 @@ def diagnose(
         loss=getattr(attack, "loss", "ce"),
         unbounded=replace(attack, eps=span),
         seed=pgd.seed,
+        keep=keep,
     )
-    binarized = binarization_test(model, x[few], attack, eps=pgd.eps, seed=pgd.seed).to_test()
+    binarized = binarization_test(model, x[few], attack, eps=pgd.eps, seed=pgd.seed, keep=keep).to_test()
     return [*tests, *(replace(t, name=f"{label}: {t.name}") for t in (*indicators, binarized))]
 
 

@@ -18,6 +18,7 @@ from torch import Tensor
 from robustgen import counter_rng
 from robustgen.checks import check_bounds, check_images, check_labels
 from robustgen.evaluation.attack_trace import AttackCall, Loss, Trace, loss_function, trace_attack
+from robustgen.evaluation.kept import Keep, anew
 from robustgen.evaluation.masking import NOT_RUN, VIOLATED, MaskingTest, above
 from robustgen.evaluation.verifier import verify
 from robustgen.model import Model, logits_of, untouched
@@ -75,6 +76,7 @@ def indicators_of_failure(
     unbounded: AttackCall | None = None,
     surrogate: Model | None = None,
     seed: int = 0,
+    keep: Keep = anew,
 ) -> list[MaskingTest]:
     """The six indicators of ``attack`` on ``model``, each as what must hold, with its numbers and what to do.
 
@@ -100,6 +102,7 @@ def indicators_of_failure(
         surrogate: the model that the attack is shown instead of ``model``, such as a differentiable approximation of
             it; without it the fifth is not run.
         seed: of the draws of the second.
+        keep: by which the attack's run on each input is kept; see :mod:`robustgen.evaluation.kept`.
 
     Raises:
         TypeError, ValueError: as the attack; an unknown loss.
@@ -129,7 +132,7 @@ def indicators_of_failure(
         broken = MaskingTest(GRADIENTS.name, VIOLATED, detail, 1.0, 0.0, len(x), GRADIENTS.advice)
         return [broken, stable, *(_not_run(i, "the attack cannot run without gradients") for i in names[2:])]
 
-    traces = trace_attack(attack, shown, x, y, loss=loss)
+    traces = trace_attack(attack, shown, x, y, loss=loss, keep=keep)
     x_adv = torch.stack([t.x_adv for t in traces])
     # Whether an attack optimises well is not a question of the last bit of its projection: verify() asks that one.
     near = eps + 1e-6 * (bounds[1] - bounds[0]) * x[0].numel() ** {"L2": 0.5, "L1": 1.0}.get(norm, 0.0)

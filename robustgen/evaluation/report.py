@@ -3,7 +3,10 @@
 import base64
 import html
 import io
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,21 +16,23 @@ from torch import Tensor
 
 from robustgen.evaluation.detector_robustness_table import GUARDED_NOTE, detector_robustness_table
 from robustgen.evaluation.masking import VERDICTS, VIOLATED
+from robustgen.evaluation.report_format import FORMAT, check_report
 from robustgen.evaluation.shares import percent
 from robustgen.files import read_json, write_bytes, write_json
+from robustgen.printable import printable
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 __all__ = ["draw_html", "draw_markdown", "encode_pictures", "load_report", "write_report"]
 
-FORMAT = 1
+_LONGEST = 80  # characters of a name in a figure
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e6c8a", "#c98a1b", "#444444")
 
 
 def encode_pictures(x: Tensor, x_adv: Tensor, bounds: tuple[float, float]) -> dict[str, Any]:
-    """Images (n, C, H, W) and their adversarial versions as 8-bit values for display; empty for other inputs."""
-    if x.ndim != 4 or x.shape[1] not in (1, 3):
+    """Images (n, C, H, W) and their adversarial versions as 8-bit values for display; empty for others."""
+    if x.ndim != 4 or x.shape[1] not in (1, 3) or not len(x):
         return {}
     both = torch.stack([x, x_adv]).double().sub(bounds[0]).div(bounds[1] - bounds[0])
     values = both.mul(255).round().clamp(0, 255).to(torch.uint8).numpy()
@@ -35,12 +40,20 @@ def encode_pictures(x: Tensor, x_adv: Tensor, bounds: tuple[float, float]) -> di
 
 
 def write_report(report: dict[str, Any], directory: str | Path) -> Path:
-    """Write ``report.json`` and ``report.html`` to ``directory``; returns the path of the page."""
+    """Write ``report.json`` and ``report.html`` to ``directory``; returns the path of the page.
+
+    A page that cannot be drawn takes nothing away: then a warning says so, and the path is that of ``report.json``.
+    """
     directory = Path(directory)
     report = {"format": FORMAT} | report
-    write_json(directory / "report.json", report, indent=None)  # outcomes of every example: one line is a tenth as long
-    page = directory / "report.html"
-    write_bytes(page, draw_html(report).encode())
+    truth, page = directory / "report.json", directory / "report.html"
+    write_json(truth, report, indent=None)  # outcomes of every example: one line is a tenth as long
+    try:
+        drawn = draw_html(report)
+    except Exception as error:
+        warnings.warn(f"{truth} is complete, but its page cannot be drawn: {_kind(error)}", stacklevel=2)
+        return truth
+    write_bytes(page, drawn.encode())
     return page
 
 
@@ -49,15 +62,14 @@ def load_report(path: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: not there.
-        ValueError: incomplete, or not a report of this format.
+        ValueError: incomplete, or not a report of this format; it names the file and what in it is wrong.
     """
     path = Path(path)
     path = path / "report.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such report")
-    report = read_json(path)
-    if not isinstance(report, dict) or report.get("format") != FORMAT or "networks" not in report:
-        raise ValueError(f"{path}: not a robustgen report of format {FORMAT}")
+    report: dict[str, Any] = read_json(path)
+    check_report(report, path)
     return report
 
 
@@ -67,13 +79,15 @@ def draw_html(report: dict[str, Any]) -> str:
     parts += [f"<p>{_text(line)}</p>" for line in report.get("remarks", [])]
     networks, detection = report["networks"], report.get("detection", [])
     if networks:
-        parts += ["<h2>Accuracy under attack</h2>", _html_table(*_accuracy_table(networks))]
+        parts += ["<h2>Accuracy under attack</h2>", _html_doubts(networks), _html_table(*_accuracy_table(networks))]
         parts.append(
             "<p class=note>Robust accuracies are upper bounds: a stronger attack can only lower them. "
             "Brackets are 95 % Wilson intervals.</p>"
         )
         if any(n["curve"] for n in networks):
-            parts.append(_figure(_draw_curves(networks), "Accuracy of one fixed network under PGD as eps grows"))
+            parts.append(
+                _figure(lambda: _draw_curves(networks), "Accuracy of one fixed network under PGD as eps grows")
+            )
         parts += ["<h2>Do the attacks work?</h2>", _html_table(*_masking_table(networks))]
     if detection:
         parts += ["<h2>Signals off the manifold</h2>", _html_table(*_detection_table(detection))]
@@ -83,9 +97,10 @@ def draw_html(report: dict[str, Any]) -> str:
             "the others.</p>"
         )
         for entry in detection:
-            parts.append(_figure(_draw_detection(entry), f"Scores of {entry['detector']} on {entry['network']}"))
+            caption = f"Scores of {entry['detector']} on {entry['network']}"
+            parts.append(_figure(partial(_draw_detection, entry), caption))
     if guarded := report.get("detector_robustness"):
-        parts.append("<h2>Detectors under attack</h2>")
+        parts += ["<h2>Detectors under attack</h2>", _html_doubts(guarded)]
         for entry in guarded:
             threshold = f"threshold {entry['threshold']:.6g}, fixed on {entry['n_calibration']} calibration inputs"
             parts.append(f"<p>{_text(entry['name'])}, {_text(entry['detector'])}: {threshold}</p>")
@@ -93,13 +108,9 @@ def draw_html(report: dict[str, Any]) -> str:
         parts.append(f"<p class=note>{_text(GUARDED_NOTE)}</p>")
     for network in networks:
         if network.get("pictures"):
+            pictures = network["pictures"]
             parts.append(f"<h2>Adversarial inputs: {_text(network['name'])}</h2>")
-            parts.append(
-                _figure(
-                    _draw_pictures(network["pictures"]),
-                    "Clean, adversarial (the clean input where no attack succeeded) and their difference",
-                )
-            )
+            parts.append(_figure(partial(_draw_pictures, pictures), _pictures_caption(pictures)))
     parts += ["<h2>How it was made</h2>", _html_table(["", ""], _facts(report))]
     body = "\n".join(parts)
     head = f"<meta charset=utf-8><title>robustgen report</title>{_STYLE}"
@@ -117,7 +128,20 @@ svg{max-width:100%;height:auto}.violated{color:#b00020;font-weight:600}.holds{co
 
 
 def _text(value: object) -> str:
-    return html.escape(str(value))
+    return html.escape(printable(str(value)))
+
+
+def _kind(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
+def _html_doubts(entries: list[dict[str, Any]]) -> str:
+    return "".join(f"<p class=violated>{_text(line)}</p>" for line in _doubts(entries))
+
+
+def _doubts(entries: list[dict[str, Any]]) -> list[str]:
+    """What to doubt about each entry, in words; reports from before it was recorded have none."""
+    return [f"{entry['name']}: {note}" for entry in entries for note in entry.get("notes", [])]
 
 
 def _html_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
@@ -130,21 +154,32 @@ def _html_table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
 
 
 def draw_markdown(report: dict[str, Any]) -> str:
-    """The report's tables as Markdown."""
+    """The report's tables as Markdown; names and other text stand there as they are, none of it is markup."""
 
     def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-        lines = [head, ["---"] * len(head), *rows]
-        return "\n".join("| " + " | ".join(str(c).replace("|", "\\|") for c in line) + " |" for line in lines)
+        lines = [list(map(_markdown, line)) for line in (head, *rows)]
+        lines.insert(1, ["---"] * len(head))
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
-    parts = [f"## {report.get('title', 'Report')}", *report.get("remarks", [])]
-    if report["networks"]:
-        parts += [table(*_accuracy_table(report["networks"])), table(*_masking_table(report["networks"]))]
+    networks, guarded = report["networks"], report.get("detector_robustness", [])
+    parts = [f"## {_markdown(report.get('title', 'Report'))}"]
+    parts += map(_markdown, [*report.get("remarks", []), *_doubts(networks), *_doubts(guarded)])
+    if networks:
+        parts += [table(*_accuracy_table(networks)), table(*_masking_table(networks))]
     if report.get("detection"):
         parts.append(table(*_detection_table(report["detection"])))
-    for entry in report.get("detector_robustness", []):
-        parts += [f"{entry['name']}, {entry['detector']}:", table(*detector_robustness_table(entry)), GUARDED_NOTE]
-    parts.append("; ".join(f"{name}: {value}" for name, value in _facts(report)))
+    for entry in guarded:
+        head = _markdown(f"{entry['name']}, {entry['detector']}:")
+        parts += [head, table(*detector_robustness_table(entry)), GUARDED_NOTE]
+    parts.append("; ".join(_markdown(f"{name}: {value}") for name, value in _facts(report)))
     return "\n\n".join(parts) + "\n"
+
+
+def _markdown(value: object) -> str:
+    """Text in which nothing is markup: no tags, code, emphasis, formulas or cells, and a bracket is no link."""
+    line = html.escape(" ".join(printable(str(value)).split()), quote=False)
+    line = re.sub(r"([\\`*_~$|])", r"\\\1", line)
+    return re.sub(r"(?<=\])(?=[(\[:])", r"\\", line)
 
 
 def _facts(report: dict[str, Any]) -> list[list[object]]:
@@ -204,14 +239,27 @@ def _detection_table(detection: list[dict[str, Any]]) -> _Table:
     return ["detector", "population", "AUROC", "average precision", "FPR95", flagged], rows
 
 
-def _figure(figure: "Figure", caption: str) -> str:
+def _figure(draw: Callable[[], "Figure"], caption: str) -> str:
+    """The figure with its caption; in its place why, where it cannot be drawn: the tables are what counts."""
     import matplotlib
 
+    style = {"svg.hashsalt": "robustgen", "svg.fonttype": "none", "svg.image_inline": True, "text.parse_math": False}
     out = io.StringIO()
-    with matplotlib.rc_context({"svg.hashsalt": "robustgen", "svg.fonttype": "none", "svg.image_inline": True}):
-        figure.savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+    with matplotlib.rc_context(style), warnings.catch_warnings(), np.errstate(all="ignore"):
+        warnings.simplefilter("ignore")  # a letter that the font lacks is one that the browser's has
+        try:
+            draw().savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+        except Exception as error:
+            return f"<p class=note>{_text(caption)}: this figure cannot be drawn ({_text(_kind(error))})</p>"
     svg = out.getvalue()
     return f"<figure>{svg[svg.index('<svg') :]}<figcaption>{_text(caption)}</figcaption></figure>"
+
+
+def _label(name: str) -> str:
+    """A name in a figure, at a length that leaves room for the rest."""
+    name = " ".join(printable(name).split())
+    name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+    return f" {name}" if name.startswith("_") else name  # which a legend would leave out
 
 
 def _axes(width: float, height: float, columns: int = 1, rows: int = 1) -> tuple["Figure", Any]:
@@ -225,7 +273,7 @@ def _draw_curves(networks: list[dict[str, Any]]) -> "Figure":
     figure, axes = _axes(7.5, 3.6)
     for colour, network in zip(_COLOURS * len(networks), networks, strict=False):
         eps = [p["eps"] for p in network["curve"]]
-        axes[0][0].plot(eps, [p["value"] for p in network["curve"]], "o-", color=colour, label=network["name"])
+        axes[0][0].plot(eps, [p["value"] for p in network["curve"]], "o-", color=colour, label=_label(network["name"]))
         low, high = ([p[k] for p in network["curve"]] for k in ("low", "high"))
         axes[0][0].fill_between(eps, low, high, color=colour, alpha=0.15, linewidth=0)
     axes[0][0].axvline(networks[0]["threat_model"]["eps"], color="#999", linestyle=":", label="eps of the table")
@@ -246,9 +294,9 @@ def _draw_detection(entry: dict[str, Any]) -> "Figure":
     histogram.hist(known, bins, density=True, color="#999", alpha=0.6, label="in-distribution")
     for colour, (name, population) in zip(_COLOURS * 9, entry["populations"].items(), strict=False):
         scores = np.asarray(population["scores"])
-        histogram.hist(scores, bins, density=True, histtype="step", linewidth=1.5, color=colour, label=name)
+        histogram.hist(scores, bins, density=True, histtype="step", linewidth=1.5, color=colour, label=_label(name))
         curve = roc_curve(known, scores)
-        roc.plot(curve.fpr, curve.tpr, color=colour, label=f"{name} ({population['auroc']:.2f})")
+        roc.plot(curve.fpr, curve.tpr, color=colour, label=f"{_label(name)} ({population['auroc']:.2f})")
     histogram.set(xlabel="score (the top 0.5 % are cut off)", ylabel="density")
     histogram.legend(frameon=False, fontsize=8)
     roc.plot([0, 1], [0, 1], color="#999", linestyle=":")
@@ -276,4 +324,19 @@ def _draw_pictures(pictures: dict[str, Any]) -> "Figure":
             ax.set(xticks=[], yticks=[])
             if column == 0:
                 ax.set_ylabel(title)
+    for ax, number in zip(axes[0], pictures.get("ids", ()), strict=False):
+        ax.set_title(number, fontsize=8)
     return figure
+
+
+def _pictures_caption(pictures: dict[str, Any]) -> str:
+    rows = "Clean, adversarial and their difference"
+    if "ids" not in pictures:  # a report from before it was recorded
+        return f"{rows}; the clean input where no attack succeeded"
+    fell, stood = (
+        ", ".join(str(k) for k, fell in zip(pictures["ids"], pictures["fell"], strict=True) if fell == wanted)
+        for wanted in (True, False)
+    )
+    which = {"fell": fell, "stood under every attack and shown as they are": stood}
+    listed = "; ".join(f"{what}: {ids}" for what, ids in which.items() if ids)
+    return f"{rows}, of inputs that are classified correctly without attack; by id, {listed}"

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from robustgen.attacks import APGD, FGSM, PGD, AtEps, Attack, TransferAttack
@@ -13,8 +14,10 @@ from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Oracle, Search
 from robustgen.checks import check_evaluation, nearest, plain_arguments
-from robustgen.evaluation.chunks import PICTURES, Job, run_jobs
-from robustgen.evaluation.diagnostics import PROBED, diagnose, probe_jobs
+from robustgen.evaluation.chunks import Job, Outcome, kept_under, run_jobs
+from robustgen.evaluation.diagnostics import diagnose, probe_jobs
+from robustgen.evaluation.doubts import at_chance, diameter, eps_spans_bounds, n_classes_of, raise_doubts
+from robustgen.evaluation.kept import anew, kept_in
 from robustgen.evaluation.masking import run_masking_tests
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
 from robustgen.evaluation.suites import SUITES, Stage, suite_of
@@ -22,6 +25,7 @@ from robustgen.model import Model, untouched
 
 __all__ = ["NoAttack", "evaluate_robustness"]
 
+PICTURES, PICTURED_FROM = 8, 64  # so many examples are shown, of so many whose adversarial inputs are kept
 SWEEP = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # multiples of eps at which accuracy is measured on the one network
 
 
@@ -67,8 +71,9 @@ def evaluate_robustness(
             :func:`~robustgen.evaluation.suites.suite_of`.
         eps, norm, bounds: the threat model, used by the suite and the masking tests.
         ids: int64 (N,), what random numbers are keyed by; default arange(N).
-        run_dir: keep the outcome of every finished chunk there; ``resume=True`` continues such a run. The model must
-            then be an nn.Module, so that another one is recognised.
+        run_dir: keep what is done there, chunk by chunk, and the model's answers in the chunk under way, so that a kill
+            costs seconds; ``resume=True`` continues such a run. The model must then be an nn.Module, so that another
+            one is recognised. (A stochastic model, or an accelerator with attacks of many steps: a kill costs a chunk.)
         seed: of the attacks.
         surrogate: a substitute model; adds black-box transfer of FGSM and of PGD, and the white-against-black test.
         masking_tests: run the tests for gradient masking and the other diagnostics of the attacks. On the first
@@ -77,11 +82,14 @@ def evaluate_robustness(
             for the 8-bit check (320), and every success verified; on 20 of these, one by one: the six indicators of
             attack failure and the binarization test, of the attack with the most steps (two runs of it, one without a
             bound, and some 500 forward passes).
-        batch_size: examples in one pass of the model; what is finished is kept after every four batches.
+        batch_size: examples in one pass of the model.
         precision: of the attacks' searches, "float32" or "bfloat16". Every success is verified in float32 on the model;
             what a search in bfloat16 left standing is attacked again by the cheapest gradient attack in float32.
         name: of the network in the report.
         progress: show a progress bar.
+
+    Warns:
+        UserWarning: an eps that holds every input in the bounds (8 for 8/255), or a clean accuracy not above chance.
 
     Raises:
         TypeError, ValueError: as :meth:`robustgen.attacks.Attack.run`; an empty data set, an unknown suite, an attack
@@ -101,18 +109,23 @@ def evaluate_robustness(
         for kind in (FGSM, PGD):
             on_surrogate = kind(eps=eps, norm=norm, bounds=bounds, seed=seed)
             stages[f"transfer {kind.__name__}"] = Stage(TransferAttack(surrogate=surrogate, attack=on_surrogate))
+    notes = raise_doubts([eps_spans_bounds(eps, norm, bounds, x[0].numel())])
     few = min(len(x), sweep_examples)
-    keep = max(PICTURES, min(few, PROBED)) if masking_tests else PICTURES
     pgd = PGD(eps=eps, norm=norm, bounds=bounds, seed=seed)
-    span = (bounds[1] - bounds[0]) * x[0].numel() ** {"Linf": 0.0, "L2": 0.5, "L1": 1.0}[norm]
+    span = diameter(bounds, norm, x[0].numel())
     sweep = {m * eps: f"sweep: {m * eps:.6g}" for m in SWEEP if m * eps < span} if masking_tests else {}
     jobs = {"clean": Job(NoAttack(norm=norm, bounds=bounds, seed=seed), len(x))}
-    jobs |= _attack_jobs(stages, len(x), keep, precision)
+    jobs |= _attack_jobs(stages, len(x), precision)
     chosen = {label: stage.attack for label, stage in stages.items()}
     jobs |= {label: Job(replace(pgd, eps=e), few) for e, label in sweep.items()}
     if masking_tests:
         jobs["unbounded"] = Job(replace(pgd, eps=span, steps=100), few)
         jobs |= probe_jobs(pgd, few)
+
+    def doubt(label: str, outcome: Outcome) -> None:
+        if label == "clean":  # said before the hours of attacks
+            notes.extend(raise_doubts([at_chance(~outcome.success, y.cpu(), n_classes_of(model, x))]))
+
     done = run_jobs(
         jobs,
         model,
@@ -124,15 +137,12 @@ def evaluate_robustness(
         resume=resume,
         progress=progress,
         title=name,
+        finished=doubt,
     )
 
     clean = ~done["clean"].success
     found = {label: done[f"attack: {label}"] for label in chosen}
     curve = [(0.0, clean[:few]), *((e, ~done[label].success) for e, label in sweep.items())]
-    pictures = x[:PICTURES].cpu().clone()
-    for label in reversed(chosen):  # of the first attack that succeeded
-        broken = found[label].success[:PICTURES]
-        pictures[broken] = found[label].x_adv[:PICTURES][broken]
     masking = run_masking_tests(
         chosen,
         # what fell to an earlier attack is no success of one that was not run on it
@@ -142,7 +152,9 @@ def evaluate_robustness(
         curve=curve if sweep else None,
     )
     if masking_tests:
-        masking += diagnose(model, x, y, chosen, found, done, clean, pgd, span)
+        keep = anew if run_dir is None else kept_in(kept_under(run_dir))
+        masking += diagnose(model, x, y, chosen, found, done, clean, pgd, span, keep)
+    shown = _to_show(clean, torch.stack([~r.success for r in found.values()]).all(0))
     return RobustnessReport(
         name=name,
         eps=eps,
@@ -158,15 +170,33 @@ def evaluate_robustness(
         },
         curve=curve if sweep else [],
         masking=masking,
-        examples=(x[:PICTURES].cpu(), pictures),
+        examples=(x[shown.to(x.device)].cpu(), _first_successes(x, shown, list(found.values()))),
+        shown=shown,
+        notes=notes,
         seed=seed,
         wall_seconds=time.monotonic() - started,
     )
 
 
-def _attack_jobs(stages: dict[str, Stage], n: int, keep: int, precision: str) -> dict[str, Job]:
+def _to_show(clean: Tensor, standing: Tensor) -> Tensor:
+    """Rows, at most ``PICTURES``, that were right without attack: first those that fell, then those that stood."""
+    right = clean[:PICTURED_FROM].nonzero().squeeze(1)
+    fell = ~standing[right]
+    return torch.cat([right[fell], right[~fell]])[:PICTURES]
+
+
+def _first_successes(x: Tensor, rows: Tensor, found: Sequence[Outcome]) -> Tensor:
+    """What the first attack that succeeded found at each of ``rows`` (n,), x where none did, (n, ...)."""
+    pictures = x[rows.to(x.device)].cpu().clone()
+    for outcome in reversed(found):
+        broken = outcome.success[rows] & outcome.attacked[rows]
+        pictures[broken] = outcome.x_adv[rows[broken]]
+    return pictures
+
+
+def _attack_jobs(stages: dict[str, Stage], n: int, precision: str) -> dict[str, Job]:
     """The jobs of the report's attacks; a search in bfloat16 adds a stage in float32."""
-    common: dict[str, Any] = {"n": n, "keep": keep, "checked": True}
+    common: dict[str, Any] = {"n": n, "keep": PICTURED_FROM, "checked": True}
     if precision != "float32":
         gradient = next((s.attack for s in stages.values() if isinstance(s.attack, PGD | APGD)), None)
         if gradient is None:

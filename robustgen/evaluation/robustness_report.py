@@ -12,6 +12,7 @@ from robustgen.evaluation.masking import NOT_RUN, VIOLATED, MaskingTest
 from robustgen.evaluation.report import encode_pictures, write_report
 from robustgen.evaluation.shares import percent, share
 from robustgen.files import environment
+from robustgen.printable import printable
 
 __all__ = ["AttackOutcome", "RobustnessReport"]
 
@@ -48,7 +49,10 @@ class RobustnessReport:
         outcomes: by attack name.
         curve: (eps, bool (n,) still standing under PGD) for each eps of the sweep, on the first n examples.
         masking: the tests for gradient masking and the other diagnostics of the attacks.
-        examples: x and worst-case x_adv of the first few inputs, for pictures.
+        examples: x and x_adv (n, ...) of a few inputs that were right without attack, for pictures: what the first
+            attack that succeeded found, x where none did.
+        shown: int64 (n,), which rows they are.
+        notes: what a reader should doubt before any number.
         seed, environment, wall_seconds: how it was made.
     """
 
@@ -63,6 +67,8 @@ class RobustnessReport:
     curve: list[tuple[float, Tensor]] = field(default_factory=list)
     masking: list[MaskingTest] = field(default_factory=list)
     examples: tuple[Tensor, Tensor] | None = None
+    shown: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
+    notes: list[str] = field(default_factory=list)
     seed: int = 0
     environment: dict[str, Any] = field(default_factory=environment)
     wall_seconds: float = 0.0
@@ -87,6 +93,7 @@ class RobustnessReport:
         return {
             "name": self.name,
             "threat_model": {"norm": self.norm, "eps": self.eps, "bounds": list(self.bounds)},
+            "notes": self.notes,
             "clean_accuracy": share(self.clean),
             "worst_case_accuracy": share(self.standing),
             "attacks": {
@@ -109,11 +116,16 @@ class RobustnessReport:
                 "broken_by": {name: o.success.tolist() for name, o in self.outcomes.items()},
                 "distance": {name: [round(d, 6) for d in o.distance.tolist()] for name, o in self.outcomes.items()},
             },
-            "pictures": {} if self.examples is None else encode_pictures(*self.examples, self.bounds),
+            "pictures": self._pictures(),
             "seed": self.seed,
             "environment": self.environment,
             "wall_seconds": round(self.wall_seconds, 2),
         }
+
+    def _pictures(self) -> dict[str, Any]:
+        found = {} if self.examples is None else encode_pictures(*self.examples, self.bounds)
+        which = {"ids": self.ids[self.shown].tolist(), "fell": (~self.standing[self.shown]).tolist()}
+        return found | which if found else {}
 
     def save(
         self, directory: str | Path, *, command: str | None = None, guarded: DetectorRobustness | None = None
@@ -137,6 +149,7 @@ class RobustnessReport:
             return f"  {name:<28}{value:>7}   {interval}{left}"
 
         rows = [f"{self.name}: {len(self.y)} examples, {self.norm} eps {self.eps:g} (95 % Wilson intervals)"]
+        rows += [f"  doubt: {note}" for note in self.notes]
         rows.append(line("clean", self.clean, len(self.y)))
         rows += [line(name, o.standing, int(o.attacked.sum())) for name, o in self.outcomes.items()]
         rows.append(line("worst case (upper bound)", self.standing, len(self.y)))
@@ -147,4 +160,4 @@ class RobustnessReport:
                 rows.append(f"    {t.advice}")
         if not_run := [f"{t.name} ({t.detail})" for t in self.masking if t.verdict == NOT_RUN]:
             rows.append(f"  masking tests not run: {'; '.join(not_run)}")
-        return "\n".join(rows)
+        return printable("\n".join(rows))

@@ -1,0 +1,84 @@
+"""What to doubt before any number of an evaluation counts: what was asked for, and what the network does untouched."""
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+from robustgen.evaluation.metrics import wilson_interval
+from robustgen.evaluation.shares import percent, share
+from robustgen.model import Model, logits_of, untouched
+
+__all__ = ["at_chance", "diameter", "eps_spans_bounds", "n_classes_of", "raise_doubts"]
+
+
+def diameter(bounds: tuple[float, float], norm: str, elements: int) -> float:
+    """The longest distance between two inputs of so many elements in ``bounds``: an eps that holds all of them.
+
+    >>> diameter((0.0, 1.0), "L2", 16)
+    4.0
+    """
+    return (bounds[1] - bounds[0]) * elements ** {"Linf": 0.0, "L2": 0.5, "L1": 1.0}[norm]
+
+
+def eps_spans_bounds(eps: float, norm: str, bounds: tuple[float, float], elements: int) -> str | None:
+    """A line where the ball holds every input, so that no network withstands it; None otherwise.
+
+    >>> eps_spans_bounds(8, "Linf", (0.0, 1.0), 192)
+    'eps 8 is larger than the whole range of the bounds (0, 1): did you mean 8/255 = 0.0314?'
+    """
+    width, widest = bounds[1] - bounds[0], diameter(bounds, norm, elements)
+    if eps <= widest * (1 + 1e-9):
+        return None
+    where = f"({bounds[0]:g}, {bounds[1]:g})"
+    line = f"eps {eps:g} is larger than the whole range of the bounds {where}"
+    if norm != "Linf":
+        line = f"{norm} eps {eps:g} is larger than the distance of any two inputs in the bounds {where}, {widest:.4g}"
+    levels = eps * width / 255
+    if levels >= widest:
+        return line
+    times = "" if width == 1 else f" * {width:g}"
+    return f"{line}: did you mean {eps:g}/255{times} = {levels:.3g}?"
+
+
+def at_chance(clean: Tensor, y: Tensor, n_classes: int) -> str | None:
+    """A line where a network is not right, bool (N,), more often than one that does not look at its input; or None.
+
+    Chance is one of ``n_classes``, and the constant answer that is right most often where the network is, apart from
+    that one class, no better than one of ``n_classes``: many examples of one class are no reason to doubt a network
+    that knows the others. Better: by the lower end of a 95 % Wilson interval. Examples too few for any network to do
+    better are no reason either.
+    """
+    counts, chance, of = y.bincount(), 1 / n_classes, f"one of {n_classes} classes"
+    most = counts.argmax()
+    others = clean[y != most]
+    if not _no_better(clean, chance):
+        constant = int(counts[most]) / len(y)
+        if not len(others) or not _no_better(others, chance) or not _no_better(clean, constant):
+            return None
+        chance, of = constant, "the most frequent class"
+    return (
+        f"clean accuracy {percent(share(clean))} is not above chance, {chance:.1%} ({of}), so robust accuracy says "
+        "nothing; nearly always the preprocessing is wrong (normalisation, [0, 1] or [0, 255], order of channels, "
+        "numbering of classes)"
+    )
+
+
+def _no_better(hits: Tensor, chance: float) -> bool:
+    n = len(hits)
+    return wilson_interval(int(hits.sum()), n)[0] <= chance < wilson_interval(n, n)[0]
+
+
+def n_classes_of(model: Model, x: Tensor) -> int:
+    """How many classes the model's logits have."""
+    with torch.no_grad(), untouched(model):
+        return logits_of(model(x[:4].clone())).shape[1]
+
+
+def raise_doubts(lines: Iterable[str | None]) -> list[str]:
+    """Warn of each line that is one, and return them for the report."""
+    found = [line for line in lines if line is not None]
+    for line in found:
+        warnings.warn(line, stacklevel=3)
+    return found

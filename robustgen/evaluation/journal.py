@@ -1,0 +1,73 @@
+"""A model's answers to the attack that is under way, on disk: one that is killed asks again only for the last of them.
+
+Searches are deterministic, so that with the same answers they come to the same point; nothing of a search itself is
+kept. When answers are written is decided by a clock, on which no result depends.
+"""
+
+import re
+import time
+from collections import deque
+from contextlib import suppress
+from itertools import count, takewhile
+from pathlib import Path
+
+from torch import Tensor
+
+from robustgen.files import load_tensors, save_tensors
+
+__all__ = ["DiskJournal"]
+
+EVERY = 5.0  # seconds
+HELD = 2**26  # bytes, at most in memory
+
+
+class DiskJournal:
+    """Answers in files ``<path>.answers-<number>.safetensors``; see :class:`robustgen.attacks.queries.Journal`."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.files = 0  # read or written
+        self.known: deque[tuple[Tensor, ...]] = deque()
+        self.new: list[tuple[Tensor, ...]] = []
+        self.size, self.written = 0, time.monotonic()
+
+    def _file(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.answers-{number:06d}.safetensors")
+
+    def recall(self) -> tuple[Tensor, ...] | None:
+        """The next answer of those that were written before; None from where on there is none."""
+        if not self.known and not self.new and self._file(self.files).exists():
+            self.known.extend(_unpacked(self._file(self.files)))
+            self.files += 1
+            self.written = time.monotonic()
+        return self.known.popleft() if self.known else None
+
+    def keep(self, answer: tuple[Tensor, ...]) -> None:
+        """Add an answer; all new ones are written every few seconds."""
+        self.new.append(tuple(t.detach().cpu().clone() for t in answer))  # the search may go on to change it
+        self.size += sum(t.numel() * t.element_size() for t in answer)
+        if self.size >= HELD or time.monotonic() - self.written >= EVERY:
+            save_tensors(self._file(self.files), _packed(self.new))
+            self.files += 1
+            self.new, self.size, self.written = [], 0, time.monotonic()
+
+    def discard(self) -> None:
+        """Remove its files: the attack has come to its end."""
+        files = list(takewhile(Path.exists, map(self._file, count())))
+        for file in reversed(files):  # what is left of them is a beginning
+            with suppress(OSError):
+                file.unlink()
+
+
+def _packed(answers: list[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    return {f"{k:08d}.{j}": t for k, answer in enumerate(answers) for j, t in enumerate(answer)}
+
+
+def _unpacked(path: Path) -> list[tuple[Tensor, ...]]:
+    answers: dict[int, dict[int, Tensor]] = {}
+    for name, tensor in load_tensors(path).items():
+        found = re.fullmatch(r"(\d{8})\.(\d+)", name)
+        if found is None:
+            raise ValueError(f"{path}: holds {name!r}, not a model's answers")
+        answers.setdefault(int(found[1]), {})[int(found[2])] = tensor
+    return [tuple(answer[j] for j in sorted(answer)) for _, answer in sorted(answers.items())]

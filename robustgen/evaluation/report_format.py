@@ -1,0 +1,111 @@
+"""What ``report.json`` looks like: a report made elsewhere is drawn only if everything that is drawn is there."""
+
+import base64
+import binascii
+import math
+from pathlib import Path
+from typing import Any
+
+from robustgen.structure import POSITIVE, check_structure
+
+__all__ = ["FORMAT", "check_report"]
+
+FORMAT = 1
+_MOST_PICTURES = 64
+
+_SHARE = {"value": float, "low": float, "high": float, "n": int}
+_SHARE_OR_NONE = (_SHARE, None)
+_THREAT = {"norm": str, "eps": float}
+_NETWORK = {
+    "name": str,
+    "threat_model": _THREAT,
+    "notes?": [str],
+    "clean_accuracy": _SHARE,
+    "worst_case_accuracy": _SHARE,
+    "attacks": {str: {"robust_accuracy": _SHARE, "n_attacked?": int}},
+    "curve": [{"eps": float, "value": float, "low": float, "high": float}],
+    "masking_tests": [{"name": str, "verdict": str, "detail": str, "advice?": str}],
+    "pictures?": {"shape?": [POSITIVE], "uint8?": str, "ids?": [int], "fell?": [bool]},
+}
+_POPULATION = {
+    "n": int,
+    "scores": [float],
+    "auroc": float,
+    "average_precision": float,
+    "chance": float,
+    "prevalence": float,
+    "fpr_at_95_tpr": float,
+    "flagged": float,
+}
+_DETECTION = {
+    "network": str,
+    "detector": str,
+    "fpr": float,
+    "false_alarms": float,
+    "in_distribution": [float],
+    "populations": {str: _POPULATION},
+}
+_RATES = {
+    "success": _SHARE_OR_NONE,
+    "flagged": _SHARE_OR_NONE,
+    "evaded": _SHARE_OR_NONE,
+    "guarded_accuracy": _SHARE,
+    "auroc": float | None,
+}
+_OUTSIDE = {"flagged": _SHARE, "auroc": float}
+_GUARDED = {
+    "name": str,
+    "detector": str,
+    "threat_model": _THREAT,
+    "notes?": [str],
+    "fpr": float,
+    "threshold": float,
+    "n_calibration": int,
+    "clean": {"accuracy": _SHARE, "false_alarms": _SHARE, "correct_and_unflagged": _SHARE},
+    "attacks": {str: _RATES},
+    "worst_case": _RATES,
+    "out_of_distribution": ({"before": _OUTSIDE, "after": _OUTSIDE}, None),
+}
+_REPORT = {
+    "title?": str,
+    "command?": str | None,
+    "seed?": int | None,
+    "remarks?": [str],
+    "environment?": {str: str | int | float | bool | None},
+    "networks": [_NETWORK],
+    "detection?": [_DETECTION],
+    "detector_robustness?": [_GUARDED],
+}
+
+
+def check_report(report: Any, source: str | Path) -> None:
+    """ValueError unless ``report``, read from the file ``source``, has all that its page and tables show.
+
+    >>> check_report({"format": 1, "networks": [{"name": 3}]}, "report.json")
+    Traceback (most recent call last):
+    ValueError: report.json: networks[0].name must be a string, not 3
+    """
+    if not isinstance(report, dict) or report.get("format") != FORMAT or "networks" not in report:
+        raise ValueError(f"{source}: not a robustgen report of format {FORMAT}")
+    check_structure(report, _REPORT, source)
+    for i, network in enumerate(report["networks"]):
+        if network.get("pictures"):
+            _check_pictures(network["pictures"], source, f"networks[{i}].pictures")
+
+
+def _check_pictures(pictures: dict[str, Any], source: str | Path, field: str) -> None:
+    """As :func:`~robustgen.evaluation.report.encode_pictures` makes them: (2, n, C, H, W) as 8-bit values."""
+    shape = pictures.get("shape", [])
+    if len(shape) != 5 or shape[0] != 2 or shape[1] > _MOST_PICTURES or shape[2] not in (1, 3):
+        raise ValueError(
+            f"{source}: {field}.shape must be [2, n, C, H, W] with n at most {_MOST_PICTURES} and 1 or 3 channels"
+        )
+    try:
+        size = len(base64.b64decode(pictures.get("uint8", ""), validate=True))
+    except (binascii.Error, ValueError):
+        raise ValueError(f"{source}: {field}.uint8 is not base64") from None
+    if size != math.prod(shape):
+        raise ValueError(f"{source}: {field}.uint8 holds {size} values, not the {math.prod(shape)} of its shape")
+    for name in ("ids", "fell"):
+        if len(pictures.get(name, range(shape[1]))) != shape[1] or ("ids" in pictures) != ("fell" in pictures):
+            raise ValueError(f"{source}: {field}.{name} must have one entry for each of its {shape[1]} pictures")
