@@ -95,7 +95,7 @@ def test_a_killed_attack_goes_on_where_it_was(run, tmp_path, label):
             run(attacks, tmp_path, stop=int(part * asked), resume=resume)
     again, after = run(attacks, tmp_path, resume=True)
     assert the_same(whole, again)
-    assert after < 0.8 * asked
+    assert after < 0.9 * asked  # a resumed chunk looks at the model anew
     assert sorted(p.name for p in (tmp_path / "chunks").iterdir()) == [
         "000-000000.safetensors", "000-000001.safetensors", "plan.json"
     ]  # fmt: skip

@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from test_attacks import ADAPTERS, FIXED_EPS, MEMBERS, MINIMAL_NORM, make
+from test_attacks import ADAPTERS, CASES, FIXED_EPS, MINIMAL_NORM, RUNNING, make
 from torch import nn
 
 from robustgen import detectors
@@ -10,7 +10,7 @@ from robustgen.attacks import APGD, FGSM, PGD, Square
 from robustgen.attacks.ball import perturbation_norm
 from robustgen.evaluation import evaluate_robustness, verify
 
-SUPPORTED = [n for n in MEMBERS if n not in (*ADAPTERS, "SpherePGD")]
+SUPPORTED = [n for n in RUNNING if n not in (*ADAPTERS, "SpherePGD")]
 
 
 @pytest.fixture
@@ -20,12 +20,11 @@ def problem():
     return net, x, net(x).argmax(1)
 
 
-@pytest.mark.parametrize("name", SUPPORTED)
-@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize(("name", "norm"), [(n, norm) for n, norm in CASES if n in SUPPORTED])
 def test_what_is_masked_stays_and_the_rest_is_searched(name, norm, problem):
     net, x, y = problem
     mask = torch.rand(9, 1, 6, 6) < 0.6
-    eps = {"Linf": 0.6, "L2": 3.0}[norm]
+    eps = {"Linf": 0.6, "L2": 3.0, "L1": 9.0}[norm]
     attack = make(name, net, eps=eps, norm=norm)
     result = attack.run(net, x, y, mask=mask, eps=eps)
     assert torch.equal(result.x_adv[~mask], x[~mask])
