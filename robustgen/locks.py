@@ -6,7 +6,7 @@ Where the system or the file system has no such locks nothing is locked, and eve
 import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -43,9 +43,10 @@ _held = _Held()  # by this thread
 
 @contextmanager
 def alone(directory: Path, *, wait: bool) -> Iterator[None]:
-    """Inside, this thread is the only one of all processes that is in here for ``directory``, which is made if missing.
+    """Inside, this thread is the only one of all processes that is in here for ``directory``.
 
-    A thread that is in may enter again: a command holds its run, and the training in it the same directory.
+    The directory is made if it is missing, and if nothing was written there removed again. A thread that is in may
+    enter again: a command holds its run, and the training in it the same directory.
 
     Args:
         wait: until another one has left; False: refuse.
@@ -53,23 +54,41 @@ def alone(directory: Path, *, wait: bool) -> Iterator[None]:
     Raises:
         BlockingIOError: another process or thread is in, and ``wait`` is False.
     """
-    directory.mkdir(parents=True, exist_ok=True)
     place, before = directory.resolve(), _held.directories
     if fcntl is None or place in before:
         yield
         return
-    handle = os.open(directory, os.O_RDONLY)
+    missing = not directory.exists()
     try:
-        try:
-            lock(handle, wait=wait)
-        except BlockingIOError:
-            raise BlockingIOError(
-                f"{directory} is in use by another process: wait for its end, or choose another directory"
-            ) from None
-        _held.directories = before | {place}
-        try:
-            yield
-        finally:
-            _held.directories = before
+        handle = _locked(directory, wait)
+    except BlockingIOError:
+        line = f"{directory} is in use by another process: wait for its end, or choose another directory"
+        raise BlockingIOError(line) from None
+    _held.directories = before | {place}
+    try:
+        yield
     finally:
+        _held.directories = before
+        if missing:
+            with suppress(OSError):  # not empty
+                directory.rmdir()
         os.close(handle)  # and with it the lock, as when the process dies
+
+
+def _locked(directory: Path, wait: bool) -> int:
+    """A handle of the directory that has the lock; the directory may be removed by others until then."""
+    while True:
+        try:
+            directory.mkdir(parents=True, exist_ok=True)
+            handle = os.open(directory, os.O_RDONLY)
+        except (FileExistsError, FileNotFoundError):
+            if os.path.lexists(directory) and not directory.is_dir():
+                raise
+            continue
+        with ExitStack() as stack:
+            stack.callback(os.close, handle)
+            lock(handle, wait=wait)
+            with suppress(FileNotFoundError):
+                if os.path.samestat(os.stat(directory), os.fstat(handle)):
+                    stack.pop_all()
+                    return handle
