@@ -108,6 +108,7 @@ def assert_same_run(run, reference):
     for name in ("model.safetensors", "training_state.safetensors", "training_state.json", "config.json"):
         assert (ours.path / name).read_bytes() == (theirs.path / name).read_bytes(), name
     assert same(ours.model_state, final)
+    assert not list(run.rglob("*.part"))
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == history
 
@@ -357,9 +358,9 @@ def rank_job(rank, port, run_dir, queue):
     model, history = job(run_dir)  # resumed, in the same process group
     normalized = network()  # its batch statistics differ from rank to rank until they are made alike
     Trainer(ClassifierObjective(), batch_size=32, progress=False).fit(normalized, data())
-    with held_by_another_thread(run_dir) if rank == 0 else nullcontext():
-        with pytest.raises(BlockingIOError):  # on both ranks
-            job(run_dir)
+    held = held_by_another_thread(run_dir) if rank == 0 else nullcontext()
+    with held, pytest.raises(BlockingIOError):  # on both ranks
+        job(run_dir)
     queue.put((history, *({k: v.tolist() for k, v in m.state_dict().items()} for m in (model, normalized))))
 
 

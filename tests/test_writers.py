@@ -1,4 +1,4 @@
-"""Whoever writes: one to a directory at a time, nothing unfinished stays, no planted name is followed, no signal lost."""
+"""One writer to a directory; nothing unfinished stays, no planted name is followed, no signal loses anything."""
 
 import os
 import signal
