@@ -2,8 +2,7 @@
 
 import copy
 import warnings
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -54,7 +53,14 @@ def fit_autoencoders(
     weights = {name: copy.deepcopy(_by_layer(net)[name].state_dict()) for name in trained}
     parameters = list(net.backbone.parameters())
     required = [p.requires_grad for p in parameters]
-    adam: Callable[[Any], torch.optim.Optimizer] = partial(torch.optim.Adam, lr=lr)
+    made: list[torch.optim.Optimizer] = []
+
+    def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        made.append(torch.optim.Adam(parameters, lr=lr))
+        for autoencoder in net.autoencoders():
+            autoencoder.give_moments(made[-1])
+        return made[-1]
+
     trainer = Trainer(
         _AutoencoderObjective(),
         optimizer=adam,
@@ -77,6 +83,8 @@ def fit_autoencoders(
     for name in trained:
         if not after[name] <= before[name]:
             _by_layer(net)[name].load_state_dict(weights[name])
+    for autoencoder in net.autoencoders():
+        autoencoder.keep_moments(made[-1])
     _warn_of_disagreement(net, data, batch_size)
     return history
 
