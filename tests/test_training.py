@@ -719,6 +719,18 @@ def test_bad_data():
         as_source([1, 2, 3])
 
 
+def test_items_that_do_not_fit_together_are_named():
+    ragged = [torch.zeros(3, 8 + i // 2, 8) for i in range(5)]
+    for items in (Items(ragged), Items([x.numpy() for x in ragged])):
+        with pytest.raises(ValueError, match=r"item 1 has shape \(3, 8, 8\), item 4 has \(3, 10, 8\)"):
+            as_source(items).batch(torch.tensor([1, 0, 4]))
+    with pytest.raises(ValueError, match=r"item 0 has shape \(3, 8, 8\) and \(\), item 2 has \(3, 9, 8\) and \(\)"):
+        as_source(Items(ragged, torch.zeros(5))).batch(torch.arange(5))
+    for no_tensors in (["a", "b"], [object(), object()]):
+        with pytest.raises(TypeError, match="must be tensors x or pairs"):
+            as_source(Items(no_tensors)).batch(torch.arange(2))
+
+
 def test_an_epoch_is_a_permutation_in_even_batches():
     for n, size in ((129, 128), (10, 3), (4, 100), (1, 1), (60, 20)):
         batches = epoch_order(n, size, 0, 0)
