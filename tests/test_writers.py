@@ -36,7 +36,7 @@ def parts(directory):
 
 
 class Child:
-    """A Python process that says "ready" and waits to be killed, or to be told to go on."""
+    """A Python process that says "ready" and waits to be killed."""
 
     def __init__(self, script, *arguments):
         command = [sys.executable, "-c", textwrap.dedent(script), *map(str, arguments)]
@@ -49,9 +49,6 @@ class Child:
     def kill(self):
         self.process.kill()
         self.process.communicate()
-
-    def go_on(self):
-        self.process.communicate("\n")
 
 
 @pytest.fixture
@@ -81,9 +78,8 @@ WRITER = """
     from robustgen.files import write_bytes
     def wait(*_):
         print("ready", flush=True)
-        sys.stdin.read(1)
-    replace = os.replace
-    os.replace = lambda *paths: (wait(), replace(*paths))
+        sys.stdin.read()
+    os.replace = wait
     write_bytes(sys.argv[1], b"0" * 10_000)
 """
 
@@ -203,14 +199,25 @@ def test_a_command_is_refused_in_one_line(tmp_path, capsys, start, arguments):
 # --- unfinished files --------------------------------------------------------------------------------------------
 
 
-def test_a_dead_writers_file_is_swept_and_a_live_ones_is_not(tmp_path, start):
-    dead, live = (start(WRITER, tmp_path / name) for name in ("dead", "live"))
-    dead.ready(), live.ready()
-    assert len(parts(tmp_path)) == 2
-    dead.kill()
+def test_a_dead_writers_file_is_swept_and_a_live_ones_is_not(tmp_path, start, monkeypatch):
+    start(WRITER, tmp_path / "dead").ready().kill()
+    written, go_on, replace = threading.Event(), threading.Event(), os.replace
+
+    def wait(*paths):
+        written.set()
+        go_on.wait(60)
+        replace(*paths)
+
+    monkeypatch.setattr(os, "replace", wait)
+    live = threading.Thread(target=write_bytes, args=(tmp_path / "live", b"0" * 10_000))
+    assert len(parts(tmp_path)) == 1
+    live.start()
+    assert written.wait(60)
+    monkeypatch.setattr(os, "replace", replace)
     write_bytes(tmp_path / "other", b"1")
     assert len(parts(tmp_path)) == 1
-    live.go_on()
+    go_on.set()
+    live.join()
     assert {p.name: len(content) for p, content in files(tmp_path).items()} == {"live": 10_000, "other": 1}
 
 

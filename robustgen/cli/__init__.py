@@ -56,7 +56,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
     if (
         threading.current_thread() is not threading.main_thread()
         or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
-        or int(os.environ.get("WORLD_SIZE", "1")) > 1
+        or os.environ.get("WORLD_SIZE", "1") != "1"
     ):
         yield
         return
