@@ -13,7 +13,8 @@ import torch
 from torch import nn
 
 from robustgen import cli, fortify
-from robustgen.evaluation import chunks, evaluate_robustness
+from robustgen.detectors import MaxSoftmax
+from robustgen.evaluation import chunks, evaluate_detector_robustness, evaluate_robustness
 from robustgen.files import sweep, write_bytes
 from robustgen.generative import VAE, fit
 from robustgen.locks import alone
@@ -148,14 +149,16 @@ def images():
 
 
 @pytest.mark.parametrize("begun", [False, True])
-@pytest.mark.parametrize("kind", ["classifier", "autoencoders", "generative", "robustness"])
+@pytest.mark.parametrize("kind", ["classifier", "autoencoders", "generative", "robustness", "detector robustness"])
 def test_a_run_in_use_is_refused_and_not_changed(tmp_path, kind, begun, images):
     where, net = tmp_path / "run", network()
+    detector = MaxSoftmax(net).fit(X).calibrate(X)
     options = {"run_dir": where, "resume": True, "progress": False}
     call = {
         "classifier": lambda: Trainer(ClassifierObjective(), **options).fit(net, (X, Y)),
         "autoencoders": lambda: fortify(net, ["1"], example_input=X).fit_autoencoders(X, epochs=1, **options),
         "generative": lambda: fit(VAE((1, 8, 8), quantization="stochastic"), images, **options),
+        "detector robustness": lambda: evaluate_detector_robustness(net, detector, X, Y, eps=0.1, steps=2, **options),
         "robustness": lambda: evaluate_robustness(net, X, Y, eps=0.1, masking_tests=False, **options),
     }[kind]
     if begun:
