@@ -3,26 +3,30 @@
 import json
 import os
 import platform
+import secrets
+import stat
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor, nn
 
 from robustgen.fingerprint import fingerprint
 from robustgen.foreign_formats import foreign_format
+from robustgen.locks import lock
 from robustgen.structure import check_structure
 
 __all__ = [
-    "alone",
     "environment",
     "load_state",
     "load_tensors",
+    "part_name",
     "read_json",
     "save_tensors",
+    "sweep",
     "sync_directory",
     "write_bytes",
     "write_json",
@@ -32,26 +36,61 @@ __all__ = [
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Write ``data`` to ``path`` whole or not at all: aside, fsynced, then moved into place.
 
+    What writers that were killed have left in the directory is removed.
+
     Raises:
         OSError: the disk is full or not writable; what stood at ``path`` is still there.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.part")
+    sweep(path.parent)
     try:
-        with open(aside, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(aside, path)
+        with _part(path.parent) as (aside, file):
+            with file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(aside, path)
     except OSError as error:
         if error.errno is None:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # the file that was asked for
-    finally:
-        with suppress(OSError):  # gone, moved, or on a file system that lets nothing be removed
-            aside.unlink()
     sync_directory(path.parent)
+
+
+def part_name() -> str:
+    """The name of a file or directory that is not finished; nobody can foresee it."""
+    return f".robustgen-{secrets.token_hex(8)}.part"
+
+
+@contextmanager
+def _part(directory: Path) -> Iterator[tuple[Path, BinaryIO]]:
+    """A new file in ``directory``, locked while somebody is in here, so that no :func:`sweep` takes it."""
+    with ExitStack() as stack:
+        swept = True
+        while swept:
+            aside = directory / part_name()
+            file = stack.enter_context(open(aside, "xb"))  # new: no planted link is followed, nothing overwritten
+            if lock(file.fileno(), wait=True):
+                stack.callback(os.close, os.dup(file.fileno()))  # keeps the lock when the file is closed
+            swept = not aside.exists()  # before it was locked
+        try:
+            yield aside, file
+        finally:
+            with suppress(OSError):  # moved, or on a file system that lets nothing be removed
+                aside.unlink()
+
+
+def sweep(directory: Path) -> None:
+    """Remove unfinished files from ``directory`` whose writers are dead: those that no one has locked."""
+    for path in directory.glob(".robustgen-*.part"):
+        with suppress(OSError):  # live, gone, not ours to remove, or no file
+            handle = os.open(path, os.O_RDONLY | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0))
+            try:
+                if lock(handle, wait=False) and stat.S_ISREG(os.fstat(handle).st_mode):
+                    path.unlink()
+            finally:
+                os.close(handle)
 
 
 def sync_directory(path: Path) -> None:
@@ -62,23 +101,6 @@ def sync_directory(path: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-@contextmanager
-def alone(directory: Path) -> Iterator[None]:
-    """Wait while another process is in here for the same ``directory`` (where the system has file locks)."""
-    directory.mkdir(parents=True, exist_ok=True)
-    try:
-        import fcntl
-    except ImportError:
-        yield
-        return
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        fcntl.flock(handle, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(handle)  # and with it the lock, as when the process dies
 
 
 def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:

@@ -97,7 +97,7 @@ def test_what_cannot_be_stored_is_named(tmp_path):
     with pytest.raises(TypeError, match=r"'a\.1' is a set"):
         save_checkpoint(tmp_path, 0, {}, {"a": [1, {2}]}, {})
     assert latest_checkpoint(tmp_path) is None
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    assert list(tmp_path.iterdir()) == []
     with pytest.raises(ValueError, match="lacks its tensor 'a'"):
         unpack(pack({"a": torch.ones(1)}, {}), {})
 
@@ -121,9 +121,9 @@ def test_saving_a_step_again_never_touches_the_latest(tmp_path):
 def test_leftovers_of_a_killed_writer_are_removed(tmp_path):
     save(tmp_path, 1)
     root = tmp_path / "checkpoints"
-    (root / ".step-00000002.99.part").mkdir()
-    (root / ".step-00000002.99.part" / "model.safetensors").write_bytes(b"half")
-    (root / ".latest.99.part").write_bytes(b"st")
+    (root / ".robustgen-0123456789abcdef.part").mkdir()
+    (root / ".robustgen-0123456789abcdef.part" / "model.safetensors").write_bytes(b"half")
+    (root / ".robustgen-fedcba9876543210.part").write_bytes(b"st")
     shutil.copytree(root / "step-00000001", root / "step-00000002")  # renamed, but not yet the latest
     assert load_checkpoint(tmp_path).step == 1
     save(tmp_path, 2, value=9.0)

@@ -30,7 +30,7 @@ from robustgen.experiments.lamb2018.sweep import best
 from robustgen.experiments.results_page import draw_experiment, draw_list, draw_page
 from robustgen.experiments.runner import cell_path, check_cell, read_cells, run_experiment, summarise
 from robustgen.experiments.workshop import Workshop, shuffled
-from robustgen.files import alone
+from robustgen.locks import alone
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((Path(robustgen.experiments.__file__).parent / "cell.schema.json").read_text())
@@ -314,7 +314,7 @@ def test_kept_summaries_are_those_of_the_kept_cells():
 
 def test_two_processes_that_share_an_experiment_sum_it_up_in_turns(tmp_path):
     run(Fake(), tmp_path)
-    with alone(tmp_path / Fake.name):  # another process has read the cells and not yet written their summary
+    with alone(tmp_path / Fake.name, wait=True):  # another process has read the cells and not yet written their summary
         other = threading.Thread(target=run, args=(Fake(), tmp_path))
         other.start()
         other.join(0.5)

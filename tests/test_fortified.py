@@ -685,6 +685,56 @@ class TestFitAutoencoders:
         assert all(torch.equal(v, before[k]) for k, v in net.backbone.state_dict().items())
         assert net.training
 
+    @staticmethod
+    def errors(net, x):
+        found = net.reconstruction_errors(x, relative=True, replace=False)
+        return torch.stack([v.double().mean() for v in found.values()])
+
+    @pytest.mark.parametrize("lr", [1e-3, 1e-2, 1.0])
+    @pytest.mark.parametrize("forgotten", [False, True])
+    @pytest.mark.filterwarnings("ignore:the fortified network decides otherwise")
+    def test_a_second_fit_goes_on_from_the_first(self, lr, forgotten):
+        torch.manual_seed(0)
+        x = data.digits("train").images()[:200]
+        net = fortify(small(), "auto", example_input=X)
+        (*_, row) = net.fit_autoencoders(x, epochs=12, lr=1e-2, batch_size=20, progress=False)
+        for part in (x, x[::3] / 2, x):
+            if forgotten:  # as when it is saved and loaded
+                for autoencoder in net.autoencoders():
+                    autoencoder.moments = {}
+            before, scales = self.errors(net, part), [float(a.scale) for a in net.autoencoders()]
+            first, *_ = net.fit_autoencoders(part, epochs=1, lr=lr, batch_size=20, progress=False)
+            assert (self.errors(net, part) <= before * (1 + 1e-6)).all()
+            assert [float(a.scale) for a in net.autoencoders()] == scales
+            if part is x and lr < 1 and not forgotten:
+                assert first["loss"] < 1.2 * row["loss"], "its first steps undo the first fit"
+
+    def test_a_network_that_was_trained_jointly_goes_on_too(self):
+        torch.manual_seed(0)
+        train = data.digits("train").take(300)
+        net = fortify(convnet(1, 10, 8, width=4), "auto", example_input=X)
+        Trainer(FortifiedObjective(), epochs=3, batch_size=20, progress=False).fit(net, train)
+        before = self.errors(net, train.images())
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            net.fit_autoencoders(train, epochs=2, progress=False)
+        assert (self.errors(net, train.images()) < before).all()
+
+    def test_a_second_fit_that_was_stopped_resumes_exactly(self, tmp_path):
+        torch.manual_seed(0)
+        x = data.digits("train").images()[:100]
+        fitted = fortify(small(), "auto", example_input=X)
+        options = {"batch_size": 20, "progress": False}
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            fitted.fit_autoencoders(x, epochs=2, **options)
+            whole, cut = copy.deepcopy(fitted), copy.deepcopy(fitted)
+            history = whole.fit_autoencoders(x, epochs=3, run_dir=tmp_path / "whole", **options)
+            cut.fit_autoencoders(x, epochs=2, run_dir=tmp_path / "cut", **options)
+            again = copy.deepcopy(fitted)
+            assert again.fit_autoencoders(x, epochs=3, run_dir=tmp_path / "cut", resume=True, **options) == history
+        assert all(torch.equal(v, whole.state_dict()[k]) for k, v in again.state_dict().items())
+
     def test_no_data(self):
         net = fortify(small(), "auto", example_input=X)
         with pytest.raises(ValueError, match="empty"):

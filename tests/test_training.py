@@ -9,6 +9,7 @@ import socket
 import threading
 import time
 from collections import Counter
+from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from robustgen.data import ArrayDataset
+from robustgen.locks import alone
 from robustgen.training import (
     Batch,
     ClassifierObjective,
@@ -106,6 +108,7 @@ def assert_same_run(run, reference):
     for name in ("model.safetensors", "training_state.safetensors", "training_state.json", "config.json"):
         assert (ours.path / name).read_bytes() == (theirs.path / name).read_bytes(), name
     assert same(ours.model_state, final)
+    assert not list(run.rglob("*.part"))
     assert (run / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()] == history
 
@@ -146,35 +149,38 @@ def test_a_finished_run_resumes_to_itself(tmp_path, uninterrupted):
 
 
 class Interrupting(ClassifierObjective):
-    """Sends SIGINT, once, from inside the given call."""
+    """Sends a signal, once, from inside the given call."""
 
-    def __init__(self, call):
+    def __init__(self, call, signum=signal.SIGINT):
         super().__init__()
-        self.left = call
+        self.left, self.signum = call, signum
 
     def __call__(self, model, batch, step):
         self.left -= 1
         if self.left == 0:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.signum)
         return super().__call__(model, batch, step)
 
     def describe(self):
         return "interrupting"
 
 
-@pytest.mark.parametrize("call", [1, 3, 6, 7, 8])  # the sixth step ends the first epoch; 7 and 8 are in validation
-def test_ctrl_c_loses_nothing(tmp_path, call):
+@pytest.mark.parametrize(  # the sixth step ends the first epoch; 7 and 8 are in validation
+    ("call", "signum"),
+    [(1, signal.SIGINT), (3, signal.SIGTERM), (6, signal.SIGINT), (7, signal.SIGTERM), (8, signal.SIGINT)],
+)
+def test_a_signal_loses_nothing(tmp_path, call, signum):
     def run(directory, call, resume=False):
         model = network()
         options = {"epochs": 2, "batch_size": 16, "checkpoint_every": 100, "progress": False, "ema": 0.5}
-        trainer = Trainer(Interrupting(call), run_dir=directory, resume=resume, **options)
+        trainer = Trainer(Interrupting(call, signum), run_dir=directory, resume=resume, **options)
         return model, trainer.fit(model, data(), val=data(32))
 
     reference, history = run(tmp_path / "whole", -1)
-    handler, random_state = signal.getsignal(signal.SIGINT), torch.get_rng_state()
+    handler, random_state = signal.getsignal(signum), torch.get_rng_state()
     with pytest.raises(KeyboardInterrupt):
         run(tmp_path / "cut", call)
-    assert signal.getsignal(signal.SIGINT) is handler
+    assert signal.getsignal(signum) == handler
     assert torch.equal(torch.get_rng_state(), random_state)
     assert load_checkpoint(tmp_path / "cut").step == min(call, 6)
     model, resumed = run(tmp_path / "cut", -1, resume=True)
@@ -329,12 +335,32 @@ def fgsm(model, x, y, *, ids):
     return z + 0.1 * gradient.sign()
 
 
+@contextmanager
+def held_by_another_thread(directory):
+    held, release = threading.Event(), threading.Event()
+
+    def hold():
+        with alone(directory, wait=False):
+            held.set()
+            release.wait(60)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    assert held.wait(60)
+    yield
+    release.set()
+    thread.join()
+
+
 def rank_job(rank, port, run_dir, queue):
     os.environ.update(RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     job(run_dir, epochs=1)
     model, history = job(run_dir)  # resumed, in the same process group
     normalized = network()  # its batch statistics differ from rank to rank until they are made alike
     Trainer(ClassifierObjective(), batch_size=32, progress=False).fit(normalized, data())
+    held = held_by_another_thread(run_dir) if rank == 0 else nullcontext()
+    with held, pytest.raises(BlockingIOError):  # on both ranks
+        job(run_dir)
     queue.put((history, *({k: v.tolist() for k, v in m.state_dict().items()} for m in (model, normalized))))
 
 
@@ -691,6 +717,18 @@ def test_bad_data():
         as_source(DataLoader(Items(torch.zeros(3, 8))))
     with pytest.raises(TypeError, match="list"):
         as_source([1, 2, 3])
+
+
+def test_items_that_do_not_fit_together_are_named():
+    ragged = [torch.zeros(3, 8 + i // 2, 8) for i in range(5)]
+    for items in (Items(ragged), Items([x.numpy() for x in ragged])):
+        with pytest.raises(ValueError, match=r"item 1 has shape \(3, 8, 8\), item 4 has \(3, 10, 8\)"):
+            as_source(items).batch(torch.tensor([1, 0, 4]))
+    with pytest.raises(ValueError, match=r"item 0 has shape \(3, 8, 8\) and \(\), item 2 has \(3, 9, 8\) and \(\)"):
+        as_source(Items(ragged, torch.zeros(5))).batch(torch.arange(5))
+    for no_tensors in (["a", "b"], [object(), object()]):
+        with pytest.raises(TypeError, match="must be tensors x or pairs"):
+            as_source(Items(no_tensors)).batch(torch.arange(2))
 
 
 def test_an_epoch_is_a_permutation_in_even_batches():

@@ -1,8 +1,12 @@
 """The command ``robustgen``: parses, calls the library, prints. torch is imported only by what needs it."""
 
 import os
+import signal
 import sys
+import threading
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated
 
 import typer
@@ -37,13 +41,30 @@ def _version(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command. Exit codes: 0 done, 1 failed, 2 wrong use; errors are one line on stderr.
+    """Run the command. Exit codes: 0 done, 1 failed or stopped (Ctrl-C, SIGTERM), 2 wrong use; errors are one line.
 
     ``ROBUSTGEN_DEBUG=1`` in the environment shows the traceback instead.
     """
-    with warnings.catch_warnings():
+    with warnings.catch_warnings(), _stopped_by_sigterm():
         warnings.showwarning = lambda message, *_, **__: print(f"robustgen: warning: {message}", file=sys.stderr)
         return _run(arguments)
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """Inside, SIGTERM ends the command as Ctrl-C does. Not under torchrun, which stops who waits for a dead process."""
+    if (
+        threading.current_thread() is not threading.main_thread()
+        or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
+        or os.environ.get("WORLD_SIZE", "1") != "1"
+    ):
+        yield
+        return
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _run(arguments: list[str] | None) -> int:

@@ -1,5 +1,6 @@
 """``robustgen attack``: how robust a trained network is on a data set."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 from robustgen.commands.runs import DataSpec, by_class_name, data_for, load_run, open_network, saved_detector
@@ -71,42 +72,43 @@ def attack_network(
             module.to(where)
     x, y, ids = dataset.images().to(where), dataset.labels().to(where), dataset.ids.to(where)
     name = f"{run or model} on {dataset.name}"
-    report = evaluate_robustness(
-        network,
-        x,
-        y,
-        suite=suite,
-        eps=eps,
-        norm=norm,
-        ids=ids,
-        run_dir=out,
-        resume=resume,
-        seed=seed,
-        surrogate=substitute,
-        masking_tests=masking_tests,
-        batch_size=batch_size,
-        name=name,
-        progress=progress,
-    )
-    guarded = None
-    if guard is not None:
-        guarded = evaluate_detector_robustness(
+    with nullcontext() if out is None else world.alone(out, where):
+        report = evaluate_robustness(
             network,
-            guard,
             x,
             y,
+            suite=suite,
             eps=eps,
             norm=norm,
-            fpr=fpr,
-            x_ood=None if x_ood is None else x_ood.to(where),
             ids=ids,
-            seed=seed,
-            batch_size=batch_size,
             run_dir=out,
             resume=resume,
+            seed=seed,
+            surrogate=substitute,
+            masking_tests=masking_tests,
+            batch_size=batch_size,
             name=name,
             progress=progress,
         )
-    if out is None or world.rank:
-        return report, guarded, None
-    return report, guarded, report.save(out, command=command, guarded=guarded)
+        guarded = None
+        if guard is not None:
+            guarded = evaluate_detector_robustness(
+                network,
+                guard,
+                x,
+                y,
+                eps=eps,
+                norm=norm,
+                fpr=fpr,
+                x_ood=None if x_ood is None else x_ood.to(where),
+                ids=ids,
+                seed=seed,
+                batch_size=batch_size,
+                run_dir=out,
+                resume=resume,
+                name=name,
+                progress=progress,
+            )
+        if out is None or world.rank:
+            return report, guarded, None
+        return report, guarded, report.save(out, command=command, guarded=guarded)

@@ -118,11 +118,11 @@ def train_generative(
         progress=progress,
         after_epoch=Pictures(run, samples),
     )
-    claim(run, info, resume)  # only now: what is refused above leaves nothing
-    history = trainer.fit(network, train, held_back)
-    if not is_first():
-        return {}
-    write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
+    with claim(run, info, resume):  # only now: what is refused above leaves nothing
+        history = trainer.fit(network, train, held_back)
+        if not is_first():
+            return {}
+        write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
     found = {k: v for k, v in history[-1].items() if k not in ("epoch", "step")}
     return {"run": str(run), "model": repr(kind.__name__), "epochs": len(history)} | found
 

@@ -8,6 +8,8 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,6 +23,7 @@ from robustgen.data.load import canonical_name
 from robustgen.detectors import ReconstructionError
 from robustgen.files import load_state, load_tensors, read_json, write_json
 from robustgen.fortified import FortifiedNetwork
+from robustgen.locks import alone
 from robustgen.networks import build
 from robustgen.training import latest_checkpoint, load_checkpoint
 
@@ -151,10 +154,23 @@ def is_first() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def claim(run: Path, info: dict[str, Any], resume: bool) -> None:
-    """Write run.json where there is none, by the first process; refuse a directory that holds another run."""
+@contextmanager
+def claim(run: Path, info: dict[str, Any], resume: bool) -> Iterator[None]:
+    """Hold the run directory, and write run.json where there is none; by the first process.
+
+    Raises:
+        ValueError: the directory holds another run.
+        BlockingIOError: another process is writing there.
+    """
     if not is_first():
+        yield
         return
+    with alone(run, wait=False):
+        _remember(run, info, resume)
+        yield
+
+
+def _remember(run: Path, info: dict[str, Any], resume: bool) -> None:
     path = run / "run.json"
     if not path.exists():
         if latest_checkpoint(run) is not None:

@@ -108,30 +108,30 @@ def train_network(
     }
     common: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "progress": progress}
     common |= {"run_dir": run, "resume": resume}
-    claim(run, info, resume)
-    if isinstance(network, FortifiedNetwork) and fortified is not None and fortified.freeze_backbone:
-        history = network.fit_autoencoders(train, lr=lr, **common)
-    else:
-        adam = partial(torch.optim.Adam, lr=lr)
-        common |= {"schedule": _SCHEDULES[schedule], "device": device, "guard": adversarial.guard}
-        trainer = Trainer(objective, optimizer=adam, **common)
-        history = trainer.fit(network, train)
-    if not is_first():
-        return {}
-    write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
-    network.eval()
-    found: dict[str, Any] = {"run": str(run), "epochs": len(history)} | {
-        k: v for k, v in history[-1].items() if k not in ("epoch", "step")
-    }
-    found["held-back accuracy"] = accuracy(network, calibration)
-    if isinstance(network, FortifiedNetwork) and fortified is not None:
-        found["layers"] = list(network.layers)
-        if fortified.noise_at_test:
-            found["detector"] = "none: the noise stays on at test, scores would depend on the draw"
+    with claim(run, info, resume):
+        if isinstance(network, FortifiedNetwork) and fortified is not None and fortified.freeze_backbone:
+            history = network.fit_autoencoders(train, lr=lr, **common)
         else:
-            detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
-            detector.save(run / "detector")
-    return found
+            adam = partial(torch.optim.Adam, lr=lr)
+            common |= {"schedule": _SCHEDULES[schedule], "device": device, "guard": adversarial.guard}
+            trainer = Trainer(objective, optimizer=adam, **common)
+            history = trainer.fit(network, train)
+        if not is_first():
+            return {}
+        write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
+        network.eval()
+        found: dict[str, Any] = {"run": str(run), "epochs": len(history)} | {
+            k: v for k, v in history[-1].items() if k not in ("epoch", "step")
+        }
+        found["held-back accuracy"] = accuracy(network, calibration)
+        if isinstance(network, FortifiedNetwork) and fortified is not None:
+            found["layers"] = list(network.layers)
+            if fortified.noise_at_test:
+                found["detector"] = "none: the noise stays on at test, scores would depend on the draw"
+            else:
+                detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
+                detector.save(run / "detector")
+        return found
 
 
 def _fortify(network: nn.Module, spec: FortifySpec, example: torch.Tensor) -> FortifiedNetwork:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -83,16 +84,19 @@ def run_jobs(
     Raises:
         ValueError: ``run_dir`` holds an evaluation already (without ``resume``), or one of another model, of other
             examples or of other attacks.
+        BlockingIOError: another process or thread is writing in ``run_dir``.
     """
     if run_dir is not None and not isinstance(model, nn.Module):
         raise ValueError("run_dir needs an nn.Module: a plain function cannot be told from another one on resume")
     world = current_world()
-    store = None
-    if run_dir is not None:
-        store = _Store(Path(run_dir), _plan(jobs, model, x, y, ids, batch_size, about or {}), resume, world)
     done: dict[str, Outcome] = {}
     total = sum(job.n for job in jobs.values())
-    with tqdm(total=total, disable=not progress or world.rank > 0, desc=title, unit="example") as bar:
+    with ExitStack() as stack:
+        store = None
+        if run_dir is not None:
+            stack.enter_context(world.alone(Path(run_dir), x.device))
+            store = _Store(Path(run_dir), _plan(jobs, model, x, y, ids, batch_size, about or {}), resume, world)
+        bar = stack.enter_context(tqdm(total=total, disable=not progress or world.rank > 0, desc=title, unit="example"))
         for k, (label, job) in enumerate(jobs.items()):
             fallen = _fallen([done[name] for name in job.after], job.n)
             rows = (~fallen).nonzero().squeeze(1)

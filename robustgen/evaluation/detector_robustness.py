@@ -9,6 +9,7 @@ Machine Learning", 2019: out-of-distribution inputs are attacked too, to look in
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from robustgen.evaluation.detector_robustness_report import DetectorRobustness, 
 from robustgen.evaluation.doubts import at_chance, eps_spans_bounds, n_classes_of, raise_doubts
 from robustgen.evaluation.verifier import verify
 from robustgen.model import Model
+from robustgen.training.distributed import current_world
 
 __all__ = ["evaluate_detector_robustness"]
 
@@ -124,19 +126,20 @@ def evaluate_detector_robustness(
     def run(
         attacks: Mapping[str, Attack], x: Tensor, y: Tensor, ids: Tensor, scores: Tensor, part: str
     ) -> list[Tensor]:
-        done = run_jobs(
-            {label: Job(attack, len(x), keep=len(x)) for label, attack in attacks.items()},
-            model,
-            x,
-            y,
-            ids,
-            batch_size=batch_size,
-            run_dir=None if run_dir is None else Path(run_dir) / part,
-            resume=resume,
-            about={"detector's scores": scores},
-            progress=progress,
-            title=name,
-        )
+        with nullcontext() if run_dir is None else current_world().alone(Path(run_dir), x.device):
+            done = run_jobs(
+                {label: Job(attack, len(x), keep=len(x)) for label, attack in attacks.items()},
+                model,
+                x,
+                y,
+                ids,
+                batch_size=batch_size,
+                run_dir=None if run_dir is None else Path(run_dir) / part,
+                resume=resume,
+                about={"detector's scores": scores},
+                progress=progress,
+                title=name,
+            )
         return [result.x_adv.to(x.device) for result in done.values()]
 
     def fooled_at(x_adv: Tensor) -> Tensor:

@@ -12,7 +12,8 @@ from typing import Any
 
 from robustgen.experiments.experiment import Cell, Experiment, Measurement, check_scale
 from robustgen.experiments.workshop import SCHEDULE, Workshop
-from robustgen.files import alone, environment, read_json, write_json
+from robustgen.files import environment, read_json, write_json
+from robustgen.locks import alone
 
 __all__ = [
     "FORMAT",
@@ -171,7 +172,7 @@ def _dealt(cells: list[Cell], i: int, k: int) -> list[Cell]:
 
 
 def _write_summary(experiment: Experiment, scale: str, out: Path) -> dict[str, dict[str, Any]]:
-    with alone(out / experiment.name):  # a process that shares the work may have added a cell since
+    with alone(out / experiment.name, wait=True):  # a process that shares the work may have added a cell since
         kept = read_cells(out, experiment, scale)
         if kept:  # else: an experiment of which nothing can be measured
             write_json(out / experiment.name / f"{scale}.json", summarise(experiment, scale, kept))

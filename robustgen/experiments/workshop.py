@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from robustgen import data
 from robustgen.counter_rng import integers
-from robustgen.files import alone, write_json
+from robustgen.files import write_json
 from robustgen.generative import GenerativeModel, GenerativeObjective
+from robustgen.locks import alone
 from robustgen.training import Trainer
 
 __all__ = ["SCHEDULE", "Workshop", "one_cycle", "shuffled"]
@@ -171,7 +172,7 @@ class Workshop:
         trainer = Trainer(
             objective, device=self.device, run_dir=run_dir, resume=True, progress=self.progress, **options
         )
-        with alone(run_dir):
+        with alone(run_dir, wait=True):
             if not (run_dir / "settings.json").exists():
                 write_json(run_dir / "settings.json", settings)
             history = trainer.fit(network, *data)

@@ -34,7 +34,8 @@ class DenoisingAutoencoder(nn.Module, ABC):
         noise_at_test: corrupt in eval mode too, which makes the network stochastic.
 
     ``scale`` is 1 until :meth:`FortifiedNetwork.fit_autoencoders` sets it to the root mean square of the states of a
-    pretrained network, so that one noise level suits states of any size.
+    pretrained network, so that one noise level suits states of any size. ``moments`` of Adam are left by that fit for
+    the next one; they are in no state dict.
     """
 
     scale: Tensor
@@ -64,6 +65,19 @@ class DenoisingAutoencoder(nn.Module, ABC):
         self.encoder_bias = nn.Parameter(torch.zeros(hidden))
         self.decoder_bias = nn.Parameter(torch.zeros(features))
         self.register_buffer("scale", torch.ones(()))
+        self.moments: dict[str, dict[str, Tensor]] = {}  # of each parameter, by name
+
+    def keep_moments(self, adam: torch.optim.Optimizer) -> None:
+        """Remember the state of an optimizer that has trained this autoencoder."""
+        self.moments = {name: dict(adam.state[p]) for name, p in self.named_parameters() if p in adam.state}
+
+    def give_moments(self, adam: torch.optim.Optimizer) -> None:
+        """Begin with what is remembered: without, Adam's first steps are as large as in a fresh start."""
+        for name, p in self.named_parameters():
+            if name in self.moments:
+                adam.state[p] = {
+                    k: v.clone() if k == "step" else v.to(p, copy=True) for k, v in self.moments[name].items()
+                }
 
     @abstractmethod
     def encode(self, h: Tensor) -> Tensor:

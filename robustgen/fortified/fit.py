@@ -1,16 +1,18 @@
 """Training the autoencoders of a pretrained network, the backbone frozen."""
 
+import copy
 import warnings
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
-from robustgen.model import evaluating, naming_inputs
+from robustgen.fortified.autoencoder import DenoisingAutoencoder
+from robustgen.model import evaluating, naming_inputs, untouched
 from robustgen.training import Batch, Trainer, as_source, unwrap
+from robustgen.turns import taking_turns
 
 if TYPE_CHECKING:
     from robustgen.fortified.network import FortifiedNetwork
@@ -46,10 +48,18 @@ def fit_autoencoders(
     """See :meth:`FortifiedNetwork.fit_autoencoders`."""
     if net.input_layer is not None and net.config["layers"]:
         raise ValueError("an input autoencoder with its loss in hidden states is trained with FortifiedObjective")
-    _measure_scales(net, data, batch_size)
-    parameters = list(net.backbone.parameters())
-    required = [p.requires_grad for p in parameters]
-    adam: Callable[[Any], torch.optim.Optimizer] = partial(torch.optim.Adam, lr=lr)
+    trained = [name for name, a in _by_layer(net).items() if a.encoder_bias.any() or a.decoder_bias.any()]  # else zero
+    _measure_scales(net, data, batch_size, keep=trained)
+    before = _errors(net, data, batch_size) if trained else {}
+    weights = {name: copy.deepcopy(_by_layer(net)[name].state_dict()) for name in trained}
+    made: list[torch.optim.Optimizer] = []
+
+    def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        made.append(torch.optim.Adam(parameters, lr=lr))
+        for autoencoder in net.autoencoders():
+            autoencoder.give_moments(made[-1])
+        return made[-1]
+
     trainer = Trainer(
         _AutoencoderObjective(),
         optimizer=adam,
@@ -61,15 +71,40 @@ def fit_autoencoders(
         progress=progress,
         clip_norm=1.0,  # wide convolutional autoencoders diverge without it
     )
+    parameters = list(net.backbone.parameters())
+    with taking_turns(net):  # another thread may have them frozen just now
+        required = [p.requires_grad for p in parameters]
+        net.backbone.requires_grad_(False)
     try:
-        for p in parameters:
-            p.requires_grad_(False)
         history = trainer.fit(net, data)
     finally:
-        for p, flag in zip(parameters, required, strict=True):
-            p.requires_grad_(flag)
+        with taking_turns(net):
+            for p, flag in zip(parameters, required, strict=True):
+                p.requires_grad_(flag)
+    after = _errors(net, data, batch_size) if trained else {}
+    for name in trained:
+        if not after[name] <= before[name]:
+            _by_layer(net)[name].load_state_dict(weights[name])
+    for autoencoder in net.autoencoders():
+        autoencoder.keep_moments(made[-1])
     _warn_of_disagreement(net, data, batch_size)
     return history
+
+
+def _by_layer(net: "FortifiedNetwork") -> dict[str, DenoisingAutoencoder]:
+    return dict(zip(net.layers, net.autoencoders(), strict=True))
+
+
+def _errors(net: "FortifiedNetwork", data: Any, batch_size: int) -> dict[str, float]:
+    """The mean relative error of each layer over all of the data, on the states of the original network."""
+    source, device = as_source(data), next(net.parameters()).device
+    totals = dict.fromkeys(net.layers, 0.0)
+    with untouched(net), torch.no_grad():  # with noise at test: the same noise each time
+        for rows in torch.arange(len(source)).split(batch_size):
+            x = source.batch(rows)[0].to(device)
+            for name, error in net.reconstruction_errors(x, relative=True, replace=False).items():
+                totals[name] += float(error.double().sum())
+    return {name: total / len(source) for name, total in totals.items()}
 
 
 def _warn_of_disagreement(net: "FortifiedNetwork", data: Any, batch_size: int, most: float = 0.01) -> None:
@@ -88,7 +123,10 @@ def _warn_of_disagreement(net: "FortifiedNetwork", data: Any, batch_size: int, m
         )
 
 
-def _measure_scales(net: "FortifiedNetwork", data: Any, batch_size: int, batches: int = 10) -> None:
+def _measure_scales(
+    net: "FortifiedNetwork", data: Any, batch_size: int, keep: Sequence[str], batches: int = 10
+) -> None:
+    """Set each scale, but for layers to ``keep``: an autoencoder that is trained already would be another one."""
     device = next(net.parameters()).device
     squares = {name: torch.zeros((), dtype=torch.float64, device=device) for name in net.layers}
     counts = dict.fromkeys(net.layers, 0)
@@ -99,6 +137,7 @@ def _measure_scales(net: "FortifiedNetwork", data: Any, batch_size: int, batches
             for name, (state, _) in states.items():
                 squares[name.split("#")[0]] += state.double().square().sum()
                 counts[name.split("#")[0]] += state.numel()
-    for name, autoencoder in zip(net.layers, net.autoencoders(), strict=True):
-        rms = (squares[name] / max(1, counts[name])).sqrt()
-        autoencoder.scale.copy_(torch.where(rms > 0, rms, torch.ones_like(rms)))
+    for name, autoencoder in _by_layer(net).items():
+        if name not in keep:
+            rms = (squares[name] / max(1, counts[name])).sqrt()
+            autoencoder.scale.copy_(torch.where(rms > 0, rms, torch.ones_like(rms)))

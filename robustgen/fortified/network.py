@@ -278,6 +278,10 @@ class FortifiedNetwork(nn.Module):
         then minimises the mean squared error in that unit with corrupted states, every layer seeing the states of the
         original network.
 
+        Called again, it goes on: trained autoencoders keep their scale and, until the network is saved and loaded, the
+        moments of Adam. None of them ends worse than it began: where its mean relative error over ``data``, without
+        noise and on the states of the original network, has grown, it is put back as it was.
+
         Args:
             data: inputs as :class:`~robustgen.training.Trainer` takes them; labels, if any, are not used.
             epochs, lr, batch_size, seed, progress, run_dir, resume: of the training, by Adam.

@@ -76,7 +76,7 @@ def as_source(data: Any) -> Source:
 
     Raises:
         TypeError: none of these (a ``DataLoader``: pass its ``.dataset``).
-        ValueError: empty, or x and y of different lengths.
+        ValueError: empty, or x and y of different lengths; when it is read, items of different shapes.
 
     >>> x, y = as_source((torch.tensor([[0], [255]], dtype=torch.uint8), torch.tensor([3, 7]))).batch(torch.tensor([1]))
     >>> x, y
@@ -121,9 +121,30 @@ def _rows(tensor: Tensor, indices: Tensor) -> Tensor:
 
 
 def _collated(dataset: Any, indices: Tensor) -> tuple[Tensor, Tensor | None]:
-    items = default_collate([dataset[i] for i in indices.tolist()])
-    if isinstance(items, Tensor):
-        return items, None
-    if not (isinstance(items, (tuple, list)) and len(items) == 2 and all(isinstance(item, Tensor) for item in items)):
+    items = [dataset[i] for i in indices.tolist()]
+    _require_one_shape(items, indices)
+    try:
+        batch = default_collate(items)
+    except (TypeError, RuntimeError):
+        batch = None
+    if isinstance(batch, Tensor):
+        return batch, None
+    if not (isinstance(batch, (tuple, list)) and len(batch) == 2 and all(isinstance(part, Tensor) for part in batch)):
         raise TypeError("the data set's items must be tensors x or pairs (x, y); PIL images need a ToTensor transform")
-    return items[0], items[1]
+    return batch[0], batch[1]
+
+
+def _require_one_shape(items: list[Any], indices: Tensor) -> None:
+    shapes = [_shapes_of(item) for item in items]
+    for i, found in zip(indices.tolist(), shapes, strict=True):
+        if found != shapes[0]:
+            raise ValueError(
+                f"the data set's items differ: item {int(indices[0])} has shape {shapes[0]}, item {i} has {found}; "
+                "bring them to one shape, by a transform"
+            )
+
+
+def _shapes_of(item: Any) -> str:
+    """The shape of an item, or those of its parts."""
+    parts = item if isinstance(item, tuple | list) else [item]
+    return " and ".join(str(tuple(getattr(part, "shape", ()))) for part in parts)

@@ -9,13 +9,23 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from robustgen.files import load_tensors, read_json, save_tensors, sync_directory, write_bytes, write_json
+from robustgen.files import (
+    load_tensors,
+    part_name,
+    read_json,
+    save_tensors,
+    sync_directory,
+    write_bytes,
+    write_json,
+)
+from robustgen.locks import alone
 from robustgen.training.packing import pack, unpack
 
 __all__ = ["Checkpoint", "holds_run", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
@@ -76,35 +86,44 @@ def save_checkpoint(
     root = Path(run_dir) / "checkpoints"
     before = None
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        _remove(root, ".*.part")  # left by a writer that was killed
-        before = latest_checkpoint(run_dir)
-        path = root / f"step-{step:08d}"
-        if path == before:
-            path = root / f"{path.name}-again"  # the latest is never touched, not even to write it anew
-        aside = root / f".{path.name}.{os.getpid()}.part"
-        tensors: dict[str, Tensor] = {}
-        packed = pack(training_state, tensors)
-        try:
-            aside.mkdir()
-            write_json(aside / "config.json", {"format": FORMAT, "step": step, "config": dict(config)})
-            save_tensors(aside / "model.safetensors", model_state)
-            save_tensors(aside / "training_state.safetensors", tensors)
-            write_json(aside / "training_state.json", packed)
-            if path.exists():
-                shutil.rmtree(path)  # renamed by a killed writer and never made the latest
-            os.rename(aside, path)
-        except BaseException:
-            shutil.rmtree(aside, ignore_errors=True)
-            raise
-        sync_directory(root)
-        write_bytes(root / "latest", f"{path.name}\n".encode())
+        with alone(root, wait=True):
+            _remove(root, ".*.part")  # left by a writer that was killed: no other is in here
+            before = latest_checkpoint(run_dir)
+            path = root / f"step-{step:08d}"
+            if path == before:
+                path = root / f"{path.name}-again"  # the latest is never touched, not even to write it anew
+            _write(path, step, model_state, training_state, config)
+            write_bytes(root / "latest", f"{path.name}\n".encode())
+            _remove(root, "step-*", keep=(path, before))
     except OSError as error:
         kept = f"the last good one is {before}" if before else "there is none before it"
         line = f"the checkpoint of step {step} could not be written ({error.strerror}); {kept}"
         raise OSError(error.errno, line, str(root)) from error
-    _remove(root, "step-*", keep=(path, before))
     return path
+
+
+def _write(
+    path: Path,
+    step: int,
+    model_state: Mapping[str, Tensor],
+    training_state: Mapping[str, Any],
+    config: Mapping[str, Any],
+) -> None:
+    aside = path.with_name(part_name())
+    tensors: dict[str, Tensor] = {}
+    packed = pack(training_state, tensors)
+    try:
+        aside.mkdir()
+        write_json(aside / "config.json", {"format": FORMAT, "step": step, "config": dict(config)})
+        save_tensors(aside / "model.safetensors", model_state)
+        save_tensors(aside / "training_state.safetensors", tensors)
+        write_json(aside / "training_state.json", packed)
+        _discard(path)  # renamed by a killed writer and never made the latest
+        os.rename(aside, path)
+    except BaseException:
+        _discard(aside)
+        raise
+    sync_directory(path.parent)
 
 
 def latest_checkpoint(run_dir: str | Path) -> Path | None:
@@ -149,9 +168,14 @@ def holds_run(directory: str | Path) -> bool:
 
 def _remove(root: Path, pattern: str, keep: tuple[Path | None, ...] = ()) -> None:
     for path in root.glob(pattern):
-        if path in keep:
-            continue
-        if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
-        else:
-            path.unlink(missing_ok=True)
+        if path not in keep:
+            _discard(path)
+
+
+def _discard(path: Path) -> None:
+    """Remove a directory, a file or a link, if it is there and can be removed."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        with suppress(OSError):
+            path.unlink()

@@ -4,8 +4,9 @@ import atexit
 import importlib
 import os
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 import safetensors.torch
 import torch
@@ -13,6 +14,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
+from robustgen.locks import alone
 from robustgen.turns import RANDOM_STATE, taking_turns
 
 __all__ = ["World", "current_world", "join", "seeded", "set_seed", "unwrap"]
@@ -54,6 +56,27 @@ class World:
         """Until every rank is here."""
         if self.size > 1:
             dist.barrier()
+
+    @contextmanager
+    def alone(self, directory: Path, device: torch.device) -> Iterator[None]:
+        """Inside, rank 0 holds ``directory`` for all ranks; where it cannot, all of them raise.
+
+        Raises:
+            BlockingIOError: another process is writing there.
+        """
+        with ExitStack() as stack:
+            refused = None
+            if self.rank == 0:
+                try:
+                    stack.enter_context(alone(directory, wait=False))
+                except OSError as error:
+                    refused = error
+            n = self.reduce(torch.tensor(0 if refused is None else 1, device=device))
+            if refused is not None:
+                raise refused
+            if int(n):
+                raise BlockingIOError(f"{directory}: refused to the first process")
+            yield
 
     def union(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
         """The tensors of all ranks, on each of them; names that several ranks use hold the same."""

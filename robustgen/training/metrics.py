@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,7 @@ import torch
 from robustgen.files import write_bytes
 from robustgen.training.distributed import World
 
-__all__ = ["Means", "append_row", "write_rows"]
+__all__ = ["Means", "write_rows"]
 
 
 class Means:
@@ -53,16 +52,8 @@ class Means:
             self._sums.zero_()
 
 
-def append_row(path: Path, row: Mapping[str, Any]) -> None:
-    """Append a line of JSON and make it durable; NaN and Inf, which JSON lacks, are written as null."""
-    with open(path, "a", encoding="utf-8") as file:
-        file.write(_line(row))
-        file.flush()
-        os.fsync(file.fileno())
-
-
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Replace the file, atomically, by these rows."""
+    """Replace the file by these rows, a line of JSON each; NaN and Inf, which JSON lacks, are written as null."""
     write_bytes(path, "".join(map(_line, rows)).encode())
 
 

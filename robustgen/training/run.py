@@ -19,7 +19,7 @@ from robustgen.training.checkpoint import Checkpoint, latest_checkpoint, load_ch
 from robustgen.training.distributed import World, seeded
 from robustgen.training.ema import EMA
 from robustgen.training.interrupt import Interrupt, Stopped
-from robustgen.training.metrics import Means, append_row, write_rows
+from robustgen.training.metrics import Means, write_rows
 from robustgen.training.overfitting import Watch
 from robustgen.training.players import Players
 from robustgen.turns import RANDOM_STATE, taking_turns
@@ -165,7 +165,7 @@ class Run:
         self.history.append(row)
         if self.world.rank == 0:
             if self.trainer.run_dir is not None:
-                append_row(self.trainer.run_dir / "metrics.jsonl", row)
+                write_rows(self.trainer.run_dir / "metrics.jsonl", self.history)
             if self.trainer.after_epoch is not None:
                 self._show(self.trainer.after_epoch)
 
@@ -230,7 +230,7 @@ class Run:
         return f"; start another run_dir with {what} (weights of the last good state: {saved})"
 
     def _poll(self) -> None:
-        """Stop on Ctrl-C, on all ranks at the same step."""
+        """Stop on Ctrl-C or SIGTERM, on all ranks at the same step."""
         if self.world.size > 1:
             if self.step % _POLL:
                 return

@@ -135,8 +135,10 @@ class Trainer:
                 model that was saved without its run.
             FloatingPointError: the loss or the weights are no longer finite; the last good checkpoint stays. A resumed
                 run has the same settings: start another, in another ``run_dir``, at a lower learning rate or clipped.
+            BlockingIOError: another process or thread is writing in ``run_dir``.
             OSError: a checkpoint cannot be written; the one before stays.
-            KeyboardInterrupt: Ctrl-C, after the step is completed and a checkpoint written; the second one at once.
+            KeyboardInterrupt: Ctrl-C or SIGTERM, after the step is completed and a checkpoint written; a second Ctrl-C
+                at once. A handler for SIGTERM of the caller's own stays in place instead.
         """
         source, val_source = as_source(data), None if val is None else as_source(val)
         world, device = join(self.device, model)
@@ -145,4 +147,6 @@ class Trainer:
             stack.enter_context(training_mode(model))
             with taking_turns(model):
                 run = Run(self, model.to(device), source, val_source, world, device, interrupt)
+            if self.run_dir is not None:
+                stack.enter_context(world.alone(self.run_dir, device))
             return run.go()
