@@ -165,7 +165,6 @@ class TestClosedForms:
         assert deepest["evaded"]["value"] == feasible.double().mean().item()
         assert found.rates(found.worst_case)["evaded"] == deepest["evaded"]
 
-    @pytest.mark.filterwarnings("ignore:clean accuracy")
     def test_the_threshold_is_that_of_the_calibration(self):
         score = lambda z: z.sum(1)
         few = {"formulations": ["sum"], "steps": 2}

@@ -110,7 +110,6 @@ def test_the_trainer_takes_numbers_of_numpy(tmp_path):
                 Trainer(ClassifierObjective(), **{name: wrong})
 
 
-@pytest.mark.filterwarnings("ignore:clean accuracy")
 def test_engines_fortified_networks_and_reports(tmp_path):
     assert type(Engine(slots=np.int64(8)).slots) is int
     settings = numpy_numbers({"noise_std": 0.5, "hidden": 3})
