@@ -25,7 +25,7 @@ class KNearestFeatures(Detector):
     Args:
         model: a classifier, or another network of features.
         layer: whose output f is, see :class:`~robustgen.detectors.features.FeatureExtractor`; None: the input of the
-            last ``nn.Linear``.
+            ``nn.Linear`` that makes the logits.
         k: the paper takes 50 of 50,000 examples.
         batch_size: inputs scored at once.
 

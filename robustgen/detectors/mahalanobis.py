@@ -28,7 +28,7 @@ class Mahalanobis(Detector):
     Args:
         model: a classifier.
         layer: whose output f is, see :class:`~robustgen.detectors.features.FeatureExtractor`; None: the input of the
-            last ``nn.Linear``.
+            ``nn.Linear`` that makes the logits.
         shrinkage: weight in [0, 1] of the mean variance on the diagonal in S, against directions without variance, such
             as units that never fire, which would count infinitely.
         batch_size: inputs scored at once.

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "ConvAutoencoder", "DenoisingAutoencoder", "DenseAutoencoder"]
+__all__ = ["ACTIVATIONS", "ConvAutoencoder", "DenoisingAutoencoder", "DenseAutoencoder", "PositionAutoencoder"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": F.leaky_relu,
@@ -110,6 +110,17 @@ class DenseAutoencoder(DenoisingAutoencoder):
         if h.ndim == 4 and h.shape[1:] == (self.features, 1, 1):
             return super().forward(h.flatten(1)).reshape(h.shape)
         return super().forward(h)
+
+
+class PositionAutoencoder(DenseAutoencoder):
+    """For states (N, C, L) of 1-D convolutions: the dense autoencoder of the C features at each of any L positions.
+
+    >>> PositionAutoencoder(3, 8)(torch.zeros(2, 3, 7)).shape
+    torch.Size([2, 3, 7])
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        return super().forward(h.transpose(1, 2)).transpose(1, 2)
 
 
 class ConvAutoencoder(DenoisingAutoencoder):

@@ -11,13 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.files import load_state, load_tensors, read_json, save_tensors, write_json
-from robustgen.fortified.autoencoder import ConvAutoencoder, DenoisingAutoencoder, DenseAutoencoder
+from robustgen.fortified.autoencoder import ConvAutoencoder, DenoisingAutoencoder, DenseAutoencoder, PositionAutoencoder
 from robustgen.fortified.layer import FortifiedLayer, Tape, recording
 from robustgen.fortified.placement import Placement, auto_layers, call_model, place
+from robustgen.layers import check_hooks, uncompiled
 from robustgen.model import evaluating, output_tensor, untouched
 
 __all__ = ["FortifiedNetwork", "fortify"]
 
+_KINDS = {"conv": ConvAutoencoder, "dense": DenseAutoencoder, "positions": PositionAutoencoder}
 INPUT = "input"  # the name under which an input autoencoder without hidden layers reports
 
 
@@ -41,10 +43,12 @@ def fortify(
     network jointly with :class:`FortifiedObjective`, or keep a pretrained one and call ``fit_autoencoders``.
 
     Args:
-        model: any ``nn.Module``; x (N, ...) -> logits (N, C), or an object with ``.logits``.
+        model: any ``nn.Module``; x (N, ...) -> logits (N, C), or an object with ``.logits``. Of what ``torch.compile``
+            made, the network inside is fortified, since compiled code takes no notice of hooks: compile the result.
         layers: names as in ``model.named_modules()``, or "auto": the middle and the last hidden activation (see
-            :func:`~robustgen.fortified.placement.auto_layers`). Each must give a float tensor (N, D), (N, T, D) or
-            (N, C, H, W), or a tuple whose first item is one (an nn.LSTM: its output at every time step).
+            :func:`~robustgen.fortified.placement.auto_layers`). Each must give a float tensor (N, D), (N, T, D),
+            (N, C, L) behind 1-D convolutions, or (N, C, H, W), or a tuple whose first item is one (an nn.LSTM: its
+            output at every time step).
         example_input: what the model is called with to find the shapes: a tensor, a tuple of positional or a dict of
             keyword arguments.
         hidden: units (channels) of each autoencoder; None means 2 D up to 1024 but at least min(D, 1024) for dense
@@ -61,7 +65,8 @@ def fortify(
 
     Raises:
         TypeError: model is not an nn.Module.
-        ValueError: a layer that cannot be fortified (unknown, never called, wrong output), or a wrong option.
+        ValueError: a layer that cannot be fortified (unknown, never called, wrong output, inside a part that is
+            compiled or scripted by itself), or a wrong option.
 
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> fortified = fortify(net, ["1"], example_input=torch.zeros(2, 8))
@@ -70,6 +75,8 @@ def fortify(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fortify needs an nn.Module, got {type(model).__name__}")
+    model = uncompiled(model)
+    check_hooks(model)
     if layers == "auto":
         layers = auto_layers(model, example_input)
     elif isinstance(layers, str):
@@ -320,6 +327,7 @@ class FortifiedNetwork(nn.Module):
         config = read_json(directory / "config.json").get("config", {}).get("model")
         if not isinstance(config, dict) or not {"layers", "input", "options"} <= config.keys():
             raise ValueError(f"{directory} does not hold a fortified network")
+        model = uncompiled(model)
         known = dict(model.named_modules(remove_duplicate=False))
         missing = [spec["name"] for spec in config["layers"] if spec["name"] not in known]
         if missing:
@@ -342,5 +350,5 @@ def _named(entries: list[tuple[FortifiedLayer, Tensor, Tensor]]) -> dict[str, tu
 def _build_layer(spec: dict[str, Any], options: dict[str, Any]) -> FortifiedLayer:
     if spec["hidden"] is None:
         return FortifiedLayer(spec["name"], None, spec["batch_dim"])
-    cls = ConvAutoencoder if spec["kind"] == "conv" else DenseAutoencoder
-    return FortifiedLayer(spec["name"], cls(spec["features"], spec["hidden"], **options), spec["batch_dim"])
+    autoencoder = _KINDS[spec["kind"]](spec["features"], spec["hidden"], **options)
+    return FortifiedLayer(spec["name"], autoencoder, spec["batch_dim"])
