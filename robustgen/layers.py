@@ -62,8 +62,8 @@ def check_hooks(model: nn.Module, layer: str = "") -> None:
         if is_compiled(inside):
             what = f"layer {'.'.join(parts[:depth])!r}" if depth else f"this {type(inside).__name__}"
             raise ValueError(
-                f"{what} is compiled or scripted, and what is compiled takes no notice of hooks on its layers: give the "
-                "network as it was before (a copy.deepcopy of it undoes .compile())"
+                f"{what} is compiled or scripted, and takes no notice of hooks on its layers: give the network as it "
+                "was before (a copy.deepcopy of it undoes .compile())"
             )
 
 

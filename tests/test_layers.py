@@ -231,5 +231,5 @@ def test_what_is_compiled_by_itself_is_named():
                 act()
         assert Energy(model).fit(x).score(x).shape == (4,)
     assert KNearestFeatures(copy.deepcopy(in_place), k=1).fit(x).score(x).shape == (4,)
-    with pytest.raises(ValueError, match="no layer '_orig_mod.22'; did you mean"):
+    with pytest.raises(ValueError, match=r"no layer '_orig_mod\.22'; did you mean"):
         find_layer(used(built(mlp), x), "_orig_mod.22")

@@ -26,7 +26,7 @@ _ACTIVATION_MODULES = tuple(
 class Placement:
     """One layer to fortify: its name, the shape of its states and which dimension counts examples.
 
-    ``kind``: "conv" for maps (N, C, H, W), "positions" for states (N, C, L), "dense" for features in the last dimension.
+    ``kind``: "conv" of maps (N, C, H, W), "positions" of states (N, C, L), "dense" of features in the last dimension.
     """
 
     name: str
