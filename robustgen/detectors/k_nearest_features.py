@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustgen.checks import check_integers
-from robustgen.detectors.base import Detector, check_network
+from robustgen.detectors.base import Detector, check_network, check_width
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.detectors.neighbours import nearest_distances
 
@@ -55,4 +55,5 @@ class KNearestFeatures(Detector):
 
     def _score(self, x: Tensor) -> Tensor:
         features = self._features(x)
+        check_width(features, self.statistics["bank"].shape[1])
         return nearest_distances(features, self.statistics["bank"].to(features), self.k)[:, -1]

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_numbers
-from robustgen.detectors.base import Detector, check_network
+from robustgen.detectors.base import Detector, check_network, check_width
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.model import logits_of
 
@@ -74,6 +74,7 @@ class Mahalanobis(Detector):
 
     def _score(self, x: Tensor) -> Tensor:
         features = self._extractor(x)[0]
+        check_width(features, len(self.statistics["mean"]))
         mean, whitening, classes = (self.statistics[k].to(features.device) for k in ("mean", "whitening", "classes"))
         white = (features.double() - mean) @ whitening.T  # (N, D)
         distances = white.square().sum(1, keepdim=True) - 2 * white @ classes.T + classes.square().sum(1)  # (N, C)
