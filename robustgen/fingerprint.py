@@ -70,9 +70,10 @@ def _tensors_in(value: Any, name: str) -> dict[str, Tensor]:
 def answers(ask: Callable[[], Tensor], passes: int = 8) -> list[float] | None:
     """What ``ask`` returns (any shape), as JSON-able numbers; None where it is not the same each time, or it fails.
 
-    ``ask`` makes a pass of a model on fixed inputs, and is asked ``passes`` times. JSON has no NaN and no infinity: they are zeros.
+    ``ask`` makes a pass of a model on fixed inputs, and is asked ``passes`` times. NaN and infinity, which JSON has
+    not, become zeros.
 
-    >>> answers(lambda: torch.ones(2)), answers(lambda: torch.rand(2)), answers(lambda: torch.ones(2, 3) @ torch.ones(2))
+    >>> answers(lambda: torch.ones(2)), answers(lambda: torch.rand(2)), answers(lambda: torch.ones(3) @ torch.ones(2))
     ([1.0, 1.0], None, None)
     """
     try:
