@@ -577,10 +577,14 @@ def test_what_the_model_does_not_take_is_named_in_fit(factory):
     x = case.sample(30, 4)
     wider = torch.rand(30, *x.shape[1:-1], 9).double()
     for other in (x.float(), wider):
+        refused = None
         try:
             case.detector.fit(other)
         except ValueError as error:
-            assert re.search(r"the model fails on inputs of shape \(.*\), torch\.float|is of images", str(error))
+            refused = str(error)
+        assert refused is None or re.search(
+            r"the model fails on inputs of shape \(.*\), torch\.float|is of images", refused
+        )
 
 
 def test_channels_and_dtype_that_do_not_fit_are_named_in_fit():

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from robustgen.calibration import ConformalCalibration
 from robustgen.checks import check_images, check_integers
+from robustgen.counter_rng import uniform
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
-from robustgen.counter_rng import uniform
 from robustgen.model import naming_inputs, untouched
 from robustgen.training import Source, as_source
 
@@ -46,9 +46,9 @@ class Detector(ABC):
     ``fit`` on in-distribution data, ``calibrate`` on other in-distribution data, then ``p_value`` or ``flag``. The
     model is queried in eval mode with frozen parameters and is left exactly as it was.
 
-    Inputs have the shape of those of ``fit``; only sequences, (N, T, D) or (N, C, L), may be of another length where the
-    model takes it: one of the two numbers may differ, and not be 1, which would be broadcast. Images of ``fit`` without
-    values outside [0, 1] hold others to that. (Detectors saved before this was kept take more.)
+    Inputs have the shape of those of ``fit``; only sequences, (N, T, D) or (N, C, L), may be of another length where
+    the model takes it: one of the two numbers may differ, and not be 1, which would be broadcast. Images of ``fit``
+    without values outside [0, 1] hold others to that. (Detectors saved before this was kept take more.)
 
     A subclass is one paper: it gives ``_score`` and, where there is something to learn, ``_fit``; its constructor takes
     the model or models first, then JSON-able options, each kept in an attribute of the same name.
