@@ -109,14 +109,17 @@ def evaluating(model: object) -> Iterator[None]:
 
 @contextmanager
 def naming_inputs(x: Tensor) -> Iterator[None]:
-    """Turn what torch raises for another number of channels, another size or dtype into a ValueError that says so."""
+    """Turn what torch raises for another number of channels or inputs, another size or dtype into a ValueError.
+
+    The line says which inputs x (N, ...) these are, and how many: exported and traced networks may take just one N.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
-        line = " ".join(str(error).split())
-        raise ValueError(f"the model fails on inputs of shape {tuple(x.shape[1:])}, {x.dtype}: {line}") from error
+    except (RuntimeError, AssertionError) as error:
+        line, n = " ".join(str(error).split()), f", {len(x)} of them" if len(x) else ""
+        raise ValueError(f"the model fails on inputs of shape {tuple(x.shape[1:])}, {x.dtype}{n}: {line}") from error
 
 
 def is_stochastic(ask: Callable[[], Tensor], passes: int = 8, first: Tensor | None = None) -> bool:
