@@ -212,31 +212,37 @@ class TestOutOfReach:
 
     @pytest.mark.parametrize("error", [KeyError, ValueError, TypeError, RuntimeError])
     def test_an_exception_of_the_library_is_named_as_its_own(self, error):
-        model = Guest(nn.Linear(3, 2), torch.zeros(1, 3))
-        kind = error if error in (ValueError, TypeError) else RuntimeError
-        with pytest.raises(kind, match=rf"^fake\.Attack failed: {error.__name__}: .*odd") as raised:
+        def library():
             with naming_library("fake.Attack", model):
                 model(torch.ones(1, 3))
                 raise error("odd")
+
+        model = Guest(nn.Linear(3, 2), torch.zeros(1, 3))
+        kind = error if error in (ValueError, TypeError) else RuntimeError
+        with pytest.raises(kind, match=rf"^fake\.Attack failed: {error.__name__}: .*odd") as raised:
+            library()
         assert isinstance(raised.value.__cause__, error)
 
     def test_an_exception_of_the_model_is_not(self):
-        class Broken(nn.Module):
-            def forward(self, x):
-                raise KeyError("mine")
+        def library(wrapping):
+            with naming_library("fake.Attack", model):
+                try:
+                    model(torch.ones(1, 3))
+                except KeyError as error:
+                    raise (ValueError("wrapped") if wrapping else error) from error
 
-        model = Guest(Broken(), torch.zeros(1, 3))
-        with pytest.raises(KeyError, match="mine"), naming_library("fake.Attack", model):
-            model(torch.ones(1, 3))
-        with pytest.raises(ValueError, match="wrapped"), naming_library("fake.Attack", model):
-            try:
-                model(torch.ones(1, 3))
-            except KeyError as error:
-                raise ValueError("wrapped") from error
+        def broken(x):
+            raise KeyError("mine")
+
+        model = Guest(broken, torch.zeros(1, 3))
+        with pytest.raises(KeyError, match="mine"):
+            library(wrapping=False)
+        with pytest.raises(ValueError, match=r"^wrapped"):
+            library(wrapping=True)
         flat = Guest(lambda x: x.detach(), torch.zeros(1, 3))
-        x = torch.ones(1, 3, requires_grad=True)
-        with pytest.raises(ValueError, match="^the model's logits do not depend"), naming_library("fake.Attack", flat):
-            flat(x).sum().backward()
+        logits = flat(torch.ones(1, 3, requires_grad=True))
+        with pytest.raises(ValueError, match=r"^the model's logits do not depend"), naming_library("fake.Attack", flat):
+            logits.sum().backward()
 
     def test_after_an_exception(self, images):
         def fail(net, x, y, eps):

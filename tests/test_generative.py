@@ -280,6 +280,15 @@ def test_the_defaults_take_images_of_any_channels(name, channels):
         assert model.log_prob(x).isfinite().all()
 
 
+@contract
+def test_half_precision_is_the_models_fault(make):
+    model = make().eval().half()
+    x = torch.ones(2, *SHAPE)
+    with pytest.raises(TypeError, match=rf"this {type(model).__name__} is in torch\.float16, .*: \.float\(\) it"):
+        model.check(x)
+    model.float().check(x)
+
+
 def test_half_toned_images_need_a_stated_binarization():
     pixels = room.Pixels(levels=2)
     with pytest.raises(ValueError, match="say how to binarise"):

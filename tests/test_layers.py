@@ -10,10 +10,12 @@ from torch import nn
 
 from robustgen import fortify
 from robustgen.attacks import PGD, EmbeddedInput
+from robustgen.attacks.prepare import prepare
 from robustgen.detectors import Energy, FeaturesTimesDistortion, KNearestFeatures, Mahalanobis, ReconstructionError
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.evaluation import binarization_test
 from robustgen.fortified import FortifiedNetwork, HiddenMatchingNetwork
+from robustgen.fortified.autoencoder import DenseAutoencoder
 from robustgen.layers import find_layer
 from robustgen.recurrent_networks import TextClassifier
 
@@ -233,3 +235,148 @@ def test_what_is_compiled_by_itself_is_named():
     assert KNearestFeatures(copy.deepcopy(in_place), k=1).fit(x).score(x).shape == (4,)
     with pytest.raises(ValueError, match=r"no layer '_orig_mod\.22'; did you mean"):
         find_layer(used(built(mlp), x), "_orig_mod.22")
+
+
+@pytest.mark.parametrize("wrap", [lambda net, x: used(net, x), lambda net, x: scripted(net, x)])
+def test_compiled_networks_are_searched_as_they_are(wrap):
+    net = built(lambda: nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(16, 2)))
+    x = torch.rand(4, 3, 4, 4)
+    model = wrap(net, x)
+    assert prepare(net, x).steps == ("folded 1 batch norm", "channels_last")
+    assert prepare(model, x).steps == ("none: compiled",)
+    y = net(x).argmax(1)
+    attack = PGD(eps=0.05, steps=3)
+    torch.testing.assert_close(attack(model, x, y), attack(net, x, y))
+
+
+# states of 1-D convolutions
+
+
+class Sound(nn.Module):
+    """Convolutions over time, of any length."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.act = nn.Conv1d(2, 6, 3, padding=1), nn.BatchNorm1d(6), nn.ReLU()
+        self.deep, self.head = nn.Conv1d(6, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.deep(self.act(self.norm(self.conv(x)))).relu().mean(2))
+
+
+@pytest.mark.filterwarnings("ignore:the fortified network decides")
+@pytest.mark.parametrize("length", [6, 20])  # as many positions as features, and not
+def test_an_autoencoder_at_each_position_of_a_convolution(length, tmp_path):
+    net = built(Sound)
+    x = torch.rand(6, 2, length)
+    fortified = fortify(net, ["act", "deep"], example_input=x).eval()
+    assert [spec["kind"] for spec in fortified.config["layers"]] == ["positions"] * 2
+    assert [a.features for a in fortified.autoencoders()] == [6, 8]
+    _, states = fortified(x, return_states=True)
+    for (state, decoded), autoencoder in zip(states.values(), fortified.autoencoders(), strict=True):
+        by_hand = DenseAutoencoder.forward(autoencoder, state.mT).mT  # position by position
+        torch.testing.assert_close(decoded, by_hand)
+        torch.testing.assert_close(decoded[:, :, 1], DenseAutoencoder.forward(autoencoder, state[:, :, 1]))
+    errors = fortified.reconstruction_errors(x)
+    for name, (state, decoded) in states.items():
+        torch.testing.assert_close(errors[name], (state - decoded).square().mean((1, 2)))
+    assert fortified(x[:2, :, :5]).shape == (2, 3)  # shorter
+    history = fortified.fit_autoencoders(torch.rand(60, 2, length), epochs=2, progress=False)
+    assert history[-1]["loss"] < history[0]["loss"]
+    fortified.save(tmp_path)
+    assert FortifiedNetwork.load(tmp_path, model=net).eval()(x).equal(fortified(x))
+    detector = ReconstructionError(fortified).fit(x)
+    torch.testing.assert_close(
+        detector.score(x), torch.cat([detector.score(one[None]) for one in x]), rtol=1e-3, atol=0
+    )
+    assert detector.score(x[..., :5]).shape == (6,)
+
+
+def test_the_rule_for_auto_takes_1d_convolutions():
+    fortified = fortify(built(Sound), "auto", example_input=torch.rand(3, 2, 9))
+    assert fortified.layers == ("act",)
+    assert fortified.config["layers"][0]["kind"] == "positions"
+
+
+def test_which_dimension_holds_features():
+    class Mixed(nn.Module):
+        """Maps to sequences and back."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.flat, self.tokens = nn.Conv2d(3, 8, 2), nn.Identity(), nn.Identity()
+            self.norm, self.rnn, self.out = nn.LayerNorm(8), nn.GRU(8, 5, batch_first=True), nn.Linear(5, 2)
+
+        def forward(self, x):
+            h = self.flat(self.conv(x).flatten(2))  # (N, 8, L)
+            return self.out(self.rnn(self.norm(self.tokens(h.mT)))[0][:, -1])
+
+    net = built(Mixed)
+    x = torch.rand(2, 3, 4, 5)
+    kinds = {}
+    for name in ("conv", "flat", "tokens", "norm", "rnn"):
+        (spec,) = fortify(net, [name], example_input=x).config["layers"]
+        kinds[name] = (spec["kind"], spec["features"])
+    expected = {"conv": "conv", "flat": "positions", "tokens": "dense", "norm": "dense", "rnn": "dense"}
+    assert kinds == {name: (kind, 5 if name == "rnn" else 8) for name, kind in expected.items()}
+
+
+# half precision
+
+
+class Cast(nn.Module):
+    """Computes in half precision inside."""
+
+    def __init__(self, dtype):
+        super().__init__()
+        self.dtype, self.net = dtype, mlp().to(dtype)
+
+    def forward(self, x):
+        return self.net(x.to(self.dtype)).float()
+
+
+@pytest.mark.filterwarnings("ignore:the fortified network decides")
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_network_in_half_precision_is_fortified_in_single_precision(dtype, tmp_path):
+    net = built(lambda: Cast(dtype))
+    x = torch.rand(60, 3, 2, 2)
+    fortified = fortify(net, ["net.2"], example_input=x).eval()
+    (autoencoder,) = fortified.autoencoders()
+    assert {p.dtype for p in autoencoder.parameters()} == {torch.float32}
+    assert fortified.backbone.net[1].weight.dtype == dtype
+    _, states = fortified(x, return_states=True)
+    state, decoded = states["net.2"]
+    assert (state.dtype, decoded.dtype) == (dtype, torch.float32)
+    torch.testing.assert_close(decoded, autoencoder(state.float()))
+    errors = fortified.reconstruction_errors(x, relative=True)["net.2"]
+    expected = (state.double() - decoded.double()).square().mean(1) / state.double().square().mean(1)
+    torch.testing.assert_close(errors.double(), expected, rtol=1e-4, atol=0)
+    history = fortified.fit_autoencoders(x, epochs=8, lr=0.01, progress=False)
+    assert history[-1]["loss"] < 0.7 * history[0]["loss"]
+    assert ReconstructionError(fortified).fit(x).score(x).isfinite().all()
+    fortified.save(tmp_path)
+    assert FortifiedNetwork.load(tmp_path, model=net).eval()(x).equal(fortified(x))
+    assert KNearestFeatures(net, k=1).fit(x).score(x).abs().max() < 1e-3
+    on_input = fortify(net.net, [], example_input=x.to(dtype), input_autoencoder=True)
+    assert on_input(x.to(dtype)).dtype == dtype
+
+
+def test_a_network_of_one_batch_size_is_named():
+    class OfFour(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = mlp()
+
+        def forward(self, x):
+            assert len(x) == 4, "input.size()[0] == 4"
+            return self.net(x)
+
+    net, x = built(OfFour), torch.rand(10, 12)
+    assert fortify(net, ["net.2"], example_input=x[:4]).layers == ("net.2",)
+    detector = Energy(net, batch_size=4).fit(x[:4])
+    assert detector.score(x[:8]).shape == (8,)
+    line = r"the model fails on inputs of shape \(12,\), torch\.float32, 2 of them: .*size\(\)\[0\] == 4"
+    with pytest.raises(ValueError, match=line):
+        detector.score(x)
+    with pytest.raises(ValueError, match=r"the model fails on inputs of shape \(12,\)"):
+        KNearestFeatures(net, k=2, batch_size=4).fit(x)

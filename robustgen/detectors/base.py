@@ -152,8 +152,8 @@ class Detector(ABC):
         if not with_grad:
             x = x.detach()
         chunks = (x,) if with_grad else x.split(self.batch_size)
-        with untouched(self.model), torch.set_grad_enabled(with_grad), naming_inputs(x):
-            return torch.cat([self._score(chunk.to(self._device)) for chunk in chunks]).to(x.device)
+        with untouched(self.model), torch.set_grad_enabled(with_grad):
+            return torch.cat([self._scored(chunk.to(self._device)) for chunk in chunks]).to(x.device)
 
     def calibrate(self, x_id: Any) -> "Self":
         """Learn what scores in-distribution data get, from data (as in ``fit``) that were not fitted on.
@@ -252,6 +252,10 @@ class Detector(ABC):
         x = uniform(0, torch.arange(_ASKED), tuple(like.shape[1:]), dtype=like.dtype)
         grey = answers(lambda: self.score(x), passes=1)
         return grey or answers(lambda: self.score(x.round()), passes=1)  # of models of binary images
+
+    def _scored(self, x: Tensor) -> Tensor:
+        with naming_inputs(x):
+            return self._score(x)
 
     @property
     def _device(self) -> torch.device:

@@ -135,7 +135,8 @@ def _pooled(state: Tensor | None, over: tuple[int, ...]) -> Tensor:
     if state is None or state.ndim != 2 + len(over):
         got = type(state).__name__ if state is None else tuple(state.shape)
         raise ValueError(f"features of {2 + len(over)} dimensions are needed, as in the first call; got {got}")
-    return state.mean(over) if over else state.clone()  # an activation that works in place may follow
+    state = state.to(torch.promote_types(state.dtype, torch.float32), copy=True)  # what follows may work in place
+    return state.mean(over) if over else state
 
 
 _NOT_CALLED = "the layer of the features is not called by the model: name another, layer="

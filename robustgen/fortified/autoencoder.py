@@ -74,7 +74,9 @@ class DenoisingAutoencoder(nn.Module, ABC):
         """D, the transpose of the encoder's map."""
 
     def forward(self, h: Tensor) -> Tensor:
-        u = h / self.scale
+        """Decoded states of h, of its shape; float32 of states in half precision, which training needs."""
+        half = h.dtype in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(h.device.type)
+        u = (h.to(self.weight.dtype) if half else h) / self.scale
         if self.noise_std > 0 and (self.training or self.noise_at_test):
             u = u + self.noise_std * torch.randn_like(u)
         return self.decode(self.encode(u)) * self.scale

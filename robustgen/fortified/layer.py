@@ -55,7 +55,8 @@ class FortifiedLayer(nn.Module):
             if not tape.replace:
                 return None
             decoded = self.autoencoder(state) if tape.detach else recorded
-        decoded = decoded.clone()  # the next module may work in place; the record and autograd need this value
+        # a copy: the next module may work in place; the record and autograd need this value
+        decoded = decoded.to(state.dtype, copy=True)
         if isinstance(output, tuple | list):
             rest = (decoded, *output[1:])
             return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)

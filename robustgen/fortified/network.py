@@ -148,13 +148,12 @@ class FortifiedNetwork(nn.Module):
         self.layers: tuple[str, ...] = tuple(spec["name"] for spec in config["layers"]) or (INPUT,)
         for layer in self.fortified_layers:
             backbone.get_submodule(layer.name).register_forward_hook(layer.hook)
-        like = next((p for p in backbone.parameters() if p.is_floating_point()), None)
+        like = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
+        dtype = torch.promote_types(like.dtype, torch.float32)  # in half precision autoencoders do not train
         self.training = backbone.training  # each submodule of the backbone keeps its own flag
         for part in (self.fortified_layers, self.input_layer):
             if part is not None:
-                part.train(backbone.training)
-                if like is not None:
-                    part.to(device=like.device, dtype=like.dtype)
+                part.train(backbone.training).to(device=like.device, dtype=dtype)
 
     def forward(
         self,
@@ -183,7 +182,7 @@ class FortifiedNetwork(nn.Module):
         return logits, _named(entries)
 
     def _inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return args if self.input_layer is None else (self.autoencoders()[0](args[0]), *args[1:])
+        return args if self.input_layer is None else (self.autoencoders()[0](args[0]).to(args[0].dtype), *args[1:])
 
     def _recorded(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], tape: Tape, constant: bool = False
@@ -248,7 +247,7 @@ class FortifiedNetwork(nn.Module):
             for name, (state, decoded) in states.items():
                 error = self.per_example(name, decoded - state).square().mean(1)
                 if relative:
-                    error = error / self.per_example(name, state).square().mean(1).clamp(min=1e-12)
+                    error = error / self.per_example(name, state.to(error)).square().mean(1).clamp(min=1e-12)
                 found[name.split("#")[0]].append(error)
         silent = [name for name, errors in found.items() if not errors]
         if silent:
