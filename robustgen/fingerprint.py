@@ -86,15 +86,15 @@ def answers(ask: Callable[[], Tensor], passes: int = 8) -> list[float] | None:
     return first.detach().double().nan_to_num(0.0, 0.0, 0.0).flatten().tolist()
 
 
-def same_answers(one: list[float] | None, other: list[float] | None) -> bool:
-    """Whether two :func:`answers` may be those of one model, on two machines.
+def same_answers(kept: object, now: list[float] | None) -> bool:
+    """Whether :func:`answers` read from a file and those of a model here may be of one model, on two machines.
 
     >>> same_answers([1.0, 100.0], [1.1, 100.0]), same_answers([1.0, 100.0], [2.0, 100.0]), same_answers(None, None)
     (True, False, True)
     """
-    if one is None or other is None:
-        return one is other
-    if len(one) != len(other):
+    if now is None or not isinstance(kept, list):
+        return kept is now
+    if len(kept) != len(now) or not all(isinstance(value, int | float) for value in kept):
         return False
-    close = _CLOSE * max(map(abs, one), default=0.0)
-    return all(abs(a - b) <= close for a, b in zip(one, other, strict=True))
+    close = _CLOSE * max(map(abs, now), default=0.0)
+    return all(abs(a - b) <= close for a, b in zip(kept, now, strict=True))

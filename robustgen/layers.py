@@ -56,11 +56,10 @@ def is_compiled(model: nn.Module) -> bool:
 
 def check_hooks(model: nn.Module, layer: str = "") -> None:
     """ValueError where hooks on ``layer`` of an :func:`uncompiled` model would not be run, as in compiled code."""
-    parts = layer.split(".") if layer else []
-    for depth in range(len(parts) + 1):
-        inside = model.get_submodule(".".join(parts[:depth]))
-        if is_compiled(inside):
-            what = f"layer {'.'.join(parts[:depth])!r}" if depth else f"this {type(inside).__name__}"
+    known, parts = dict(model.named_modules(remove_duplicate=False)), layer.split(".") if layer else []
+    for name in (".".join(parts[:depth]) for depth in range(len(parts) + 1)):
+        if name in known and is_compiled(known[name]):
+            what = f"layer {name!r}" if name else f"this {type(known[name]).__name__}"
             raise ValueError(
                 f"{what} is compiled or scripted, and takes no notice of hooks on its layers: give the network as it "
                 "was before (a copy.deepcopy of it undoes .compile())"
@@ -77,6 +76,7 @@ def find_layer(model: nn.Module, layer: str) -> str:
     '0'
     """
     model, name = uncompiled(model), layer
+    check_hooks(model)
     known = dict(model.named_modules(remove_duplicate=False))
     while name not in known and name.startswith(f"{_WRAPPED}."):
         name = name.removeprefix(f"{_WRAPPED}.")

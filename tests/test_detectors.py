@@ -642,6 +642,18 @@ def test_sequences_may_be_of_another_length_where_the_model_takes_them():
             detector.score(e.mT)
 
 
+@pytest.mark.parametrize(
+    "record", [{"tensors": None}, {"config": 3}, {"config": {"layer": 5}}, {"scores": ["a"]}, {"scores": 1}]
+)
+def test_files_that_were_tampered_with_are_named(record, tmp_path):
+    net = _classifier()
+    room.KNearestFeatures(net, k=1).fit(torch.rand(9, 8).double()).save(tmp_path)
+    path = tmp_path / "detector.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | record))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        room.load(tmp_path, model=net)
+
+
 def test_images_of_older_detectors_are_held_to_their_shape(tmp_path):
     x = torch.rand(20, 3, 4, 6)
     detector = room.MeanBrightness().fit(x)

@@ -78,10 +78,11 @@ class Scaled(nn.Module):
         return 3 * z
 
 
-def scripted(model, x):
+def scripted(model, x, frozen=False):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # deprecated, and yet in use
-        return torch.jit.trace(model, x, check_trace=False)
+        traced = torch.jit.trace(model, x, check_trace=False)
+        return torch.jit.freeze(traced) if frozen else traced
 
 
 def built(network):
@@ -222,6 +223,8 @@ def test_what_is_compiled_by_itself_is_named():
     assert KNearestFeatures(inner, k=1).fit(x).score(x).allclose(torch.zeros(4), atol=1e-6)  # its head is not
     in_place = built(mlp)
     in_place.compile(backend="eager")
+    with pytest.raises(ValueError, match="compiled or scripted"):
+        KNearestFeatures(scripted(built(mlp), x, frozen=True))
     for model in (in_place, scripted(built(mlp), x)):
         for act in (
             lambda model=model: fortify(model, ["2"], example_input=x),

@@ -227,11 +227,11 @@ class Detector(ABC):
         if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("detector") != cls.__name__:
             raise ValueError(f"{path}: not a {cls.__name__} in format {FORMAT}")
         tensors = load_tensors(path.with_name("detector.safetensors"))
-        if record["tensors"] != fingerprint(tensors):
+        if record.get("tensors") != fingerprint(tensors):
             raise ValueError(f"{directory}: detector.json and detector.safetensors are not from the same save")
         try:
             detector = cls(model, **record["config"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: not the settings of a {cls.__name__} ({error})") from None
         if record.get("model") != model_fingerprint(detector.model):
             raise ValueError(f"{directory}: fitted on a model with other weights or settings; fit and calibrate again")
