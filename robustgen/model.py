@@ -120,14 +120,17 @@ def evaluating(model: object) -> Iterator[None]:
 
 @contextmanager
 def naming_inputs(x: Tensor) -> Iterator[None]:
-    """Turn what torch raises for another number of channels, another size or dtype into a ValueError that says so."""
+    """Turn what torch raises for another number of channels or inputs, another size or dtype into a ValueError.
+
+    The line says which inputs x (N, ...) these are, and how many: exported and traced networks may take just one N.
+    """
     try:
         yield
     except torch.OutOfMemoryError:
         raise
-    except RuntimeError as error:
-        line = " ".join(str(error).split())
-        raise ValueError(f"the model fails on inputs of shape {tuple(x.shape[1:])}, {x.dtype}: {line}") from error
+    except (RuntimeError, AssertionError) as error:
+        line, n = " ".join(str(error).split()), f", {len(x)} of them" if len(x) else ""
+        raise ValueError(f"the model fails on inputs of shape {tuple(x.shape[1:])}, {x.dtype}{n}: {line}") from error
 
 
 def is_stochastic(ask: Callable[[], Tensor], passes: int = 8, first: Tensor | None = None) -> bool:
@@ -172,7 +175,15 @@ def check_rows_alone(
     dimmed = torch.where(flat[:1] > flat[:1].mean(), flat[:1].amin(), flat[:1])  # of another scale than its company
     batches = [rows.reshape(-1, *x.shape[1:]) for rows in (flat, torch.cat([dimmed, flat[1:]]))]
     together = torch.cat([ask(batches[0]), ask(batches[1])[:1]])
-    alone = torch.cat([ask(row) for row in (*batches[0].split(1), batches[1][:1])])
+    try:
+        alone = torch.cat([ask(row) for row in (*batches[0].split(1), batches[1][:1])])
+    except torch.OutOfMemoryError:
+        raise
+    except (AssertionError, RuntimeError, ValueError) as error:
+        n, line = len(batches[0]), " ".join(str(error).split())
+        raise ValueError(
+            f"the model takes {n} inputs at once but not one alone (a fixed batch size?): {line}"
+        ) from error
     finite = together.isfinite() & alone.isfinite()
     difference = torch.where(finite, together - alone, 0.0).abs()
     if bool(difference.amax() > within + COMPANY * torch.where(finite, together, 0.0).abs().amax()):

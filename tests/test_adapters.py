@@ -26,6 +26,7 @@ from robustgen.attacks import (
     TorchattacksMinimalNormAttack,
 )
 from robustgen.attacks.adapters.foreign import ForeignAttack
+from robustgen.attacks.adapters.guest import Guest, naming_library
 from robustgen.attacks.losses import margin
 from robustgen.attacks.minimal_norm import MinimalNormAttack
 
@@ -209,6 +210,40 @@ class TestOutOfReach:
         attack.run(lambda z: model(z), x, y)  # nothing tells us of its parameters
         assert state(model) == before
 
+    @pytest.mark.parametrize("error", [KeyError, ValueError, TypeError, RuntimeError])
+    def test_an_exception_of_the_library_is_named_as_its_own(self, error):
+        def library():
+            with naming_library("fake.Attack", model):
+                model(torch.ones(1, 3))
+                raise error("odd")
+
+        model = Guest(nn.Linear(3, 2), torch.zeros(1, 3))
+        kind = error if error in (ValueError, TypeError) else RuntimeError
+        with pytest.raises(kind, match=rf"^fake\.Attack failed: {error.__name__}: .*odd") as raised:
+            library()
+        assert isinstance(raised.value.__cause__, error)
+
+    def test_an_exception_of_the_model_is_not(self):
+        def library(wrapping):
+            with naming_library("fake.Attack", model):
+                try:
+                    model(torch.ones(1, 3))
+                except KeyError as error:
+                    raise (ValueError("wrapped") if wrapping else error) from error
+
+        def broken(x):
+            raise KeyError("mine")
+
+        model = Guest(broken, torch.zeros(1, 3))
+        with pytest.raises(KeyError, match="mine"):
+            library(wrapping=False)
+        with pytest.raises(ValueError, match=r"^wrapped"):
+            library(wrapping=True)
+        flat = Guest(lambda x: x.detach(), torch.zeros(1, 3))
+        logits = flat(torch.ones(1, 3, requires_grad=True))
+        with pytest.raises(ValueError, match=r"^the model's logits do not depend"), naming_library("fake.Attack", flat):
+            logits.sum().backward()
+
     def test_after_an_exception(self, images):
         def fail(net, x, y, eps):
             np.random.rand()  # noqa: NPY002
@@ -379,7 +414,7 @@ class TestTorchattacks:
         few = replace(attack, eps=1e-4, options={"steps": 2})
         assert not few.run(model, x, y).success.all()  # so that all classes have their turn
         ten = replace(few, options={"steps": 2, "n_classes": 10})
-        with pytest.raises(IndexError):
+        with pytest.raises(RuntimeError, match=r"^torchattacks\.APGDT failed: IndexError: "):
             ten.run(model, x, y)
 
     def test_jsma_knows_ten_classes_only(self, torchattacks):
@@ -387,7 +422,7 @@ class TestTorchattacks:
         model, x = nn.Linear(12, 3), torch.rand(2, 12)
         model.bias.data[2] = 100
         before = state(model)
-        with pytest.raises(IndexError):
+        with pytest.raises(RuntimeError, match=r"^torchattacks\.JSMA failed: IndexError: "):
             TorchattacksMinimalNormAttack(attack="JSMA").run(model, x, torch.tensor([2, 2]))
         assert state(model) == before
 

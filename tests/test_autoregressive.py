@@ -90,10 +90,11 @@ def seen_by(f, shape):
     return (torch.stack(jacobians) != 0).any(0).flatten(0, 1).unflatten(-1, (h * w, c))
 
 
+@pytest.mark.parametrize("width", [12, 16])  # in three equal parts, and not
 @every_model
-def test_no_pixel_sees_itself_nor_a_later_one(make):
+def test_no_pixel_sees_itself_nor_a_later_one(make, width):
     """In raster order, and of a pixel's channels in the order R, G, B where the model takes them one by one."""
-    model = built(make, (3, 4, 3), 1.2, levels=3, quantization="nearest", width=12)
+    model = built(make, (3, 4, 3), 1.2, levels=3, quantization="nearest", width=width)
     y = torch.tensor([1]) if model.n_classes else None
     seen = seen_by(lambda x: model.logits(x, y), (3, 4, 3))  # (12, 3, 3, 12, 3), whole pixels: (12, P, 12, 3)
     known = 1 if model.whole_pixels else 3  # conditionals a pixel
@@ -323,7 +324,7 @@ def test_what_does_not_fit_is_refused_in_one_line():
         (lambda: conditional.training_step(Batch(x, None, y), 0), "give labels y"),
         (lambda: GatedPixelCNN((1, 4, 4), n_classes=0), "n_classes"),
         (lambda: GatedPixelCNN((1, 4, 4), kernel_size=4), "centre"),
-        (lambda: PixelCNN((3, 4, 4), width=4), "each of the 3 channels"),
+        (lambda: PixelCNN((3, 4, 4), width=2), "3 channels of the image need a feature each, got 4 and 2"),
         (lambda: PixelCNN((1, 4, 4), layers=-1), "layers"),
         (lambda: PixelRNN((1, 4, 4), variant="column"), "unknown variant 'column'"),
         (lambda: PixelCNNPlusPlus((1, 4, 4), blocks=0), "blocks"),

@@ -3,6 +3,8 @@
 import inspect
 import itertools
 import json
+import re
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -18,11 +20,13 @@ from torch import nn
 
 import robustgen.detectors as room
 from robustgen import fortify
+from robustgen.attacks import EmbeddedInput
 from robustgen.data import ArrayDataset
 from robustgen.detectors import Detector, OutlierEstimator, ReconstructionError, as_sklearn
 from robustgen.evaluation.metrics import auroc
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.generative import VAE, Pixels
+from robustgen.recurrent_networks import TextClassifier
 
 DETECTORS = [n for n in room.__all__ if isinstance(getattr(room, n), type) and issubclass(getattr(room, n), Detector)]
 DETECTORS.remove("Detector")
@@ -401,7 +405,8 @@ def test_the_model_is_left_as_it_was(factory):
     if case.differentiable:
         case.detector.score(x).sum().backward()
     assert state() == before
-    with pytest.raises(ValueError, match=r"the model fails on inputs of shape|of images"):
+    case.detector.statistics_.pop("like")  # as saved before it was kept
+    with pytest.raises(ValueError, match=r"the model fails on inputs of shape|of images|have 9 features each"):
         case.detector.score(case.of_another_size())  # fails inside the model
     assert state() == before
 
@@ -543,6 +548,65 @@ def test_a_generative_model_is_not_called_on_images(name):
         getattr(room, name)(_gaussian())
 
 
+@contract
+def test_other_inputs_than_those_of_fit_are_refused(factory):
+    case = factory()
+    detector = case.calibrated(100)
+    x = case.sample(5, 4)
+    narrow = x[..., :1]  # would be broadcast
+    for other in (case.of_another_size(), narrow, x[:, None], x.flatten(1)):
+        if other.shape == x.shape:
+            continue
+        for act in (detector.score, detector.calibrate, detector.p_value, detector.flag):
+            with pytest.raises(ValueError, match=r"is of (images|vectors) \(.*\), as in fit; got \("):
+                act(other)
+    estimator = as_sklearn(detector)
+    with pytest.raises(ValueError, match="as in fit"):
+        estimator.predict(narrow.numpy())
+
+    class Mixed:
+        """A batch of two shapes, one after the other."""
+
+        def __len__(self):
+            return 2 * detector.batch_size
+
+        def batch(self, indices):
+            like = x if int(indices[0]) == 0 else narrow
+            return like[:1].expand(len(indices), *like.shape[1:]), None
+
+    with pytest.raises(ValueError, match="of one shape, got"):
+        case.detector.fit(Mixed())
+
+
+@contract
+def test_what_the_model_does_not_take_is_named_in_fit(factory):
+    """Whatever ``fit`` refuses it refuses in one line that names the inputs, as ``score`` does."""
+    case = factory()
+    x = case.sample(30, 4)
+    wider = torch.rand(30, *x.shape[1:-1], 9).double()
+    for other in (x.float(), wider):
+        refused = None
+        try:
+            case.detector.fit(other)
+        except ValueError as error:
+            refused = str(error)
+        assert refused is None or re.search(
+            r"the model fails on inputs of shape \(.*\), torch\.float|is of images", refused
+        )
+
+
+def test_channels_and_dtype_that_do_not_fit_are_named_in_fit():
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Flatten(), nn.Linear(144, 3))
+    x = torch.rand(9, 3, 8, 8)
+    for build in (room.MaxSoftmax, room.Mahalanobis, partial(room.KNearestFeatures, k=3), room.PCAResidual):
+        for other, named in (
+            (x[:, :1], r"\(1, 8, 8\), torch\.float32"),
+            (x.double(), r"\(3, 8, 8\), torch\.float64"),
+        ):
+            with pytest.raises(ValueError, match=f"the model fails on inputs of shape {named}"):
+                build(net).fit(other)
+
+
 def test_images_are_held_to_the_shape_and_range_of_those_of_fit(tmp_path):
     x = torch.rand(20, 3, 4, 6)
     for detector in (room.NearestNeighbour(), room.MeanBrightness()):
@@ -557,10 +621,125 @@ def test_images_are_held_to_the_shape_and_range_of_those_of_fit(tmp_path):
                 one.score(255 * x)
             assert one.score(x + 1e-4).isfinite().all()
         assert detector.fit(2 * x - 1).score(255 * x).isfinite().all()  # in no range in particular
-        for name in ("image_shape", "in_unit_range"):  # as saved before they were kept
+        for name in ("like", "in_unit_range"):  # as saved before they were kept
             detector.statistics_.pop(name, None)
         assert detector.score(x.permute(0, 2, 3, 1)).isfinite().all()
-    assert room.MeanBrightness().fit(x[:, 0]).score(x[:, 0, :2]).shape == (20,)  # sequences may be shorter
+
+
+def test_sequences_may_be_of_another_length_where_the_model_takes_them():
+    x = torch.rand(20, 4, 6)  # four steps of six numbers, or four channels at six positions
+    detector = room.MeanBrightness().fit(x)
+    for other in (x[:, :2], x[..., :3]):
+        torch.testing.assert_close(detector.score(other), other.mean((1, 2)))
+    for other in (x[:, :2, :3], x.mT, x[..., :1], x[:, :1]):
+        with pytest.raises(ValueError, match=r"is of sequences \(4, 6\), as in fit; got"):
+            detector.score(other)
+    for flat in (room.NearestNeighbour(), room.PCAResidual(components=2)):
+        with pytest.raises(ValueError, match="the inputs have 12 features each, those of fit had 24"):
+            flat.fit(x).score(x[:, :2])
+    lstm = TextClassifier("lstm", units=8)
+    view = EmbeddedInput(lstm.eval())
+    e = view.embed(torch.randint(27, (30, 7)))
+    for detector in (
+        room.Energy(view),
+        room.KNearestFeatures(view, k=3),
+        room.KNearestFeatures(view, "model.rnn", k=3),
+    ):
+        assert detector.fit(e).score(e[:, :4]).shape == (30,)
+        with pytest.raises(ValueError, match=r"is of sequences \(7, 27\), as in fit; got \(27, 7\)"):
+            detector.score(e.mT)
+
+
+@pytest.mark.parametrize(
+    "record", [{"tensors": None}, {"config": 3}, {"config": {"layer": 5}}, {"scores": ["a"]}, {"scores": 1}]
+)
+def test_files_that_were_tampered_with_are_named(record, tmp_path):
+    net = _classifier()
+    room.KNearestFeatures(net, k=1).fit(torch.rand(9, 8).double()).save(tmp_path)
+    path = tmp_path / "detector.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | record))
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
+        room.load(tmp_path, model=net)
+
+
+def test_images_of_older_detectors_are_held_to_their_shape(tmp_path):
+    x = torch.rand(20, 3, 4, 6)
+    detector = room.MeanBrightness().fit(x)
+    del detector.statistics_["like"]
+    detector.statistics_["image_shape"] = torch.tensor([3, 4, 6])
+    detector.save(tmp_path)
+    record = json.loads((tmp_path / "detector.json").read_text())
+    del record["scores"]
+    (tmp_path / "detector.json").write_text(json.dumps(record))
+    loaded = room.load(tmp_path, model=nn.Identity())
+    assert loaded.score(x).equal(x.mean((1, 2, 3)))
+    with pytest.raises(ValueError, match=r"is of images \(3, 4, 6\)"):
+        loaded.score(x.mT)
+
+
+class Wrapped(nn.Module):
+    """What it does to its input and its output is in plain attributes."""
+
+    def __init__(self, net, mean=0.0, scale=1.0, levels=256):
+        super().__init__()
+        self.net, self.mean, self.scale, self.levels = net, torch.tensor(mean), scale, levels
+
+    def forward(self, x):
+        x = (x * self.levels).round() / self.levels
+        self.seen = x  # a cache is no setting
+        return self.net(x - self.mean) * self.scale
+
+
+@pytest.mark.parametrize("other", [{"mean": 0.1}, {"scale": 1.1}, {"levels": 4}])
+def test_a_model_that_differs_in_an_attribute_is_another_one(other, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(48, 5))
+    x = torch.rand(40, 3, 4, 4)
+    for name, build in (("energy", room.Energy), ("softmax", room.MaxSoftmax), ("brightness", room.MeanBrightness)):
+        build(Wrapped(net)).fit(x).calibrate(x).save(tmp_path / name)
+        assert room.load(tmp_path / name, model=Wrapped(net)).p_value(x).shape == (40,)
+        with pytest.raises(ValueError, match="fitted on a model that gives other scores; fit and calibrate again"):
+            room.load(tmp_path / name, model=Wrapped(net, **other))
+
+
+def test_scores_of_other_machines_differ_in_their_last_digits(tmp_path):
+    net = nn.Linear(8, 3)
+    room.Energy(net).fit(torch.rand(9, 8)).save(tmp_path)
+    record = json.loads((tmp_path / "detector.json").read_text())
+    for factor, refused in ((1.0003, False), (1.02, True)):
+        changed = record | {"scores": [factor * score for score in record["scores"]]}
+        (tmp_path / "detector.json").write_text(json.dumps(changed))
+        with pytest.raises(ValueError, match="other scores") if refused else nullcontext():
+            room.load(tmp_path, model=net)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_packed_weights_tell_models_apart(tmp_path):
+    def quantised(seed):
+        torch.manual_seed(seed)
+        return torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.Linear(8, 5)), {nn.Linear})
+
+    assert model_fingerprint(quantised(1)) == model_fingerprint(quantised(1)) != model_fingerprint(quantised(2))
+    room.Energy(quantised(1)).fit(torch.rand(9, 8)).save(tmp_path)
+    room.load(tmp_path, model=quantised(1))
+    with pytest.raises(ValueError, match="other weights"):
+        room.load(tmp_path, model=quantised(2))
+
+
+def test_a_compiled_network_is_that_network(tmp_path):
+    net, x = _classifier(), torch.rand(9, 8).double()
+    compiled = torch.compile(net, backend="eager")
+    assert model_fingerprint(compiled) == model_fingerprint(net)
+    room.Energy(compiled).fit(x).save(tmp_path)
+    assert room.load(tmp_path, model=net).score(x).allclose(room.Energy(net).fit(x).score(x))
+
+
+def test_models_of_binary_images_are_asked_about_such(tmp_path):
+    torch.manual_seed(0)
+    vae = VAE((1, 4, 4), latent_dim=2, architecture="mlp", width=4).eval()
+    room.Likelihood(vae).fit(torch.ones(5, 1, 4, 4)).save(tmp_path)
+    assert len(json.loads((tmp_path / "detector.json").read_text())["scores"]) == 4
+    assert room.load(tmp_path, model=vae).score(torch.ones(1, 1, 4, 4)).shape == (1,)
 
 
 # ReconstructionError

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robustgen import data
-from robustgen.attacks import FGSM, PGD, NoiseSearch
+from robustgen.attacks import FGSM, PGD, NoiseSearch, TransferAttack
 from robustgen.detectors import ReconstructionError
 from robustgen.evaluation import evaluate_detection, evaluate_robustness, load_report, wilson_interval, write_report
 from robustgen.evaluation.masking import at_most, monotone, reaches_zero
@@ -195,6 +195,46 @@ def test_labels_cannot_collide_with_the_evaluation_s_own(linear, tmp_path):
     assert report.outcomes["PGD 1"].success.sum() > report.outcomes["PGD_1"].success.sum()
 
 
+def test_resume_sees_what_a_model_does_with_plain_attributes(tmp_path):
+    class Warm(nn.Module):
+        def __init__(self, net, temperature):
+            super().__init__()
+            self.net, self.temperature, self.calls = net, temperature, 0
+
+        def forward(self, x):
+            self.calls += 1  # no setting
+            return self.net(x) / self.temperature
+
+    x, y = torch.rand(20, 6), torch.randint(3, (20,))
+    net = nn.Linear(6, 3)
+    options = {"eps": 0.1, "masking_tests": False, "resume": True}
+    run = lambda model, where="model", **more: evaluate_robustness(
+        model, x, y, run_dir=tmp_path / where, **options, **more
+    )
+    of = lambda surrogate: {"t": TransferAttack(surrogate=surrogate, attack=FGSM(eps=0.1))}
+    run(Warm(net, 1.0))
+    run(net, "transfer", attacks=of(Warm(net, 1.0)))
+    again = Warm(net, 1.0)
+    again(x)
+    run(again)
+    run(net, "transfer", attacks=of(again))
+    with pytest.raises(ValueError, match="holds another evaluation: logits differ"):
+        run(Warm(net, 2.0))
+    with pytest.raises(ValueError, match="holds another evaluation: logits differ"):
+        run(net, "transfer", attacks=of(Warm(net, 2.0)))
+    plan = tmp_path / "model" / "chunks" / "plan.json"
+    record = json.loads(plan.read_text())
+    for change in (
+        {"logits": {"": [1.0002 * z for z in record["logits"][""]]}},
+        {},
+    ):  # another machine; before they were
+        plan.write_text(json.dumps({k: v for k, v in record.items() if k != "logits"} | change))
+        run(Warm(net, 1.0))
+    noisy = nn.Sequential(net, nn.Dropout(0.5).train())
+    noisy.eval = lambda: noisy
+    assert run(noisy, "noisy").clean_accuracy == run(noisy, "noisy").clean_accuracy
+
+
 def test_resume_sees_another_surrogate_or_activation(tmp_path):
     x = torch.rand(20, 6)
     first, second = (nn.Linear(6, 3) for _ in range(2))
@@ -205,7 +245,7 @@ def test_resume_sees_another_surrogate_or_activation(tmp_path):
     with pytest.raises(ValueError, match="attacks differ"):
         evaluate_robustness(model, x, y, surrogate=second, resume=True, **options)
     model[1] = nn.Tanh()
-    with pytest.raises(ValueError, match="model differ"):
+    with pytest.raises(ValueError, match="model, logits differ"):
         evaluate_robustness(model, x, y, surrogate=first, resume=True, **options)
     with pytest.raises(ValueError, match=r"needs an nn\.Module"):
         evaluate_robustness(lambda z: model(z), x, y, **options)

@@ -49,7 +49,7 @@ class Crossed(nn.Module):
         return self.last(self.act(self.first(self.conv(x).mean((2, 3)))))
 
 
-def test_features_are_the_input_of_the_linear_layer_that_is_called_last():
+def test_features_are_the_input_of_the_linear_layer_that_makes_the_logits():
     torch.manual_seed(0)
     net, x = Crossed(), torch.rand(5, 1, 4, 4)
     pooled = net.conv(x).mean((2, 3))
@@ -72,8 +72,8 @@ def test_layers_that_cannot_be():
         KNearestFeatures(nn.ReLU())
     with pytest.raises(ValueError, match="is not called"):
         FeatureExtractor(Crossed(), "unused")(torch.rand(1, 1, 4, 4))
-    with pytest.raises(ValueError, match=r"got \(2, 3, 4\)"):
-        FeatureExtractor(nn.Sequential(nn.Linear(4, 2)))(torch.rand(2, 3, 4))
+    with pytest.raises(ValueError, match=r"got \(2, 1, 3, 4, 4\) for 2 inputs"):
+        FeatureExtractor(nn.Sequential(nn.Linear(4, 2)))(torch.rand(2, 1, 3, 4, 4))
 
 
 # distances

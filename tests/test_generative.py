@@ -272,6 +272,25 @@ def test_wrong_input_is_refused_in_one_line(make):
     assert scores(model, x[:0]).shape == (0,)
 
 
+@pytest.mark.parametrize("name", model_classes())
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_the_defaults_take_images_of_any_channels(name, channels):
+    model = model_classes()[name]((channels, 8, 8)).eval()
+    x = torch.ones(2, channels, 8, 8)
+    assert model.sample(0).shape == (0, channels, 8, 8)
+    if model.log_prob_kind is not None:
+        assert model.log_prob(x).isfinite().all()
+
+
+@contract
+def test_half_precision_is_the_models_fault(make):
+    model = make().eval().half()
+    x = torch.ones(2, *SHAPE)
+    with pytest.raises(TypeError, match=rf"this {type(model).__name__} is in torch\.float16, .*: \.float\(\) it"):
+        model.check(x)
+    model.float().check(x)
+
+
 def test_half_toned_images_need_a_stated_binarization():
     pixels = room.Pixels(levels=2)
     with pytest.raises(ValueError, match="say how to binarise"):

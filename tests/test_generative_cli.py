@@ -195,3 +195,13 @@ def test_otherwise_made_pixels_are_told(vae_run, tmp_path, capsys):
     )
     assert code == 0
     assert "preprocessed otherwise" in err
+
+
+@pytest.mark.parametrize("channels", [3, 4])
+def test_colour_images_train_with_the_defaults(tmp_path, capsys, channels):
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "colour.npz", x=generator.integers(0, 256, (40, channels, 8, 8), dtype=np.uint8))
+    shared = ["--data", tmp_path / "colour.npz", "--epochs", 1, "--batch-size", 20, "--quiet"]
+    code, _, err = run(capsys, "train", "pixelcnn", "--run", tmp_path / "run", *shared, "--set", "layers=1")
+    assert code == 0, err
+    assert load(tmp_path / "run").width == 64

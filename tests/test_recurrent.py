@@ -676,3 +676,43 @@ class TestEmbeddedInput:
         ):
             with pytest.raises(ValueError, match=message):
                 EmbeddedInput(Other(how))(e)
+
+    def test_a_model_that_reads_its_tokens_besides_is_noticed(self):
+        class Masked(TextClassifier):
+            """Knows its padding by its symbol."""
+
+            def __init__(self, symbol, read, **options):
+                super().__init__("rnn", 6)
+                self.symbol, self.read = symbol, read
+                self.embedding = nn.Embedding(27, 27, **options)
+
+            def forward(self, tokens):
+                return self.out(self.read(self.rnn(self.embedding(tokens))[0], tokens == self.symbol))
+
+        def mean(h, padding):
+            return h.masked_fill(padding[..., None], 0).sum(1) / (~padding).sum(1, keepdim=True)
+
+        def last(h, padding):
+            if bool(padding.all(1).any()):
+                raise RuntimeError("length of all samples has to be greater than 0")
+            return h[torch.arange(len(h)), (~padding).sum(1) - 1]
+
+        def longest(h, padding):
+            return h[torch.arange(len(h)), padding.int().argmax(1)]
+
+        e = torch.randn(2, 9, 27)
+        for symbol, options in ((0, {}), (1, {}), (26, {}), (22, {"padding_idx": 22})):
+            for read in (mean, last, longest):
+                model = Masked(symbol, read, **options)
+                before = snapshot(model)
+                with pytest.raises(ValueError, match=r"reads its tokens otherwise than through 'embedding'"):
+                    EmbeddedInput(model)(e)
+                assert_same(before, snapshot(model))
+        view = EmbeddedInput(Masked(0, lambda h, _: h.mean(1)))
+        calls = []
+        view.model.out.register_forward_hook(lambda *_: calls.append(1))
+        for _ in range(3):
+            view(e)
+        assert len(calls) <= 3 + 5  # looked at once
+        noisy = fortify(TextClassifier("rnn", 6), ["rnn"], example_input=symbols(2, 5), noise_at_test=True)
+        assert EmbeddedInput(noisy)(e).shape == (2, 2)

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import nearest
+from robustgen.layers import find_layer, uncompiled
+from robustgen.model import output_tensor, untouched
 
 __all__ = ["EmbeddedInput"]
 
@@ -22,7 +23,8 @@ class EmbeddedInput(nn.Module):
 
     The embedding's output is replaced by the input through a hook that is there during a call only; the model itself
     is shared, not copied. The model is called with placeholder tokens: it must use its tokens through this
-    embedding alone (no masks made from them), each in its place.
+    embedding alone, each in its place. One that makes a mask of them, or finds the last one by its symbol, is found out
+    in the first call, by other placeholders, and refused. Of what ``torch.compile`` made, the network inside is called.
 
     Args:
         model: tokens (N, T) int64 -> logits (N, C), a fortified network for instance.
@@ -31,8 +33,8 @@ class EmbeddedInput(nn.Module):
 
     Raises:
         TypeError: model is not an nn.Module, or the layer is not an nn.Embedding.
-        ValueError: no such layer; at the call, an input that is not (N, T, E), a model that does not call the embedding
-            or calls it with other tokens than it was given.
+        ValueError: no such layer, or one inside a compiled part; at the call, an input that is not (N, T, E), a model
+            that does not call the embedding, calls it with other tokens than it was given, or reads them otherwise.
 
     >>> from robustgen.recurrent_networks import TextClassifier
     >>> model = TextClassifier("lstm", units=8, n_classes=3).eval()
@@ -45,13 +47,13 @@ class EmbeddedInput(nn.Module):
         super().__init__()
         if not isinstance(model, nn.Module):
             raise TypeError(f"EmbeddedInput needs an nn.Module, got {type(model).__name__}")
-        known = {name: module for name, module in model.named_modules() if name}
-        name = layer if layer in known else f"backbone.{layer}"
-        if name not in known:
-            raise ValueError(f"the model has no layer {layer!r}; {nearest(layer, known)}")
-        if not isinstance(known[name], nn.Embedding):
-            raise TypeError(f"layer {name!r} is not an nn.Embedding but {type(known[name]).__name__}")
-        self.model, self.layer = model, name
+        self.model = uncompiled(model)
+        in_backbone = f"backbone.{layer}"
+        within = in_backbone in dict(self.model.named_modules()) and not hasattr(self.model, layer.split(".")[0])
+        self.layer = find_layer(self.model, in_backbone if within else layer)
+        if not isinstance(found := self.model.get_submodule(self.layer), nn.Embedding):
+            raise TypeError(f"layer {self.layer!r} is not an nn.Embedding but {type(found).__name__}")
+        self._reads_no_tokens = False  # not known yet
         self.training = model.training  # each submodule of the model keeps its own flag
 
     @property
@@ -71,9 +73,42 @@ class EmbeddedInput(nn.Module):
         embedding = self.embedding
         if e.ndim != 3 or e.shape[2] != embedding.embedding_dim:
             raise ValueError(f"embedded input must be (N, T, {embedding.embedding_dim}), got shape {tuple(e.shape)}")
-        # not all the same, so that a model which transposes its tokens is found out
-        tokens = (torch.arange(e.shape[0] * e.shape[1], device=e.device) % embedding.num_embeddings).view(e.shape[:2])
-        called = []
+        if len(e) and not self._reads_no_tokens:
+            self._check_tokens(e[:2].detach())
+            self._reads_no_tokens = True
+        return self._given(self._placeholders(e), e)
+
+    def _placeholders(self, e: Tensor) -> Tensor:
+        """Tokens (N, T), not all the same, so that a model which transposes them is found out."""
+        return (torch.arange(e.shape[0] * e.shape[1], device=e.device) % self.embedding.num_embeddings).view(
+            e.shape[:2]
+        )
+
+    def _check_tokens(self, e: Tensor) -> None:
+        """Raise where the output for ``e`` (N, T, E) depends on the tokens: a mask of padding, a mark of the end."""
+
+        def answer(tokens: Tensor) -> Tensor:
+            with untouched(self.model), torch.no_grad():
+                return output_tensor(self._given(tokens, e))
+
+        last, padding = self.embedding.num_embeddings - 1, self.embedding.padding_idx
+        expected = answer(self._placeholders(e))
+        for symbol in sorted({0, min(1, last), last, last if padding is None else padding}):
+            tokens = self._placeholders(e)
+            tokens[:, e.shape[1] // 2 :] = symbol  # as if it filled up a short sequence
+            try:
+                same = torch.allclose(answer(tokens), expected, rtol=1e-4, atol=1e-5)
+            except (RuntimeError, ValueError, IndexError):  # of a sequence that is empty then
+                same = False
+            if not same:
+                raise ValueError(
+                    f"the model reads its tokens otherwise than through {self.layer!r}, such as for a mask of padding: "
+                    "its output is no function of the embedded input alone; fix the mask in a wrapper around the model"
+                )
+
+    def _given(self, tokens: Tensor, e: Tensor) -> Any:
+        """What the model returns for ``tokens`` (N, T) with ``e`` (N, T, E) in place of their embedding."""
+        embedding, called = self.embedding, []
 
         def replace(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor:
             called.append(True)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights, fuse_linear_bn_weights
 
+from robustgen.layers import is_compiled
 from robustgen.model import Model, logits_of
 
 __all__ = ["TOLERANCE", "Prepared", "prepare"]
@@ -41,7 +42,7 @@ def prepare(model: Model, x: Tensor, *, precision: str = "float32") -> Prepared:
     bfloat16, if asked for). A layer with a hook of its own, one that is called more than once, one whose output goes
     elsewhere too (found by trying each where the whole does not agree), and a batch norm in train mode or without
     running statistics are left as they are. The layout is that of models with something folded or several convolutions.
-    Where neither is to be done the model is left whole; a plain function always.
+    Where neither is to be done the model is left whole; a plain function and a compiled network always.
 
     Call it where the model is in eval mode with its parameters frozen.
 
@@ -61,6 +62,8 @@ def prepare(model: Model, x: Tensor, *, precision: str = "float32") -> Prepared:
 
 
 def _folded(model: nn.Module, x: Tensor) -> Prepared:
+    if is_compiled(model):  # it takes no notice of hooks, and is fast already
+        return Prepared(model, ("none: compiled",))
     try:
         pairs, own = _pairs(model, x)
         convolutions = sum(isinstance(module, nn.Conv2d) for module in model.modules())

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from robustgen.calibration import ConformalCalibration
 from robustgen.checks import check_images, check_integers, plain_arguments
+from robustgen.counter_rng import uniform
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
-from robustgen.fingerprint import fingerprint, model_fingerprint
+from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
 from robustgen.model import check_rows_alone, naming_inputs, untouched
 from robustgen.training import Source, as_source
 from robustgen.turns import RandomStream
@@ -20,11 +21,12 @@ from robustgen.turns import RandomStream
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Detector", "check_network"]
+__all__ = ["Detector", "check_network", "check_width"]
 
 FORMAT = 1  # of the saved files
 _ROUNDING = 1e-3  # how far outside [0, 1] values of images may lie
 _ROUNDING_OF_SCORES = 1e-4  # above the noise of nondeterministic GPU kernels
+_ASKED = 4  # inputs by whose scores a saved detector knows its model
 
 
 def check_network(model: nn.Module, detector: str) -> None:
@@ -34,15 +36,21 @@ def check_network(model: nn.Module, detector: str) -> None:
         raise TypeError(f"{detector} calls its model on images; a {kind} is for Likelihood, Discriminator and the like")
 
 
+def check_width(features: Tensor, fitted: int) -> None:
+    """ValueError unless features (N, D) have as many numbers as those of ``fit``: others would be broadcast."""
+    if features.shape[1] != fitted:
+        raise ValueError(f"the inputs have {features.shape[1]} features each, those of fit had {fitted}")
+
+
 class Detector(ABC):
     """Scores inputs for being off the distribution it was fitted on; higher is more anomalous, always.
 
     ``fit`` on in-distribution data, ``calibrate`` on other in-distribution data, then ``p_value`` or ``flag``. The
     model is queried in eval mode with frozen parameters and is left exactly as it was.
 
-    What was fitted on images (N, C, H, W) takes images of that shape alone, and none with values outside [0, 1] where
-    those of ``fit`` had none; vectors and sequences are not held to a shape. (Detectors saved before this was kept take
-    anything.)
+    Inputs have the shape of those of ``fit``; only sequences, (N, T, D) or (N, C, L), may be of another length where
+    the model takes it: one of the two numbers may differ, and not be 1, which would be broadcast. Images of ``fit``
+    without values outside [0, 1] hold others to that. (Detectors saved before this was kept take more.)
 
     A subclass is one paper: it gives ``_score`` and, where there is something to learn, ``_fit``; its constructor takes
     the model or models first, then JSON-able options, each kept in an attribute of the same name.
@@ -114,19 +122,21 @@ class Detector(ABC):
 
         Raises:
             TypeError: not such data.
-            ValueError: no data, NaN or Inf in them, images of several shapes, scores that are NaN on them, or a model
-                that is stochastic in eval mode, or answers a row by what else is in its batch (the score of an input
-                would depend on the batch that it is in).
+            ValueError: no data, NaN or Inf in them, inputs of several shapes or that the model does not take, scores
+                that are NaN on them, or a model that is stochastic in eval mode, or answers a row by what else is in
+                its batch (the score of an input would depend on the batch that it is in).
         """
         source = as_source(data if y is None else (data, y))
         stream = RandomStream(0)
         with torch.inference_mode(False), torch.no_grad(), untouched(self.model, seed=None), stream.drawing():
-            about = _about_images(x for x, _ in self._batches(source))
-            fitted = self._fit(self._batches(source)) | about
+            about = _about_inputs(x for x, _ in self._batches(source))
+            with naming_inputs(about["like"]):
+                fitted = self._fit(self._batches(source)) | about
             self.statistics_ = {name: s.detach().cpu().contiguous() for name, s in fitted.items()}
             self.calibration_ = None
             try:
-                self._check_scores(next(self._batches(source))[0])
+                with naming_inputs(about["like"]):
+                    self._check_scores(next(self._batches(source))[0])
             except ValueError:
                 self.statistics_ = None
                 raise
@@ -142,7 +152,7 @@ class Detector(ABC):
         Raises:
             NotFittedError: before ``fit``.
             TypeError, ValueError: x is not a batch of finite float32 or float64, see :mod:`robustgen.checks`, or not
-                of images like those of ``fit``, see the class.
+                of inputs like those of ``fit``, see the class.
         """
         self._require_fit()
         with_grad = self._check(x).requires_grad and torch.is_grad_enabled()
@@ -152,8 +162,8 @@ class Detector(ABC):
             x = x.detach()
         chunks = (x,) if with_grad else x.split(self.batch_size)
         seed = 0 if "draws" in self.statistics else None
-        with untouched(self.model, seed), torch.set_grad_enabled(with_grad), naming_inputs(x):
-            return torch.cat([self._score(chunk.to(self._device)) for chunk in chunks]).to(x.device)
+        with untouched(self.model, seed), torch.set_grad_enabled(with_grad):
+            return torch.cat([self._scored(chunk.to(self._device)) for chunk in chunks]).to(x.device)
 
     def calibrate(self, x_id: Any) -> "Self":
         """Learn what scores in-distribution data get, from data (as in ``fit``) that were not fitted on.
@@ -163,7 +173,7 @@ class Detector(ABC):
 
         Raises:
             NotFittedError: before ``fit``.
-            ValueError: no data, other images than ``score`` takes, or a score that is NaN.
+            ValueError: no data, other inputs than ``score`` takes, or a score that is NaN.
         """
         self._require_fit()
         with torch.no_grad():
@@ -208,6 +218,7 @@ class Detector(ABC):
             "config": self.config,
             "model": model_fingerprint(self.model),
             "tensors": fingerprint(tensors),
+            "scores": self._fixed_scores(),
         }
         save_tensors(Path(directory) / "detector.safetensors", tensors)
         write_json(Path(directory) / "detector.json", record)
@@ -219,25 +230,42 @@ class Detector(ABC):
         Raises:
             FileNotFoundError: no detector in ``directory``.
             ValueError: files that are damaged, from another version or detector, or a model with other weights or
-                settings, for which fit and calibration would be silently wrong.
+                settings, or that gives a few fixed inputs other scores: fit and calibration would be silently wrong.
         """
         path = Path(directory) / "detector.json"
         record = read_json(path)
         if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("detector") != cls.__name__:
             raise ValueError(f"{path}: not a {cls.__name__} in format {FORMAT}")
         tensors = load_tensors(path.with_name("detector.safetensors"))
-        if record["tensors"] != fingerprint(tensors):
+        if record.get("tensors") != fingerprint(tensors):
             raise ValueError(f"{directory}: detector.json and detector.safetensors are not from the same save")
         try:
             detector = cls(model, **record["config"])
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise ValueError(f"{path}: not the settings of a {cls.__name__} ({error})") from None
-        if record["model"] != model_fingerprint(detector.model):
+        if record.get("model") != model_fingerprint(detector.model):
             raise ValueError(f"{directory}: fitted on a model with other weights or settings; fit and calibrate again")
         scores = tensors.pop("calibration.scores", None)
         detector.statistics_ = {name.removeprefix("fitted."): s for name, s in tensors.items()}
+        if (shape := detector.statistics_.pop("image_shape", None)) is not None:  # as it was called before
+            detector.statistics_["like"] = torch.zeros(0, *shape.tolist())
+        if "scores" in record and not same_answers(record["scores"], detector._fixed_scores()):
+            raise ValueError(f"{directory}: fitted on a model that gives other scores; fit and calibrate again")
         detector.calibration_ = None if scores is None else ConformalCalibration(scores)
         return detector
+
+    def _fixed_scores(self) -> list[float] | None:
+        """Scores of a few inputs that are always the same: they depend on all that the model does, as no hash can."""
+        if "like" not in self.statistics:
+            return None
+        like = self.statistics["like"]
+        x = uniform(0, torch.arange(_ASKED), tuple(like.shape[1:]), dtype=like.dtype)
+        grey = answers(lambda: self.score(x), passes=1)
+        return grey or answers(lambda: self.score(x.round()), passes=1)  # of models of binary images
+
+    def _scored(self, x: Tensor) -> Tensor:
+        with naming_inputs(x):
+            return self._score(x)
 
     @property
     def _device(self) -> torch.device:
@@ -251,11 +279,11 @@ class Detector(ABC):
     def _check(self, x: Tensor) -> Tensor:
         """Return x if ``score`` takes it."""
         check_images(x)
-        if "image_shape" not in self.statistics:
+        if "like" not in self.statistics:
             return x
-        shape = tuple(self.statistics["image_shape"].tolist())
-        if tuple(x.shape[1:]) != shape:
-            raise ValueError(f"this {type(self).__name__} is of images {shape}, as in fit; got {tuple(x.shape[1:])}")
+        shape, got = tuple(self.statistics["like"].shape[1:]), tuple(x.shape[1:])
+        if not _fits(got, shape):
+            raise ValueError(f"this {type(self).__name__} is of {_kind(shape)} {shape}, as in fit; got {got}")
         if "in_unit_range" in self.statistics and not _in_unit_range(x):
             low, high = (v.item() for v in x.detach().aminmax())
             raise ValueError(f"x has values in [{low:.4g}, {high:.4g}], outside the bounds (0, 1) of the data of fit")
@@ -276,19 +304,29 @@ class Detector(ABC):
         check_rows_alone(self._score, x[:4], "score", within=within)
 
 
-def _about_images(batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """For images (N, C, H, W): their (C, H, W), and a mark where all values are in [0, 1]; else nothing."""
-    shapes, inside = set(), True
-    for x in batches:
-        shapes.add(tuple(x.shape[1:]))
+def _about_inputs(batches: Iterable[Tensor]) -> dict[str, Tensor]:
+    """``like``: none of the inputs, in their shape and dtype; for images a mark where all values are in [0, 1]."""
+    like, inside = torch.empty(0), True
+    for k, x in enumerate(batches):
+        if not k:
+            like = x[:0].cpu()
+        elif not _fits(tuple(x.shape[1:]), tuple(like.shape[1:])):
+            shapes = f"{tuple(like.shape[1:])} and {tuple(x.shape[1:])}"
+            raise ValueError(f"fit needs {_kind(tuple(like.shape[1:]))} of one shape, got {shapes}")
         inside = inside and _in_unit_range(x)
-    images = {shape for shape in shapes if len(shape) == 3}
-    if not images:
-        return {}
-    if len(shapes) > 1:
-        raise ValueError(f"fit needs images of one shape, got {', '.join(map(str, sorted(shapes)))}")
-    about = {"image_shape": torch.tensor(images.pop())}
-    return about | {"in_unit_range": torch.ones(())} if inside else about
+    return {"like": like} | ({"in_unit_range": torch.ones(())} if inside and like.ndim == 4 else {})
+
+
+def _fits(shape: tuple[int, ...], fitted: tuple[int, ...]) -> bool:
+    """Whether an input has the shape of those of ``fit``; a sequence may have another length."""
+    if shape == fitted or len(shape) != 2 or len(fitted) != 2:
+        return shape == fitted
+    other = [size for size, expected in zip(shape, fitted, strict=True) if size != expected]
+    return len(other) == 1 and other[0] > 1
+
+
+def _kind(shape: tuple[int, ...]) -> str:
+    return {1: "vectors", 2: "sequences", 3: "images"}.get(len(shape), "inputs")
 
 
 def _in_unit_range(x: Tensor) -> bool:

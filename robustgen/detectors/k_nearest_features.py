@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustgen.checks import check_integers
-from robustgen.detectors.base import Detector, check_network
+from robustgen.detectors.base import Detector, check_network, check_width
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.detectors.neighbours import nearest_distances
 
@@ -25,7 +25,7 @@ class KNearestFeatures(Detector):
     Args:
         model: a classifier, or another network of features.
         layer: whose output f is, see :class:`~robustgen.detectors.features.FeatureExtractor`; None: the input of the
-            last ``nn.Linear``.
+            ``nn.Linear`` that makes the logits.
         k: the paper takes 50 of 50,000 examples.
         batch_size: inputs scored at once.
 
@@ -55,4 +55,5 @@ class KNearestFeatures(Detector):
 
     def _score(self, x: Tensor) -> Tensor:
         features = self._features(x)
+        check_width(features, self.statistics["bank"].shape[1])
         return nearest_distances(features, self.statistics["bank"].to(features), self.k)[:, -1]

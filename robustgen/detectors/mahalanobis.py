@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_numbers
-from robustgen.detectors.base import Detector, check_network
+from robustgen.detectors.base import Detector, check_network, check_width
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.model import logits_of
 
@@ -28,7 +28,7 @@ class Mahalanobis(Detector):
     Args:
         model: a classifier.
         layer: whose output f is, see :class:`~robustgen.detectors.features.FeatureExtractor`; None: the input of the
-            last ``nn.Linear``.
+            ``nn.Linear`` that makes the logits.
         shrinkage: weight in [0, 1] of the mean variance on the diagonal in S, against directions without variance, such
             as units that never fire, which would count infinitely.
         batch_size: inputs scored at once.
@@ -74,6 +74,7 @@ class Mahalanobis(Detector):
 
     def _score(self, x: Tensor) -> Tensor:
         features = self._extractor(x)[0]
+        check_width(features, len(self.statistics["mean"]))
         mean, whitening, classes = (self.statistics[k].to(features.device) for k in ("mean", "whitening", "classes"))
         white = (features.double() - mean) @ whitening.T  # (N, D)
         distances = white.square().sum(1, keepdim=True) - 2 * white @ classes.T + classes.square().sum(1)  # (N, C)

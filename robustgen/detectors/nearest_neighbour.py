@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from robustgen.detectors.base import Detector, check_network
+from robustgen.detectors.base import Detector, check_network, check_width
 from robustgen.detectors.neighbours import nearest_distances
 
 __all__ = ["NearestNeighbour"]
@@ -41,4 +41,5 @@ class NearestNeighbour(Detector):
 
     def _score(self, x: Tensor) -> Tensor:
         features = self.model(x).flatten(1)
+        check_width(features, self.statistics["bank"].shape[1])
         return nearest_distances(features, self.statistics["bank"].to(features), 1)[:, 0]

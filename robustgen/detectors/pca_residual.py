@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers
-from robustgen.detectors.base import Detector, check_network
+from robustgen.detectors.base import Detector, check_network, check_width
 
 __all__ = ["PCAResidual"]
 
@@ -59,6 +59,7 @@ class PCAResidual(Detector):
 
     def _score(self, x: Tensor) -> Tensor:
         features = self.model(x).flatten(1)
+        check_width(features, len(self.statistics["mean"]))
         centred = features - self.statistics["mean"].to(features)
         basis = self.statistics["basis"].to(features)
         return (centred - centred @ basis @ basis.T).square().sum(1)

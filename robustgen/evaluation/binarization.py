@@ -27,6 +27,7 @@ from robustgen.checks import check_images, check_positive
 from robustgen.evaluation.kept import Keep, anew
 from robustgen.evaluation.masking import HOLDS, NOT_RUN, VIOLATED, MaskingTest, paired
 from robustgen.evaluation.verifier import verify
+from robustgen.layers import logits_call, uncompiled, watching
 from robustgen.model import Model, logits_of, naming_inputs, untouched
 
 __all__ = ["Binarization", "binarization_test"]
@@ -108,6 +109,7 @@ def binarization_test(
     check_positive(eps=eps)
     if points < 2:
         raise ValueError(f"points must be at least 2, got {points}")
+    model = uncompiled(model) if isinstance(model, nn.Module) else model  # compiled code runs no hooks
     layer = _last_linear(model, x[:2]) if len(x) else None
 
     def test(k: int) -> dict[str, Tensor]:
@@ -229,19 +231,8 @@ def _last_linear(model: Model, x: Tensor) -> str | None:
     """The name of the ``nn.Linear`` whose output is the logits; None where there is none."""
     if not isinstance(model, nn.Module):
         return None
-    seen: list[tuple[str, Tensor, Tensor]] = []
-    handles = [
-        module.register_forward_hook(lambda _, given, out, name=name: seen.append((name, given[0], out)))
-        for name, module in model.named_modules()
-        if isinstance(module, nn.Linear)
-    ]
-    try:
-        with torch.no_grad(), untouched(model), naming_inputs(x):
-            logits = logits_of(model(x))
-    finally:
-        for handle in handles:
-            handle.remove()
-    if not seen or seen[-1][1].ndim != 2:
-        return None
-    name, _, out = seen[-1]
-    return name if name and out.shape == logits.shape and torch.equal(out, logits) else None
+    linears = {name: module for name, module in model.named_modules() if name and isinstance(module, nn.Linear)}
+    with torch.no_grad(), untouched(model), naming_inputs(x), watching(linears) as calls:
+        logits = logits_of(model(x))
+    found = logits_call(calls, logits)
+    return found.name if found is not None and found.given.ndim == 2 else None

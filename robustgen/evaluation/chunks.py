@@ -16,12 +16,13 @@ from robustgen.attacks import Attack, AttackResult, Engine, HopSkipJump, NoiseSe
 from robustgen.evaluation.journal import DiskJournal
 from robustgen.evaluation.verifier import verify
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
-from robustgen.fingerprint import fingerprint, model_fingerprint
-from robustgen.model import Model
+from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
+from robustgen.model import Model, logits_of, untouched
 from robustgen.training.distributed import World, current_world
 
 __all__ = ["Job", "Outcome", "kept_under", "run_jobs"]
 
+ASKED = 4  # examples by whose logits a directory knows its models
 WAVES = 4  # chunks are so many batches large: while samples fall, others take their places in the batch
 ANSWERS = 2**28  # bytes of a model's answers that a chunk may keep on the way; it is so small that they suffice
 SCORES = 256  # bytes for an answer without a gradient: more than it has, as it takes a step of the search to repeat it
@@ -212,14 +213,29 @@ def _plan(
     about: Mapping[str, Tensor],
 ) -> dict[str, Any]:
     """Everything on which a chunk depends."""
+    models = {"": model} | {label: m for label, job in jobs.items() if (m := getattr(job.attack, "surrogate", None))}
     return {
         "model": model_fingerprint(model) if isinstance(model, nn.Module) else None,
+        "logits": {label: _logits(m, x[:ASKED]) for label, m in models.items()},
         "examples": fingerprint({"x": x, "y": y, "ids": ids}),
         "attacks": [[label, job.attack.describe(), job.n, job.after, job.precision] for label, job in jobs.items()],
         "batch size": batch_size,
         "chunks": {label: _chunk(job.attack, x, batch_size) for label, job in jobs.items()},
         "threads": torch.get_num_threads(),
     } | {name: fingerprint({name: value}) for name, value in about.items()}
+
+
+def _logits(model: Model, x: Tensor) -> list[float] | None:
+    with untouched(model):
+        return answers(lambda: logits_of(model(x)))
+
+
+def _same(name: str, found: dict[str, Any], plan: dict[str, Any]) -> bool:
+    """Whether a directory's plan says the same of ``name``; logits of other machines differ in their last digits."""
+    if name != "logits":
+        return bool(found.get(name) == plan[name])
+    kept = found.get(name, plan[name])  # directories of before have none
+    return isinstance(kept, dict) and all(same_answers(kept.get(label), own) for label, own in plan[name].items())
 
 
 def kept_under(run_dir: str | Path) -> Path:
@@ -247,7 +263,7 @@ class _Store:
         found = read_json(path)
         if isinstance(found, dict) and "chunks" not in found:
             raise ValueError(f"{run_dir} holds an evaluation that an earlier version began: choose another directory")
-        different = [name for name in plan if not isinstance(found, dict) or found.get(name) != plan[name]]
+        different = [name for name in plan if not isinstance(found, dict) or not _same(name, found, plan)]
         if different:
             raise ValueError(f"{run_dir} holds another evaluation: {', '.join(different)} differ")
 

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "ConvAutoencoder", "DenoisingAutoencoder", "DenseAutoencoder"]
+__all__ = ["ACTIVATIONS", "ConvAutoencoder", "DenoisingAutoencoder", "DenseAutoencoder", "PositionAutoencoder"]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": F.leaky_relu,
@@ -88,7 +88,9 @@ class DenoisingAutoencoder(nn.Module, ABC):
         """D, the transpose of the encoder's map."""
 
     def forward(self, h: Tensor) -> Tensor:
-        u = h / self.scale
+        """Decoded states of h, of its shape; float32 of states in half precision, which training needs."""
+        half = h.dtype in (torch.float16, torch.bfloat16) and not torch.is_autocast_enabled(h.device.type)
+        u = (h.to(self.weight.dtype) if half else h) / self.scale
         if self.noise_std > 0 and (self.training or self.noise_at_test):
             u = u + self.noise_std * torch.randn_like(u)
         return self.decode(self.encode(u)) * self.scale
@@ -124,6 +126,17 @@ class DenseAutoencoder(DenoisingAutoencoder):
         if h.ndim == 4 and h.shape[1:] == (self.features, 1, 1):
             return super().forward(h.flatten(1)).reshape(h.shape)
         return super().forward(h)
+
+
+class PositionAutoencoder(DenseAutoencoder):
+    """For states (N, C, L) of 1-D convolutions: the dense autoencoder of the C features at each of any L positions.
+
+    >>> PositionAutoencoder(3, 8)(torch.zeros(2, 3, 7)).shape
+    torch.Size([2, 3, 7])
+    """
+
+    def forward(self, h: Tensor) -> Tensor:
+        return super().forward(h.transpose(1, 2)).transpose(1, 2)
 
 
 class ConvAutoencoder(DenoisingAutoencoder):

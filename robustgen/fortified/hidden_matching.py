@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustgen.fortified.layer import FortifiedLayer, Tape, recording
 from robustgen.fortified.placement import call_model, place
+from robustgen.layers import uncompiled
 from robustgen.model import logits_of, naming_inputs, output_tensor, untouched
 from robustgen.networks import mlp
 from robustgen.training import AdversarialObjective, unwrap
@@ -77,9 +78,10 @@ class HiddenMatchingNetwork(nn.Module):
             raise TypeError(f"HiddenMatchingNetwork needs an nn.Module, got {type(model).__name__}")
         if hidden < 1:
             raise ValueError(f"hidden must be at least 1, got {hidden}")
+        model = uncompiled(model)
         (placement,) = place(model, [layer], example_input, batch_dim)
         self.backbone = copying.deepcopy(model) if copy else model
-        self.observer = FortifiedLayer(layer, None, placement.batch_dim)
+        self.observer = FortifiedLayer(placement.name, None, placement.batch_dim)
         self._watched().register_forward_hook(self.observer.hook)
         with untouched(self.backbone), torch.no_grad():
             state = self._recorded(lambda: call_model(self.backbone, example_input))[1]

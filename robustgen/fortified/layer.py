@@ -7,8 +7,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from robustgen.fortified.autoencoder import DenoisingAutoencoder
+from robustgen.layers import first_tensor
 
-__all__ = ["FortifiedLayer", "Tape", "first_tensor", "recording"]
+__all__ = ["FortifiedLayer", "Tape", "recording"]
 
 
 @dataclass
@@ -23,13 +24,6 @@ class Tape:
 # A context variable, not an attribute: concurrent forward passes keep their records apart, copies of a network do not
 # share one, and torch.compile traces the plain forward without a graph break.
 recording: ContextVar[Tape | None] = ContextVar("recording", default=None)
-
-
-def first_tensor(output: Any) -> Tensor | None:
-    """The output itself, or the first item of a tuple or list, if it is a tensor."""
-    if isinstance(output, tuple | list) and output:
-        output = output[0]
-    return output if isinstance(output, Tensor) else None
 
 
 class FortifiedLayer(nn.Module):
@@ -61,7 +55,8 @@ class FortifiedLayer(nn.Module):
             if not tape.replace:
                 return None
             decoded = self.autoencoder(state) if tape.detach else recorded
-        decoded = decoded.clone()  # the next module may work in place; the record and autograd need this value
+        # a copy: the next module may work in place; the record and autograd need this value
+        decoded = decoded.to(state.dtype, copy=True)
         if isinstance(output, tuple | list):
             rest = (decoded, *output[1:])
             return type(output)(*rest) if hasattr(output, "_fields") else type(output)(rest)

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 
 from robustgen.checks import plain_arguments
 from robustgen.files import load_state, load_tensors, read_json, save_tensors, write_json
-from robustgen.fortified.autoencoder import ConvAutoencoder, DenoisingAutoencoder, DenseAutoencoder
+from robustgen.fortified.autoencoder import ConvAutoencoder, DenoisingAutoencoder, DenseAutoencoder, PositionAutoencoder
 from robustgen.fortified.layer import FortifiedLayer, Tape, recording
 from robustgen.fortified.placement import Placement, auto_layers, call_model, place
+from robustgen.layers import check_hooks, uncompiled
 from robustgen.model import evaluating, output_tensor, untouched
 
 __all__ = ["FortifiedNetwork", "fortify"]
 
+_KINDS = {"conv": ConvAutoencoder, "dense": DenseAutoencoder, "positions": PositionAutoencoder}
 INPUT = "input"  # the name under which an input autoencoder without hidden layers reports
 
 
@@ -43,10 +45,12 @@ def fortify(
     network jointly with :class:`FortifiedObjective`, or keep a pretrained one and call ``fit_autoencoders``.
 
     Args:
-        model: any ``nn.Module``; x (N, ...) -> logits (N, C), or an object with ``.logits``.
+        model: any ``nn.Module``; x (N, ...) -> logits (N, C), or an object with ``.logits``. Of what ``torch.compile``
+            made, the network inside is fortified, since compiled code takes no notice of hooks: compile the result.
         layers: names as in ``model.named_modules()``, or "auto": the middle and the last hidden activation (see
-            :func:`~robustgen.fortified.placement.auto_layers`). Each must give a float tensor (N, D), (N, T, D) or
-            (N, C, H, W), or a tuple whose first item is one (an nn.LSTM: its output at every time step).
+            :func:`~robustgen.fortified.placement.auto_layers`). Each must give a float tensor (N, D), (N, T, D),
+            (N, C, L) behind 1-D convolutions, or (N, C, H, W), or a tuple whose first item is one (an nn.LSTM: its
+            output at every time step).
         example_input: what the model is called with to find the shapes: a tensor, a tuple of positional or a dict of
             keyword arguments.
         hidden: units (channels) of each autoencoder; None means 2 D up to 1024 but at least min(D, 1024) for dense
@@ -63,7 +67,8 @@ def fortify(
 
     Raises:
         TypeError: model is not an nn.Module.
-        ValueError: a layer that cannot be fortified (unknown, never called, wrong output), or a wrong option.
+        ValueError: a layer that cannot be fortified (unknown, never called, wrong output, inside a part that is
+            compiled or scripted by itself), or a wrong option.
 
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> fortified = fortify(net, ["1"], example_input=torch.zeros(2, 8))
@@ -72,6 +77,8 @@ def fortify(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"fortify needs an nn.Module, got {type(model).__name__}")
+    model = uncompiled(model)
+    check_hooks(model)
     if layers == "auto":
         layers = auto_layers(model, example_input)
     elif isinstance(layers, str):
@@ -143,13 +150,12 @@ class FortifiedNetwork(nn.Module):
         self.layers: tuple[str, ...] = tuple(spec["name"] for spec in config["layers"]) or (INPUT,)
         for layer in self.fortified_layers:
             backbone.get_submodule(layer.name).register_forward_hook(layer.hook)
-        like = next((p for p in backbone.parameters() if p.is_floating_point()), None)
+        like = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
+        dtype = torch.promote_types(like.dtype, torch.float32)  # in half precision autoencoders do not train
         self.training = backbone.training  # each submodule of the backbone keeps its own flag
         for part in (self.fortified_layers, self.input_layer):
             if part is not None:
-                part.train(backbone.training)
-                if like is not None:
-                    part.to(device=like.device, dtype=like.dtype)
+                part.train(backbone.training).to(device=like.device, dtype=dtype)
 
     def forward(
         self,
@@ -178,7 +184,7 @@ class FortifiedNetwork(nn.Module):
         return logits, _named(entries)
 
     def _inputs(self, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        return args if self.input_layer is None else (self.autoencoders()[0](args[0]), *args[1:])
+        return args if self.input_layer is None else (self.autoencoders()[0](args[0]).to(args[0].dtype), *args[1:])
 
     def _recorded(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], tape: Tape, constant: bool = False
@@ -243,7 +249,7 @@ class FortifiedNetwork(nn.Module):
             for name, (state, decoded) in states.items():
                 error = self.per_example(name, decoded - state).square().mean(1)
                 if relative:
-                    error = error / self.per_example(name, state).square().mean(1).clamp(min=1e-12)
+                    error = error / self.per_example(name, state.to(error)).square().mean(1).clamp(min=1e-12)
                 found[name.split("#")[0]].append(error)
         silent = [name for name, errors in found.items() if not errors]
         if silent:
@@ -327,6 +333,7 @@ class FortifiedNetwork(nn.Module):
         config = read_json(directory / "config.json").get("config", {}).get("model")
         if not isinstance(config, dict) or not {"layers", "input", "options"} <= config.keys():
             raise ValueError(f"{directory} does not hold a fortified network")
+        model = uncompiled(model)
         known = dict(model.named_modules(remove_duplicate=False))
         missing = [spec["name"] for spec in config["layers"] if spec["name"] not in known]
         if missing:
@@ -349,5 +356,5 @@ def _named(entries: list[tuple[FortifiedLayer, Tensor, Tensor]]) -> dict[str, tu
 def _build_layer(spec: dict[str, Any], options: dict[str, Any]) -> FortifiedLayer:
     if spec["hidden"] is None:
         return FortifiedLayer(spec["name"], None, spec["batch_dim"])
-    cls = ConvAutoencoder if spec["kind"] == "conv" else DenseAutoencoder
-    return FortifiedLayer(spec["name"], cls(spec["features"], spec["hidden"], **options), spec["batch_dim"])
+    autoencoder = _KINDS[spec["kind"]](spec["features"], spec["hidden"], **options)
+    return FortifiedLayer(spec["name"], autoencoder, spec["batch_dim"])

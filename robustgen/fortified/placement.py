@@ -1,8 +1,7 @@
 """Where fortified layers go: the names a user gives, or the rule behind "auto", checked on an example."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,8 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
-from robustgen.checks import nearest
-from robustgen.fortified.layer import first_tensor
+from robustgen.layers import features_last, find_layer, first_tensor, watching
 from robustgen.model import output_tensor, untouched
 
 __all__ = ["Placement", "auto_layers", "call_model", "place"]
@@ -26,10 +24,13 @@ _ACTIVATION_MODULES = tuple(
 
 @dataclass(frozen=True)
 class Placement:
-    """One layer to fortify: its name, the shape of its states and which dimension counts examples."""
+    """One layer to fortify: its name, the shape of its states and which dimension counts examples.
+
+    ``kind``: "conv" of maps (N, C, H, W), "positions" of states (N, C, L), "dense" of features in the last dimension.
+    """
 
     name: str
-    kind: str  # "dense" or "conv"
+    kind: str
     features: int
     batch_dim: int
 
@@ -50,33 +51,14 @@ def _doubled(example: Any) -> Any:
     return torch.cat([example, example]) if isinstance(example, Tensor) and example.ndim else example
 
 
-@contextmanager
-def _watch(modules: dict[str, nn.Module]) -> Iterator[list[tuple[str, Any]]]:
-    """Collect (name, output) of every call of these modules, in order."""
-    calls: list[tuple[str, Any]] = []
-
-    def watcher(name: str) -> Any:
-        return lambda module, args, output: calls.append((name, output))
-
-    handles = [module.register_forward_hook(watcher(name)) for name, module in modules.items()]
-    try:
-        yield calls
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
 def _resolve(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
-    known = dict(model.named_modules(remove_duplicate=False))
-    known.pop("")
     modules: dict[str, nn.Module] = {}
-    for name in layers:
-        if name not in known:
-            raise ValueError(f"the model has no layer {name!r}; {nearest(name, known)}")
-        same = next((other for other, module in modules.items() if module is known[name]), None)
+    for layer in layers:
+        module = model.get_submodule(name := find_layer(model, layer))
+        same = next((other for other, known in modules.items() if known is module), None)
         if same is not None:
-            raise ValueError(f"layer {name!r} is the same module as {same!r}: name it once")
-        modules[name] = known[name]
+            raise ValueError(f"layer {layer!r} is the same module as {same!r}: name it once")
+        modules[name] = module
     return modules
 
 
@@ -93,18 +75,19 @@ def auto_layers(model: nn.Module, example: Any) -> tuple[str, ...]:
         ValueError: no candidate: name the layers yourself.
     """
     modules = {name: m for name, m in model.named_modules() if name}
-    with untouched(model), torch.no_grad(), _watch(modules) as calls:
+    with untouched(model), torch.no_grad(), watching(modules) as calls:
         call_model(model, example)
-    readouts = [k for k, (n, _) in enumerate(calls) if isinstance(modules[n], nn.Linear | nn.modules.conv._ConvNd)]
+    readouts = [k for k, c in enumerate(calls) if isinstance(modules[c.name], nn.Linear | nn.modules.conv._ConvNd)]
     before = calls[: readouts[-1]] if readouts else calls
     shapes: dict[str, list[tuple[int, ...]]] = defaultdict(list)
-    for name, output in before:
-        state = first_tensor(output)
-        shapes[name].append(tuple(state.shape) if state is not None and state.is_floating_point() else ())
-    order = list(dict.fromkeys(name for name, _ in before))
+    for call in before:
+        state = first_tensor(call.output)
+        shapes[call.name].append(tuple(state.shape) if state is not None and state.is_floating_point() else ())
+    order = list(dict.fromkeys(call.name for call in before))
 
     def usable(name: str) -> bool:
-        widths = {(len(s), _width(s, _is_last(calls, modules, name))) for s in shapes[name] if len(s) in (2, 3, 4)}
+        last = features_last(calls, modules, name)
+        widths = {(len(s), _width(s, last)) for s in shapes[name] if len(s) in (2, 3, 4)}
         return len(widths) == 1 and all(shapes[name])
 
     def stand_in(name: str) -> str | None:
@@ -123,28 +106,7 @@ def auto_layers(model: nn.Module, example: Any) -> tuple[str, ...]:
 
 
 def _width(shape: tuple[int, ...], last: bool) -> int:
-    return shape[1] if len(shape) == 4 and not last else shape[-1]
-
-
-def _is_last(calls: list[tuple[str, Any]], modules: dict[str, nn.Module], name: str) -> bool:
-    """Whether the features of a 4-D state are its last dimension, (N, H, W, C), rather than (N, C, H, W).
-
-    They are where the last module with features called up to the layer's own first output is a Linear or LayerNorm
-    over as many features as that dimension has.
-    """
-    features = None
-    for other, output in calls:
-        module = modules.get(other)
-        if isinstance(module, nn.Linear):
-            features = module.out_features
-        elif isinstance(module, nn.LayerNorm):
-            features = module.normalized_shape[-1]
-        elif isinstance(module, nn.modules.conv._ConvNd | nn.modules.batchnorm._NormBase | nn.GroupNorm):
-            features = None
-        if other == name:
-            state = first_tensor(output)
-            return state is not None and state.ndim == 4 and features == state.shape[-1] != state.shape[1]
-    return False
+    return shape[-1 if last else 1]
 
 
 def place(model: nn.Module, layers: Sequence[str], example: Any, batch_dim: int | None) -> list[Placement]:
@@ -159,30 +121,31 @@ def place(model: nn.Module, layers: Sequence[str], example: Any, batch_dim: int 
             whose examples cannot be told apart.
     """
     modules = _resolve(model, layers)
+    layers = list(modules)  # as the network itself calls them
     everything = {name: m for name, m in model.named_modules() if name} | modules
     with untouched(model):
-        with torch.enable_grad(), _watch(everything) as all_calls:
+        with torch.enable_grad(), watching(everything) as all_calls:
             n = len(output_tensor(call_model(model, example)))
-        calls = [(name, output) for name, output in all_calls if name in modules]
-        with torch.no_grad(), _watch(modules) as no_grad_calls:
+        calls = [call for call in all_calls if call.name in modules]
+        with torch.no_grad(), watching(modules) as no_grad_calls:
             call_model(model, example)
         try:
-            with torch.no_grad(), _watch(modules) as double_calls:
+            with torch.no_grad(), watching(modules) as double_calls:
                 doubles = len(output_tensor(call_model(model, _doubled(example)))) == 2 * n
-        except (RuntimeError, ValueError, IndexError, TypeError):  # inputs that cannot simply be doubled
+        except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):  # one that cannot simply be doubled
             doubles = False
     seen: dict[str, list[Any]] = defaultdict(list)
-    for name, output in calls:
-        seen[name].append(output)
-    counts = [sum(1 for other, _ in c if other == name) for name in layers for c in (calls, no_grad_calls)]
+    for call in calls:
+        seen[call.name].append(call.output)
+    counts = [sum(1 for call in c if call.name == name) for name in layers for c in (calls, no_grad_calls)]
     for k, name in enumerate(layers):
         with_grad, without = counts[2 * k], counts[2 * k + 1]
         if with_grad == 0 or without == 0:
             when = "" if with_grad == without else f" {'with' if with_grad == 0 else 'without'} grad"
             raise ValueError(f"layer {name!r} is never called as a module{when}, so it cannot be fortified")
-    doubled = {name: first_tensor(output) for name, output in reversed(double_calls)} if doubles else {}
+    doubled = {call.name: first_tensor(call.output) for call in reversed(double_calls)} if doubles else {}
     return [
-        _placement(name, seen[name], _is_last(all_calls, everything, name), doubled.get(name), n, batch_dim)
+        _placement(name, seen[name], features_last(all_calls, everything, name), doubled.get(name), n, batch_dim)
         for name in layers
     ]
 
@@ -202,26 +165,30 @@ def _placement(
         )
     shape = tuple(state.shape)
     if state.ndim not in (2, 3, 4):
-        raise ValueError(f"layer {name!r} gives states of shape {shape}; supported: (N, D), (N, T, D), (N, C, H, W)")
-    dense = state.ndim < 4 or last or shape[2:] == (1, 1)
+        raise ValueError(
+            f"layer {name!r} gives states of shape {shape}; supported: (N, D), (N, T, D), (N, C, L), (N, C, H, W)"
+        )
+    batch_first = state.ndim == 4 or (state.ndim == 3 and not last)
+    kind = "dense" if last or shape[2:] in ((), (1, 1)) else {3: "positions", 4: "conv"}[state.ndim]
     features = _width(shape, last)
     for other in states[1:]:
         if other is None or other.ndim != state.ndim or _width(tuple(other.shape), last) != features:
             shapes = [None if s is None else tuple(s.shape) for s in states]
             raise ValueError(f"layer {name!r} is called with states of different widths {shapes}; fortify another one")
     if batch_dim is None:
-        dims = [d for d in range(1 if state.ndim == 4 else state.ndim - 1) if shape[d] == n]
+        dims = [d for d in range(1 if batch_first else state.ndim - 1) if shape[d] == n]
         if doubled is not None and doubled.ndim == state.ndim:
             dims = [d for d in dims if doubled.shape[d] == 2 * n]
         if len(dims) != 1:
+            alone = f"; the model takes no {2 * n} of them to tell" if doubled is None and dims else ""
             raise ValueError(
                 f"layer {name!r} gives states of shape {shape} for {n} inputs: "
                 f"{'more than one dimension may count' if dims else 'no dimension counts'} the examples (pass "
-                "batch_dim=, or fortify a layer that keeps them apart)"
+                f"batch_dim=, or fortify a layer that keeps them apart){alone}"
             )
         batch_dim = dims[0]
     elif not 0 <= batch_dim < state.ndim - 1 or shape[batch_dim] != n:
         raise ValueError(f"batch_dim={batch_dim} does not fit layer {name!r}: its states are {shape} for {n} inputs")
-    if state.ndim == 4 and batch_dim != 0:
-        raise ValueError(f"layer {name!r} gives maps of shape {shape}; they must be (N, C, H, W)")
-    return Placement(name, "dense" if dense else "conv", features, batch_dim)
+    if batch_first and batch_dim != 0:
+        raise ValueError(f"layer {name!r} gives states of shape {shape}; they must be (N, C, L) or (N, C, H, W)")
+    return Placement(name, kind, features, batch_dim)

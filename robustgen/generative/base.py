@@ -73,7 +73,7 @@ class GenerativeModel(nn.Module, ABC):
         value of an image depends neither on its batch nor on the call. Use it in eval mode.
 
         Raises:
-            TypeError: x is not a float32 or float64 tensor, or the model has no likelihood.
+            TypeError: x is not a float32 or float64 tensor, the model has no likelihood or is in half precision.
             ValueError: images of another shape, outside [0, 1], NaN, or not on the levels of a discrete model.
         """
         if self.log_prob_kind is None:
@@ -136,6 +136,8 @@ class GenerativeModel(nn.Module, ABC):
 
     def check(self, x: Tensor) -> Tensor:
         """Return x, in the dtype of the model, if it is a batch of such images; see :meth:`log_prob` for errors."""
+        if self.dtype not in (torch.float32, torch.float64):
+            raise TypeError(f"this {type(self).__name__} is in {self.dtype}, too coarse to score images: .float() it")
         x = check_images(x, (0.0, 1.0), rounding=ROUNDING)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")

@@ -25,7 +25,7 @@ class GatedPixelCNN(AutoregressiveModel):
         shape: of an image, (channels, height, width).
         levels: of a pixel, at least 2; two are binary images with one logit each.
         quantization: of values between two levels, see :class:`robustgen.generative.Pixels`.
-        width: features of each stack, a multiple of the channels.
+        width: features of each stack, at least one for each channel.
         layers: behind the first, 7 x 7 one.
         kernel_size: of these layers, odd.
         n_classes: None: unconditional.

@@ -44,7 +44,7 @@ class HierarchicalPixelVAE(PixelCNNDecoder):
         shape: (C, H, W).
         latent_channels: of z_1, (latent_channels, H / 4, W / 4).
         top_latent_dim: of z_2.
-        width: features at image resolution, a multiple of C; twice as many below.
+        width: features at image resolution, at least C; twice as many below.
         layers: autoregressive ones over the pixels; 0: independent pixels given z_1.
         prior_layers: autoregressive ones over z_1; 0: independent points given z_2.
         levels, quantization: see :class:`Pixels`.

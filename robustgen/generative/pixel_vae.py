@@ -33,7 +33,7 @@ class PixelVAE(PixelCNNDecoder):
             a linear map, the same at each pixel.
         layers: autoregressive ones; 0 (of "upsample" alone): the decoder of a :class:`VAE`.
         first_kernel_size, kernel_size: of the first of them and of the others, odd.
-        width: features, a multiple of C, of each layer and of encoder and decoder at image resolution.
+        width: features, at least C, of each layer and of encoder and decoder at image resolution.
         levels, quantization: see :class:`Pixels`.
         free_bits, kl_warmup, importance_samples: see :class:`~robustgen.generative.latent.LatentVariableModel`. The
             authors trained with a warm-up of 10,000 steps: without one, many autoregressive layers learn to do without

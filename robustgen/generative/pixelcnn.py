@@ -39,7 +39,7 @@ class PixelCNN(AutoregressiveModel):
         shape: of an image, (channels, height, width).
         levels: of a pixel, at least 2; two are binary images with one logit each.
         quantization: of values between two levels, see :class:`robustgen.generative.Pixels`.
-        width: h, the features inside a residual block, a multiple of the channels; there are 2h between blocks.
+        width: h, the features inside a residual block, at least one for each channel; there are 2h between blocks.
         layers: residual blocks behind the 7 x 7 convolution with mask A.
 
     Raises:

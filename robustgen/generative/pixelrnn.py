@@ -26,7 +26,7 @@ class PixelRNN(AutoregressiveModel):
         levels: of a pixel, at least 2; two are binary images with one logit each.
         quantization: of values between two levels, see :class:`robustgen.generative.Pixels`.
         variant: "row" (Row LSTM) or "diagonal" (Diagonal BiLSTM).
-        width: h, the features of an LSTM's state, a multiple of the channels; there are 2h between layers.
+        width: h, the features of an LSTM's state, at least one for each channel; there are 2h between layers.
         layers: behind the 7 x 7 convolution with mask A.
 
     Raises:

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from robustgen.attacks.adapters.foreign import ForeignAttack
-from robustgen.attacks.adapters.guest import Guest
+from robustgen.attacks.adapters.guest import Guest, naming_library
 from robustgen.attacks.minimal_norm import MinimalNormAttack
 
 __all__ = ["FoolboxAttack", "FoolboxMinimalNormAttack"]
@@ -56,10 +56,12 @@ class _Foolbox(ForeignAttack):
         foolbox = _library()
         bounds = tuple(x.new_tensor(b).item() for b in self.bounds)  # as rounded as x, which it compares with them
         # Its default device is the first GPU, wherever x is.
-        model = foolbox.PyTorchModel(guest(), bounds=bounds, device=x.device)
+        hired = guest()
+        model = foolbox.PyTorchModel(hired, bounds=bounds, device=x.device)
         criteria = foolbox.criteria
         criterion = criteria.TargetedMisclassification if self.targeted else criteria.Misclassification
-        _, points, _ = self.attack(model, x, criterion(y), epsilons=eps if math.isfinite(eps) else None)
+        with naming_library(f"foolbox.{type(self.attack).__name__}", hired):
+            _, points, _ = self.attack(model, x, criterion(y), epsilons=eps if math.isfinite(eps) else None)
         return points
 
     def _of(self) -> dict[str, Any]:

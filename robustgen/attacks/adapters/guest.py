@@ -13,7 +13,7 @@ from torch.autograd.function import once_differentiable
 from robustgen.model import Model, logits_of
 from robustgen.turns import RandomStream
 
-__all__ = ["Guest", "foreign_random"]
+__all__ = ["Guest", "foreign_random", "naming_library"]
 
 
 class Guest(nn.Module):
@@ -27,7 +27,7 @@ class Guest(nn.Module):
         x: (N, ...) any inputs; on their device is the idle parameter, by which libraries choose where to compute.
         decode: from the library's inputs to the model's, differentiable.
 
-    ``forwards`` and ``backwards`` count rows, whichever samples they belong to.
+    ``forwards`` and ``backwards`` count rows, whichever samples they belong to; ``errors`` are those of the model.
     """
 
     def __init__(self, model: Model, x: Tensor, decode: Callable[[Tensor], Tensor] = lambda x: x) -> None:
@@ -36,6 +36,7 @@ class Guest(nn.Module):
         self._decode = decode
         self.idle = nn.Parameter(x.new_zeros(()))
         self.forwards = self.backwards = 0
+        self.errors: list[Exception] = []
         self.eval()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -49,10 +50,20 @@ class Guest(nn.Module):
     def query(self, x: Tensor) -> Tensor:
         """The model's own answer, counted."""
         self.forwards += len(x)
-        logits = logits_of(self._hidden[0](x))
-        if len(logits) != len(x):
-            raise ValueError(f"the model returned {len(logits)} rows of logits for {len(x)} inputs")
+        with self.failing():
+            logits = logits_of(self._hidden[0](x))
+            if len(logits) != len(x):
+                raise ValueError(f"the model returned {len(logits)} rows of logits for {len(x)} inputs")
         return logits
+
+    @contextmanager
+    def failing(self) -> Iterator[None]:
+        """Keep what the model raises inside."""
+        try:
+            yield
+        except Exception as error:
+            self.errors.append(error)
+            raise
 
 
 class _Isolated(torch.autograd.Function):
@@ -73,9 +84,30 @@ class _Isolated(torch.autograd.Function):
         gradient = None
         if ctx.logits.requires_grad:  # kept for the next class: DeepFool asks for the gradient of each
             (gradient,) = torch.autograd.grad(ctx.logits, ctx.leaf, upstream, retain_graph=True, allow_unused=True)
-        if gradient is None:
-            raise ValueError("the model's logits do not depend on x through differentiable operations")
+        with ctx.guest.failing():
+            if gradient is None:
+                raise ValueError("the model's logits do not depend on x through differentiable operations")
         return gradient, None
+
+
+@contextmanager
+def naming_library(who: str, guest: Guest) -> Iterator[None]:
+    """Say of exceptions of a library's own that they are its; those of the ``guest``'s model pass as they are.
+
+    A TypeError or ValueError stays one, anything else is a RuntimeError.
+    """
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        origin: BaseException | None = error
+        while origin is not None and origin not in guest.errors:
+            origin = origin.__cause__ or origin.__context__
+        if origin is not None:
+            raise
+        kind = next((k for k in (TypeError, ValueError) if isinstance(error, k)), RuntimeError)
+        raise kind(f"{who} failed: {type(error).__name__}: {error}") from error
 
 
 @contextmanager

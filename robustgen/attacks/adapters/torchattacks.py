@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.adapters.foreign import ForeignAttack
-from robustgen.attacks.adapters.guest import Guest
+from robustgen.attacks.adapters.guest import Guest, naming_library
 from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.checks import nearest
 
@@ -82,12 +82,14 @@ class _Torchattacks(ForeignAttack):
         if "n_classes" in known and "n_classes" not in given:
             with torch.no_grad():
                 given["n_classes"] = model(u[:1]).shape[1]
-        foreign = self._class()(model, **given)
+        with naming_library(f"torchattacks.{self.attack}", model):
+            foreign = self._class()(model, **given)
         if self.targeted:
             if "targeted" not in foreign.supported_mode:
                 raise ValueError(f"torchattacks.{self.attack} has no targeted mode")
             foreign.set_mode_targeted_by_label(quiet=True)
-        found = foreign(u.clone(), y)
+        with naming_library(f"torchattacks.{self.attack}", model):
+            found = foreign(u.clone(), y)
         if not isinstance(found, Tensor) or found.shape != u.shape or found.dtype != u.dtype:
             return found
         found = found.detach()

@@ -20,7 +20,7 @@ class ConditionalPixelCNN(nn.Module):
     Args:
         channels: C of the map x.
         parameters: channels of the result.
-        width: features, a multiple of ``groups``.
+        width: features, at least ``groups``.
         layers: autoregressive ones; 0: points are independent given the condition's maps, by a 1 x 1 convolution.
         first_kernel_size, kernel_size: of the first layer and of the others, odd.
         vector, maps: sizes of the :class:`Condition`; 0: none.

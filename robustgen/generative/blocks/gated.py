@@ -48,7 +48,7 @@ class GatedLayer(nn.Module):
 
     Args:
         in_channels: of both maps; of the image in a first layer, else ``width``.
-        width: features, a multiple of ``groups``.
+        width: features, at least ``groups``.
         kernel_size: k; the vertical window is the upper half of k x k, the horizontal one the left half of 1 x k.
         mask: "A" for the first layer, else "B".
         groups: channels of the image.
@@ -68,7 +68,7 @@ class GatedLayer(nn.Module):
         super().__init__()
         first, half = mask == "A", kernel_size // 2
         self.residual = not first
-        self.horizontal_conv = MaskedConv2d(in_channels, 2 * width, (1, kernel_size), mask, groups)
+        self.horizontal_conv = MaskedConv2d(in_channels, 2 * width, (1, kernel_size), mask, groups, together=2)
         rows = half if first else half + 1
         self.vertical_conv = WindowConv2d(in_channels, 2 * width, (rows, kernel_size), half, half, of_image=first)
         self.across = WindowConv2d(2 * width, 2 * width, (1, 1), 0, 0)
@@ -117,14 +117,14 @@ class GatedStack(nn.Module):
 
     Args:
         channels: C of the image.
-        width: features, a multiple of C.
+        width: features, at least C.
         layers: behind the first one.
         first_kernel_size, kernel_size: odd; of the first layer and of the others.
         vector, maps: sizes of the :class:`Condition`; 0: none.
         groups: parts of the features; None: C. With 1 they have seen pixels before alone, and of their own nothing.
 
     Raises:
-        ValueError: no layer, an even kernel, or a width that is no multiple of the groups.
+        ValueError: no layer, an even kernel, or a width below the groups.
 
     >>> import torch
     >>> stack = GatedStack(1, width=8, layers=2, vector=10)

@@ -14,19 +14,20 @@ __all__ = ["MaskedConv2d", "MaskedHead"]
 class MaskedConv2d(WindowConv2d):
     """A convolution that sees pixels above and left of its own and, of its own, the colour channels before.
 
-    Features are in ``groups`` equal parts, one for each channel of the image in their order (R, G, B): part j of the
-    output is about channel j. Of its own pixel, mask "A" lets it see parts i < j, for a layer that reads the image
-    itself, and mask "B" parts i <= j, for all layers behind, whose part j has not seen channel j. Only the upper half
-    of the kernel exists, and of one in a row only the left.
+    Features are in ``groups`` parts, one for each channel of the image in their order (R, G, B), as equal as whole
+    numbers allow: part j of the output is about channel j. Of its own pixel, mask "A" lets it see parts i < j, for a
+    layer that reads the image itself, and mask "B" parts i <= j, for all layers behind, whose part j has not seen
+    channel j. Only the upper half of the kernel exists, and of one in a row only the left.
 
     Args:
-        in_channels, out_channels: multiples of ``groups``.
+        in_channels, out_channels: at least ``groups``.
         kernel_size: k of k x k, or (1, k) for a window within the row; k odd.
         mask: "A" or "B".
         groups: channels of the image.
+        together: neighbours of the output that the next layer makes one feature of; they are in the same part.
 
     Raises:
-        ValueError: channels that are not multiples of ``groups``, an even kernel, or another mask.
+        ValueError: fewer features than ``groups``, an even kernel, or another mask.
 
     >>> MaskedConv2d(3, 3, 3, "A", groups=3).mask[:, :, 1, 1].int()  # of the own pixel: B sees R and G
     tensor([[0, 0, 0],
@@ -41,14 +42,20 @@ class MaskedConv2d(WindowConv2d):
     mask: Tensor
 
     def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int | tuple[int, int], mask: str, groups: int = 1
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        mask: str,
+        groups: int = 1,
+        together: int = 1,
     ) -> None:
         if mask not in ("A", "B"):
             raise ValueError(f"mask must be 'A' or 'B', got {mask!r}")
-        if in_channels % groups or out_channels % groups:
+        if min(in_channels, out_channels // together) < groups:
             raise ValueError(
-                f"features must divide into one part for each of the {groups} channels of the image, "
-                f"got {in_channels} and {out_channels}"
+                f"the {groups} channels of the image need a feature each, got {in_channels} and "
+                f"{out_channels // together}: take a larger width"
             )
         height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
         if height % 2 == 0 or width % 2 == 0:
@@ -58,13 +65,18 @@ class MaskedConv2d(WindowConv2d):
         super().__init__(in_channels, out_channels, (above + 1, width), above, left, of_image=mask == "A")
         self.register_buffer("mask", torch.ones(self.weight.shape), persistent=False)
         self.mask[:, :, above, left + 1 :] = 0
-        part_in = torch.arange(in_channels) * groups // in_channels
-        part_out = torch.arange(out_channels) * groups // out_channels
+        part_in, part_out = _parts(in_channels, groups), _parts(out_channels // together, groups)
+        part_out = part_out.repeat_interleave(together)
         before = part_in < part_out[:, None] if mask == "A" else part_in <= part_out[:, None]
         self.mask[:, :, above, left] = before.to(self.mask)
 
     def kernel(self) -> Tensor:
         return self.weight * self.mask
+
+
+def _parts(features: int, groups: int) -> Tensor:
+    """To which part each feature belongs, (features,)."""
+    return torch.arange(features) * groups // features
 
 
 class MaskedHead(nn.Module):

@@ -45,14 +45,14 @@ class RowLSTM(nn.Module):
     """Rows from the top; the state at a pixel has seen a triangle above it, a column wider on each side with each row.
 
     Args:
-        in_channels: of the map that it reads, a multiple of ``groups``.
-        width: features of the state, a multiple of ``groups``.
+        in_channels: of the map that it reads, at least ``groups``.
+        width: features of the state, at least ``groups``.
         groups: channels of the image; see :class:`MaskedConv2d`.
     """
 
     def __init__(self, in_channels: int, width: int, groups: int = 1) -> None:
         super().__init__()
-        self.input_to_state = MaskedConv2d(in_channels, 4 * width, (1, 3), "B", groups)
+        self.input_to_state = MaskedConv2d(in_channels, 4 * width, (1, 3), "B", groups, together=4)
         self.state_to_state = nn.Conv1d(width, 4 * width, 3, padding=1, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -95,14 +95,14 @@ class DiagonalBiLSTM(nn.Module):
     row below could see it only from beneath.
 
     Args:
-        in_channels: of the map that it reads, a multiple of ``groups``.
-        width: features of the state, a multiple of ``groups``.
+        in_channels: of the map that it reads, at least ``groups``.
+        width: features of the state, at least ``groups``.
         groups: channels of the image; see :class:`MaskedConv2d`.
     """
 
     def __init__(self, in_channels: int, width: int, groups: int = 1) -> None:
         super().__init__()
-        self.from_left = _DiagonalLSTM(MaskedConv2d(in_channels, 4 * width, 1, "B", groups), width)
+        self.from_left = _DiagonalLSTM(MaskedConv2d(in_channels, 4 * width, 1, "B", groups, together=4), width)
         self.from_right = _DiagonalLSTM(nn.Conv2d(in_channels + groups, 4 * width, 1), width)
 
     def forward(self, x: Tensor, image: Tensor) -> Tensor:
