@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.fingerprint import fingerprint
+from robustgen.foreign_formats import foreign_format
+from robustgen.structure import check_structure
 
 __all__ = [
     "alone",
@@ -84,12 +86,33 @@ def write_json(path: str | Path, value: Any, indent: int | None = 1) -> None:
     write_bytes(path, (json.dumps(value, indent=indent, allow_nan=False) + "\n").encode())
 
 
-def read_json(path: str | Path) -> Any:
-    """Read a JSON file; a ValueError names the file where it is not complete JSON."""
+def read_json(path: str | Path, structure: Any = object, at_most: int = 2**26) -> Any:
+    """Read a JSON file that holds what ``structure`` says, see :func:`~robustgen.structure.check_structure`.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: not complete JSON (NaN is none), nested too deep, of more than ``at_most`` bytes, or of another
+            structure; it names the file.
+    """
+    path = Path(path)
+    if not path.is_file():  # neither a folder nor a pipe
+        raise FileNotFoundError(f"{path}: no such file")
+    with open(path, "rb") as file:
+        data = file.read(at_most + 1)
+    if len(data) > at_most:
+        raise ValueError(f"{path}: more than {at_most // 2**20} MiB, which no such file has")
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        found = json.loads(data.decode("utf-8"), parse_constant=_no_number)
+    except RecursionError:
+        raise ValueError(f"{path}: not a JSON file of ours (nested too deep)") from None
+    except ValueError as error:
         raise ValueError(f"{path}: not a complete JSON file ({error})") from None
+    check_structure(found, structure, path)
+    return found
+
+
+def _no_number(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
 
 
 def save_tensors(path: str | Path, tensors: Mapping[str, Tensor]) -> None:
@@ -129,15 +152,20 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
+    if (what := foreign_format(path)) is not None:
+        raise ValueError(f"{path}: {what}")
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-            about = json.loads((file.metadata() or {}).get("robustgen", "{}"))
-    except (SafetensorError, OSError) as error:
+            about = json.loads((file.metadata() or {}).get("robustgen", "null"))
+    except (SafetensorError, OSError, ValueError, RecursionError) as error:
         raise ValueError(f"{path}: not a complete safetensors file ({error})") from None
-    if about and about["fingerprint"] != fingerprint(tensors):
+    if about is None:  # another program's
+        return tensors
+    check_structure(about, {"fingerprint": str, "aliases": {str: str}}, path, "its metadata")
+    if about["fingerprint"] != fingerprint(tensors) or not tensors.keys() >= set(about["aliases"].values()):
         raise ValueError(f"{path}: damaged, its tensors are not those that were written")
-    return tensors | {name: tensors[of] for name, of in about.get("aliases", {}).items()}
+    return tensors | {name: tensors[of] for name, of in about["aliases"].items()}
 
 
 def load_state(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path = "the checkpoint") -> None:
@@ -154,9 +182,24 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], source: str | P
         for name in own
         if name in tensors and tensors[name].shape != own[name].shape
     ]
+    problems += [
+        f"{name} is {tensors[name].dtype}, the network has {own[name].dtype}"
+        for name in own
+        if name in tensors and not _of_one_kind(tensors[name], own[name])
+    ]
     if problems:
-        raise ValueError(f"{source} does not fit this network: {'; '.join(problems)}")
+        raise ValueError(f"{source} does not fit this network: {_shortened(problems)}")
     module.load_state_dict(tensors)
+
+
+def _of_one_kind(a: Tensor, b: Tensor) -> bool:
+    """Whether both are whole numbers, fractions or complex: no other cast keeps what a weight is."""
+    return (a.is_floating_point(), a.is_complex()) == (b.is_floating_point(), b.is_complex())
+
+
+def _shortened(problems: list[str], most: int = 20) -> str:
+    left = len(problems) - most
+    return "; ".join(problems[:most]) + (f"; and {left} more" if left > 0 else "")
 
 
 def environment() -> dict[str, str | int]:

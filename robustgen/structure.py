@@ -1,0 +1,101 @@
+"""What a file's JSON must look like, written down as JSON itself; one line names the file and the field that differs."""
+
+import math
+from pathlib import Path
+from types import UnionType
+from typing import Any
+
+__all__ = ["POSITIVE", "SIZE", "check_structure"]
+
+SIZE = range(2**20)  # of a layer, an image, a number of layers: a larger one in a file would only fill the memory
+POSITIVE = range(1, 2**20)
+_INT64 = range(-(2**63), 2**63)
+_WORDS = {str: "a string", int: "a whole number", float: "a finite number", bool: "true or false", dict: "an object"}
+_WORDS |= {list: "a list", type(None): "null"}
+
+
+def check_structure(value: Any, structure: Any, source: str | Path, field: str = "") -> None:
+    """ValueError unless ``value``, read from the file ``source``, is built as ``structure`` says.
+
+    Args:
+        structure: a type (``str``, ``int``, ``float`` for any finite number, ``bool``, ``dict``, ``list``, a tensor) or
+            a union of types; ``object`` for anything; a ``range`` of whole numbers; ``[s]`` for a list of s;
+            ``{str: s}`` for an object of s under any names; ``{"name": s, "other?": s}`` for one with these names, of
+            which ``other`` may be missing (further ones are not looked at); a tuple of structures, one of which fits.
+        field: where in the file ``value`` stands.
+
+    >>> check_structure({"a": [1, "2"]}, {"a": [int]}, "run.json")
+    Traceback (most recent call last):
+    ValueError: run.json: a[1] must be a whole number, not "2"
+    """
+    if isinstance(structure, tuple):
+        _check_one_of(value, structure, source, field)
+    elif isinstance(structure, list):
+        _check_type(value, list, source, field)
+        for i, item in enumerate(value):
+            check_structure(item, structure[0], source, f"{field}[{i}]")
+    elif isinstance(structure, dict):
+        _check_type(value, dict, source, field)
+        if str in structure:
+            structure = dict.fromkeys(value, structure[str])
+        for name, part in structure.items():
+            where = f"{field}.{name.removesuffix('?')}".lstrip(".")
+            if name.removesuffix("?") in value:
+                check_structure(value[name.removesuffix("?")], part, source, where)
+            elif not name.endswith("?"):
+                raise ValueError(f"{source}: lacks {where}")
+    else:
+        _check_type(value, structure, source, field)
+
+
+def _check_one_of(value: Any, structures: tuple[Any, ...], source: str | Path, field: str) -> None:
+    """The first of the structures that is of the kind of ``value`` says what is wrong."""
+    alike = [s for s in structures if _fits(value, _kind(s))]
+    if not alike:
+        raise ValueError(_wrong(value, " or ".join(_word(_kind(s)) for s in structures), source, field))
+    check_structure(value, alike[0], source, field)
+
+
+def _check_type(value: Any, kind: Any, source: str | Path, field: str) -> None:
+    if not _fits(value, kind):
+        raise ValueError(_wrong(value, _word(kind), source, field))
+
+
+def _kind(structure: Any) -> Any:
+    return type(structure) if isinstance(structure, dict | list) else type(None) if structure is None else structure
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    if kind is object:
+        return True
+    if isinstance(kind, UnionType):
+        return any(_fits(value, one) for one in kind.__args__)
+    if kind is None:
+        return value is None
+    if isinstance(value, bool):  # an int to Python
+        return kind is bool
+    if isinstance(kind, range) or kind is int:
+        return isinstance(value, int) and value in (_INT64 if kind is int else kind)
+    if kind is float:
+        return isinstance(value, int | float) and math.isfinite(value)
+    return isinstance(value, kind)
+
+
+def _word(kind: Any) -> str:
+    if isinstance(kind, UnionType):
+        return " or ".join(_word(one) for one in kind.__args__)
+    if isinstance(kind, range):
+        return f"a whole number from {kind[0]} to {kind[-1]}"
+    return _WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}".lower())
+
+
+def _wrong(value: Any, wanted: str, source: str | Path, field: str) -> str:
+    if isinstance(value, str):
+        shown = f'"{value[:40]}..."' if len(value) > 40 else f'"{value}"'
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        shown = f"{value:g}" if abs(value) < 1e300 else "so large a number"
+    elif isinstance(value, bool):
+        shown = str(value).lower()
+    else:
+        shown = _word(type(value))
+    return f"{source}: {field or 'it'} must be {wanted}, not {shown}"
