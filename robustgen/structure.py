@@ -1,4 +1,4 @@
-"""What a file's JSON must look like, written down as JSON itself; one line names the file and the field that differs."""
+"""What a file's JSON must look like, written as JSON is; one line names the file and the field that differs."""
 
 import math
 from pathlib import Path
@@ -74,8 +74,10 @@ def _fits(value: Any, kind: Any) -> bool:
         return value is None
     if isinstance(value, bool):  # an int to Python
         return kind is bool
-    if isinstance(kind, range) or kind is int:
-        return isinstance(value, int) and value in (_INT64 if kind is int else kind)
+    if kind is int:
+        kind = _INT64
+    if isinstance(kind, range):
+        return isinstance(value, int) and value in kind
     if kind is float:
         return isinstance(value, int | float) and math.isfinite(value)
     return isinstance(value, kind)

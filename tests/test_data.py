@@ -59,7 +59,8 @@ def test_the_room_imports_no_other_room_and_no_slow_library():
         "print([m for m in sys.modules if m.startswith(('robustgen.', 'torchvision.datasets', 'sklearn'))])"
     )
     loaded = eval(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    allowed = {f"robustgen.{name}" for name in ("checks", "counter_rng", "data", "files", "fingerprint")}
+    ground = ("checks", "counter_rng", "files", "fingerprint", "foreign_formats", "structure")
+    allowed = {f"robustgen.{name}" for name in ("data", *ground)}
     assert {m for m in loaded if not m.startswith("robustgen.data.")} == allowed
 
 
