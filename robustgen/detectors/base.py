@@ -14,6 +14,7 @@ from robustgen.checks import check_images, check_integers
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.model import naming_inputs, untouched
+from robustgen.structure import check_structure
 from robustgen.training import Source, as_source
 
 if TYPE_CHECKING:
@@ -211,22 +212,33 @@ class Detector(ABC):
                 settings, for which fit and calibration would be silently wrong.
         """
         path = Path(directory) / "detector.json"
-        record = read_json(path)
-        if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("detector") != cls.__name__:
+        record = read_json(path, dict)
+        if record.get("format") != FORMAT or record.get("detector") != cls.__name__:
             raise ValueError(f"{path}: not a {cls.__name__} in format {FORMAT}")
+        check_structure(record, {"config": dict, "model": str, "tensors": str}, path)
         tensors = load_tensors(path.with_name("detector.safetensors"))
         if record["tensors"] != fingerprint(tensors):
             raise ValueError(f"{directory}: detector.json and detector.safetensors are not from the same save")
-        try:
-            detector = cls(model, **record["config"])
-        except (KeyError, TypeError) as error:
-            raise ValueError(f"{path}: not the settings of a {cls.__name__} ({error})") from None
+        detector = cls._from_settings(record["config"], model, path)
         if record["model"] != model_fingerprint(detector.model):
             raise ValueError(f"{directory}: fitted on a model with other weights or settings; fit and calibrate again")
         scores = tensors.pop("calibration.scores", None)
-        detector.statistics_ = {name.removeprefix("fitted."): s for name, s in tensors.items()}
-        detector.calibration_ = None if scores is None else ConformalCalibration(scores)
+        detector.statistics_ = _Kept({name.removeprefix("fitted."): s for name, s in tensors.items()}, path)
+        try:
+            detector.calibration_ = None if scores is None else ConformalCalibration(scores)
+        except ValueError as error:
+            raise ValueError(f"{path.with_name('detector.safetensors')}: {error}") from None
         return detector
+
+    @classmethod
+    def _from_settings(cls, settings: dict[str, Any], model: Any, path: Path) -> "Self":
+        known = list(inspect.signature(cls).parameters)[1:]
+        if foreign := [name for name in settings if name not in known]:
+            raise ValueError(f"{path}: not the settings of a {cls.__name__} (it has no {foreign[0]!r})")
+        try:
+            return cls(model, **settings)
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not the settings of a {cls.__name__} ({error})") from None
 
     @property
     def _device(self) -> torch.device:
@@ -261,6 +273,17 @@ class Detector(ABC):
             raise ValueError(f"{type(self).__name__} gives NaN scores on the data it was fitted on")
         if not torch.allclose(once, again, rtol=1e-4, atol=1e-4):  # above the noise of nondeterministic GPU kernels
             raise ValueError("the model is stochastic in eval mode: an input's score would depend on its batch")
+
+
+class _Kept(dict[str, Tensor]):
+    """Statistics from a file, which is named where one is missing."""
+
+    def __init__(self, tensors: dict[str, Tensor], path: Path) -> None:
+        super().__init__(tensors)
+        self._path = path
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ValueError(f"{self._path.with_name('detector.safetensors')}: lacks the statistic {name!r}")
 
 
 def _about_images(batches: Iterable[Tensor]) -> dict[str, Tensor]:

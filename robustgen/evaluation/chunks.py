@@ -92,7 +92,7 @@ def run_jobs(
             found: dict[int, AttackResult] = {}
             for c, part in enumerate(rows.split(size) if len(rows) else ()):
                 bar.set_postfix_str(f"{label}, {standing} standing")
-                result = store.load(k, c) if store else None
+                result = store.load(k, c, len(part)) if store else None
                 if result is None and c % world.size == world.rank:
                     i = part.to(x.device)
                     engine = Engine(slots=batch_size, precision=job.precision)
@@ -202,17 +202,22 @@ class _Store:
             raise ValueError(
                 f"{run_dir} already holds an evaluation: resume it (--resume), or choose another directory"
             )
-        found = read_json(path)
-        different = [name for name in plan if not isinstance(found, dict) or found.get(name) != plan[name]]
+        found = read_json(path, dict)
+        different = [name for name in plan if found.get(name) != plan[name]]
         if different:
             raise ValueError(f"{run_dir} holds another evaluation: {', '.join(different)} differ")
 
     def _path(self, job: int, chunk: int) -> Path:
         return self.directory / f"{job:03d}-{chunk:06d}.safetensors"
 
-    def load(self, job: int, chunk: int) -> AttackResult | None:
+    def load(self, job: int, chunk: int, n: int) -> AttackResult | None:
         path = self._path(job, chunk)
-        return AttackResult(**load_tensors(path)) if path.exists() else None
+        if not path.exists():
+            return None
+        found = load_tensors(path)
+        if found.keys() != AttackResult.__dataclass_fields__.keys() or any(t.shape[:1] != (n,) for t in found.values()):
+            raise ValueError(f"{path}: not a chunk of {n} examples; delete it to have it measured again")
+        return AttackResult(**found)
 
     def save(self, job: int, chunk: int, result: AttackResult) -> None:
         save_tensors(self._path(job, chunk), vars(result))

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustgen.evaluation.detector_robustness_table import GUARDED_NOTE, detector_robustness_table
 from robustgen.evaluation.masking import VERDICTS, VIOLATED
+from robustgen.evaluation.report_structure import check_report
 from robustgen.evaluation.shares import percent
 from robustgen.files import read_json, write_bytes, write_json
 
@@ -55,9 +56,10 @@ def load_report(path: str | Path) -> dict[str, Any]:
     path = path / "report.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such report")
-    report = read_json(path)
-    if not isinstance(report, dict) or report.get("format") != FORMAT or "networks" not in report:
+    report: dict[str, Any] = read_json(path, dict, at_most=2**30)
+    if report.get("format") != FORMAT or "networks" not in report:
         raise ValueError(f"{path}: not a robustgen report of format {FORMAT}")
+    check_report(report, path)
     return report
 
 

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_images, check_shape
-from robustgen.files import load_state
+from robustgen.rebuilding import rebuild
+from robustgen.structure import POSITIVE, SIZE, check_structure
 from robustgen.training import Batch, load_checkpoint, save_checkpoint
 from robustgen.training.checkpoint import holds_run
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["GenerativeModel"]
+
+_SETTING = (None, bool, str, float, [POSITIVE])  # of a saved model, where it is no whole number
 
 
 class GenerativeModel(nn.Module, ABC):
@@ -162,10 +165,10 @@ class GenerativeModel(nn.Module, ABC):
             raise ValueError(
                 f"{directory}: holds a {found or 'network that is no generative model'}, not {cls.__name__}"
             )
-        try:
-            with torch.random.fork_rng(devices=[]):
-                model = cls(**config)
-        except TypeError as error:
-            raise ValueError(f"{directory}: not the settings of a {cls.__name__} ({error})") from None
-        load_state(model, checkpoint.model_state, checkpoint.path)
-        return model.eval()
+        path = checkpoint.path / "config.json"
+        known = inspect.signature(cls).parameters
+        if foreign := [name for name in config if name not in known]:
+            raise ValueError(f"{path}: not the settings of a {cls.__name__} (it has no {foreign[0]!r})")
+        settings = {name: SIZE if type(value) is int else _SETTING for name, value in config.items()}
+        check_structure(config, settings, path, "config.model")
+        return rebuild(lambda: cls(**config), checkpoint.model_state, settings=path, weights=checkpoint.path).eval()
