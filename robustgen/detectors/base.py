@@ -14,7 +14,7 @@ from robustgen.checks import check_images, check_integers
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.model import naming_inputs, untouched
-from robustgen.structure import check_structure
+from robustgen.structure import check_arguments, check_structure
 from robustgen.training import Source, as_source
 
 if TYPE_CHECKING:
@@ -232,12 +232,10 @@ class Detector(ABC):
 
     @classmethod
     def _from_settings(cls, settings: dict[str, Any], model: Any, path: Path) -> "Self":
-        known = list(inspect.signature(cls).parameters)[1:]
-        if foreign := [name for name in settings if name not in known]:
-            raise ValueError(f"{path}: not the settings of a {cls.__name__} (it has no {foreign[0]!r})")
+        check_arguments(cls, settings, path, "config", after=1)
         try:
             return cls(model, **settings)
-        except (KeyError, TypeError, ValueError) as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: not the settings of a {cls.__name__} ({error})") from None
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustgen.checks import check_images, check_shape
 from robustgen.rebuilding import rebuild
-from robustgen.structure import POSITIVE, SIZE, check_structure
+from robustgen.structure import SIZE, check_arguments
 from robustgen.training import Batch, load_checkpoint, save_checkpoint
 from robustgen.training.checkpoint import holds_run
 
@@ -19,8 +19,6 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 __all__ = ["GenerativeModel"]
-
-_SETTING = (None, bool, str, float, [POSITIVE])  # of a saved model, where it is no whole number
 
 
 class GenerativeModel(nn.Module, ABC):
@@ -166,9 +164,5 @@ class GenerativeModel(nn.Module, ABC):
                 f"{directory}: holds a {found or 'network that is no generative model'}, not {cls.__name__}"
             )
         path = checkpoint.path / "config.json"
-        known = inspect.signature(cls).parameters
-        if foreign := [name for name in config if name not in known]:
-            raise ValueError(f"{path}: not the settings of a {cls.__name__} (it has no {foreign[0]!r})")
-        settings = {name: SIZE if type(value) is int else _SETTING for name, value in config.items()}
-        check_structure(config, settings, path, "config.model")
+        check_arguments(cls, config, path, "config.model", whole=SIZE)
         return rebuild(lambda: cls(**config), checkpoint.model_state, settings=path, weights=checkpoint.path).eval()

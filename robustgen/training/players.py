@@ -103,21 +103,38 @@ class Players:
 
 def _load(optimizer: Optimizer, state: dict[str, Any], name: str) -> None:
     """Load a state that a file held: torch looks at neither the types nor the shapes in it."""
-    check_structure(state, {"state": {}, "param_groups": [{"params": [int]}]}, name)
+    kind = type(optimizer).__name__
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    structure = {"state": dict, "param_groups": [{"params": [range(len(parameters))]}]}
+    check_structure(state, structure, name)
+    if foreign := [k for k in state["state"] if type(k) is not int or k not in range(len(parameters))]:
+        raise ValueError(f"{name}: state.{foreign[0]} is of no parameter")
     for number, kept in state["state"].items():
         check_structure(kept, dict, name, f"state.{number}")
-    own = [{k: type(v) for k, v in group.items()} for group in optimizer.param_groups]
+    own = [dict(group) for group in optimizer.param_groups]
     try:
         optimizer.load_state_dict(state)
-    except (KeyError, RuntimeError, TypeError, ValueError):
-        raise ValueError(f"{name}: not the state of this {type(optimizer).__name__}") from None
-    for i, (kinds, group) in enumerate(zip(own, optimizer.param_groups, strict=True)):
-        other = [k for k, kind in kinds.items() if k not in group or not isinstance(group[k], kind | int)]
-        if other:
-            raise ValueError(f"{name}: param_groups[{i}].{other[0]} is not what this {type(optimizer).__name__} keeps")
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        raise ValueError(f"{name}: not the state of this {kind}") from None
+    for i, (before, group) in enumerate(zip(own, optimizer.param_groups, strict=True)):
+        if other := [k for k in before if k != "params" and _form(before[k]) != _form(group.get(k))]:
+            raise ValueError(f"{name}: param_groups[{i}].{other[0]} is not what this {kind} keeps")
+    for kept in optimizer.state.values():
+        for key, value in kept.items():
+            if key == "step" and not 0 <= float(value) < float("inf"):
+                raise ValueError(f"{name}: a step is {float(value):g}")
     alike = {(k, type(v)) for kept in optimizer.state.values() for k, v in kept.items()}
     for p, kept in optimizer.state.items():
         if kept and {(k, type(v)) for k, v in kept.items()} != alike:
             raise ValueError(f"{name}: parts of the state are missing")
         if any(isinstance(v, Tensor) and v.shape != p.shape and v.numel() != 1 for v in kept.values()):
             raise ValueError(f"{name}: a tensor of the state has not the shape of its parameter")
+
+
+def _form(setting: Any) -> Any:
+    """Of what kind a setting of an optimizer is; fractions must also keep their sign, and stay on their side of 1."""
+    if isinstance(setting, tuple | list):
+        return [_form(item) for item in setting]
+    if isinstance(setting, bool) or not isinstance(setting, int | float):
+        return type(setting)
+    return setting >= 0, setting < 1
