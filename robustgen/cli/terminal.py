@@ -8,6 +8,8 @@ from robustgen.printable import printable
 
 __all__ = ["complain", "print_found", "say"]
 
+_SCREEN = 4000  # characters; a name in a file may have any number of them
+
 
 def say(text: object) -> None:
     """Print to stdout."""
@@ -15,8 +17,9 @@ def say(text: object) -> None:
 
 
 def complain(kind: str, message: object) -> None:
-    """Print "robustgen: kind: message" to stderr, as one line."""
-    print(f"robustgen: {kind}: {printable(' '.join(str(message).split()))}", file=sys.stderr)
+    """Print "robustgen: kind: message" to stderr, as one line of no more than a screen."""
+    line = printable(" ".join(str(message).split()))
+    print(f"robustgen: {kind}: {line if len(line) <= _SCREEN else line[:_SCREEN] + '...'}", file=sys.stderr)
 
 
 def print_found(found: dict[str, Any], as_json: bool) -> None:
