@@ -215,7 +215,8 @@ class _Store:
         if not path.exists():
             return None
         found = load_tensors(path)
-        if found.keys() != AttackResult.__dataclass_fields__.keys() or any(t.shape[:1] != (n,) for t in found.values()):
+        whole = found.keys() == AttackResult.__dataclass_fields__.keys() and found["success"].dtype == torch.bool
+        if not whole or any(t.shape[:1] != (n,) or t.is_complex() for t in found.values()):
             raise ValueError(f"{path}: not a chunk of {n} examples; delete it to have it measured again")
         return AttackResult(**found)
 
