@@ -20,6 +20,7 @@ from robustgen.locks import lock
 from robustgen.structure import check_structure
 
 __all__ = [
+    "check_state",
     "environment",
     "load_state",
     "load_tensors",
@@ -194,24 +195,30 @@ def load_state(module: nn.Module, tensors: Mapping[str, Tensor], source: str | P
     """Load ``tensors`` into ``module``, all or nothing.
 
     Raises:
-        ValueError: names every missing, unexpected and misshapen tensor; the module is then unchanged.
+        ValueError: as :func:`check_state` does; the module is then unchanged.
     """
+    check_state(module, tensors, source)
+    module.load_state_dict(tensors)
+
+
+def check_state(module: nn.Module, tensors: Mapping[str, Tensor], source: str | Path) -> None:
+    """ValueError unless ``tensors`` fit ``module``: it names every missing, unexpected and misshapen one."""
     own = module.state_dict()
     problems = [f"missing {name}" for name in own if name not in tensors]
     problems += [f"unexpected {name}" for name in tensors if name not in own]
+    both = [(name, tensors[name], own[name]) for name in own if name in tensors]
     problems += [
-        f"{name} is {tuple(tensors[name].shape)}, the network has {tuple(own[name].shape)}"
-        for name in own
-        if name in tensors and tensors[name].shape != own[name].shape
+        f"{name} is {tuple(found.shape)}, the network has {tuple(kept.shape)}"
+        for name, found, kept in both
+        if found.shape != kept.shape
     ]
     problems += [
-        f"{name} is {tensors[name].dtype}, the network has {own[name].dtype}"
-        for name in own
-        if name in tensors and not _of_one_kind(tensors[name], own[name])
+        f"{name} is {found.dtype}, the network has {kept.dtype}"
+        for name, found, kept in both
+        if not _of_one_kind(found, kept)
     ]
     if problems:
         raise ValueError(f"{source} does not fit this network: {_shortened(problems)}")
-    module.load_state_dict(tensors)
 
 
 def _of_one_kind(a: Tensor, b: Tensor) -> bool:

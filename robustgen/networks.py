@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor, nn
 
-from robustgen.checks import plain_arguments
+from robustgen.checks import check_integers, plain_arguments
 from robustgen.strided_conv import StridedConv2d
 
 __all__ = ["activation_module", "build", "convnet", "encoder", "mlp", "resnet"]
@@ -50,6 +50,7 @@ def convnet(
     >>> convnet(1, 10, image_size=28)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
+    check_integers(in_channels=in_channels, n_classes=n_classes, width=width)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     large = [(8, 2, 3), (6, 2, 0), (5, 1, 0)]  # kernel, stride, padding
     shapes = large if min(size) >= 24 else [(3, 1, 1), (3, 2, 1), (3, 1, 1)]
@@ -81,6 +82,7 @@ def encoder(
     >>> encoder(image_size=8)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 64])
     """
+    check_integers(in_channels=in_channels, n_outputs=n_outputs, width=width)
     size = (image_size, image_size) if isinstance(image_size, int) else image_size
     shapes = [(5, 2, width), (3, 1, 2 * width), (3, 2, 4 * width), (3, 1, 4 * width), (3, 2, 8 * width)]
     layers: list[nn.Module] = []
@@ -100,6 +102,8 @@ def mlp(n_inputs: int, hidden: Sequence[int], n_classes: int, activation: str = 
     >>> mlp(64, [32], 10)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 10])
     """
+    for units in (n_inputs, *hidden, n_classes):
+        check_integers(units=units)
     layers: list[nn.Module] = [nn.Flatten()]
     for a, b in itertools.pairwise([n_inputs, *hidden]):
         layers += [nn.Linear(a, b), activation_module(activation)]
@@ -132,7 +136,7 @@ def resnet(
             forwards both at once, and attacks meet other statistics than training does; groups see one input each.
 
     Raises:
-        ValueError: no stage, no block, an unknown activation or norm.
+        ValueError: no stage, no block, a number below 1, an unknown activation or norm.
 
     >>> import torch
     >>> resnet(3, 10)(torch.zeros(2, 3, 32, 32)).shape
@@ -140,6 +144,8 @@ def resnet(
     """
     if not widths or blocks < 1:
         raise ValueError(f"resnet needs at least one width and one block, got widths={tuple(widths)}, blocks={blocks}")
+    for width in widths:
+        check_integers(in_channels=in_channels, n_classes=n_classes, width=width)
     layers: list[tuple[str, nn.Module]] = [("stem", nn.Conv2d(in_channels, widths[0], 3, padding=1))]
     channels = widths[0]
     for stage, width in enumerate(widths):
@@ -190,16 +196,18 @@ def build(name: str, example: Tensor, n_classes: int, width: int | None = None, 
     ``width``: channels of the first layer (of the first stage of a resnet, doubled from stage to stage), units of mlp.
 
     Raises:
-        ValueError: an unknown name, or a convnet or resnet for inputs that are not images (N, C, H, W).
+        ValueError: an unknown name, a width below 1, or a convnet or resnet for inputs that are no images (N, C, H, W).
     """
+    if width is not None:
+        check_integers(width=width)  # 0 is no width, and not the default either
     if name == "mlp":
-        return mlp(example[0].numel(), [width or 256] * 2, n_classes, activation)
+        return mlp(example[0].numel(), [256 if width is None else width] * 2, n_classes, activation)
     if name not in ("convnet", "resnet"):
         raise ValueError(f"unknown network {name!r}; known: convnet, mlp, resnet (or module:function for your own)")
     if example.ndim != 4:
         raise ValueError(f"{name} takes images (N, C, H, W), got shape {tuple(example.shape)}")
     _, channels, height, breadth = example.shape
     if name == "resnet":
-        first = width or 16
+        first = 16 if width is None else width
         return resnet(channels, n_classes, (first, 2 * first, 4 * first), activation=activation)
-    return convnet(channels, n_classes, (height, breadth), width or 64, activation)
+    return convnet(channels, n_classes, (height, breadth), 64 if width is None else width, activation)

@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import nearest
+from robustgen.checks import check_integers, nearest
 
 __all__ = ["CharLM", "TextClassifier"]
 
@@ -29,7 +29,7 @@ class CharLM(nn.Module):
         stepwise: an nn.LSTMCell (GRUCell, RNNCell) in a loop instead of an nn.LSTM (GRU, RNN).
 
     Raises:
-        ValueError: an unknown ``rnn``; at the call, tokens that are not (N, T) with T >= 1.
+        ValueError: an unknown ``rnn``, a number below 1; at the call, tokens that are not (N, T) with T >= 1.
         TypeError: at the call, tokens that are not int64.
 
     >>> lm = CharLM("gru", units=8)
@@ -47,7 +47,8 @@ class CharLM(nn.Module):
         stepwise: bool = False,
     ) -> None:
         super().__init__()
-        width = embedding or n_symbols
+        width = n_symbols if embedding is None else embedding
+        check_integers(units=units, n_symbols=n_symbols, embedding=width)
         self.stepwise = stepwise
         self.embedding = nn.Embedding(n_symbols, width)
         self.rnn = _kind(_CELLS, rnn)(width, units) if stepwise else _kind(_LAYERS, rnn)(width, units, batch_first=True)
@@ -92,7 +93,8 @@ class TextClassifier(nn.Module):
         embedding: int | None = None,
     ) -> None:
         super().__init__()
-        width = embedding or n_symbols
+        width = n_symbols if embedding is None else embedding
+        check_integers(units=units, n_symbols=n_symbols, embedding=width)
         self.embedding = nn.Embedding(n_symbols, width)
         self.rnn = _kind(_LAYERS, rnn)(width, units, batch_first=True)
         self.out = nn.Linear(units, n_classes)

@@ -1,11 +1,16 @@
-"""What a file's JSON must look like, written down as JSON itself; one line names the file and the field that differs."""
+"""What a file's JSON must look like, written as JSON is; one line names the file and the field that differs."""
 
-import sys
+import inspect
+import math
+import typing
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
-__all__ = ["POSITIVE", "SIZE", "check_structure"]
+from robustgen.checks import nearest
+
+__all__ = ["POSITIVE", "SIZE", "check_arguments", "check_structure"]
 
 SIZE = range(2**20)  # of a layer, an image, a number of layers: a larger one in a file would only fill the memory
 POSITIVE = range(1, 2**20)
@@ -27,9 +32,6 @@ def check_structure(value: Any, structure: Any, source: str | Path, field: str =
     >>> check_structure({"a": [1, "2"]}, {"a": [int]}, "run.json")
     Traceback (most recent call last):
     ValueError: run.json: a[1] must be a whole number, not "2"
-    >>> check_structure(10**400, float, "run.json")
-    Traceback (most recent call last):
-    ValueError: run.json: it must be a finite number, not so large a number
     """
     if isinstance(structure, tuple):
         _check_one_of(value, structure, source, field)
@@ -49,6 +51,48 @@ def check_structure(value: Any, structure: Any, source: str | Path, field: str =
                 raise ValueError(f"{source}: lacks {where}")
     else:
         _check_type(value, structure, source, field)
+
+
+def check_arguments(
+    make: Callable[..., Any],
+    values: Mapping[str, Any],
+    source: str | Path,
+    field: str,
+    *,
+    after: int = 0,
+    whole: Any = int,
+) -> None:
+    """ValueError unless ``values``, read from ``source``, are arguments of ``make``, of the types that it states.
+
+    Args:
+        after: so many arguments of ``make`` come from elsewhere.
+        whole: what an ``int`` may be.
+
+    >>> def make(model, width: int = 3): ...
+    >>> check_arguments(make, {"width": "3"}, "detector.json", "config", after=1)
+    Traceback (most recent call last):
+    ValueError: detector.json: config.width must be a whole number, not "3"
+    """
+    known = {p.name: p.annotation for p in list(inspect.signature(make).parameters.values())[after:]}
+    for name in values:
+        if name not in known:
+            raise ValueError(f"{source}: {field}.{name} is no argument of {make.__name__}; {nearest(name, known)}")
+    structure = {f"{name}?": _of_annotation(annotation, whole) for name, annotation in known.items()}
+    check_structure(values, structure, source, field)
+
+
+def _of_annotation(annotation: Any, whole: Any) -> Any:
+    """The structure that an argument's annotation states; anything, where it states something else."""
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if annotation is int:
+        return whole
+    if annotation in (str, float, bool, None, type(None)):
+        return annotation
+    if origin in (UnionType, typing.Union):
+        return tuple(_of_annotation(one, whole) for one in arguments)
+    if origin in (list, tuple, Sequence):
+        return [_of_annotation(arguments[0], whole)]
+    return object
 
 
 def _check_one_of(value: Any, structures: tuple[Any, ...], source: str | Path, field: str) -> None:
@@ -77,10 +121,12 @@ def _fits(value: Any, kind: Any) -> bool:
         return value is None
     if isinstance(value, bool):  # an int to Python
         return kind is bool
-    if isinstance(kind, range) or kind is int:
-        return isinstance(value, int) and value in (_INT64 if kind is int else kind)
+    if kind is int:
+        kind = _INT64
+    if isinstance(kind, range):
+        return isinstance(value, int) and value in kind
     if kind is float:
-        return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # also of a whole number
+        return isinstance(value, int | float) and math.isfinite(value)
     return isinstance(value, kind)
 
 

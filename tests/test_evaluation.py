@@ -282,7 +282,7 @@ def test_the_report_is_json_first_and_self_contained(tmp_path):
     with pytest.raises(FileNotFoundError):
         load_report(tmp_path / "nothing")
     (tmp_path / "report.json").write_text("[1]")
-    with pytest.raises(ValueError, match="not a robustgen report"):
+    with pytest.raises(ValueError, match="must be an object"):
         load_report(tmp_path)
 
 

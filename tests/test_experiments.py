@@ -147,9 +147,9 @@ def test_a_record_of_another_format_is_refused(tmp_path):
     assert len(read_cells(tmp_path, Fake(), "cpu")) == 6
     for wrong, message in {
         '{"format": 99}': "not the record of a cell in format 1",
-        '{"format": 1}': "the record lacks experiment",
+        '{"format": 1}': "lacks experiment",
         json.dumps(good | {"row": "b"}): "holds another cell",
-        json.dumps(good | {"value": "3"}): "not a number",
+        json.dumps(good | {"value": "3"}): "value must be a finite number",
         json.dumps(good)[:50]: "not a complete JSON file",
     }.items():
         path.write_text(wrong)

@@ -241,7 +241,7 @@ def test_it_is_saved_and_loaded_whole(make, tmp_path):
     record = json.loads(path.read_text())
     record["config"]["model"]["nothing"] = 1
     path.write_text(json.dumps(record))
-    with pytest.raises(ValueError, match="not the settings of"):
+    with pytest.raises(ValueError, match="is no argument of"):
         load(tmp_path)
 
 

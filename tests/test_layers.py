@@ -376,10 +376,11 @@ def test_a_network_of_one_batch_size_is_named():
 
     net, x = built(OfFour), torch.rand(10, 12)
     assert fortify(net, ["net.2"], example_input=x[:4]).layers == ("net.2",)
-    detector = Energy(net, batch_size=4).fit(x[:4])
-    assert detector.score(x[:8]).shape == (8,)
-    line = r"the model fails on inputs of shape \(12,\), torch\.float32, 2 of them: .*size\(\)\[0\] == 4"
-    with pytest.raises(ValueError, match=line):
-        detector.score(x)
+    with pytest.raises(
+        ValueError, match=r"4 inputs at once but not one alone \(a fixed batch size\?\): .*size\(\)\[0\] == 4"
+    ):
+        Energy(net, batch_size=4).fit(x[:4])
+    with pytest.raises(ValueError, match="a fixed batch size"):
+        PGD()(net, x[:4], torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"the model fails on inputs of shape \(12,\)"):
         KNearestFeatures(net, k=2, batch_size=4).fit(x)

@@ -13,8 +13,10 @@ import typer
 
 from robustgen import __version__
 from robustgen.cli.attack import attack
+from robustgen.cli.options import refuse_empty
 from robustgen.cli.reproduce import demo, report, reproduce
 from robustgen.cli.score import score
+from robustgen.cli.terminal import complain, say
 from robustgen.cli.train import sample, train
 
 __all__ = ["app", "main"]
@@ -36,7 +38,7 @@ def _version(
     version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
 ) -> None:
     if version:
-        print(f"robustgen {__version__}")
+        say(f"robustgen {__version__}")
         raise typer.Exit
 
 
@@ -46,7 +48,7 @@ def main(arguments: list[str] | None = None) -> int:
     ``ROBUSTGEN_DEBUG=1`` in the environment shows the traceback instead.
     """
     with warnings.catch_warnings(), _stopped_by_sigterm():
-        warnings.showwarning = lambda message, *_, **__: print(f"robustgen: warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_, **__: complain("warning", message)
         return _run(arguments)
 
 
@@ -70,6 +72,7 @@ def _stopped_by_sigterm() -> Iterator[None]:
 def _run(arguments: list[str] | None) -> int:
     interrupted = "interrupted; run it again, with --resume where the command has it, to go on from what it has written"
     try:
+        refuse_empty(sys.argv[1:] if arguments is None else arguments)
         code = typer.main.get_command(app).main(args=arguments, standalone_mode=False, prog_name="robustgen")
         return _fail(1, interrupted) if code == 130 else 0  # how newer versions of typer report Ctrl-C
     except KeyboardInterrupt:
@@ -86,5 +89,5 @@ def _run(arguments: list[str] | None) -> int:
 
 
 def _fail(code: int, message: str) -> int:
-    print(f"robustgen: error: {' '.join(message.split())}", file=sys.stderr)
+    complain("error", message)
     return code

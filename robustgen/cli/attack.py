@@ -19,9 +19,11 @@ from robustgen.cli.options import (
     RootOption,
     RunOption,
     SeedOption,
+    TrustOption,
     WeightsOption,
     command_line,
 )
+from robustgen.cli.terminal import say
 
 __all__ = ["attack"]
 
@@ -30,6 +32,7 @@ def attack(
     run: RunOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    trust: TrustOption = False,
     data: DataOption = None,
     data_root: RootOption = None,
     download: DownloadOption = False,
@@ -81,12 +84,13 @@ def attack(
         run=run,
         model=model,
         weights=weights,
-        data=DataSpec(data or "", data_root, download, limit),
+        data=DataSpec(data, data_root, download, limit),
         eps=eps,
         norm=norm,
         suite=suite,
         part=split,
         surrogate=surrogate,
+        trust=trust,
         masking_tests=masking_tests,
         detector=detector,
         fpr=fpr,
@@ -103,10 +107,10 @@ def attack(
         return  # the first process speaks for all
     if as_json:
         found = {} if guarded is None else {"detector_robustness": guarded.to_dict()}
-        print(json.dumps(report.to_dict() | found))
+        say(json.dumps(report.to_dict() | found))
     else:
-        print(report)
+        say(report)
         if guarded is not None:
-            print(guarded)
+            say(guarded)
         if page is not None:
-            print(f"report: {page}")
+            say(f"report: {page}")

@@ -1,10 +1,12 @@
-"""Options that several commands share, and how results are printed."""
+"""Options that several commands share."""
 
-import json
+import math
+import re
 import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,11 +24,31 @@ __all__ = [
     "RunOption",
     "SeedOption",
     "SetOption",
+    "TrustOption",
     "WeightsOption",
     "command_line",
     "given",
-    "print_found",
+    "radius",
+    "refuse_empty",
 ]
+
+
+def radius(text: object) -> float:
+    """A finite number > 0, or a fraction of two.
+
+    >>> radius("8/255") == 8 / 255, radius("0.1")
+    (True, 0.1)
+    """
+    parts = str(text).split("/")
+    try:
+        numbers = [float(part) for part in parts]
+        value = numbers[0] if len(parts) == 1 else numbers[0] / numbers[1]
+    except (ValueError, ZeroDivisionError):
+        value = math.nan
+    if len(parts) > 2 or not 0 < value < math.inf:
+        raise typer.BadParameter(f"{text}: it is a number > 0, or a fraction such as 8/255", param_hint="'--eps'")
+    return value
+
 
 DataOption = Annotated[
     str | None,
@@ -36,7 +58,14 @@ RootOption = Annotated[str | None, typer.Option("--data-root", help="Folder of t
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch a missing named set into --data-root.")]
 RunOption = Annotated[Path | None, typer.Option("--run", help="Directory of a run of `robustgen train`.")]
 ModelOption = Annotated[
-    str | None, typer.Option("--model", help="A network that is not ours: module:function, called without arguments.")
+    str | None,
+    typer.Option(
+        "--model",
+        help="A network that is not ours: module:function, called without arguments. With --run: what its network is.",
+    ),
+]
+TrustOption = Annotated[
+    bool, typer.Option("--trust", help="Run the code that a run names as its network (see SECURITY.md).")
 ]
 WeightsOption = Annotated[
     Path | None, typer.Option("--weights", help="Its weights: a .safetensors file, or a run directory.")
@@ -53,8 +82,28 @@ SetOption = Annotated[
         help="An argument of the model's or detector's class, name=value; repeatable. A wrong name lists them all.",
     ),
 ]
-EpsOption = Annotated[float, typer.Option("--eps", help="Radius of the attack, pixels in [0, 1].")]
+EpsOption = Annotated[
+    float,
+    typer.Option(
+        "--eps",
+        parser=radius,
+        metavar="NUMBER",
+        help="Radius of the attack, of pixels in [0, 1]: a number, or a fraction such as 8/255.",
+    ),
+]
 NormOption = Annotated[str, typer.Option("--norm", help="Linf, L2 or L1.")]
+
+
+def refuse_empty(arguments: Sequence[str]) -> None:
+    """ValueError for an argument that is empty: it would pass for the default, or for the current folder.
+
+    ``--fortify ""`` is no layer, which ``--input-autoencoder`` allows.
+    """
+    for before, argument in zip(["", *arguments], arguments, strict=False):
+        name = before if argument == "" else argument.rstrip("=") if re.fullmatch(r"--[a-z-]+=", argument) else None
+        if name is not None and name != "--fortify":
+            what = name if name.startswith("-") else "an argument"
+            raise ValueError(f"{what} is empty: give it a value, or leave it out")
 
 
 def command_line() -> str:
@@ -66,12 +115,3 @@ def given(context: typer.Context) -> set[str]:
     """Names of the options that are on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
-
-
-def print_found(found: dict[str, Any], as_json: bool) -> None:
-    """Print what a command found, a line an entry or one JSON object."""
-    if as_json:
-        print(json.dumps(found))
-        return
-    for name, value in found.items():
-        print(f"{name}: {value:.4g}" if isinstance(value, float) else f"{name}: {value}")

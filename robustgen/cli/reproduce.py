@@ -13,6 +13,7 @@ from robustgen.cli.options import (
     SeedOption,
     command_line,
 )
+from robustgen.cli.terminal import say
 
 __all__ = ["demo", "report", "reproduce"]
 
@@ -75,12 +76,13 @@ def reproduce(
                     data_root=root,
                     device=device,
                     progress=not quiet,
+                    say=say,
                 )
             if problems:
                 raise RuntimeError("; ".join(problems))
-            print(f"{cell}: every number comes out the same")
+            say(f"{cell}: every number comes out the same")
             return
-        print(
+        say(
             command.measure(
                 experiment,
                 scale=scale,
@@ -93,15 +95,16 @@ def reproduce(
                 device=device,
                 progress=not quiet,
                 command=command_line(),
+                say=say,
             )
         )
     if page is not None:
         from robustgen.files import write_bytes
 
         write_bytes(page, draw_page(out).encode())
-        print(page)
+        say(page)
     if list_:
-        print(draw_list(out))
+        say(draw_list(out))
 
 
 def report(
@@ -115,8 +118,8 @@ def report(
 
     found = load_report(path)
     if markdown:
-        print(draw_markdown(found))
+        say(draw_markdown(found))
         return
-    page = out or (path if path.is_dir() else path.parent) / "report.html"
+    page = (path if path.is_dir() else path.parent) / "report.html" if out is None else out
     write_bytes(page, draw_html(found).encode())
-    print(page)
+    say(page)

@@ -18,11 +18,12 @@ from robustgen.cli.options import (
     RunOption,
     SeedOption,
     SetOption,
+    TrustOption,
     WeightsOption,
     command_line,
     given,
-    print_found,
 )
+from robustgen.cli.terminal import print_found, say
 
 __all__ = ["score"]
 
@@ -33,6 +34,7 @@ def score(
     run: RunOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    trust: TrustOption = False,
     checkpoint: Annotated[
         list[Path] | None,
         typer.Option("--checkpoint", help="Run of a generative model; repeated for detectors that compare several."),
@@ -62,7 +64,13 @@ def score(
     ] = None,
     eps: EpsOption = 0.3,
     norm: NormOption = "Linf",
-    out: Annotated[Path | None, typer.Option("--out", help="A .csv or .jsonl file; default: CSV to stdout.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            help="A .csv or .jsonl file; default: CSV to stdout. In CSV a name like a formula gets an apostrophe.",
+        ),
+    ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Directory of the report of --against.")] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
@@ -91,11 +99,15 @@ def score(
     if report is not None and not against:
         raise ValueError("--report is about --against")
     if checkpoint:
-        if run is not None or model is not None or weights is not None or fit_data is not None:
-            raise ValueError("--checkpoint is a generative model: leave out --run, --model, --weights and --fit-data")
+        if trust or any(other is not None for other in (run, model, weights, fit_data)):
+            raise ValueError(
+                "--checkpoint is a generative model: leave out --run, --model, --weights, --trust and --fit-data"
+            )
         for name in given(context) & {"layers", "epochs", "batch_size"}:
             raise ValueError(f"--{name.replace('_', '-')} is about --fit-data, --checkpoint is a trained model")
-        detector, shape, info = generative_detector(checkpoint, detector_name, parse_options(set_ or ()), device=device)
+        detector, shape, info = generative_detector(
+            checkpoint, detector_name, parse_options(() if set_ is None else set_), device=device
+        )
     elif detector_name is not None or set_:
         raise ValueError("--detector and --set go with --checkpoint, the run of a generative model")
     else:
@@ -109,6 +121,7 @@ def score(
             batch_size=batch_size,
             seed=seed,
             device=device,
+            trust=trust,
             progress=not quiet,
         )
     spec = DataSpec(data, data_root, download, limit)
@@ -119,7 +132,7 @@ def score(
         if out is not None:
             print_found({"inputs": len(rows), "flagged": flagged, "nominal": fpr, "written": str(out)}, as_json)
     if against:
-        scored = str(checkpoint[0] if checkpoint else run or model)
+        scored = str(checkpoint[0] if checkpoint else model if run is None else run)
         others = {name: DataSpec(name, data_root, download, limit) for name in against}
         entry = compare_populations(
             detector,
@@ -128,7 +141,7 @@ def score(
             info,
             part=split,
             shape=shape,
-            seen=[training_data(known, shape) for known in (checkpoint or ([run] if run else []))],
+            seen=[training_data(known, shape) for known in (checkpoint or ([] if run is None else [run]))],
             name=scored,
             fpr=fpr,
             eps=eps,
@@ -142,19 +155,19 @@ def score(
 
             found = {"title": f"Scores of {scored} on {data}", "command": command_line(), "seed": seed}
             found |= {"environment": environment(), "networks": [], "detection": [entry]}
-            print(f"report: {write_report(found, report)}")
+            say(f"report: {write_report(found, report)}")
 
 
 def _print_detection(entry: dict[str, Any], as_json: bool) -> None:
     if as_json:
-        print(json.dumps(entry))
+        say(json.dumps(entry))
         return
-    print(f"{len(entry['in_distribution'])} in-distribution inputs, {entry['false_alarms']:.1%} flagged")
+    say(f"{len(entry['in_distribution'])} in-distribution inputs, {entry['false_alarms']:.1%} flagged")
     for name, p in entry["populations"].items():
-        print(
+        say(
             f"{name}: AUROC {p['auroc']:.3f}, average precision {p['average_precision']:.3f} "
             f"(chance {p['chance']:.3f}, prevalence {p['prevalence']:.3f}), FPR95 {p['fpr_at_95_tpr']:.3f}, "
             f"{p['flagged']:.1%} flagged"
         )
         if p["auroc"] < 0.5:
-            print(f"{name}: below 0.5, this score takes them for more usual than --data; another --detector may not")
+            say(f"{name}: below 0.5, this score takes them for more usual than --data; another --detector may not")

@@ -19,8 +19,8 @@ from robustgen.cli.options import (
     SetOption,
     command_line,
     given,
-    print_found,
 )
+from robustgen.cli.terminal import print_found, say
 
 __all__ = ["sample", "train"]
 
@@ -36,7 +36,7 @@ def train(
             "pixelcnn++, pixelrnn, dcgan, lsgan, wgan-gp, ebm; without: a classifier.",
         ),
     ] = None,
-    data: DataOption = "digits",
+    data: DataOption = None,
     data_root: RootOption = None,
     download: DownloadOption = False,
     hold_out: Annotated[
@@ -136,10 +136,10 @@ def train(
     if generative is not None:
         found = train_generative(
             run=run,
-            data=DataSpec(data or "digits", data_root, download, limit),
+            data=DataSpec("digits" if data is None else data, data_root, download, limit),
             model=generative,
-            options=parse_options(set_ or ()),
-            hold_out=tuple(hold_out or ()),
+            options=parse_options(() if set_ is None else set_),
+            hold_out=tuple(() if hold_out is None else hold_out),
             epochs=epochs,
             batch_size=batch_size,
             lr=lr,
@@ -173,8 +173,8 @@ def train(
         )
     found = train_network(
         run=run,
-        data=DataSpec(data or "digits", data_root, download, limit),
-        hold_out=tuple(hold_out or ()),
+        data=DataSpec("digits" if data is None else data, data_root, download, limit),
+        hold_out=tuple(() if hold_out is None else hold_out),
         model=model,
         width=width,
         activation=activation,
@@ -216,4 +216,4 @@ def sample(
     from robustgen.commands import sample_images
 
     sample_images(run, n, out, seed=seed, device=device)
-    print(out)
+    say(out)

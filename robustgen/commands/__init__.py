@@ -2,6 +2,7 @@
 
 from robustgen.commands.adversarial import adversarial_training
 from robustgen.commands.attack import attack_network
+from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.generative import (
     generative_detector,
     parse_options,
@@ -9,7 +10,7 @@ from robustgen.commands.generative import (
     train_generative,
     training_data,
 )
-from robustgen.commands.runs import DataSpec, FortifySpec, NetworkSpec
+from robustgen.commands.runs import FortifySpec, NetworkSpec
 from robustgen.commands.score import compare_populations, open_detector, score_inputs, write_rows
 from robustgen.commands.train import train_network
 

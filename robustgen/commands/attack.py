@@ -3,7 +3,8 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-from robustgen.commands.runs import DataSpec, by_class_name, data_for, load_run, open_network, saved_detector
+from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.runs import by_class_name, data_for, load_run, open_network, saved_detector, usable_device
 from robustgen.data import require_nonempty
 from robustgen.evaluation import (
     DetectorRobustness,
@@ -27,6 +28,7 @@ def attack_network(
     suite: str = "quick",
     part: str = "test",
     surrogate: Path | None = None,
+    trust: bool = False,
     masking_tests: bool = True,
     detector: bool = False,
     fpr: float | None = None,
@@ -41,6 +43,8 @@ def attack_network(
 ) -> tuple[RobustnessReport, DetectorRobustness | None, Path | None]:
     """Attack a trained network on a data set and, if asked, the run's detector with it.
 
+    ``trust``: the code that ``run`` and ``surrogate`` name as their networks may run; see :func:`load_run`.
+
     Under ``torchrun`` the processes share the work; all return the same reports, the first writes them.
 
     Returns:
@@ -53,8 +57,12 @@ def attack_network(
     for option, value in (("--ood", ood), ("--fpr", fpr)):
         if value is not None and not detector:
             raise ValueError(f"{option} is about --detector")
+    if trust and run is None and surrogate is None:
+        raise ValueError("--trust is about the code that a --run or a --surrogate names")
+    if device is not None:
+        usable_device(device)
     fpr = 0.05 if fpr is None else fpr
-    network, info = open_network(run, model, weights)
+    network, info = open_network(run, model, weights, trust)
     guard = None
     if detector:
         assert run is not None
@@ -65,13 +73,13 @@ def attack_network(
     x_ood = None if ood is None else ood.read(part, shape).images()
     if info:
         dataset = require_nonempty(by_class_name(dataset, info)[0])
-    substitute = None if surrogate is None else load_run(surrogate)[0]
+    substitute = None if surrogate is None else load_run(surrogate, trust=trust)[0]
     world, where = join(device, network)
     for module in (network, substitute):
         if module is not None:
             module.to(where)
     x, y, ids = dataset.images().to(where), dataset.labels().to(where), dataset.ids.to(where)
-    name = f"{run or model} on {dataset.name}"
+    name = f"{model if run is None else run} on {dataset.name}"
     with nullcontext() if out is None else world.alone(out, where):
         report = evaluate_robustness(
             network,

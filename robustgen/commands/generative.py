@@ -14,10 +14,13 @@ from torch import nn
 
 from robustgen import detectors as detector_room
 from robustgen.checks import check_positive, nearest
-from robustgen.commands.runs import CALIBRATION, DataSpec, claim, is_first, move
-from robustgen.data import ArrayDataset, heldout_classes, require_nonempty, split
+from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.run_info import read_info, recorded_data
+from robustgen.commands.runs import claim, is_first, move, parts
+from robustgen.commands.trial import try_objective
+from robustgen.data import ArrayDataset, require_nonempty, split
 from robustgen.detectors import Detector
-from robustgen.files import read_json, write_bytes, write_json
+from robustgen.files import write_bytes, write_json
 from robustgen.generative import GenerativeModel, GenerativeObjective, load, model_classes
 from robustgen.generative.pictures import Pictures, grid_png
 from robustgen.model import evaluating
@@ -78,7 +81,7 @@ def train_generative(
     if lr is not None:
         check_positive(lr=lr)
     whole = require_nonempty(data.read("train"))
-    rest, train, held_back = _parts(whole, hold_out)
+    rest, train, held_back = parts(whole, hold_out)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         network = _construct(kind, tuple(rest.x.shape[1:]), options=options)
@@ -118,6 +121,7 @@ def train_generative(
         progress=progress,
         after_epoch=Pictures(run, samples),
     )
+    try_objective(network, GenerativeObjective(), train, batch_size, seed)
     with claim(run, info, resume):  # only now: what is refused above leaves nothing
         history = trainer.fit(network, train, held_back)
         if not is_first():
@@ -157,9 +161,9 @@ def generative_detector(
     the latter where it is fitted on fresh data; at most ``SCORED`` inputs each. It is kept in the run. The shape of its
     inputs and run.json come with it.
     """
-    models, info = [_trained(run) for run in runs], _info(runs[0])
+    models, info = [_trained(run) for run in runs], read_info(runs[0])
     default = "likelihood" if models[0].log_prob_kind is not None else "discriminator"
-    kind = _class_called(name or default, _detector_classes(), {})
+    kind = _class_called(default if name is None else name, _detector_classes(), {})
     for model in models:
         move(model, device)
     if any(model.shape != models[0].shape for model in models):
@@ -181,8 +185,7 @@ def generative_detector(
                 return kept, models[0].shape, info
         except (FileNotFoundError, ValueError):
             pass  # damaged, or fitted on other weights: the run was resumed since, or another background given
-    source = DataSpec(**info["data"])
-    _, train, held_back = _parts(source.read("train", models[0].shape), tuple(info["held_out"]))
+    _, train, held_back = _parts_of_run(runs[0], info, models[0].shape)
     if kind.fit_on_fresh:
         fresh, held_back = split(held_back, (0.5, 0.5), seed=0, stratified=False)
         if not len(fresh) or not len(held_back):
@@ -195,13 +198,6 @@ def generative_detector(
     return detector, models[0].shape, info
 
 
-def _info(run: Path) -> dict[str, Any]:
-    if not (run / "run.json").is_file():
-        raise FileNotFoundError(f"{run}: no run of `robustgen train` here; for other models see robustgen.detectors")
-    info: dict[str, Any] = read_json(run / "run.json")
-    return info
-
-
 def _trained(run: Path) -> GenerativeModel:
     """The model of a run; ValueError where no step of its training was completed."""
     model = load(run)
@@ -212,20 +208,16 @@ def _trained(run: Path) -> GenerativeModel:
 
 def training_data(run: Path, shape: tuple[int, ...] | None) -> ArrayDataset:
     """All that a run, of whatever network, was trained or calibrated on."""
-    info = _info(run)
-    return _parts(DataSpec(**info["data"]).read("train", shape), tuple(info["held_out"]))[0]
+    return _parts_of_run(run, read_info(run), shape)[0]
 
 
-def _parts(whole: ArrayDataset, hold_out: Sequence[str]) -> tuple[ArrayDataset, ArrayDataset, ArrayDataset]:
-    """What is left of the training data, what of it is trained on, and what is kept back, the same for every seed."""
-    rest = whole
-    if hold_out:
-        numbers = [int(c) if c.isdecimal() and c not in whole.classes else c for c in hold_out]
-        rest, _ = heldout_classes(whole, numbers)
-    train, held_back = split(rest, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=rest.y is not None)
-    if not len(held_back):
-        raise ValueError(f"{rest.name}: {len(rest)} examples leave no tenth to keep from training")
-    return rest, train, held_back
+def _parts_of_run(
+    run: Path, info: dict[str, Any], shape: tuple[int, ...] | None
+) -> tuple[ArrayDataset, ArrayDataset, ArrayDataset]:
+    try:
+        return parts(recorded_data(info).read("train", shape), info["held_out"])
+    except (FileNotFoundError, ValueError) as error:
+        raise type(error)(f"{run / 'run.json'}: its training data cannot be read: {error}") from None
 
 
 def _detector_classes() -> dict[str, type[Detector]]:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from robustgen.commands.runs import usable_device
 from robustgen.experiments.catalogue import find
 from robustgen.experiments.experiment import check_scale
 from robustgen.experiments.results_page import draw_experiment
@@ -69,10 +70,7 @@ def check(
 def _workshop(
     work: Path, data_root: Path | None, device: str | None, progress: bool, say: Callable[[str], None]
 ) -> Workshop:
-    try:
-        where = torch.device(device or "cpu")
-    except RuntimeError:
-        raise ValueError(f"unknown device {device!r}") from None
+    where = torch.device("cpu") if device is None else usable_device(device)
     return Workshop(work, data_root, where, progress, say)
 
 

@@ -8,7 +8,7 @@ import importlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,19 +17,20 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustgen.data import ArrayDataset, load, require_nonempty
-from robustgen.data.folder import folder_parts
-from robustgen.data.load import canonical_name
+from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.run_info import read_info, recorded_data
+from robustgen.data import ArrayDataset, split
+from robustgen.data.splits import heldout_classes
 from robustgen.detectors import ReconstructionError
-from robustgen.files import load_state, load_tensors, read_json, write_json
+from robustgen.files import load_state, load_tensors, write_json
 from robustgen.fortified import FortifiedNetwork
 from robustgen.locks import alone
 from robustgen.networks import build
+from robustgen.rebuilding import rebuild
 from robustgen.training import latest_checkpoint, load_checkpoint
 
 __all__ = [
     "CALIBRATION",
-    "DataSpec",
     "FortifySpec",
     "NetworkSpec",
     "by_class_name",
@@ -42,40 +43,12 @@ __all__ = [
     "load_weights",
     "move",
     "open_network",
+    "parts",
     "saved_detector",
+    "usable_device",
 ]
 
 CALIBRATION = 0.1  # share of the training data that is kept from training, for the detector's thresholds
-
-
-@dataclass(frozen=True)
-class DataSpec:
-    """Which data: a name or a path, where named sets are kept, at most ``limit`` examples."""
-
-    source: str
-    root: str | None = None
-    download: bool = False
-    limit: int | None = None
-
-    def read(self, part: str, shape: tuple[int, ...] | None = None) -> ArrayDataset:
-        """Read the "train" or "test" part; images of a folder are read with the channels of ``shape`` (C, H, W)."""
-        channels = shape[0] if shape is not None and len(shape) == 3 and shape[0] in (1, 3) else None
-        found = load(self.source, split=part, root=self.root, download=self.download, channels=channels, n=self.limit)
-        require_nonempty(found)
-        if shape is not None and tuple(found.x.shape[1:]) != shape:
-            raise ValueError(
-                f"{found.name} holds inputs of shape {tuple(found.x.shape[1:])}, the network takes {shape}"
-            )
-        return found
-
-    def has_test_part(self) -> bool:
-        """Whether there is a test set beside the training set: so for named sets and folders that hold both."""
-        return canonical_name(self.source) is not None or "test" in folder_parts(self.source)
-
-    def is_same_source(self, other: "DataSpec") -> bool:
-        """Whether both read the same files."""
-        names = canonical_name(self.source), canonical_name(other.source)
-        return names[0] == names[1] if any(names) else Path(self.source).resolve() == Path(other.source).resolve()
 
 
 def by_class_name(dataset: ArrayDataset, info: dict[str, Any]) -> tuple[ArrayDataset, ArrayDataset]:
@@ -104,10 +77,17 @@ class NetworkSpec:
     width: int | None = None
     activation: str = "relu"
 
+    @property
+    def is_code(self) -> bool:
+        """Whether the name is of somebody's code, which runs when the network is built; a file may not name it."""
+        return ":" in self.model
+
     def build(self) -> nn.Module:
-        """A freshly initialised network."""
-        if ":" in self.model:
-            return import_model(self.model)
+        """A freshly initialised network, for a user who asked for it by this name."""
+        return import_model(self.model) if self.is_code else self.build_ours()
+
+    def build_ours(self) -> nn.Module:
+        """The built-in network of this name, from numbers and names alone; ValueError for another name."""
         return build(self.model, torch.zeros(1, *self.shape), self.n_classes, self.width, self.activation)
 
 
@@ -179,7 +159,7 @@ def _remember(run: Path, info: dict[str, Any], resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"{run} already holds a run: pass --resume or another --run")
-    found, wanted = read_json(path), json.loads(json.dumps(info))
+    found, wanted = read_info(run), json.loads(json.dumps(info))
     for side in (found, wanted):  # what a resumed run may change; the trainer refuses fewer epochs
         side.pop("command", None)
         side["training"].pop("epochs")
@@ -205,35 +185,68 @@ def load_weights(network: nn.Module, source: str | Path) -> None:
     load_state(network, tensors, source)
 
 
-def load_run(run: Path) -> tuple[nn.Module, dict[str, Any]]:
-    """The network that ``robustgen train`` wrote to ``run``, in eval mode, and its run.json."""
+def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """The network that ``robustgen train`` wrote to ``run``, in eval mode, and its run.json.
+
+    Args:
+        model: "module:function", what the user says the network is, whatever run.json says.
+        trust: import the code that run.json names; without it only built-in networks come from the file.
+
+    Raises:
+        FileNotFoundError: no finished run there.
+        ValueError: damaged files, a run of a generative model, or one of code that nobody but the file has named.
+    """
     if not (run / "run.json").is_file() or latest_checkpoint(run) is None:
         raise FileNotFoundError(f"{run}: no finished robustgen run here")
-    info = read_json(run / "run.json")
+    info, path = read_info(run), run / "run.json"
     if "generative" in info:
         held = info["generative"]["model"]
         raise ValueError(f"{run} holds a {held}, not a classifier: see robustgen score --checkpoint")
-    spec = NetworkSpec(**info["network"] | {"shape": tuple(info["network"]["shape"])})
-    with torch.random.fork_rng():
-        network = spec.build()
-    if info["fortify"] is not None:
-        return FortifiedNetwork.load(run, model=network).eval(), info
-    load_weights(network, run)
-    return network.eval(), info
+    spec = NetworkSpec(**{k: info["network"][k] for k in NetworkSpec.__dataclass_fields__})
+    spec = replace(spec, shape=tuple(spec.shape), model=spec.model if model is None else _code(model))
+    if spec.is_code and model is None and not trust:
+        raise ValueError(
+            f"{path}: names code as its network, {spec.model!r}, and a file may not have code run: if you trust it, "
+            f"name it with --model, or pass --trust"
+        )
+    checkpoint = load_checkpoint(run)
+    fortified = info["fortify"] is not None
+    tensors = _of_backbone(checkpoint.model_state) if fortified else checkpoint.model_state
+    if spec.is_code:
+        with torch.random.fork_rng():
+            network = spec.build()
+        load_state(network, tensors, checkpoint.path)
+    else:
+        network = rebuild(spec.build_ours, tensors, settings=path, weights=checkpoint.path)
+    return (FortifiedNetwork.load(run, model=network) if fortified else network).eval(), info
 
 
-def open_network(run: Path | None, model: str | None, weights: Path | None) -> tuple[nn.Module, dict[str, Any]]:
-    """The network that --run, or --model and --weights, name; run.json, or nothing for a network that is not ours."""
-    if (run is None) == (model is None):
+def _of_backbone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Of the weights of a fortified network, those of the network inside."""
+    return {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
+
+
+def _code(model: str) -> str:
+    if ":" not in model:
+        raise ValueError(f"--model {model}: a network of your own is module:function")
+    return model
+
+
+def open_network(
+    run: Path | None, model: str | None, weights: Path | None, trust: bool = False
+) -> tuple[nn.Module, dict[str, Any]]:
+    """The network that --run, or --model and --weights, name; run.json, or nothing for a network that is not ours.
+
+    With both, --model is the code of the run's network.
+    """
+    if run is None and model is None:
         raise ValueError("say which network: --run DIR, or --model module:function with --weights FILE")
     if run is not None:
         if weights is not None:
             raise ValueError("--weights goes with --model; a --run has its own")
-        return load_run(run)
+        return load_run(run, model, trust)
     assert model is not None
-    if ":" not in model:
-        raise ValueError(f"--model {model}: a network of your own is module:function")
-    network = import_model(model)
+    network = import_model(_code(model))
     if weights is not None:
         load_weights(network, weights)
     return network.eval(), {}
@@ -256,26 +269,54 @@ def data_for(data: DataSpec, info: dict[str, Any]) -> DataSpec:
     """The data to evaluate on: those asked for, or the test part of what the run was trained on.
 
     Raises:
-        ValueError: none asked for and no run, or the run's own training data.
+        ValueError: the run's own training data.
     """
     if not info:
-        if not data.source:
-            raise ValueError("pass --data NAME or PATH")
         return data
-    recorded = DataSpec(info["data"]["source"], info["data"]["root"])
-    chosen = replace(data, source=data.source or recorded.source, root=data.root or recorded.root)
+    recorded = recorded_data(info)
+    chosen = replace(data, source=recorded.source) if data.source is None else data
+    if chosen.root is None and not chosen.download:  # nothing is fetched to where a file says
+        chosen = replace(chosen, root=recorded.root)
     if chosen.is_same_source(recorded) and not recorded.has_test_part():
         raise ValueError(f"the run was trained on all of {recorded.source}: pass --data with other inputs")
     return chosen
 
 
+def parts(
+    whole: ArrayDataset, hold_out: Sequence[str], labelled: bool = False
+) -> tuple[ArrayDataset, ArrayDataset, ArrayDataset]:
+    """What is left of the training data, what of it is trained on, and what is kept back, the same for every seed.
+
+    Raises:
+        ValueError: an unknown class, or too few examples; with ``labelled`` also no labels, or those of one class.
+    """
+    rest = whole
+    if hold_out:
+        numbers = [int(c) if c.isdecimal() and c not in whole.classes else c for c in hold_out]
+        rest, _ = heldout_classes(whole, numbers)
+    train, held_back = split(rest, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=rest.y is not None)
+    if not len(held_back):
+        raise ValueError(f"{rest.name}: {len(rest)} examples leave no tenth to keep from training")
+    if labelled and len(found := train.labels().unique()) < 2:
+        only = ", ".join(repr(train.classes[k]) for k in found.tolist())
+        raise ValueError(f"{rest.name}: all examples to train on are of the class {only}; a classifier needs two")
+    return rest, train, held_back
+
+
 def move(network: nn.Module, device: str | None) -> None:
-    """Move a network to the device that was asked for, if any; ValueError where there is none of that name."""
+    """Move a network to the device that was asked for, if any; ValueError where it is none to compute on."""
+    if device is not None:
+        network.to(usable_device(device))
+
+
+def usable_device(device: str) -> torch.device:
+    """The device called ``device``; ValueError where there is none of that name, or one that computes nothing."""
     try:
-        if device is not None:
-            network.to(device)
-    except (AssertionError, RuntimeError) as error:
-        raise ValueError(f"--device {device}: {str(error).splitlines()[0]}") from None
+        torch.ones((), device=device).item()
+    except (AssertionError, ImportError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(f"--device {device}: {reason}") from None
+    return torch.device(device)
 
 
 def device_of(network: nn.Module) -> torch.device:

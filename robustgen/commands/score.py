@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from robustgen.commands.adversarial import training_attack
+from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.runs import (
     CALIBRATION,
-    DataSpec,
     by_class_name,
     data_for,
     device_of,
@@ -27,6 +27,7 @@ from robustgen.detectors import Detector, ReconstructionError
 from robustgen.evaluation import evaluate_detection
 from robustgen.files import write_bytes
 from robustgen.fortified import FortifiedNetwork, fortify
+from robustgen.printable import as_cell
 
 __all__ = ["compare_populations", "open_detector", "score_inputs", "write_rows"]
 
@@ -42,6 +43,7 @@ def open_detector(
     batch_size: int = 128,
     seed: int = 0,
     device: str | None = None,
+    trust: bool = False,
     progress: bool = True,
 ) -> tuple[ReconstructionError, tuple[int, ...] | None, dict[str, Any]]:
     """A fitted, calibrated detector, the shape of its inputs (None: unknown) and run.json.
@@ -49,10 +51,12 @@ def open_detector(
     A run of a fortified network has its detector. For another network, autoencoders are fitted on ``fit_data`` and
     calibrated on a tenth of it that was kept back.
     """
-    network, info = open_network(run, model, weights)
+    if trust and run is None:
+        raise ValueError("--trust is about the code that a --run names")
+    network, info = open_network(run, model, weights, trust)
     shape: tuple[int, ...] | None = tuple(info["network"]["shape"]) if info else None
+    move(network, device)
     if run is not None and isinstance(network, FortifiedNetwork):
-        move(network, device)
         return saved_detector(run, network), shape, info
     if fit_data is None:
         raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
@@ -143,14 +147,18 @@ def compare_populations(
 
 
 def write_rows(rows: list[dict[str, Any]], out: Path | None, as_json: bool = False) -> None:
-    """Write one line an input, CSV or (if asked, or where the file is named .jsonl) JSON; without a file to stdout."""
+    """Write one line an input, CSV or (if asked, or where the file is named .jsonl) JSON; without a file to stdout.
+
+    In CSV control characters of file names are written out, and a name that a spreadsheet would take for a formula
+    begins with an apostrophe; JSON holds names as they are.
+    """
     if as_json or (out is not None and out.suffix == ".jsonl"):
         text = "".join(json.dumps(row) + "\n" for row in rows)
     else:
         buffer = io.StringIO()
         writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(rows)
+        writer.writerows({k: as_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
         text = buffer.getvalue()
     if out is None:
         sys.stdout.write(text)

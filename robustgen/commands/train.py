@@ -12,9 +12,8 @@ from torch import nn
 
 from robustgen.checks import check_integers, check_positive
 from robustgen.commands.adversarial import AdversarialSpec
+from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.runs import (
-    CALIBRATION,
-    DataSpec,
     FortifySpec,
     NetworkSpec,
     claim,
@@ -22,13 +21,16 @@ from robustgen.commands.runs import (
     is_first,
     load_weights,
     move,
+    parts,
 )
-from robustgen.data import ArrayDataset, heldout_classes, require_nonempty, split
+from robustgen.commands.trial import try_autoencoders, try_detector, try_objective
+from robustgen.data import ArrayDataset
 from robustgen.detectors import ReconstructionError
 from robustgen.files import write_json
 from robustgen.fortified import FortifiedNetwork, fortify
-from robustgen.model import evaluating, logits_of
-from robustgen.training import Trainer
+from robustgen.model import evaluating, logits_of, naming_inputs
+from robustgen.training import Objective, Trainer
+from robustgen.training.distributed import seeded
 
 __all__ = ["train_network"]
 
@@ -76,14 +78,10 @@ def train_network(
                 "--freeze-backbone trains the autoencoders alone: leave out --attack, --adversarial and --schedule"
             )
     objective = adversarial.objective(fortified)
-    rest = require_nonempty(data.read("train"))
-    whole_classes = rest.classes
-    rest.labels()  # a clear error where there are none
-    if hold_out:
-        numbers = [int(c) if c.isdecimal() and c not in rest.classes else c for c in hold_out]
-        rest, _ = heldout_classes(rest, numbers)
+    whole = data.read("train")
+    whole.labels()  # a clear error where there are none
     # The same tenth for every seed, so that fortifying a network of ours afterwards calibrates on data new to it.
-    train, calibration = split(rest, (1 - CALIBRATION, CALIBRATION), seed=0)
+    rest, train, calibration = parts(whole, hold_out, labelled=True)
     spec = NetworkSpec(model, tuple(rest.x.shape[1:]), rest.n_classes, width, activation)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -97,7 +95,7 @@ def train_network(
         "format": 1,
         "data": asdict(data),
         "classes": list(rest.classes),
-        "held_out": [name for name in whole_classes if name not in rest.classes],
+        "held_out": [name for name in whole.classes if name not in rest.classes],
         "network": asdict(spec),
         "fortify": None if fortified is None else asdict(fortified) | {"chosen": list(network.layers)},
         "attack": None if adversarial.attack is None else adversarial.attack.describe(),
@@ -108,8 +106,10 @@ def train_network(
     }
     common: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "progress": progress}
     common |= {"run_dir": run, "resume": resume}
-    with claim(run, info, resume):
-        if isinstance(network, FortifiedNetwork) and fortified is not None and fortified.freeze_backbone:
+    frozen = fortified is not None and fortified.freeze_backbone
+    _try(network, fortified, objective, train, batch_size=batch_size, n_classes=spec.n_classes, seed=seed)
+    with claim(run, info, resume):  # only now: what is refused above leaves nothing
+        if isinstance(network, FortifiedNetwork) and frozen:
             history = network.fit_autoencoders(train, lr=lr, **common)
         else:
             adam = partial(torch.optim.Adam, lr=lr)
@@ -132,6 +132,30 @@ def train_network(
                 detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
                 detector.save(run / "detector")
         return found
+
+
+def _try(
+    network: nn.Module,
+    fortified: FortifySpec | None,
+    objective: Objective,
+    data: ArrayDataset,
+    *,
+    batch_size: int,
+    n_classes: int,
+    seed: int,
+) -> None:
+    """A step of everything that is to come; see :mod:`robustgen.commands.trial`."""
+    x = data.batch(torch.arange(min(2, len(data))))[0].to(device_of(network))
+    with seeded(x.device), evaluating(network), torch.no_grad(), naming_inputs(x):
+        found = logits_of(network(x)).shape[1]
+    if found < n_classes:
+        raise ValueError(f"{data.name} has {n_classes} classes, the network has {found}")
+    if isinstance(network, FortifiedNetwork) and fortified is not None and fortified.freeze_backbone:
+        try_autoencoders(network, data, batch_size, seed)
+    else:
+        try_objective(network, objective, data, batch_size, seed)
+    if isinstance(network, FortifiedNetwork) and fortified is not None and not fortified.noise_at_test:
+        try_detector(network, data)
 
 
 def _fortify(network: nn.Module, spec: FortifySpec, example: torch.Tensor) -> FortifiedNetwork:

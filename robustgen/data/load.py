@@ -57,6 +57,8 @@ def load(
     """
     if n is not None and n < 0:
         raise ValueError(f"n must not be negative, got {n}")
+    if source == "":  # as a path this would be the current folder
+        raise ValueError("the name or path of the data set is empty")
     name = canonical_name(source)
     if name is None:
         path = Path(source).expanduser()

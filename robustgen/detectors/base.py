@@ -15,6 +15,7 @@ from robustgen.counter_rng import uniform
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
 from robustgen.model import check_rows_alone, naming_inputs, untouched
+from robustgen.structure import check_arguments, check_structure
 from robustgen.training import Source, as_source
 from robustgen.turns import RandomStream
 
@@ -233,26 +234,35 @@ class Detector(ABC):
                 settings, or that gives a few fixed inputs other scores: fit and calibration would be silently wrong.
         """
         path = Path(directory) / "detector.json"
-        record = read_json(path)
-        if not isinstance(record, dict) or record.get("format") != FORMAT or record.get("detector") != cls.__name__:
+        record = read_json(path, dict)
+        if record.get("format") != FORMAT or record.get("detector") != cls.__name__:
             raise ValueError(f"{path}: not a {cls.__name__} in format {FORMAT}")
+        check_structure(record, {"config": dict, "model": str, "tensors": str}, path)
         tensors = load_tensors(path.with_name("detector.safetensors"))
         if record.get("tensors") != fingerprint(tensors):
             raise ValueError(f"{directory}: detector.json and detector.safetensors are not from the same save")
-        try:
-            detector = cls(model, **record["config"])
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(f"{path}: not the settings of a {cls.__name__} ({error})") from None
-        if record.get("model") != model_fingerprint(detector.model):
+        detector = cls._from_settings(record["config"], model, path)
+        if record["model"] != model_fingerprint(detector.model):
             raise ValueError(f"{directory}: fitted on a model with other weights or settings; fit and calibrate again")
         scores = tensors.pop("calibration.scores", None)
-        detector.statistics_ = {name.removeprefix("fitted."): s for name, s in tensors.items()}
+        detector.statistics_ = _Kept({name.removeprefix("fitted."): s for name, s in tensors.items()}, path)
         if (shape := detector.statistics_.pop("image_shape", None)) is not None:  # as it was called before
             detector.statistics_["like"] = torch.zeros(0, *shape.tolist())
         if "scores" in record and not same_answers(record["scores"], detector._fixed_scores()):
             raise ValueError(f"{directory}: fitted on a model that gives other scores; fit and calibrate again")
-        detector.calibration_ = None if scores is None else ConformalCalibration(scores)
+        try:
+            detector.calibration_ = None if scores is None else ConformalCalibration(scores)
+        except ValueError as error:
+            raise ValueError(f"{path.with_name('detector.safetensors')}: {error}") from None
         return detector
+
+    @classmethod
+    def _from_settings(cls, settings: dict[str, Any], model: Any, path: Path) -> "Self":
+        check_arguments(cls, settings, path, "config", after=1)
+        try:
+            return cls(model, **settings)
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not the settings of a {cls.__name__} ({error})") from None
 
     def _fixed_scores(self) -> list[float] | None:
         """Scores of a few inputs that are always the same: they depend on all that the model does, as no hash can."""
@@ -302,6 +312,17 @@ class Detector(ABC):
         if not torch.allclose(once, again, rtol=within, atol=within):
             raise ValueError("the model is stochastic in eval mode: an input's score would depend on its batch")
         check_rows_alone(self._score, x[:4], "score", within=within)
+
+
+class _Kept(dict[str, Tensor]):
+    """Statistics from a file, which is named where one is missing."""
+
+    def __init__(self, tensors: dict[str, Tensor], path: Path) -> None:
+        super().__init__(tensors)
+        self._path = path
+
+    def __missing__(self, name: str) -> Tensor:
+        raise ValueError(f"{self._path.with_name('detector.safetensors')}: lacks the statistic {name!r}")
 
 
 def _about_inputs(batches: Iterable[Tensor]) -> dict[str, Tensor]:

@@ -24,8 +24,7 @@ def load(directory: str | Path, *, model: nn.Module | Sequence[nn.Module]) -> De
     """
     room = importlib.import_module("robustgen.detectors")
     path = Path(directory) / "detector.json"
-    record = read_json(path)
-    name = str(record.get("detector")) if isinstance(record, dict) else "no detector"
+    name = read_json(path, {"detector": str})["detector"]
     known = [n for n in room.__all__ if isinstance(c := getattr(room, n), type) and issubclass(c, Detector)]
     known.remove("Detector")
     if name not in known:

@@ -260,10 +260,10 @@ class _Store:
             raise ValueError(
                 f"{run_dir} already holds an evaluation: resume it (--resume), or choose another directory"
             )
-        found = read_json(path)
-        if isinstance(found, dict) and "chunks" not in found:
+        found = read_json(path, dict)
+        if "chunks" not in found:
             raise ValueError(f"{run_dir} holds an evaluation that an earlier version began: choose another directory")
-        different = [name for name in plan if not isinstance(found, dict) or not _same(name, found, plan)]
+        different = [name for name in plan if not _same(name, found, plan)]
         if different:
             raise ValueError(f"{run_dir} holds another evaluation: {', '.join(different)} differ")
 
@@ -280,8 +280,9 @@ class _Store:
         if not path.exists():
             return None
         found = load_tensors(path)
-        if found.keys() != AttackResult.__dataclass_fields__.keys() or any(len(t) != n for t in found.values()):
-            raise ValueError(f"{path}: not the outcome of an attack on {n} examples")
+        whole = found.keys() == AttackResult.__dataclass_fields__.keys() and found["success"].dtype == torch.bool
+        if not whole or any(t.shape[:1] != (n,) or t.is_complex() for t in found.values()):
+            raise ValueError(f"{path}: not a chunk of {n} examples; delete it to have it measured again")
         return AttackResult(**found)
 
     def save(self, job: int, chunk: int, result: AttackResult) -> None:

@@ -68,7 +68,7 @@ def load_report(path: str | Path) -> dict[str, Any]:
     path = path / "report.json" if path.is_dir() else path
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such report")
-    report: dict[str, Any] = read_json(path)
+    report: dict[str, Any] = read_json(path, dict, at_most=2**30)
     check_report(report, path)
     return report
 

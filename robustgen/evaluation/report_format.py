@@ -22,7 +22,7 @@ _NETWORK = {
     "notes?": [str],
     "clean_accuracy": _SHARE,
     "worst_case_accuracy": _SHARE,
-    "attacks": {str: {"robust_accuracy": _SHARE, "n_attacked?": int}},
+    "attacks": {str: {"robust_accuracy": _SHARE, "n_attacked?": int | None}},
     "curve": [{"eps": float, "value": float, "low": float, "high": float}],
     "masking_tests": [{"name": str, "verdict": str, "detail": str, "advice?": str}],
     "pictures?": {"shape?": [POSITIVE], "uint8?": str, "ids?": [int], "fell?": [bool]},
@@ -88,6 +88,9 @@ def check_report(report: Any, source: str | Path) -> None:
     if not isinstance(report, dict) or report.get("format") != FORMAT or "networks" not in report:
         raise ValueError(f"{source}: not a robustgen report of format {FORMAT}")
     check_structure(report, _REPORT, source)
+    for i, entry in enumerate(report.get("detection", [])):
+        if not entry["in_distribution"] or not all(p["scores"] for p in entry["populations"].values()):
+            raise ValueError(f"{source}: detection[{i}] has a population without scores")
     for i, network in enumerate(report["networks"]):
         if network.get("pictures"):
             _check_pictures(network["pictures"], source, f"networks[{i}].pictures")

@@ -224,11 +224,12 @@ def _choose(
     if attacks is not None and suite is not None:
         raise ValueError("pass attacks or a suite, not both")
     if attacks is None:
-        if (suite or "quick") not in SUITES:
+        suite = "quick" if suite is None else suite
+        if suite not in SUITES:
             raise ValueError(f"unknown suite {suite!r}; {nearest(str(suite), SUITES)}")
         with untouched(model, seed=None):
             stochastic = Oracle(model, x[:4], slots=4, seed=seed).stochastic
-        return suite_of(suite or "quick", eps, norm, bounds, seed, stochastic=stochastic)
+        return suite_of(suite, eps, norm, bounds, seed, stochastic=stochastic)
     if not isinstance(attacks, Mapping):
         named: dict[str, Attack] = {}
         for attack in attacks:

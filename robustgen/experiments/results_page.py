@@ -49,17 +49,26 @@ def draw_experiment(experiment: Experiment, out: Path, scales: tuple[str, ...] =
             empty.append(scale)
             continue
         lines.append(f"### Scale `{scale}`")
-        lines.append(_how(experiment, scale, list(kept.values())))
-        groups = {(cell["row"], cell["column"]): cell for cell in summarise(experiment, scale, kept)["cells"]}
-        lines.append(_lines_table(experiment, groups) if experiment.as_lines else _main_table(experiment, groups))
-        lines.append(experiment.remarks(kept, partial(read_cells, out, scale=scale)))
-        lines.append(_all_numbers(experiment, groups, kept))
-        lines.append(_verdicts(experiment, kept))
+        try:
+            lines += _tables(experiment, scale, kept, out)
+        except KeyError as error:
+            raise ValueError(f"{out / experiment.name / scale}: a cell there lacks the number {error}") from None
     if empty:
         lines += [f"Scale `{scale}`: {NOT_MEASURED} ({REASONS[scale]})." for scale in empty]
     missing = [f"- {row.title}: not yet ({row.missing})" for row in experiment.rows if row.missing]
     lines += ["Rows of the source that are not measured:\n" + "\n".join(missing)] if missing else []
     return "\n\n".join(line for line in lines if line)
+
+
+def _tables(experiment: Experiment, scale: str, kept: dict[str, dict[str, Any]], out: Path) -> list[str]:
+    groups = {(cell["row"], cell["column"]): cell for cell in summarise(experiment, scale, kept)["cells"]}
+    return [
+        _how(experiment, scale, list(kept.values())),
+        _lines_table(experiment, groups) if experiment.as_lines else _main_table(experiment, groups),
+        experiment.remarks(kept, partial(read_cells, out, scale=scale)),
+        _all_numbers(experiment, groups, kept),
+        _verdicts(experiment, kept),
+    ]
 
 
 def status_of(experiment: Experiment, out: Path) -> str:

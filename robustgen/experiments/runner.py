@@ -14,6 +14,7 @@ from robustgen.experiments.experiment import Cell, Experiment, Measurement, chec
 from robustgen.experiments.workshop import SCHEDULE, Workshop
 from robustgen.files import environment, read_json, write_json
 from robustgen.locks import alone
+from robustgen.structure import check_structure
 
 __all__ = [
     "FORMAT",
@@ -27,22 +28,23 @@ __all__ = [
 ]
 
 FORMAT = 1
-KEYS = (
-    "experiment",
-    "scale",
-    "row",
-    "column",
-    "seed",
-    "settings",
-    "value",
-    "numbers",
-    "verdicts",
-    "history",
-    "command",
-    "commit",
-    "environment",
-    "wall_seconds",
-)
+RECORD = {  # as cell.schema.json has it
+    "format": int,
+    "experiment": str,
+    "scale": str,
+    "row": str,
+    "column": str,
+    "seed": int,
+    "settings": dict,
+    "value": float,
+    "numbers": {str: {"value": float, "n": float}},
+    "verdicts": [{"name": str, "verdict": str, "detail": str}],
+    "history": {str: [float]},
+    "command": str | None,
+    "commit": str,
+    "environment": {"cpu": str, "torch": str, "accelerator": str},
+    "wall_seconds": float,
+}
 
 
 def cell_path(out: Path, experiment: Experiment, scale: str, cell: Cell) -> Path:
@@ -91,17 +93,12 @@ def read_cell(path: Path, cell: Cell) -> dict[str, Any]:
     """
     if not path.exists():
         raise FileNotFoundError(f"{path}: no such cell is kept")
-    record = read_json(path)
-    if not isinstance(record, dict) or record.get("format") != FORMAT:
+    record: dict[str, Any] = read_json(path, dict)
+    if record.get("format") != FORMAT:
         raise ValueError(f"{path}: not the record of a cell in format {FORMAT}")
-    missing = [key for key in KEYS if key not in record]
-    if missing:
-        raise ValueError(f"{path}: the record lacks {', '.join(missing)}")
+    check_structure(record, RECORD, path)
     if (record["row"], record["column"], record["seed"]) != (cell.row, cell.column, cell.seed):
         raise ValueError(f"{path}: holds another cell ({record['row']}, {record['column']}, seed {record['seed']})")
-    numbers = [record["value"], *(number["value"] for number in record["numbers"].values())]
-    if not all(isinstance(number, int | float) for number in numbers):
-        raise ValueError(f"{path}: holds something that is not a number")
     return record
 
 

@@ -17,10 +17,15 @@ from robustgen.fortified.layer import FortifiedLayer, Tape, recording
 from robustgen.fortified.placement import Placement, auto_layers, call_model, place
 from robustgen.layers import check_hooks, uncompiled
 from robustgen.model import evaluating, output_tensor, untouched
+from robustgen.rebuilding import rebuild
+from robustgen.structure import POSITIVE, check_structure
 
 __all__ = ["FortifiedNetwork", "fortify"]
 
 _KINDS = {"conv": ConvAutoencoder, "dense": DenseAutoencoder, "positions": PositionAutoencoder}
+_LAYER = {"name": str, "kind": str, "features": POSITIVE, "batch_dim": range(3), "hidden": (None, POSITIVE)}
+_OPTIONS = {"activation": str, "decoder_activation": str, "noise_std": float, "noise_at_test": bool}
+_CONFIG = {"layers": [_LAYER], "input": (None, _LAYER), "options": _OPTIONS}
 INPUT = "input"  # the name under which an input autoencoder without hidden layers reports
 
 
@@ -328,19 +333,34 @@ class FortifiedNetwork(nn.Module):
         from robustgen.training import latest_checkpoint
 
         directory = latest_checkpoint(directory) or Path(directory)
-        if not (directory / "config.json").is_file():
+        path = directory / "config.json"
+        if not path.is_file():
             raise FileNotFoundError(f"{directory}: no fortified network here")
-        config = read_json(directory / "config.json").get("config", {}).get("model")
+        config = read_json(path, {"config?": dict}).get("config", {}).get("model")
         if not isinstance(config, dict) or not {"layers", "input", "options"} <= config.keys():
             raise ValueError(f"{directory} does not hold a fortified network")
+        check_structure(config, _CONFIG, path, "config.model")
         model = uncompiled(model)
         known = dict(model.named_modules(remove_duplicate=False))
         missing = [spec["name"] for spec in config["layers"] if spec["name"] not in known]
         if missing:
             raise ValueError(f"{directory} fortifies layers that this model lacks: {', '.join(missing)}")
+        weights = directory / "model.safetensors"
+        tensors = load_tensors(weights)
+        own = {k: v for k, v in tensors.items() if not k.startswith("backbone.")}
+        rebuild(lambda: _Layers(config), own, settings=path, weights=weights)
         net = cls(copying.deepcopy(model), config)
-        load_state(net, load_tensors(directory / "model.safetensors"), directory)
+        load_state(net, tensors, directory)
         return net
+
+
+class _Layers(nn.Module):
+    """The layers of a fortified network without the network."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.fortified_layers = nn.ModuleList(_build_layer(spec, config["options"]) for spec in config["layers"])
+        self.input_layer = None if config["input"] is None else _build_layer(config["input"], config["options"])
 
 
 def _named(entries: list[tuple[FortifiedLayer, Tensor, Tensor]]) -> dict[str, tuple[Tensor, Tensor]]:

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import ROUNDING, check_images, check_shape, plain_arguments
-from robustgen.files import load_state
+from robustgen.rebuilding import rebuild
+from robustgen.structure import SIZE, check_arguments
 from robustgen.training import Batch, load_checkpoint, save_checkpoint
 from robustgen.training.checkpoint import holds_run
 
@@ -168,10 +169,6 @@ class GenerativeModel(nn.Module, ABC):
             raise ValueError(
                 f"{directory}: holds a {found or 'network that is no generative model'}, not {cls.__name__}"
             )
-        try:
-            with torch.random.fork_rng(devices=[]):
-                model = cls(**config)
-        except TypeError as error:
-            raise ValueError(f"{directory}: not the settings of a {cls.__name__} ({error})") from None
-        load_state(model, checkpoint.model_state, checkpoint.path)
-        return model.eval()
+        path = checkpoint.path / "config.json"
+        check_arguments(cls, config, path, "config.model", whole=SIZE)
+        return rebuild(lambda: cls(**config), checkpoint.model_state, settings=path, weights=checkpoint.path).eval()

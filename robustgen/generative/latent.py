@@ -206,7 +206,7 @@ class LatentVariableModel(GenerativeModel):
             if not len(v):
                 return v.flatten(1).sum(1)
             rows = _CPU_CHUNK_ROWS if v.device.type == "cpu" else _CHUNK_ROWS
-            chunk = chunk or max(1, rows // len(v))
+            chunk = max(1, rows // len(v)) if chunk is None else chunk
             posterior = self._encode(v)
             total = v.new_full((len(v),), -torch.inf)
             for first in range(0, samples, chunk):

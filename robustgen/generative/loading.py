@@ -29,6 +29,6 @@ def load(directory: str | Path) -> GenerativeModel:
     """
     name = load_checkpoint(directory).config.get("model_class")
     known = model_classes()
-    if name not in known:
+    if not isinstance(name, str) or name not in known:
         raise ValueError(f"{directory}: holds no generative model ({nearest(str(name), known)})")
     return known[name].load(directory)

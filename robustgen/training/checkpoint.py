@@ -26,6 +26,7 @@ from robustgen.files import (
     write_json,
 )
 from robustgen.locks import alone
+from robustgen.structure import check_structure
 from robustgen.training.packing import pack, unpack
 
 __all__ = ["Checkpoint", "holds_run", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
@@ -135,7 +136,8 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
     latest = Path(run_dir) / "checkpoints" / "latest"
     if not latest.is_file():
         return None
-    name = latest.read_text(encoding="utf-8", errors="replace").strip()
+    with open(latest, "rb") as file:
+        name = file.read(80).decode("utf-8", errors="replace").strip()
     if not _NAME.fullmatch(name) or not (latest.parent / name).is_dir():
         raise ValueError(f"{latest}: names {name!r}, which is not a checkpoint there")
     return latest.parent / name
@@ -151,19 +153,32 @@ def load_checkpoint(run_dir: str | Path) -> Checkpoint:
     path = latest_checkpoint(run_dir)
     if path is None:
         raise FileNotFoundError(f"{run_dir}: no checkpoint here")
-    head = read_json(path / "config.json")
-    found = head.get("format") if isinstance(head, dict) else None
-    if found != FORMAT:
-        raise ValueError(f"{path / 'config.json'}: checkpoint format {found}, this robustgen reads format {FORMAT}")
+    head = _head(path)
     tensors = load_tensors(path / "training_state.safetensors")
-    state = unpack(read_json(path / "training_state.json"), tensors)
+    packed = read_json(path / "training_state.json")
+    try:
+        state = unpack(packed, tensors)
+        check_structure(state, dict, "it")
+    except (RecursionError, ValueError) as error:
+        reason = "nested too deep" if isinstance(error, RecursionError) else error
+        raise ValueError(f"{path / 'training_state.json'}: {reason}") from None
     return Checkpoint(path, head["step"], load_tensors(path / "model.safetensors"), state, head["config"])
 
 
 def holds_run(directory: str | Path) -> bool:
     """Whether the latest checkpoint there is of a training run, not of a model saved alone; False without any."""
     path = latest_checkpoint(directory)
-    return path is not None and "epochs" in read_json(path / "config.json").get("config", {})
+    return path is not None and "epochs" in _head(path)["config"]
+
+
+def _head(path: Path) -> dict[str, Any]:
+    """The config.json of a checkpoint; ValueError for another format."""
+    head: dict[str, Any] = read_json(path / "config.json", dict)
+    if head.get("format") != FORMAT:
+        found = head.get("format")
+        raise ValueError(f"{path / 'config.json'}: checkpoint format {found}, this robustgen reads format {FORMAT}")
+    check_structure(head, {"step": range(2**62), "config": dict}, path / "config.json")
+    return head
 
 
 def _remove(root: Path, pattern: str, keep: tuple[Path | None, ...] = ()) -> None:

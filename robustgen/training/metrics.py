@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from robustgen.files import write_bytes
+from robustgen.structure import check_structure
 from robustgen.training.distributed import World
 
 __all__ = ["Means", "write_rows"]
@@ -46,6 +47,10 @@ class Means:
         return state
 
     def restore(self, state: Mapping[str, Any], world: World) -> None:
+        """Go on from a :meth:`state`; ValueError for anything else."""
+        check_structure(state, {"names": [str], "sums": torch.Tensor}, "means")
+        if state["sums"].shape not in ((1 + len(state["names"]),), (1,)):
+            raise ValueError(f"means: {len(state['names'])} names of sums {tuple(state['sums'].shape)}")
         self._names = list(state["names"])
         self._sums = state["sums"].to(self._sums).clone()
         if world.rank:

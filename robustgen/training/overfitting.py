@@ -7,13 +7,14 @@ a batch of the training data, tells, and the weights from before are kept.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, plain_fields
 from robustgen.model import evaluating, logits_of
+from robustgen.structure import check_structure
 from robustgen.training.batches import Batch
 from robustgen.training.distributed import World
 
@@ -82,6 +83,8 @@ class Watch:
         tensors: what to keep and put back, by name.
     """
 
+    _STATE: ClassVar = {"row": dict, "highest": float, "kept": {str: Tensor}, "kept_step": int, "fired": str}
+
     def __init__(self, guard: OverfittingGuard, tensors: Callable[[], dict[str, Tensor]]) -> None:
         self.guard, self.tensors = guard, tensors
         self.row: dict[str, float] = {}  # what to log
@@ -115,10 +118,12 @@ class Watch:
 
     def state(self) -> dict[str, Any]:
         """What :meth:`restore` needs."""
-        own = ("row", "highest", "kept", "kept_step", "fired")
-        return {name: getattr(self, name) for name in own}
+        return {name: getattr(self, name) for name in self._STATE}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """As it was when ``state`` was taken."""
-        for name, value in state.items():
-            setattr(self, name, value)
+        """As it was when ``state`` was taken; ValueError for anything else."""
+        check_structure(state, self._STATE, "watch")
+        if not state["kept"].keys() <= self.tensors().keys():
+            raise ValueError("watch.kept holds other tensors than the network")
+        for name in self._STATE:
+            setattr(self, name, state[name])

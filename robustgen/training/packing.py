@@ -47,19 +47,27 @@ def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
 
 
 def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
-    """What :func:`pack` was given; ValueError where a tensor is missing."""
+    """What :func:`pack` was given; ValueError where a tensor is missing, or for what ``pack`` never writes."""
     if isinstance(packed, list):
         return [unpack(item, tensors) for item in packed]
     if not isinstance(packed, dict):
         return packed
-    ((kind, value),) = packed.items()
-    if kind == "tensor":
+    kind, value = next(iter(packed.items()), ("", None))
+    if len(packed) == 1 and kind == "tensor" and isinstance(value, str):
         if value not in tensors:
             raise ValueError(f"the training state lacks its tensor {value!r}")
         return tensors[value]
-    if kind == "dict":
+    if len(packed) == 1 and kind == "dict" and isinstance(value, list) and all(map(_is_entry, value)):
         return {key: unpack(item, tensors) for key, item in value}
-    return tuple(unpack(item, tensors) for item in value) if kind == "tuple" else float(value)
+    if len(packed) == 1 and kind == "tuple" and isinstance(value, list):
+        return tuple(unpack(item, tensors) for item in value)
+    if len(packed) == 1 and kind == "float" and value in ("nan", "inf", "-inf"):
+        return float(value)
+    raise ValueError(f"not a training state: an object of {', '.join(map(repr, packed)) or 'nothing'}")
+
+
+def _is_entry(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], (str, int))
 
 
 def _join(path: str, key: str | int) -> str:

@@ -7,6 +7,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from robustgen.structure import check_structure
+
 __all__ = ["Players"]
 
 _SOLE = ""  # the name of a model that is trained as one
@@ -84,9 +86,11 @@ class Players:
         return states if self.several else states[_SOLE]
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Go on from a :meth:`state`."""
+        """Go on from a :meth:`state`; ValueError for what is not the state of these optimizers."""
         for name, optimizer in self.optimizers.items():
-            optimizer.load_state_dict(state[name] if self.several else state)
+            where = f"optimizer.{name}" if self.several else "optimizer"
+            check_structure(state, {name: dict} if self.several else dict, "optimizer")
+            _load(optimizer, state[name] if self.several else state, where)
 
     def describe(self) -> dict[str, Any]:
         """Every setting, JSON-able."""
@@ -95,3 +99,42 @@ class Players:
         for i, group in enumerate(self.groups):
             found |= {f"optimizer {k} of group {i}": v for k, v in group.items() if k != "params"}
         return found
+
+
+def _load(optimizer: Optimizer, state: dict[str, Any], name: str) -> None:
+    """Load a state that a file held: torch looks at neither the types nor the shapes in it."""
+    kind = type(optimizer).__name__
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    structure = {"state": dict, "param_groups": [{"params": [range(len(parameters))]}]}
+    check_structure(state, structure, name)
+    if foreign := [k for k in state["state"] if type(k) is not int or k not in range(len(parameters))]:
+        raise ValueError(f"{name}: state.{foreign[0]} is of no parameter")
+    for number, kept in state["state"].items():
+        check_structure(kept, dict, name, f"state.{number}")
+    own = [dict(group) for group in optimizer.param_groups]
+    try:
+        optimizer.load_state_dict(state)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError):
+        raise ValueError(f"{name}: not the state of this {kind}") from None
+    for i, (before, group) in enumerate(zip(own, optimizer.param_groups, strict=True)):
+        if other := [k for k in before if k != "params" and _form(before[k]) != _form(group.get(k))]:
+            raise ValueError(f"{name}: param_groups[{i}].{other[0]} is not what this {kind} keeps")
+    for kept in optimizer.state.values():
+        for key, value in kept.items():
+            if key == "step" and not 0 <= float(value) < float("inf"):
+                raise ValueError(f"{name}: a step is {float(value):g}")
+    alike = {(k, type(v)) for kept in optimizer.state.values() for k, v in kept.items()}
+    for p, kept in optimizer.state.items():
+        if kept and {(k, type(v)) for k, v in kept.items()} != alike:
+            raise ValueError(f"{name}: parts of the state are missing")
+        if any(isinstance(v, Tensor) and v.shape != p.shape and v.numel() != 1 for v in kept.values()):
+            raise ValueError(f"{name}: a tensor of the state has not the shape of its parameter")
+
+
+def _form(setting: Any) -> Any:
+    """Of what kind a setting of an optimizer is; fractions must also keep their sign, and stay on their side of 1."""
+    if isinstance(setting, tuple | list):
+        return [_form(item) for item in setting]
+    if isinstance(setting, bool) or not isinstance(setting, int | float):
+        return type(setting)
+    return setting >= 0, setting < 1

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from robustgen.counter_rng import derive_seed, integers
 from robustgen.files import load_state
 from robustgen.model import evaluating
+from robustgen.structure import check_structure
 from robustgen.training.batches import Batch, Source, epoch_order
 from robustgen.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
 from robustgen.training.distributed import World, seeded
@@ -288,21 +289,37 @@ class Run:
         """Until every rank is here."""
         self.world.reduce(torch.zeros((), device=self.device))
 
-    @torch.no_grad()
     def _restore(self, checkpoint: Checkpoint) -> None:
         self._compare(checkpoint)
         load_state(self.model, checkpoint.model_state, checkpoint.path)
-        state = checkpoint.training_state
+        try:
+            self._go_on_from(checkpoint.step, checkpoint.training_state)
+        except ValueError as error:
+            raise ValueError(f"{checkpoint.path}: not a state that this run can go on from ({error})") from None
+
+    @torch.no_grad()
+    def _go_on_from(self, step: int, state: dict[str, Any]) -> None:
+        rows = [{"epoch": int, "step": int}]
+        check_structure(state, {"history": rows, "means": dict, "optimizer": dict, "live_weights": [Tensor]}, "state")
+        if step > self.total or not step // self.per_epoch - 1 <= len(state["history"]) <= -(-step // self.per_epoch):
+            raise ValueError(
+                f"step {step} with {len(state['history'])} epochs behind it, of {self.per_epoch} steps each"
+            )
         if self.ema:
-            for average, weight, live in zip(self.ema.averages, self.weights, state["live_weights"], strict=True):
+            live_weights = state["live_weights"]
+            if [w.shape for w in live_weights] != [w.shape for w in self.weights]:
+                raise ValueError("live_weights are not the weights that are trained")
+            for average, weight, live in zip(self.ema.averages, self.weights, live_weights, strict=True):
                 average.copy_(weight)
                 weight.copy_(live)
         self.players.restore(state["optimizer"])
         if self.watch is not None:
+            check_structure(state, {"watch": dict}, "state")
             self.watch.restore(state["watch"])
         for name, means in self.means.items():
+            check_structure(state["means"], {name: dict} if self.players.several else dict, "means")
             means.restore(state["means"][name] if self.players.several else state["means"], self.world)
-        self.step, self.history = checkpoint.step, list(state["history"])
+        self.step, self.history = step, list(state["history"])
         self._enter_epoch(self.step // self.per_epoch)
         if self._stopped():
             self.total = self.step
@@ -316,6 +333,7 @@ class Run:
         if "epochs" not in checkpoint.config:
             raise ValueError(f"{self.trainer.run_dir} holds a saved model, not a run to resume: pass another run_dir")
         old, new = dict(checkpoint.config), self.config
+        check_structure(old, {"epochs": int}, checkpoint.path / "config.json", "config")
         if new["schedule"] is None and new["epochs"] > old["epochs"]:
             old["epochs"] = new["epochs"]  # only adds steps; with a schedule it would change those already taken
         differ = [f"{k} was {_short(old[k])}, now {_short(new[k])}" for k in new if k in old and old[k] != new[k]]

@@ -1,0 +1,47 @@
+"""One step of a training, on a copy: what cannot be trained is refused before anything is written."""
+
+import copy
+import warnings
+
+import torch
+from torch import nn
+
+from robustgen.commands.runs import device_of
+from robustgen.data import ArrayDataset
+from robustgen.detectors import ReconstructionError
+from robustgen.fortified import FortifiedNetwork
+from robustgen.model import naming_inputs
+from robustgen.training import Batch, Objective
+from robustgen.training.distributed import seeded, set_seed
+from robustgen.training.run import training_mode
+
+__all__ = ["try_autoencoders", "try_detector", "try_objective"]
+
+_FEW = 4  # examples
+
+
+def try_objective(network: nn.Module, objective: Objective, data: ArrayDataset, batch_size: int, seed: int) -> None:
+    """Whatever the objective raises on a few of the data; ValueError for inputs that the network does not take."""
+    few, device = data.take(min(_FEW, batch_size)), device_of(network)
+    x, y = few.batch(torch.arange(len(few)))
+    batch = Batch(x.to(device), None if y is None else y.to(device), torch.arange(len(few), device=device))
+    with seeded(device), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the training says it again
+        set_seed(seed, device)
+        copied = copy.deepcopy(network)
+        with training_mode(copied), naming_inputs(x):
+            objective(copied, batch, 0)["loss"].backward()
+
+
+def try_autoencoders(network: FortifiedNetwork, data: ArrayDataset, batch_size: int, seed: int) -> None:
+    """The same for autoencoders of a network that stays as it is."""
+    few = data.take(min(_FEW, batch_size))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        copy.deepcopy(network).fit_autoencoders(few, epochs=1, batch_size=batch_size, seed=seed, progress=False)
+
+
+def try_detector(network: FortifiedNetwork, data: ArrayDataset) -> None:
+    """ValueError for a network of which no detector can be made: one that is stochastic in eval mode, for one."""
+    few = data.take(_FEW)
+    ReconstructionError(copy.deepcopy(network).eval(), relative=True).fit(few).calibrate(few)
