@@ -220,7 +220,7 @@ def untouched(model: object, seed: int | None = 0, *, beside: Iterable[object] =
 
     Args:
         seed: None leaves the random state alone, for what draws nothing or from a stream of its own.
-        beside: modules that are taken at the same time, since they are needed inside.
+        beside: modules, or ``RANDOM_STATE``, that are taken at the same time, since they are needed inside.
     """
     module = model if isinstance(model, nn.Module) else None
     things = (*(() if module is None else (module,)), *beside, *(() if seed is None else (RANDOM_STATE,)))

@@ -297,7 +297,7 @@ def test_the_final_search_comes_nearer_to_the_boundary(norm, monkeypatch):
      {"beta": 1.1}, {"steps": 0}, {"restarts": 0}, {"norm": "L0"}],
 )  # fmt: skip
 def test_options_are_checked(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises((TypeError, ValueError), match=next(iter(wrong))):
         FAB(**wrong)
 
 

@@ -95,7 +95,7 @@ def test_a_killed_attack_goes_on_where_it_was(run, tmp_path, label):
             run(attacks, tmp_path / "killed", stop=int(part * asked), resume=resume)
     again, after = run(attacks, tmp_path / "killed", resume=True)
     assert the_same(whole, again)
-    assert after < 0.9 * asked  # a resumed chunk looks at the model anew
+    assert after < asked  # though a resumed chunk looks at the model anew
     assert sorted(p.name for p in (tmp_path / "killed" / "chunks").iterdir()) == [
         "000-000000.safetensors", "000-000001.safetensors", "plan.json"
     ]  # fmt: skip
@@ -189,7 +189,7 @@ def test_files_that_do_not_belong_are_named(run, tmp_path):
         run(attacks, tmp_path, resume=True)
     first.write_bytes(kept)
     save_tensors(tmp_path / "chunks" / "000-000000.safetensors", {"success": torch.zeros(2)})
-    with pytest.raises(ValueError, match="not the outcome of an attack on 8 examples"):
+    with pytest.raises(ValueError, match="not a chunk of 8 examples"):
         run(attacks, tmp_path, resume=True)
 
 

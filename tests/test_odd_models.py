@@ -1,10 +1,12 @@
-"""Models that draw, toss coins or change their input."""
+"""Models that draw, toss coins or change their input, and models that other parts of torch have made."""
 
 import pytest
 import torch
 from torch import nn
 
+from robustgen import evaluate_robustness
 from robustgen.attacks import APGD, DDN, FGSM, PGD, NoiseSearch
+from robustgen.detectors import Energy
 
 
 def test_labels_are_checked_on_stochastic_models_too():
@@ -45,3 +47,36 @@ def test_a_model_that_changes_its_input_is_refused_and_changes_nothing(attack):
     with pytest.raises(ValueError, match="in place"):
         attack(lambda z: z.sub_(0.5) @ torch.ones(4, 3), x, torch.zeros(6, dtype=torch.int64))
     assert torch.equal(x, kept)
+
+
+def exported(net, x):
+    return torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n")},)).module()
+
+
+@pytest.mark.filterwarnings("ignore:`torch.jit", "ignore:.*is deprecated")  # torch's own
+@pytest.mark.parametrize(
+    "convert",
+    [
+        exported,
+        lambda net, x: nn.Sequential(nn.Identity(), exported(net, x)),
+        lambda net, x: torch.jit.script(net),
+        lambda net, x: torch.jit.freeze(torch.jit.script(net)),
+        lambda net, x: torch.jit.trace(net, x),
+        lambda net, x: torch.fx.symbolic_trace(net),
+        lambda net, x: torch.compile(net, backend="eager"),
+    ],
+    ids=["export", "export inside", "script", "freeze", "trace", "fx", "compile"],
+)
+def test_what_torch_makes_of_a_network_is_attacked_and_scored_as_the_network(convert):
+    net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(64, 3)).eval()
+    x = torch.rand(9, 1, 6, 6)
+    y = net(x).argmax(1)
+    made = convert(net, x)
+    flags = [getattr(m, "training", None) for m in made.modules()]
+    attack = PGD(eps=0.1, steps=5)
+    expected, found = attack.run(net, x, y), attack.run(made, x, y)
+    assert torch.equal(expected.success, found.success)
+    assert torch.allclose(Energy(made).fit(x).score(x), Energy(net).fit(x).score(x), atol=1e-5)
+    report = evaluate_robustness(made, x, y, attacks=[attack], eps=0.1, masking_tests=False)
+    assert report.clean_accuracy == 1
+    assert [getattr(m, "training", None) for m in made.modules()] == flags

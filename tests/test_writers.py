@@ -326,7 +326,7 @@ def test_sigterm_stops_an_attack_in_one_line_and_keeps_what_is_finished(tmp_path
 
 
 def test_sigterm_in_a_training_command_saves_as_ctrl_c_does(tmp_path, capsys, monkeypatch):
-    call, left = ClassifierObjective.__call__, [3]
+    call, left = ClassifierObjective.__call__, [4]  # the first is a trial
 
     def counted(self, *arguments):
         left[0] -= 1

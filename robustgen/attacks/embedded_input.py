@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from robustgen.layers import find_layer, uncompiled
 from robustgen.model import output_tensor, untouched
+from robustgen.turns import taking_turns
 
 __all__ = ["EmbeddedInput"]
 
@@ -116,11 +117,12 @@ class EmbeddedInput(nn.Module):
                 raise ValueError(f"the model does not hand its tokens (N, T) to {self.layer!r} as they are")
             return e
 
-        handle = embedding.register_forward_hook(replace, prepend=True)  # before a fortified layer's own hook
-        try:
-            output = self.model(tokens)
-        finally:
-            handle.remove()
+        with taking_turns(self.model):
+            handle = embedding.register_forward_hook(replace, prepend=True)  # before a fortified layer's own hook
+            try:
+                output = self.model(tokens)
+            finally:
+                handle.remove()
         if not called:
             raise ValueError(f"the model did not call {self.layer!r}, so its output does not depend on the input")
         return output

@@ -12,7 +12,7 @@ from robustgen.detectors import ReconstructionError
 from robustgen.fortified import FortifiedNetwork
 from robustgen.model import naming_inputs
 from robustgen.training import Batch, Objective
-from robustgen.training.distributed import seeded, set_seed
+from robustgen.training.distributed import seeded
 from robustgen.training.run import training_mode
 
 __all__ = ["try_autoencoders", "try_detector", "try_objective"]
@@ -25,9 +25,8 @@ def try_objective(network: nn.Module, objective: Objective, data: ArrayDataset, 
     few, device = data.take(min(_FEW, batch_size)), device_of(network)
     x, y = few.batch(torch.arange(len(few)))
     batch = Batch(x.to(device), None if y is None else y.to(device), torch.arange(len(few), device=device))
-    with seeded(device), warnings.catch_warnings():
+    with seeded(device, seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training says it again
-        set_seed(seed, device)
         copied = copy.deepcopy(network)
         with training_mode(copied), naming_inputs(x):
             objective(copied, batch, 0)["loss"].backward()

@@ -17,7 +17,7 @@ from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_
 from robustgen.model import check_rows_alone, naming_inputs, untouched
 from robustgen.structure import check_arguments, check_structure
 from robustgen.training import Source, as_source
-from robustgen.turns import RandomStream
+from robustgen.turns import RANDOM_STATE, RandomStream
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -129,7 +129,12 @@ class Detector(ABC):
         """
         source = as_source(data if y is None else (data, y))
         stream = RandomStream(0)
-        with torch.inference_mode(False), torch.no_grad(), untouched(self.model, seed=None), stream.drawing():
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            untouched(self.model, seed=None, beside=(RANDOM_STATE,)),
+            stream.drawing(),
+        ):
             about = _about_inputs(x for x, _ in self._batches(source))
             with naming_inputs(about["like"]):
                 fitted = self._fit(self._batches(source)) | about

@@ -88,9 +88,6 @@ def check_report(report: Any, source: str | Path) -> None:
     if not isinstance(report, dict) or report.get("format") != FORMAT or "networks" not in report:
         raise ValueError(f"{source}: not a robustgen report of format {FORMAT}")
     check_structure(report, _REPORT, source)
-    for i, entry in enumerate(report.get("detection", [])):
-        if not entry["in_distribution"] or not all(p["scores"] for p in entry["populations"].values()):
-            raise ValueError(f"{source}: detection[{i}] has a population without scores")
     for i, network in enumerate(report["networks"]):
         if network.get("pictures"):
             _check_pictures(network["pictures"], source, f"networks[{i}].pictures")

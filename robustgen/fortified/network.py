@@ -19,6 +19,7 @@ from robustgen.layers import check_hooks, uncompiled
 from robustgen.model import evaluating, output_tensor, untouched
 from robustgen.rebuilding import rebuild
 from robustgen.structure import POSITIVE, check_structure
+from robustgen.turns import taking_turns
 
 __all__ = ["FortifiedNetwork", "fortify"]
 
@@ -104,7 +105,9 @@ def fortify(
         layer_specs = [_spec(p, hidden) for p in placements]
         input_spec = None
     config = {"layers": layer_specs, "input": input_spec, "options": options}
-    net = FortifiedNetwork(copying.deepcopy(model) if copy else model, config)
+    with taking_turns(model):  # another thread may have it frozen just now
+        backbone = copying.deepcopy(model) if copy else model
+    net = FortifiedNetwork(backbone, config)
     _warn_of_ignored_layers(net, example_input)
     return net
 
@@ -263,7 +266,8 @@ class FortifiedNetwork(nn.Module):
 
     def unfortified(self) -> nn.Module:
         """The original module, without fortified layers, with its current weights: a copy that shares nothing."""
-        plain = copying.deepcopy(self.backbone)
+        with taking_turns(self):
+            plain = copying.deepcopy(self.backbone)
         for module in plain.modules():
             for key, hook in list(module._forward_hooks.items()):
                 if isinstance(getattr(hook, "__self__", None), FortifiedLayer):
