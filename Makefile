@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint types check smoke clean
+.PHONY: install demo test lint types check smoke dist clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -28,5 +28,13 @@ check: install
 smoke: install
 	$(BIN)/robustgen demo --smoke --out "$$(mktemp -d)"
 
+# What pip gives a user: sdist and wheel, the wheel in an empty environment, the demo from there.
+dist: install
+	rm -rf dist build
+	$(BIN)/python -m build --outdir dist . > /dev/null
+	empty="$$(mktemp -d)" && trap 'rm -rf "$$empty"' EXIT && $(PYTHON) -m venv "$$empty/env" \
+	&& "$$empty/env/bin/python" -m pip install --quiet --disable-pip-version-check dist/*.whl \
+	&& cd "$$empty" && env/bin/robustgen demo --smoke --quiet --out report && env/bin/robustgen --version
+
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-report build *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-report build dist *.egg-info

@@ -22,15 +22,16 @@ _HOME = {
     "Normalize": "robustgen.model",
     "Trainer": "robustgen.training",
 }
-_ROOMS = ("attacks", "calibration", "data", "detectors", "evaluation", "fortified", "networks", "training")
+_ROOMS = ("attacks", "data", "detectors", "evaluation", "experiments", "fortified", "generative", "training")
+_MODULES = ("calibration", "networks", "recurrent_networks")
 
-__all__ = ["__version__", *_HOME, *_ROOMS]
+__all__ = ["__version__", *_HOME, *_MODULES, *_ROOMS]
 
 
 def __getattr__(name: str) -> Any:
     if name in _HOME:
         return getattr(importlib.import_module(_HOME[name]), name)
-    if name in _ROOMS:
+    if name in (*_MODULES, *_ROOMS):
         return importlib.import_module(f"robustgen.{name}")
     raise AttributeError(f"module 'robustgen' has no attribute {name!r}")
 
