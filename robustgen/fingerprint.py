@@ -13,11 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.layers import uncompiled
-from robustgen.model import is_stochastic
+from robustgen.model import ROUNDING_OF_ANSWERS, is_stochastic
 
 __all__ = ["answers", "fingerprint", "model_fingerprint", "same_answers"]
-
-_CLOSE = 3e-3  # in units of the largest answer: above the rounding of TF32, far below what another model says
 
 
 def fingerprint(tensors: Mapping[str, Tensor]) -> str:
@@ -81,6 +79,8 @@ def answers(ask: Callable[[], Tensor], passes: int = 8) -> list[float] | None:
             first = ask()
             if is_stochastic(ask, passes, first):
                 return None
+    except torch.OutOfMemoryError:
+        raise
     except (RuntimeError, ValueError, TypeError, IndexError, AssertionError):
         return None
     return first.detach().double().nan_to_num(0.0, 0.0, 0.0).flatten().tolist()
@@ -96,5 +96,5 @@ def same_answers(kept: object, now: list[float] | None) -> bool:
         return kept is now
     if len(kept) != len(now) or not all(isinstance(value, int | float) for value in kept):
         return False
-    close = _CLOSE * max(map(abs, now), default=0.0)
+    close = ROUNDING_OF_ANSWERS * max(map(abs, now), default=0.0)
     return all(abs(a - b) <= close for a, b in zip(kept, now, strict=True))

@@ -1,7 +1,7 @@
 """What the library needs to know of a user's model: its logits, and how to query it without leaving a trace."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from robustgen.turns import RANDOM_STATE, RandomStream, taking_turns
 
 __all__ = [
+    "ROUNDING_OF_ANSWERS",
     "Model",
     "Normalize",
     "check_rows_alone",
@@ -24,7 +25,10 @@ __all__ = [
     "warn_if_probabilities",
 ]
 
-COMPANY = 2e-3  # by which answers to a row may differ with its batch, of the largest: kernels round by the batch's size
+# By which answers to one input may differ, of the largest, with the size of the batch and the machine: kernels round
+# otherwise, and a digit of bfloat16 is nearly so much.
+ROUNDING_OF_ANSWERS = 1e-2
+_SAME_BATCH_SIZE = 1e-4
 
 Model = Callable[[Tensor], Any]  # x (N, ...) in bounds -> logits (N, C), or an object with a .logits field
 
@@ -100,22 +104,26 @@ def evaluating(model: object) -> Iterator[None]:
     Other threads that want the model in here wait. A network that ``torch.export`` made keeps the mode that it was
     exported in, and one that ``torch.jit`` froze has none.
     """
-    modules = list(model.modules()) if isinstance(model, nn.Module) else []
-    with taking_turns(*modules):
-        training = [m for m in modules if getattr(m, "training", False)]
+    if not isinstance(model, nn.Module):
+        yield
+        return
+    with taking_turns(model):
+        flags = [(m, m.training) for m in model.modules() if hasattr(m, "training")]
         try:
-            if training and isinstance(model, nn.Module):
+            if any(flag for _, flag in flags):
                 with suppress(NotImplementedError):  # of torch.export
                     model.eval()
-            for m in training:
-                m.training = False
+            for m, flag in flags:
+                if flag:
+                    m.training = False
             yield
         finally:
-            for m in training:
-                if type(m).train is not nn.Module.train:  # it may keep more than the flag
+            for m, flag in flags:
+                if flag and type(m).train is not nn.Module.train:  # it may keep more than the flag
                     m.train(True)
-            for m in training:
-                m.training = True
+            for m, flag in flags:
+                if m.training != flag:
+                    m.training = flag
 
 
 @contextmanager
@@ -152,7 +160,7 @@ def is_stochastic(ask: Callable[[], Tensor], passes: int = 8, first: Tensor | No
 def check_rows_alone(
     ask: Callable[[Tensor], Tensor], x: Tensor, of: str = "model's output", within: float = 0.0
 ) -> None:
-    """Refuse what answers a row otherwise in company than alone: then no answer is that of one input.
+    """Refuse what answers a row otherwise in other company or at another place: no answer is then that of one input.
 
     So do batch statistics at test time, a closure over other inputs, a scale that is taken over the whole batch.
 
@@ -160,37 +168,42 @@ def check_rows_alone(
         ask: x (n, ...) -> answers (n, ...), the same each time.
         x: (n, ...) a few inputs, at least one.
         of: what the message calls the answers.
-        within: a difference that counts as rounding, besides ``COMPANY`` of the largest answer.
+        within: a difference that counts as rounding, besides a share of the largest answer.
 
     Raises:
-        ValueError: an answer differs by more than rounding.
+        ValueError: an answer differs by more than rounding, or rows are answered in batches of one size only.
 
     >>> check_rows_alone(lambda x: x / x.amax(), torch.tensor([[1.0, 2.0], [3.0, 4.0]]))
     Traceback (most recent call last):
     ValueError: the model's output for an input depends on the others in its batch (batch statistics at test time, ...
     """
-    flat = x.flatten(1)
-    if len(x) == 1:
-        flat = torch.cat([flat, flat.roll(1, 1)])  # values as in x, since a model may take no others
-    dimmed = torch.where(flat[:1] > flat[:1].mean(), flat[:1].amin(), flat[:1])  # of another scale than its company
-    batches = [rows.reshape(-1, *x.shape[1:]) for rows in (flat, torch.cat([dimmed, flat[1:]]))]
-    together = torch.cat([ask(batches[0]), ask(batches[1])[:1]])
+    rows = x if len(x) > 1 else torch.cat([x, x.flatten(1).roll(1, 1).reshape(x.shape)])  # values that x has
+    flat = rows.flatten(1)
+    dimmed = torch.where(flat > flat.mean(1, keepdim=True), flat.amin(1, keepdim=True), flat).reshape(rows.shape)
+    together = ask(rows)
     try:
-        alone = torch.cat([ask(row) for row in (*batches[0].split(1), batches[1][:1])])
+        alone = ask(rows[:1])
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, RuntimeError, ValueError) as error:
-        n, line = len(batches[0]), " ".join(str(error).split())
+        line = " ".join(str(error).split())
         raise ValueError(
-            f"the model takes {n} inputs at once but not one alone (a fixed batch size?): {line}"
+            f"the model takes {len(rows)} inputs at once but not one alone (a fixed batch size?): {line}"
         ) from error
-    finite = together.isfinite() & alone.isfinite()
-    difference = torch.where(finite, together - alone, 0.0).abs()
-    if bool(difference.amax() > within + COMPANY * torch.where(finite, together, 0.0).abs().amax()):
-        raise ValueError(
-            f"the {of} for an input depends on the others in its batch (batch statistics at test time, a closure over "
-            "other inputs, a scale over the whole batch): each row must be answered by itself"
-        )
+    one, other = (ask(torch.cat([dimmed[:1], company]))[:1] for company in (rows[1:], dimmed[1:]))
+    pairs = [
+        (one, other, _SAME_BATCH_SIZE),  # the same first row, at the same place: no kernel has a reason to differ
+        (together, ask(rows.flip(0)).flip(0), ROUNDING_OF_ANSWERS),
+        (together[:1], alone, ROUNDING_OF_ANSWERS),
+    ]
+    for a, b, share in pairs:
+        finite = a.isfinite() & b.isfinite()
+        most = within + share * torch.where(finite, a, 0.0).abs().amax()
+        if bool(torch.where(finite, a - b, 0.0).abs().amax() > most):
+            raise ValueError(
+                f"the {of} for an input depends on the others in its batch (batch statistics at test time, a closure "
+                "over other inputs, a scale over the whole batch): each row must be answered by itself"
+            )
 
 
 @contextmanager
@@ -209,7 +222,7 @@ def kept_buffers(model: nn.Module) -> Iterator[None]:
 
 
 @contextmanager
-def untouched(model: object, seed: int | None = 0, *, beside: Iterable[object] = ()) -> Iterator[None]:
+def untouched(model: object, seed: int | None = 0) -> Iterator[RandomStream | None]:
     """Query ``model`` and leave no trace: eval mode, parameters frozen, random state forked and seeded.
 
     Restored afterwards, also on an exception: train / eval of every submodule, ``requires_grad`` of every parameter,
@@ -220,25 +233,24 @@ def untouched(model: object, seed: int | None = 0, *, beside: Iterable[object] =
 
     Args:
         seed: None leaves the random state alone, for what draws nothing or from a stream of its own.
-        beside: modules, or ``RANDOM_STATE``, that are taken at the same time, since they are needed inside.
     """
     module = model if isinstance(model, nn.Module) else None
-    things = (*(() if module is None else (module,)), *beside, *(() if seed is None else (RANDOM_STATE,)))
-    with taking_turns(*things), ExitStack() as stack:
+    stream = None if seed is None else RandomStream(seed)
+    with taking_turns(model, *(() if seed is None else (RANDOM_STATE,))), ExitStack() as stack:
         parameters = list(module.parameters()) if module is not None else []
         required = [p.requires_grad for p in parameters]
         if module is not None:
             stack.enter_context(kept_buffers(module))
         stack.enter_context(evaluating(model))
-        if seed is not None:
-            stack.enter_context(RandomStream(seed).drawing())
+        if stream is not None:
+            stack.enter_context(stream.drawing())
         recurrent = module is not None and any(isinstance(m, nn.RNNBase) for m in module.modules())
         if recurrent and torch.cuda.is_available():
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         try:
             for p in parameters:
                 p.requires_grad_(False)
-            yield
+            yield stream
         finally:
             for p, flag in zip(parameters, required, strict=True):
                 p.requires_grad_(flag)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.files import check_state
+from robustgen.turns import seeded
 
 __all__ = ["rebuild"]
 
@@ -28,7 +29,7 @@ def rebuild(
     Traceback (most recent call last):
     ValueError: w.safetensors does not fit this network: missing weight; missing bias
     """
-    with torch.random.fork_rng(devices=[]):
+    with seeded(None):
         with torch.device("meta"):
             try:
                 plan = make()

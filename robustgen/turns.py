@@ -12,7 +12,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["RANDOM_STATE", "RandomStream", "seed_generators", "taking_turns"]
+__all__ = ["RANDOM_STATE", "RandomStream", "seeded", "taking_turns"]
 
 RANDOM_STATE = object()  # stands for torch's global random state among the things that threads take turns at
 
@@ -115,11 +115,8 @@ class RandomStream:
     @contextmanager
     def drawing(self) -> Iterator[None]:
         """Draw from this stream inside; see the class."""
-        with taking_turns(RANDOM_STATE), torch.random.fork_rng(_gpus()):
-            if self._states:
-                _restore(self._states)
-            else:
-                seed_generators(self.seed)
+        with seeded(None if self._states else self.seed):
+            _restore(self._states)
             before = _states()
             try:
                 yield
@@ -128,11 +125,19 @@ class RandomStream:
                 self.drawn |= any(not torch.equal(s, before.get(k, s)) for k, s in self._states.items())
 
 
-def seed_generators(seed: int) -> None:
-    """Seed the global generators of the CPU and of every GPU in use; ``torch.manual_seed`` takes far longer."""
-    torch.default_generator.manual_seed(seed)
-    for k in _gpus():
-        torch.cuda.default_generators[k].manual_seed(seed)
+@contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Whatever is drawn inside, from ``seed`` on, leaves torch's random state as it was; threads take turns."""
+    with taking_turns(RANDOM_STATE):
+        before = _states()
+        try:
+            if seed is not None:
+                torch.default_generator.manual_seed(seed)  # torch.manual_seed takes far longer
+                for k in _gpus():
+                    torch.cuda.default_generators[k].manual_seed(seed)
+            yield
+        finally:
+            _restore(before)
 
 
 def _gpus() -> range:

@@ -110,7 +110,7 @@ class TestStepInL1:
         x, c = uniform(0, 20, 7), normal(1, 20, 7)
         ball, rows = Ball(x, torch.full((20,), 9.0), "L1", (0.0, 1.0)), torch.arange(20)
         for size in (0.05, 0.7, 2.0):
-            moved = (x + ball.step(c, torch.full((20,), size), at=x, spread=1)).clamp(0, 1) - x
+            moved = (x + ball.step(rows, c, torch.full((20,), size), at=x, spread=1)).clamp(0, 1) - x
             best = [best_linear(c[j], x[j], size, (0.0, 1.0)) for j in rows.tolist()]
             assert torch.allclose((c * moved).sum(1), torch.tensor(best, dtype=torch.float64), atol=1e-6)
 
@@ -118,24 +118,25 @@ class TestStepInL1:
         """Sizes of gradients differ by many orders between samples: a maximum over the batch would silence most."""
         c = torch.stack([10.0 ** (-6 * j) * normal(j, 250) for j in range(5)])
         ball = Ball(torch.full((5, 250), 0.5, dtype=torch.float64), torch.full((5,), 9.0), "L1", (0.0, 1.0))
-        step = ball.step(c, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
+        step = ball.step(torch.arange(5), c, torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5]))
         assert (step != 0).sum(1).tolist() == [3] * 5
         assert torch.allclose(perturbation_norm(step, "L1"), torch.arange(1, 6).double() / 10, atol=1e-6)
         assert ((step != 0) == (c.abs() >= c.abs().topk(3, dim=1).values[:, -1:])).all()
         assert (step * c >= 0).all()
         spread = torch.tensor([1.0, 2.0, 4.0, 5.0, 2.5])
-        assert (ball.step(c, torch.ones(5), spread=spread) > 1e-9).sum(1).max() <= 5
-        assert torch.allclose(ball.step(c, torch.ones(5), spread=spread).abs().amax(1), 1 / spread.double())
+        step = ball.step(torch.arange(5), c, torch.ones(5), spread=spread)
+        assert (step > 1e-9).sum(1).max() <= 5
+        assert torch.allclose(step.abs().amax(1), 1 / spread.double())
 
     def test_what_is_at_a_bound_is_held_there_for_free(self):
         x = torch.tensor([[1.0, 0.5, 0.5, 0.2]])
         ball = Ball(x, torch.tensor([0.1]), "L1", (0.0, 1.0))
-        step = ball.step(torch.tensor([[4.0, 3.0, -2.0, 1.0]]), torch.tensor([0.3]), at=x, spread=2)
+        step = ball.step(torch.arange(1), torch.tensor([[4.0, 3.0, -2.0, 1.0]]), torch.tensor([0.3]), at=x, spread=2)
         assert torch.allclose(step, torch.tensor([[0.15, 0.15, -0.15, 0.0]]), atol=1e-6)
 
     def test_no_gradient_no_step(self):
         ball = Ball(torch.rand(2, 6), torch.ones(2), "L1", (0.0, 1.0))
-        assert not ball.step(torch.zeros(2, 6), torch.ones(2)).any()
+        assert not ball.step(torch.arange(2), torch.zeros(2, 6), torch.ones(2)).any()
 
 
 def test_draws_in_the_l1_ball():

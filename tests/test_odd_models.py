@@ -80,3 +80,39 @@ def test_what_torch_makes_of_a_network_is_attacked_and_scored_as_the_network(con
     report = evaluate_robustness(made, x, y, attacks=[attack], eps=0.1, masking_tests=False)
     assert report.clean_accuracy == 1
     assert [getattr(m, "training", None) for m in made.modules()] == flags
+
+
+def test_each_module_keeps_its_own_mode_beside_a_train_of_ones_own():
+    class Own(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.drop = nn.BatchNorm1d(4), nn.Dropout()
+
+        def train(self, mode=True):
+            return super().train(mode)
+
+        def forward(self, x):
+            return self.drop(self.norm(x))
+
+    model = nn.Sequential(Own(), nn.Linear(4, 2)).train()
+    model[0].norm.eval()
+    flags = [m.training for m in model.modules()]
+    FGSM()(model, torch.rand(3, 4), torch.zeros(3, dtype=torch.int64))
+    assert [m.training for m in model.modules()] == flags
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rounding_is_no_dependence_on_the_batch(dtype):
+    class Rounded(nn.Module):
+        """Rounds its logits one digit of bfloat16 up or down, by the size of the batch alone."""
+
+        def __init__(self):
+            super().__init__()
+            self.net = nn.Sequential(nn.Linear(4, 16), nn.ReLU(), nn.Linear(16, 3)).to(dtype)
+
+        def forward(self, x):
+            logits = self.net(x.to(dtype)).float()
+            return logits * (1 + (2**-8 if len(x) == 1 and dtype == torch.bfloat16 else 0))
+
+    model, x = Rounded().eval(), torch.rand(7, 4)
+    PGD(eps=0.1)(model, x, model(x).argmax(1))

@@ -213,7 +213,7 @@ class _HalvingPace:
 
     def next(self, k: int, ball: Ball, i: Tensor, run: _Run) -> Tensor:
         """x_{k+1}: a step with momentum, the first one without."""
-        z = ball.project(i, run.x + ball.step(run.gradient, self.size, rows=i))
+        z = ball.project(i, run.x + ball.step(i, run.gradient, self.size))
         return z if k == 0 else ball.project(i, run.x + 0.75 * (z - run.x) + 0.25 * (run.x - run.last_x))
 
     def keep(self, rows: Tensor) -> None:
@@ -257,7 +257,7 @@ class _SparsePace:
         """
         slopes = run.gradient.flatten(1).count_nonzero(1)  # the length goes to coordinates that have one
         spread = torch.minimum(self.spread, slopes).clamp(min=1)
-        return ball.project(i, run.x + ball.step(run.gradient, self.size, spread=spread))
+        return ball.project(i, run.x + ball.step(i, run.gradient, self.size, spread=spread))
 
     def keep(self, rows: Tensor) -> None:
         self.largest, self.size, self.count, self.spread = (

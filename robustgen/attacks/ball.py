@@ -79,14 +79,16 @@ class Ball:
 
     def step(
         self,
+        i: Tensor,
         gradient: Tensor,
         size: Tensor,
         *,
         at: Tensor | None = None,
         spread: Tensor | float | None = None,
-        rows: Tensor | None = None,
     ) -> Tensor:
         """The step of norm ``size`` (n,) that raises a loss with this gradient most; zero where the gradient is.
+
+        Linf: an element whose ``reach`` is less than eps steps less, in proportion.
 
         L1: each of the steepest coordinates is pushed by ``size / spread``, as many of them as it takes for what the
         bounds let through to have length ``size``. One that is at a bound is pushed too but does not count: the
@@ -95,13 +97,12 @@ class Ball:
         Args:
             at: (n, ...) where the step begins, for L1: without it no coordinate counts as stopped by the bounds.
             spread: for L1, over how many coordinates at least, a number >= 1 or (n,); None means 1 % of them.
-            rows: int64 (n,), for Linf: an element whose ``reach`` is less than eps then steps less, in proportion.
         """
         if self.norm == "Linf":
             step = column(size, gradient) * gradient.sign()
-            if self.reach is None or rows is None:
+            if self.reach is None:
                 return step
-            share = self.reach[rows] / column(self.eps[rows].double(), self.reach).clamp(min=1e-300)
+            share = self.reach[i] / column(self.eps[i].double(), self.reach).clamp(min=1e-300)
             return step * share.to(step.dtype)
         if self.norm == "L1":
             return self._sparse(gradient, size.double(), at, spread)

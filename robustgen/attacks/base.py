@@ -18,6 +18,7 @@ from robustgen.attacks.problem import LowestMargin, Problem
 from robustgen.attacks.queries import Oracle, Search
 from robustgen.checks import check_bounds, check_ids, check_images, check_integers, check_labels, plain_fields
 from robustgen.model import Model, untouched
+from robustgen.turns import taking_turns
 
 __all__ = ["Attack", "AttackResult"]
 
@@ -139,7 +140,12 @@ class Attack(ABC):
         if not len(x):
             empty = torch.zeros_like(y)
             return AttackResult(x.clone(), empty.bool(), radius, empty, empty.clone())
-        with torch.inference_mode(False), torch.no_grad(), untouched(model, seed=None, beside=self._modules()):
+        with (
+            taking_turns(model, *self._modules()),
+            torch.inference_mode(False),
+            torch.no_grad(),
+            untouched(model, None),
+        ):
             x, y, ids, radius = (t.clone() if t.is_inference() else t for t in (x, y, ids, radius))
             engine = engine or Engine(prepare=self.early_stop)
             oracle = Oracle(

@@ -73,8 +73,8 @@ class DDN(MinimalNormAttack):
             problem.record(i, z, logits)
             fools = problem.fools(i, logits)
             alpha = self._span * annealed(self.step_size, self.step_size / 100, step, self.steps)
-            direction = z - x + problem.ball.step(self._free(z, gradient), torch.full_like(norm, alpha))
+            direction = z - x + problem.ball.step(i, self._free(z, gradient), torch.full_like(norm, alpha))
             norm = norm * torch.where(fools, 1 - self.gamma, 1 + self.gamma)
             norm = norm.clamp(max=self._span * max(1, x[:1].numel()) ** 0.5)  # the whole box
-            z = problem.ball.project(i, x + problem.ball.step(direction, norm))
+            z = problem.ball.project(i, x + problem.ball.step(i, direction, norm))
         problem.record(i, z, (yield problem.logits(i, z)))

@@ -54,7 +54,7 @@ class EmbeddedInput(nn.Module):
         self.layer = find_layer(self.model, in_backbone if within else layer)
         if not isinstance(found := self.model.get_submodule(self.layer), nn.Embedding):
             raise TypeError(f"layer {self.layer!r} is not an nn.Embedding but {type(found).__name__}")
-        self._reads_no_tokens = False  # not known yet
+        self._tokens_checked = False  # not known yet
         self.training = model.training  # each submodule of the model keeps its own flag
 
     @property
@@ -74,9 +74,9 @@ class EmbeddedInput(nn.Module):
         embedding = self.embedding
         if e.ndim != 3 or e.shape[2] != embedding.embedding_dim:
             raise ValueError(f"embedded input must be (N, T, {embedding.embedding_dim}), got shape {tuple(e.shape)}")
-        if len(e) and not self._reads_no_tokens:
+        if len(e) and not self._tokens_checked:
             self._check_tokens(e[:2].detach())
-            self._reads_no_tokens = True
+            self._tokens_checked = True
         return self._given(self._placeholders(e), e)
 
     def _placeholders(self, e: Tensor) -> Tensor:
@@ -99,6 +99,8 @@ class EmbeddedInput(nn.Module):
             tokens[:, e.shape[1] // 2 :] = symbol  # as if it filled up a short sequence
             try:
                 same = torch.allclose(answer(tokens), expected, rtol=1e-4, atol=1e-5)
+            except torch.OutOfMemoryError:
+                raise
             except (RuntimeError, ValueError, IndexError):  # of a sequence that is empty then
                 same = False
             if not same:

@@ -42,5 +42,5 @@ class FGSM(Attack):
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         x = problem.x[i]
         _, gradient = yield problem.gradient(i, x, self.loss, self.eot_samples)
-        x = problem.ball.project(i, x + problem.ball.step(gradient, problem.ball.eps[i], at=x, rows=i))
+        x = problem.ball.project(i, x + problem.ball.step(i, gradient, problem.ball.eps[i], at=x))
         problem.record(i, x, (yield problem.logits(i, x)))

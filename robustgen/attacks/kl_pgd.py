@@ -86,7 +86,7 @@ class KLPGD(Attack):
                 i, x, clean, gradient = i[stays], x[stays], clean[stays], gradient[stays]
                 if not len(i):
                     return
-            x = ball.project(i, x + ball.step(gradient, alpha[i], at=x, rows=i))
+            x = ball.project(i, x + ball.step(i, gradient, alpha[i], at=x))
         logits = yield problem.logits(i, x)
         if self.selection == "divergence":
             highest.offer(x, logits)

@@ -62,7 +62,7 @@ class MIFGSM(Attack):
 
         def move(i: Tensor, x: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
             momentum[i] = self.decay * momentum[i] + _of_sum_one(gradient)
-            return ball.project(i, x + ball.step(momentum[i], alpha[i], rows=i))
+            return ball.project(i, x + ball.step(i, momentum[i], alpha[i]))
 
         yield from ascend(problem, i, problem.x[i], self.steps, ask, move)
 

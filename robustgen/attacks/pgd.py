@@ -69,7 +69,7 @@ class PGD(Attack):
             return problem.gradient(i, x, self.loss, self.eot_samples)
 
         def move(i: Tensor, x: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
-            return ball.project(i, x + ball.step(gradient, alpha[i], at=x, rows=i))
+            return ball.project(i, x + ball.step(i, gradient, alpha[i], at=x))
 
         repeats = self.norm == "Linf" and problem.early_stop and not problem.oracle.stochastic
         yield from ascend(problem, i, x, self.steps, ask, move, Visited(problem.y) if repeats else None)

@@ -48,5 +48,5 @@ class RandomStartFGSM(Attack):
         ball = problem.ball
         x = ball.uniform(i, self.seed, problem.ids[i], ())
         _, gradient = yield problem.gradient(i, x, "ce")
-        x = ball.project(i, x + ball.step(gradient, self.alpha * ball.eps[i], at=x, rows=i))
+        x = ball.project(i, x + ball.step(i, gradient, self.alpha * ball.eps[i], at=x))
         problem.record(i, x, (yield problem.logits(i, x)))

@@ -105,9 +105,7 @@ def score(
             )
         for name in given(context) & {"layers", "epochs", "batch_size"}:
             raise ValueError(f"--{name.replace('_', '-')} is about --fit-data, --checkpoint is a trained model")
-        detector, shape, info = generative_detector(
-            checkpoint, detector_name, parse_options(() if set_ is None else set_), device=device
-        )
+        detector, shape, info = generative_detector(checkpoint, detector_name, parse_options(set_ or ()), device=device)
     elif detector_name is not None or set_:
         raise ValueError("--detector and --set go with --checkpoint, the run of a generative model")
     else:

@@ -1,6 +1,5 @@
 """``robustgen attack``: how robust a trained network is on a data set."""
 
-from contextlib import nullcontext
 from pathlib import Path
 
 from robustgen.commands.data_spec import DataSpec
@@ -80,7 +79,7 @@ def attack_network(
             module.to(where)
     x, y, ids = dataset.images().to(where), dataset.labels().to(where), dataset.ids.to(where)
     name = f"{model if run is None else run} on {dataset.name}"
-    with nullcontext() if out is None else world.alone(out, where):
+    with world.alone(out, where):
         report = evaluate_robustness(
             network,
             x,

@@ -25,6 +25,7 @@ from robustgen.generative import GenerativeModel, GenerativeObjective, load, mod
 from robustgen.generative.pictures import Pictures, grid_png
 from robustgen.model import evaluating
 from robustgen.training import Batch, Trainer, load_checkpoint
+from robustgen.turns import seeded
 
 __all__ = ["generative_detector", "parse_options", "sample_images", "train_generative", "training_data"]
 
@@ -82,8 +83,7 @@ def train_generative(
         check_positive(lr=lr)
     whole = require_nonempty(data.read("train"))
     rest, train, held_back = parts(whole, hold_out)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = _construct(kind, tuple(rest.x.shape[1:]), options=options)
         x, y = train.batch(torch.arange(min(4, len(train))))
         move(network, device)

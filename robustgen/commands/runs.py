@@ -28,6 +28,7 @@ from robustgen.locks import alone
 from robustgen.networks import build
 from robustgen.rebuilding import rebuild
 from robustgen.training import latest_checkpoint, load_checkpoint
+from robustgen.turns import seeded
 
 __all__ = [
     "CALIBRATION",
@@ -213,7 +214,7 @@ def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[
     fortified = info["fortify"] is not None
     tensors = _of_backbone(checkpoint.model_state) if fortified else checkpoint.model_state
     if spec.is_code:
-        with torch.random.fork_rng():
+        with seeded(None):
             network = spec.build()
         load_state(network, tensors, checkpoint.path)
     else:

@@ -28,6 +28,7 @@ from robustgen.evaluation import evaluate_detection
 from robustgen.files import write_bytes
 from robustgen.fortified import FortifiedNetwork, fortify
 from robustgen.printable import as_cell
+from robustgen.turns import seeded
 
 __all__ = ["compare_populations", "open_detector", "score_inputs", "write_rows"]
 
@@ -66,8 +67,7 @@ def open_detector(
     shape = tuple(known.x.shape[1:])
     train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=known.y is not None)
     names = layers if layers == "auto" else layers.split(",")
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         fortified = fortify(network, names, example_input=train.batch(torch.arange(2))[0])
     move(fortified, device)
     fortified.fit_autoencoders(train, epochs=epochs, batch_size=batch_size, seed=seed, progress=progress)

@@ -30,7 +30,7 @@ from robustgen.files import write_json
 from robustgen.fortified import FortifiedNetwork, fortify
 from robustgen.model import evaluating, logits_of, naming_inputs
 from robustgen.training import Objective, Trainer
-from robustgen.training.distributed import seeded
+from robustgen.turns import seeded
 
 __all__ = ["train_network"]
 
@@ -83,8 +83,7 @@ def train_network(
     # The same tenth for every seed, so that fortifying a network of ours afterwards calibrates on data new to it.
     rest, train, calibration = parts(whole, hold_out, labelled=True)
     spec = NetworkSpec(model, tuple(rest.x.shape[1:]), rest.n_classes, width, activation)
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with seeded(seed):
         network = spec.build()
         if weights is not None:
             load_weights(network, weights)
@@ -146,7 +145,7 @@ def _try(
 ) -> None:
     """A step of everything that is to come; see :mod:`robustgen.commands.trial`."""
     x = data.batch(torch.arange(min(2, len(data))))[0].to(device_of(network))
-    with seeded(x.device), evaluating(network), torch.no_grad(), naming_inputs(x):
+    with seeded(None), evaluating(network), torch.no_grad(), naming_inputs(x):
         found = logits_of(network(x)).shape[1]
     if found < n_classes:
         raise ValueError(f"{data.name} has {n_classes} classes, the network has {found}")

@@ -12,8 +12,8 @@ from robustgen.detectors import ReconstructionError
 from robustgen.fortified import FortifiedNetwork
 from robustgen.model import naming_inputs
 from robustgen.training import Batch, Objective
-from robustgen.training.distributed import seeded
 from robustgen.training.run import training_mode
+from robustgen.turns import seeded
 
 __all__ = ["try_autoencoders", "try_detector", "try_objective"]
 
@@ -25,7 +25,7 @@ def try_objective(network: nn.Module, objective: Objective, data: ArrayDataset, 
     few, device = data.take(min(_FEW, batch_size)), device_of(network)
     x, y = few.batch(torch.arange(len(few)))
     batch = Batch(x.to(device), None if y is None else y.to(device), torch.arange(len(few), device=device))
-    with seeded(device, seed), warnings.catch_warnings():
+    with seeded(seed), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the training says it again
         copied = copy.deepcopy(network)
         with training_mode(copied), naming_inputs(x):

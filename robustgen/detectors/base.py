@@ -10,14 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.calibration import ConformalCalibration
-from robustgen.checks import check_images, check_integers, plain_arguments
+from robustgen.checks import check_images, check_integers, plain
 from robustgen.counter_rng import uniform
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
 from robustgen.model import check_rows_alone, naming_inputs, untouched
 from robustgen.structure import check_arguments, check_structure
 from robustgen.training import Source, as_source
-from robustgen.turns import RANDOM_STATE, RandomStream
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -68,10 +67,6 @@ class Detector(ABC):
 
     fit_on_fresh: ClassVar[bool] = False
 
-    def __init_subclass__(cls, **kwargs: Any) -> None:
-        super().__init_subclass__(**kwargs)
-        cls.__init__ = plain_arguments(cls.__init__)  # type: ignore[method-assign]
-
     def __init__(self, model: nn.Module | Sequence[nn.Module], batch_size: int = 256) -> None:
         for one in model if isinstance(model, Sequence) else [model]:
             if not isinstance(one, nn.Module):
@@ -109,7 +104,7 @@ class Detector(ABC):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments except the model, JSON-able."""
         names = list(inspect.signature(type(self)).parameters)[1:]
-        return {name: getattr(self, name) for name in names}
+        return {name: plain(getattr(self, name)) for name in names}
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({', '.join(f'{k}={v!r}' for k, v in self.config.items())})"
@@ -128,13 +123,7 @@ class Detector(ABC):
                 its batch (the score of an input would depend on the batch that it is in).
         """
         source = as_source(data if y is None else (data, y))
-        stream = RandomStream(0)
-        with (
-            torch.inference_mode(False),
-            torch.no_grad(),
-            untouched(self.model, seed=None, beside=(RANDOM_STATE,)),
-            stream.drawing(),
-        ):
+        with torch.inference_mode(False), torch.no_grad(), untouched(self.model) as stream:
             about = _about_inputs(x for x, _ in self._batches(source))
             with naming_inputs(about["like"]):
                 fitted = self._fit(self._batches(source)) | about
@@ -146,7 +135,7 @@ class Detector(ABC):
             except ValueError:
                 self.statistics_ = None
                 raise
-        if stream.drawn:  # numbers that do not show in the scores, as those agree
+        if stream is not None and stream.drawn:  # numbers that do not show in the scores, as those agree
             self.statistics_["draws"] = torch.ones(())
         return self
 

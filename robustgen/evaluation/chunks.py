@@ -93,9 +93,9 @@ def run_jobs(
     done: dict[str, Outcome] = {}
     total = sum(job.n for job in jobs.values())
     with ExitStack() as stack:
+        stack.enter_context(world.alone(None if run_dir is None else Path(run_dir), x.device))
         store = None
         if run_dir is not None:
-            stack.enter_context(world.alone(Path(run_dir), x.device))
             store = _Store(Path(run_dir), _plan(jobs, model, x, y, ids, batch_size, about or {}), resume, world)
         bar = stack.enter_context(tqdm(total=total, disable=not progress or world.rank > 0, desc=title, unit="example"))
         for k, (label, job) in enumerate(jobs.items()):
@@ -234,7 +234,7 @@ def _same(name: str, found: dict[str, Any], plan: dict[str, Any]) -> bool:
     """Whether a directory's plan says the same of ``name``; logits of other machines differ in their last digits."""
     if name != "logits":
         return bool(found.get(name) == plan[name])
-    kept = found.get(name, plan[name])  # directories of before have none
+    kept = found.get(name)
     return isinstance(kept, dict) and all(same_answers(kept.get(label), own) for label, own in plan[name].items())
 
 

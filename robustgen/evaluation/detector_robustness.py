@@ -9,7 +9,6 @@ Machine Learning", 2019: out-of-distribution inputs are attacked too, to look in
 
 import time
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +125,7 @@ def evaluate_detector_robustness(
     def run(
         attacks: Mapping[str, Attack], x: Tensor, y: Tensor, ids: Tensor, scores: Tensor, part: str
     ) -> list[Tensor]:
-        with nullcontext() if run_dir is None else current_world().alone(Path(run_dir), x.device):
+        with current_world().alone(None if run_dir is None else Path(run_dir), x.device):
             done = run_jobs(
                 {label: Job(attack, len(x), keep=len(x)) for label, attack in attacks.items()},
                 model,

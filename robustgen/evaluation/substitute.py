@@ -15,6 +15,7 @@ from robustgen.checks import check_bounds, check_images, check_integers, check_p
 from robustgen.counter_rng import derive_seed
 from robustgen.model import Model, logits_of, naming_inputs, untouched
 from robustgen.training import ClassifierObjective, Trainer
+from robustgen.turns import seeded
 
 __all__ = ["Substitute", "train_substitute"]
 
@@ -114,9 +115,7 @@ def train_substitute(
 
 
 def _build(network: Callable[[], nn.Module], seed: int) -> nn.Module:
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    with torch.random.fork_rng(devices):
-        torch.manual_seed(seed)
+    with seeded(seed):
         built = network()
     if not isinstance(built, nn.Module):
         raise TypeError(f"network() must return an nn.Module, got {type(built).__name__}")

@@ -48,7 +48,7 @@ def fit_autoencoders(
     """See :meth:`FortifiedNetwork.fit_autoencoders`."""
     if net.input_layer is not None and net.config["layers"]:
         raise ValueError("an input autoencoder with its loss in hidden states is trained with FortifiedObjective")
-    trained = [name for name, a in _by_layer(net).items() if a.encoder_bias.any() or a.decoder_bias.any()]  # else zero
+    trained = [name for name, autoencoder in _by_layer(net).items() if _is_trained(autoencoder)]
     _measure_scales(net, data, batch_size, keep=trained)
     before = _errors(net, data, batch_size) if trained else {}
     weights = {name: copy.deepcopy(_by_layer(net)[name].state_dict()) for name in trained}
@@ -89,6 +89,11 @@ def fit_autoencoders(
         autoencoder.keep_moments(made[-1])
     _warn_of_disagreement(net, data, batch_size)
     return history
+
+
+def _is_trained(autoencoder: DenoisingAutoencoder) -> bool:
+    """Whether it has been trained: biases begin at zero, and a step moves them."""
+    return bool(autoencoder.encoder_bias.any() or autoencoder.decoder_bias.any())
 
 
 def _by_layer(net: "FortifiedNetwork") -> dict[str, DenoisingAutoencoder]:

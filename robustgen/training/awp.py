@@ -15,9 +15,10 @@ from torch import Tensor, nn
 from robustgen.checks import plain_arguments
 from robustgen.model import kept_buffers
 from robustgen.training.batches import Batch
-from robustgen.training.distributed import seeded, unwrap
+from robustgen.training.distributed import unwrap
 from robustgen.training.objective import AdversarialObjective, Objective
 from robustgen.training.run import describe
+from robustgen.turns import seeded
 
 __all__ = ["AWP"]
 
@@ -67,7 +68,7 @@ class AWP:
         for name, weight in net.named_parameters():
             if weight._backward_hooks:  # when the gradient is found here, and when the trainer asks for it
                 raise ValueError(f"AWP: a gradient hook on {name} would act twice")
-        with seeded(batch.x.device):
+        with seeded(None):
             found = evaluate(net)
         gradients = _gradients(found["loss"], weights)
         if net is not model:

@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from robustgen.locks import alone
-from robustgen.turns import RANDOM_STATE, taking_turns
 
-__all__ = ["World", "current_world", "join", "seeded", "set_seed", "unwrap"]
+__all__ = ["World", "current_world", "join", "unwrap"]
 
 
 def unwrap(model: nn.Module) -> nn.Module:
@@ -58,12 +57,15 @@ class World:
             dist.barrier()
 
     @contextmanager
-    def alone(self, directory: Path, device: torch.device) -> Iterator[None]:
-        """Inside, rank 0 holds ``directory`` for all ranks; where it cannot, all of them raise.
+    def alone(self, directory: Path | None, device: torch.device) -> Iterator[None]:
+        """Inside, rank 0 holds ``directory``, if there is one, for all ranks; where it cannot, all of them raise.
 
         Raises:
             BlockingIOError: another process is writing there.
         """
+        if directory is None:
+            yield
+            return
         with ExitStack() as stack:
             refused = None
             if self.rank == 0:
@@ -133,23 +135,3 @@ def join(device: torch.device | str | None, model: nn.Module) -> tuple[World, to
 def _leave() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()
-
-
-@contextmanager
-def seeded(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Whatever is drawn inside, from ``seed`` on, leaves the random state of the CPU and of ``device`` as it was.
-
-    Threads take turns.
-    """
-    with taking_turns(RANDOM_STATE), torch.random.fork_rng([device] if device.type == "cuda" else []):
-        if seed is not None:
-            set_seed(seed, device)
-        yield
-
-
-def set_seed(seed: int, device: torch.device) -> None:
-    """Seed the generators that :func:`seeded` restores, and no others."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)

@@ -17,13 +17,13 @@ from robustgen.model import evaluating
 from robustgen.structure import check_structure
 from robustgen.training.batches import Batch, Source, epoch_order
 from robustgen.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
-from robustgen.training.distributed import World, seeded
+from robustgen.training.distributed import World
 from robustgen.training.ema import EMA
 from robustgen.training.interrupt import Interrupt, Stopped
 from robustgen.training.metrics import Means, write_rows
 from robustgen.training.overfitting import Watch
 from robustgen.training.players import Players
-from robustgen.turns import RANDOM_STATE, taking_turns
+from robustgen.turns import RANDOM_STATE, seeded, taking_turns
 
 if TYPE_CHECKING:
     from robustgen.training.trainer import Trainer
@@ -121,7 +121,7 @@ class Run:
         if trainer.schedule is not None:
             self.players.scale_lr(trainer.schedule(self.step / self.total))
         player = self.players.at(self.step)
-        with self.players.only(player), seeded(self.device, self.seeds[i]):
+        with self.players.only(player), seeded(self.seeds[i]):
             batch = self.source.fetch(self.world.share(self.order[i]), self.device)
             scalars = self._objective(wrapped, batch)
             loss = scalars["loss"]
@@ -185,7 +185,7 @@ class Run:
             stack.enter_context(torch.no_grad())
             if self.ema:
                 stack.enter_context(self.ema.applied())
-            stack.enter_context(seeded(self.device, derive_seed(self.trainer.seed, 2)))
+            stack.enter_context(seeded(derive_seed(self.trainer.seed, 2)))
             after_epoch(self.model, self.history)
 
     def _validate(self, val: Source) -> dict[str, float]:
@@ -197,7 +197,7 @@ class Run:
             if self.ema:
                 stack.enter_context(self.ema.applied())
             for i, indices in enumerate(mine.split(self.trainer.batch_size)):
-                with seeded(self.device, derive_seed(self.trainer.seed, i, self.world.rank, 1)):  # alike in each epoch
+                with seeded(derive_seed(self.trainer.seed, i, self.world.rank, 1)):  # alike in each epoch
                     batch = val.fetch(indices, self.device)
                     means.add(self._objective(self.model, batch), len(indices))
                 if self.world.size == 1 and self.interrupt.requested:

@@ -147,6 +147,5 @@ class Trainer:
             stack.enter_context(training_mode(model))
             with taking_turns(model):
                 run = Run(self, model.to(device), source, val_source, world, device, interrupt)
-            if self.run_dir is not None:
-                stack.enter_context(world.alone(self.run_dir, device))
+            stack.enter_context(world.alone(self.run_dir, device))
             return run.go()
