@@ -22,6 +22,8 @@ __all__ = [
     "check_numbers",
     "check_positive",
     "check_shape",
+    "diameter",
+    "eps_spans_bounds",
     "nearest",
     "plain",
     "plain_arguments",
@@ -221,6 +223,35 @@ def check_evaluation(
         raise ValueError(f"batch_size must be at least 1, got {batch_size}")
     check_positive(eps=eps)
     return x, y, ids, bounds
+
+
+def diameter(bounds: tuple[float, float], norm: str, elements: int) -> float:
+    """The longest distance between two inputs of so many elements in ``bounds``: an eps that holds all of them.
+
+    >>> diameter((0.0, 1.0), "L2", 16)
+    4.0
+    """
+    return (bounds[1] - bounds[0]) * elements ** {"Linf": 0.0, "L2": 0.5, "L1": 1.0}[norm]
+
+
+def eps_spans_bounds(eps: float, norm: str, bounds: tuple[float, float], elements: int) -> str | None:
+    """A line where the ball holds every input, so that no network withstands it; None otherwise.
+
+    >>> eps_spans_bounds(8, "Linf", (0.0, 1.0), 192)
+    'eps 8 is larger than the whole range of the bounds (0, 1): did you mean 8/255 = 0.0314?'
+    """
+    width, widest = bounds[1] - bounds[0], diameter(bounds, norm, elements)
+    if eps <= widest * (1 + 1e-9):
+        return None
+    where = f"({bounds[0]:g}, {bounds[1]:g})"
+    line = f"eps {eps:g} is larger than the whole range of the bounds {where}"
+    if norm != "Linf":
+        line = f"{norm} eps {eps:g} is larger than the distance of any two inputs in the bounds {where}, {widest:.4g}"
+    levels = eps * width / 255
+    if levels >= widest:
+        return line
+    times = "" if width == 1 else f" * {width:g}"
+    return f"{line}: did you mean {eps:g}/255{times} = {levels:.3g}?"
 
 
 def nearest(name: str, known: Iterable[str], most: int = 3) -> str:

@@ -6,6 +6,7 @@ in its answers alone; these differ in their last digits between machines, and ar
 
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,15 +87,19 @@ def answers(ask: Callable[[], Tensor], passes: int = 8) -> list[float] | None:
     return first.detach().double().nan_to_num(0.0, 0.0, 0.0).flatten().tolist()
 
 
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and abs(value) <= sys.float_info.max
+
+
 def same_answers(kept: object, now: list[float] | None) -> bool:
     """Whether :func:`answers` read from a file and those of a model here may be of one model, on two machines.
 
-    >>> same_answers([1.0, 100.0], [1.1, 100.0]), same_answers([1.0, 100.0], [2.0, 100.0]), same_answers(None, None)
+    >>> same_answers([1.0, 100.0], [1.1, 100.0]), same_answers([1.0, 100.0], [3.0, 100.0]), same_answers(None, None)
     (True, False, True)
     """
     if now is None or not isinstance(kept, list):
         return kept is now
-    if len(kept) != len(now) or not all(isinstance(value, int | float) for value in kept):
+    if len(kept) != len(now) or not all(_is_number(value) for value in kept):
         return False
     close = ROUNDING_OF_ANSWERS * max(map(abs, now), default=0.0)
     return all(abs(a - b) <= close for a, b in zip(kept, now, strict=True))

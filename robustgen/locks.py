@@ -34,6 +34,9 @@ def lock(handle: int, *, wait: bool) -> bool:
     return True
 
 
+_ATTEMPTS = 100  # to lock a directory that others may be removing
+
+
 class _Held(threading.local):
     directories: frozenset[Path] = frozenset()
 
@@ -77,13 +80,15 @@ def alone(directory: Path, *, wait: bool) -> Iterator[None]:
 
 def _locked(directory: Path, wait: bool) -> int:
     """A handle of the directory that has the lock; the directory may be removed by others until then."""
-    while True:
+    if os.path.lexists(directory) and not directory.is_dir():
+        raise NotADirectoryError(f"{directory} is no directory: name another one")
+    for attempt in range(_ATTEMPTS):
         try:
             directory.mkdir(parents=True, exist_ok=True)
             handle = os.open(directory, os.O_RDONLY)
-        except (FileExistsError, FileNotFoundError):
-            if os.path.lexists(directory) and not directory.is_dir():
-                raise
+        except FileNotFoundError as error:
+            if attempt + 1 == _ATTEMPTS:
+                raise OSError(error.errno, "cannot be made", str(directory)) from None
             continue
         with ExitStack() as stack:
             stack.callback(os.close, handle)
@@ -92,3 +97,4 @@ def _locked(directory: Path, wait: bool) -> int:
                 if os.path.samestat(os.stat(directory), os.fstat(handle)):
                     stack.pop_all()
                     return handle
+    raise BlockingIOError(f"{directory} is removed and made again by another process")

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustgen.turns import RANDOM_STATE, RandomStream, taking_turns
+from robustgen.turns import CUDNN, RANDOM_STATE, RandomStream, taking_turns
 
 __all__ = [
     "ROUNDING_OF_ANSWERS",
@@ -246,6 +246,7 @@ def untouched(model: object, seed: int | None = 0) -> Iterator[RandomStream | No
             stack.enter_context(stream.drawing())
         recurrent = module is not None and any(isinstance(m, nn.RNNBase) for m in module.modules())
         if recurrent and torch.cuda.is_available():
+            stack.enter_context(taking_turns(CUDNN))
             stack.enter_context(torch.backends.cudnn.flags(enabled=False))
         try:
             for p in parameters:

@@ -1,6 +1,7 @@
 """What a file's JSON must look like, written as JSON is; one line names the file and the field that differs."""
 
 import inspect
+import math
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +11,25 @@ from typing import Any
 
 from robustgen.checks import nearest
 
-__all__ = ["POSITIVE", "SIZE", "check_arguments", "check_structure"]
+__all__ = ["POSITIVE", "SIZE", "check_arguments", "check_size", "check_structure"]
 
 SIZE = range(2**20)  # of a layer, an image, a number of layers: a larger one in a file would only fill the memory
 POSITIVE = range(1, 2**20)
+_INPUT = 2**26
 _INT64 = range(-(2**63), 2**63)
 _WORDS = {str: "a string", int: "a whole number", float: "a finite number", bool: "true or false", dict: "an object"}
 _WORDS |= {list: "a list", type(None): "null"}
+
+
+def check_size(shape: Sequence[int], source: str | Path, field: str) -> None:
+    """ValueError where an input of ``shape``, read from ``source``, has more values than any that is meant.
+
+    >>> check_size([1, 100_000, 100_000], "run.json", "network.shape")
+    Traceback (most recent call last):
+    ValueError: run.json: network.shape is of 10000000000 values, more than an input may have (67108864)
+    """
+    if math.prod(shape) > _INPUT:
+        raise ValueError(f"{source}: {field} is of {math.prod(shape)} values, more than an input may have ({_INPUT})")
 
 
 def check_structure(value: Any, structure: Any, source: str | Path, field: str = "") -> None:

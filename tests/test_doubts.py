@@ -8,8 +8,9 @@ from torch import nn
 
 from robustgen import ReconstructionError, fortify
 from robustgen.attacks import FGSM, PGD, NoiseSearch
+from robustgen.checks import eps_spans_bounds
 from robustgen.evaluation import evaluate_detector_robustness, evaluate_robustness
-from robustgen.evaluation.doubts import at_chance, eps_spans_bounds
+from robustgen.evaluation.doubts import at_chance
 from robustgen.evaluation.report import draw_markdown
 
 

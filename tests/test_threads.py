@@ -1,16 +1,28 @@
 """Threads that share a model, or the process's random state, get the results of one after the other."""
 
+import os
 import threading
+import warnings
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
 
+from robustgen import turns
 from robustgen.attacks import PGD, JointAttack, TransferAttack
 from robustgen.detectors import Energy, KNearestFeatures
 from robustgen.training import ClassifierObjective, Trainer
-from robustgen.turns import RANDOM_STATE, RandomStream, taking_turns
+from robustgen.turns import (
+    RANDOM_STATE,
+    DeadlockError,
+    RandomStream,
+    _keys,
+    taking_turns,
+    training_alone,
+    warnings_set_to,
+)
 
 THREADS = 8
 
@@ -159,7 +171,7 @@ def test_waiting_in_a_circle_is_an_error_not_a_hang():
             try:
                 with taking_turns(second):
                     return "both"
-            except RuntimeError as error:
+            except DeadlockError as error:
                 return str(error)
 
     results = in_threads([lambda: take(a, b), lambda: take(b, a)])
@@ -178,3 +190,93 @@ def test_streams_take_turns():
 
     for seed, numbers in enumerate(in_threads([lambda s=s: draw(s) for s in range(THREADS)])):
         assert torch.equal(numbers, torch.rand(40, generator=torch.Generator().manual_seed(seed)))
+
+
+def test_who_came_first_is_first():
+    """A thread that always comes back at once does not keep out one that waits."""
+    net, order, held = nn.Linear(1, 1), [], threading.Event()
+
+    def greedy():
+        with taking_turns(net):
+            held.set()
+            while not turns._waiting:
+                pass
+        with taking_turns(net):
+            order.append("greedy")
+
+    def patient():
+        held.wait()
+        with taking_turns(net):
+            order.append("patient")
+
+    in_threads([greedy, patient])
+    assert order == ["patient", "greedy"]
+
+
+def test_what_is_called_with_a_model_is_taken_with_it():
+    net, other = nn.Linear(2, 2), nn.Linear(2, 2)
+    energy = Energy(other)
+    parts = {id(m) for m in (other, other.weight, other.bias)}
+    for thing in (other, lambda x: other(x), other.forward, partial(other, 1), energy.score, lambda x: energy.score(x)):
+        assert parts <= set(_keys(thing))
+    attack = JointAttack(score=lambda x: energy.score(x), threshold=0.0)
+    assert parts <= {key for thing in attack._asked_too() for key in _keys(thing)}
+    transfer = TransferAttack(surrogate=other, attack=PGD())
+    assert parts <= {key for thing in transfer._asked_too() for key in _keys(thing)}
+    tied = nn.Linear(2, 2)
+    tied.weight = net.weight
+    assert set(_keys(tied)) & set(_keys(net)) == {id(net.weight)}
+
+
+def test_two_trainings_of_one_network_are_refused():
+    net, inside, done = nn.Sequential(nn.Linear(2, 2)), threading.Event(), threading.Event()
+
+    def one():
+        with training_alone(net), training_alone(net[0]):
+            inside.set()
+            done.wait()
+
+    def two():
+        inside.wait()
+        try:
+            with pytest.raises(RuntimeError, match="another thread trains"):
+                Trainer(ClassifierObjective(), progress=False).fit(net[0], (torch.rand(4, 2), torch.arange(4) % 2))
+        finally:
+            done.set()
+
+    in_threads([one, two])
+    Trainer(ClassifierObjective(), progress=False).fit(net[0], (torch.rand(4, 2), torch.arange(4) % 2))
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="forks")
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of a fork beside threads
+def test_a_forked_process_does_not_wait_for_threads_that_it_lacks():
+    net, inside, done = nn.Linear(2, 2), threading.Event(), threading.Event()
+
+    def hold():
+        with taking_turns(net):
+            inside.set()
+            done.wait()
+
+    def fork():
+        inside.wait()
+        child = os.fork()
+        if child == 0:
+            with taking_turns(net):
+                os._exit(7)
+        done.set()
+        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+    assert in_threads([hold, fork])[1] == 7
+
+
+def test_filters_of_warnings_are_as_before():
+    before = list(warnings.filters)
+
+    def ignore():
+        for _ in range(50):
+            with warnings_set_to("ignore"):
+                pass
+
+    in_threads([ignore] * 4)
+    assert warnings.filters == before

@@ -46,7 +46,7 @@ class AtEps(AroundAttack):
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         view = copy.copy(problem)  # the same samples and findings; searched without a ball, judged by eps
-        view.ball = Box(problem.x, problem.ball.eps, self.norm, self.bounds)
+        view.ball = Box(problem.x, problem.ball.eps, self.norm, self.bounds, problem.ball.reach)
         view.length = self.attack._length
         return self.attack._search(view, i, run)
 

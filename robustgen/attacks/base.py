@@ -1,6 +1,7 @@
 """The contract of every attack: an object of hyperparameters that is called with a model, inputs and labels."""
 
 import math
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -8,7 +9,7 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from robustgen.attacks.ball import Ball, column, perturbation_norm
 from robustgen.attacks.engine import Engine, run_searches
@@ -16,7 +17,15 @@ from robustgen.attacks.losses import LOSSES
 from robustgen.attacks.prepare import prepare
 from robustgen.attacks.problem import LowestMargin, Problem
 from robustgen.attacks.queries import Oracle, Search
-from robustgen.checks import check_bounds, check_ids, check_images, check_integers, check_labels, plain_fields
+from robustgen.checks import (
+    check_bounds,
+    check_ids,
+    check_images,
+    check_integers,
+    check_labels,
+    eps_spans_bounds,
+    plain_fields,
+)
 from robustgen.model import Model, untouched
 from robustgen.turns import taking_turns
 
@@ -137,11 +146,17 @@ class Attack(ABC):
         y = check_labels(y, len(x)).to(x.device)
         ids = check_ids(ids, len(x), x.device)
         radius, reach = self._limits(x, self.eps if eps is None else eps, mask)
+        if (
+            engine is None and len(x) and not math.isinf(largest := radius.max().item())
+        ):  # evaluations say it themselves
+            line = eps_spans_bounds(largest, self.norm, self.bounds, x[0].numel())
+            if line is not None:
+                warnings.warn(line, stacklevel=3)
         if not len(x):
             empty = torch.zeros_like(y)
             return AttackResult(x.clone(), empty.bool(), radius, empty, empty.clone())
         with (
-            taking_turns(model, *self._modules()),
+            taking_turns(model, *self._asked_too()),
             torch.inference_mode(False),
             torch.no_grad(),
             untouched(model, None),
@@ -200,17 +215,19 @@ class Attack(ABC):
             raise ValueError(f"{type(self).__name__} takes no mask and no eps of each element")
         return radius, reach
 
-    def _modules(self) -> list[nn.Module]:
-        """Modules besides the model that the attack asks, such as that of a score or a surrogate."""
-        found: list[nn.Module] = []
+    def _warn_of_units(self, eps: float, elements: int) -> None:
+        line = None
+        if self.norm != "L0" and eps < math.inf:
+            line = eps_spans_bounds(eps, self.norm, self.bounds, elements)
+        if line is not None:
+            warnings.warn(line, stacklevel=4)
+
+    def _asked_too(self) -> list[object]:
+        """What the attack asks besides the model, such as a score or a surrogate."""
+        found: list[object] = []
         for field in fields(self):
             value = getattr(self, field.name, None)
-            value = getattr(value, "__self__", value)  # of a bound method, whose it is
-            if isinstance(value, Attack):
-                found += value._modules()
-            module = value if isinstance(value, nn.Module) else getattr(value, "model", None)
-            if isinstance(module, nn.Module):
-                found.append(module)
+            found += value._asked_too() if isinstance(value, Attack) else [value] if callable(value) else []
         return found
 
     def _view(self, model: Model) -> Model:

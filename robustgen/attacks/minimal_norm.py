@@ -135,8 +135,10 @@ class MinimalNormAttack(Attack):
 class Box(Ball):
     """The bounds alone; ``eps`` (N,) is no limit to the search, only to what counts in the end."""
 
-    def __init__(self, x: Tensor, eps: Tensor, norm: str, bounds: tuple[float, float]) -> None:
-        self.x, self.norm, self.bounds, self.eps = x, norm, bounds, eps
+    def __init__(
+        self, x: Tensor, eps: Tensor, norm: str, bounds: tuple[float, float], reach: Tensor | None = None
+    ) -> None:
+        self.x, self.norm, self.bounds, self.eps, self.reach = x, norm, bounds, eps, reach
 
     def project(self, i: Tensor, z: Tensor) -> Tensor:
         """``z`` (n, ...) moved into the bounds."""

@@ -188,7 +188,10 @@ class LowestMargin(Problem):
         z, own = self.oracle.seen(i, z), own or not self.oracle.prepared
         if self.length is None:
             return self._record(i, z, logits, own)
-        near = self.length(z.double() - self.x[i].double()) <= self.ball.eps[i]
+        delta = z.double() - self.x[i].double()
+        near = self.length(delta) <= self.ball.eps[i]
+        if self.ball.reach is not None:
+            near &= (delta.abs() <= self.ball.reach[i]).flatten(1).all(1)
         stays = ~self.solved[i] if self.early_stop else torch.ones_like(near)
         stays[near] = self._record(i[near], z[near], logits[near], own)
         return stays

@@ -192,6 +192,8 @@ def generative_detector(
             raise ValueError(f"{runs[0]} kept too few examples from training to fit and calibrate {kind.__name__} on")
     detector.fit((fresh if kind.fit_on_fresh else train).take(SCORED)).calibrate(held_back.take(SCORED))
     try:
+        if place.parent.is_symlink() or place.is_symlink():  # what it leads to is not to be changed
+            raise OSError(f"{place} is a link, or in one")
         detector.save(place)
     except OSError as error:
         warnings.warn(f"the fitted detector cannot be kept: {error}", stacklevel=2)

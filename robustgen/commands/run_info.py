@@ -5,7 +5,7 @@ from typing import Any
 
 from robustgen.commands.data_spec import DataSpec
 from robustgen.files import read_json
-from robustgen.structure import POSITIVE, check_structure
+from robustgen.structure import POSITIVE, check_size, check_structure
 
 __all__ = ["FORMAT", "read_info", "recorded_data"]
 
@@ -35,6 +35,8 @@ def read_info(run: Path) -> dict[str, Any]:
     if info.get("format") != FORMAT:
         raise ValueError(f"{path}: not a run of format {FORMAT}, the one that this robustgen reads")
     check_structure(info, _GENERATIVE if "generative" in info else _CLASSIFIER, path)
+    if "network" in info:
+        check_size(info["network"]["shape"], path, "network.shape")
     if "network" in info and len(info["classes"]) != info["network"]["n_classes"]:
         raise ValueError(
             f"{path}: names {len(info['classes'])} classes, its network has {info['network']['n_classes']}"

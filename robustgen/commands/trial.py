@@ -1,7 +1,6 @@
 """One step of a training, on a copy: what cannot be trained is refused before anything is written."""
 
 import copy
-import warnings
 
 import torch
 from torch import nn
@@ -13,7 +12,7 @@ from robustgen.fortified import FortifiedNetwork
 from robustgen.model import naming_inputs
 from robustgen.training import Batch, Objective
 from robustgen.training.run import training_mode
-from robustgen.turns import seeded
+from robustgen.turns import seeded, warnings_set_to
 
 __all__ = ["try_autoencoders", "try_detector", "try_objective"]
 
@@ -25,8 +24,7 @@ def try_objective(network: nn.Module, objective: Objective, data: ArrayDataset, 
     few, device = data.take(min(_FEW, batch_size)), device_of(network)
     x, y = few.batch(torch.arange(len(few)))
     batch = Batch(x.to(device), None if y is None else y.to(device), torch.arange(len(few), device=device))
-    with seeded(seed), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the training says it again
+    with seeded(seed), warnings_set_to("ignore"):  # the training says it again
         copied = copy.deepcopy(network)
         with training_mode(copied), naming_inputs(x):
             objective(copied, batch, 0)["loss"].backward()
@@ -35,8 +33,7 @@ def try_objective(network: nn.Module, objective: Objective, data: ArrayDataset, 
 def try_autoencoders(network: FortifiedNetwork, data: ArrayDataset, batch_size: int, seed: int) -> None:
     """The same for autoencoders of a network that stays as it is."""
     few = data.take(min(_FEW, batch_size))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
+    with warnings_set_to("ignore"):
         copy.deepcopy(network).fit_autoencoders(few, epochs=1, batch_size=batch_size, seed=seed, progress=False)
 
 

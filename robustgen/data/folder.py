@@ -16,6 +16,7 @@ from PIL import Image, ImageColor, ImageOps
 
 from robustgen.checks import check_integers
 from robustgen.data.array import ArrayDataset
+from robustgen.turns import warnings_set_to
 
 __all__ = ["Background", "class_names", "folder_parts", "load_folder"]
 
@@ -291,14 +292,16 @@ def _read(
 def _decoded(file: Path) -> tuple[Image.Image, bool, bool]:
     """The first frame, the right way up; whether there are more; whether its channels have more than 8 bits."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(file, formats=[kind for kind in _FORMATS if kind in Image.OPEN]) as image:
-                animated = getattr(image, "n_frames", 1) > 1
-                deep = image.mode[0] in "IF" or ";16" in str(image.tile)  # I, I;16, F; RGB;16B is read as RGB
-                image.load()
-                ImageOps.exif_transpose(image, in_place=True)
-                return image, animated, deep
+        kinds = [kind for kind in _FORMATS if kind in Image.OPEN]
+        with (
+            warnings_set_to("error", Image.DecompressionBombWarning),
+            Image.open(file, formats=kinds) as image,
+        ):
+            animated = getattr(image, "n_frames", 1) > 1
+            deep = image.mode[0] in "IF" or ";16" in str(image.tile)  # I, I;16, F; RGB;16B is read as RGB
+            image.load()
+            ImageOps.exif_transpose(image, in_place=True)
+            return image, animated, deep
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise ValueError(f"{file}: too many pixels to read ({error})") from None
     except Exception as error:  # Pillow's decoders raise a dozen types on damaged files

@@ -89,6 +89,8 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
         shape, _, dtype = header(file)
         held = info.file_size - file.tell()
+    if math.prod(shape) == 0 and max(shape) > 2**31:
+        raise ValueError(f"{info.filename}: {shape} holds nothing and claims to be large")
     if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held:
         raise ValueError(f"{info.filename}: {held} bytes for {shape} of {dtype}")
     with archive.open(info) as file:

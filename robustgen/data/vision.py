@@ -3,7 +3,6 @@
 torchvision is wrapped closely, because it says "Dataset not found or corrupted" for whatever is wrong.
 """
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from robustgen.checks import nearest
 from robustgen.data.array import ArrayDataset
+from robustgen.turns import warnings_set_to
 
 __all__ = ["load_vision"]
 
@@ -57,8 +57,7 @@ def _open(kind: str, root: Path, split: str, download: bool = False) -> Any:
     from torchvision import datasets
 
     part: dict[str, Any] = {"split": split} if kind == "SVHN" else {"train": split == "train"}
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # NumPy deprecations about how the old CIFAR-10 pickles spell a dtype
+    with warnings_set_to("ignore"):  # NumPy deprecations about how the old CIFAR-10 pickles spell a dtype
         return getattr(datasets, kind)(str(root), **part, download=download)
 
 

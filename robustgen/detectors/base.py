@@ -239,6 +239,8 @@ class Detector(ABC):
         if record["model"] != model_fingerprint(detector.model):
             raise ValueError(f"{directory}: fitted on a model with other weights or settings; fit and calibrate again")
         scores = tensors.pop("calibration.scores", None)
+        if scores is not None and not scores.is_floating_point():
+            raise ValueError(f"{path.with_name('detector.safetensors')}: calibration scores of {scores.dtype}")
         detector.statistics_ = _Kept({name.removeprefix("fitted."): s for name, s in tensors.items()}, path)
         if (shape := detector.statistics_.pop("image_shape", None)) is not None:  # as it was called before
             detector.statistics_["like"] = torch.zeros(0, *shape.tolist())

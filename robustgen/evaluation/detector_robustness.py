@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks import PGD, Attack, JointAttack
-from robustgen.checks import check_evaluation, check_images, nearest, plain_arguments
+from robustgen.checks import check_evaluation, check_images, eps_spans_bounds, nearest, plain_arguments
 from robustgen.detectors import Detector
 from robustgen.evaluation.chunks import Job, run_jobs
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness, GuardedOutcome, ReverseOutcome
-from robustgen.evaluation.doubts import at_chance, eps_spans_bounds, n_classes_of, raise_doubts
+from robustgen.evaluation.doubts import at_chance, n_classes_of, raise_doubts
 from robustgen.evaluation.verifier import verify
 from robustgen.model import Model
 from robustgen.training.distributed import current_world

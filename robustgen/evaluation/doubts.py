@@ -10,36 +10,7 @@ from robustgen.evaluation.metrics import wilson_interval
 from robustgen.evaluation.shares import percent, share
 from robustgen.model import Model, logits_of, untouched
 
-__all__ = ["at_chance", "diameter", "eps_spans_bounds", "n_classes_of", "raise_doubts"]
-
-
-def diameter(bounds: tuple[float, float], norm: str, elements: int) -> float:
-    """The longest distance between two inputs of so many elements in ``bounds``: an eps that holds all of them.
-
-    >>> diameter((0.0, 1.0), "L2", 16)
-    4.0
-    """
-    return (bounds[1] - bounds[0]) * elements ** {"Linf": 0.0, "L2": 0.5, "L1": 1.0}[norm]
-
-
-def eps_spans_bounds(eps: float, norm: str, bounds: tuple[float, float], elements: int) -> str | None:
-    """A line where the ball holds every input, so that no network withstands it; None otherwise.
-
-    >>> eps_spans_bounds(8, "Linf", (0.0, 1.0), 192)
-    'eps 8 is larger than the whole range of the bounds (0, 1): did you mean 8/255 = 0.0314?'
-    """
-    width, widest = bounds[1] - bounds[0], diameter(bounds, norm, elements)
-    if eps <= widest * (1 + 1e-9):
-        return None
-    where = f"({bounds[0]:g}, {bounds[1]:g})"
-    line = f"eps {eps:g} is larger than the whole range of the bounds {where}"
-    if norm != "Linf":
-        line = f"{norm} eps {eps:g} is larger than the distance of any two inputs in the bounds {where}, {widest:.4g}"
-    levels = eps * width / 255
-    if levels >= widest:
-        return line
-    times = "" if width == 1 else f" * {width:g}"
-    return f"{line}: did you mean {eps:g}/255{times} = {levels:.3g}?"
+__all__ = ["at_chance", "n_classes_of", "raise_doubts"]
 
 
 def at_chance(clean: Tensor, y: Tensor, n_classes: int) -> str | None:

@@ -20,6 +20,7 @@ from robustgen.evaluation.report_format import FORMAT, check_report
 from robustgen.evaluation.shares import percent
 from robustgen.files import read_json, write_bytes, write_json
 from robustgen.printable import printable
+from robustgen.turns import warnings_set_to
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -245,8 +246,8 @@ def _figure(draw: Callable[[], "Figure"], caption: str) -> str:
 
     style = {"svg.hashsalt": "robustgen", "svg.fonttype": "none", "svg.image_inline": True, "text.parse_math": False}
     out = io.StringIO()
-    with matplotlib.rc_context(style), warnings.catch_warnings(), np.errstate(all="ignore"):
-        warnings.simplefilter("ignore")  # a letter that the font lacks is one that the browser's has
+    # a letter that the font lacks is one that the browser's has
+    with warnings_set_to("ignore"), matplotlib.rc_context(style), np.errstate(all="ignore"):
         try:
             draw().savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
         except Exception as error:

@@ -13,10 +13,10 @@ from robustgen.attacks import APGD, FGSM, PGD, AtEps, Attack, TransferAttack
 from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Oracle, Search
-from robustgen.checks import check_evaluation, nearest, plain_arguments
+from robustgen.checks import check_evaluation, diameter, eps_spans_bounds, nearest, plain_arguments
 from robustgen.evaluation.chunks import Job, Outcome, kept_under, run_jobs
 from robustgen.evaluation.diagnostics import diagnose, probe_jobs
-from robustgen.evaluation.doubts import at_chance, diameter, eps_spans_bounds, n_classes_of, raise_doubts
+from robustgen.evaluation.doubts import at_chance, n_classes_of, raise_doubts
 from robustgen.evaluation.kept import anew, kept_in
 from robustgen.evaluation.masking import run_masking_tests
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport

@@ -2,7 +2,8 @@
 
 import copy
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 from robustgen.fortified.autoencoder import DenoisingAutoencoder
 from robustgen.model import evaluating, naming_inputs, untouched
 from robustgen.training import Batch, Trainer, as_source, unwrap
-from robustgen.turns import taking_turns
+from robustgen.turns import taking_turns, training_alone
 
 if TYPE_CHECKING:
     from robustgen.fortified.network import FortifiedNetwork
@@ -71,16 +72,8 @@ def fit_autoencoders(
         progress=progress,
         clip_norm=1.0,  # wide convolutional autoencoders diverge without it
     )
-    parameters = list(net.backbone.parameters())
-    with taking_turns(net):  # another thread may have them frozen just now
-        required = [p.requires_grad for p in parameters]
-        net.backbone.requires_grad_(False)
-    try:
+    with _frozen(net.backbone):
         history = trainer.fit(net, data)
-    finally:
-        with taking_turns(net):
-            for p, flag in zip(parameters, required, strict=True):
-                p.requires_grad_(flag)
     after = _errors(net, data, batch_size) if trained else {}
     for name in trained:
         if not after[name] <= before[name]:
@@ -89,6 +82,22 @@ def fit_autoencoders(
         autoencoder.keep_moments(made[-1])
     _warn_of_disagreement(net, data, batch_size)
     return history
+
+
+@contextmanager
+def _frozen(module: nn.Module) -> Iterator[None]:
+    """No parameter of ``module`` is trained inside."""
+    with training_alone(module):
+        parameters = list(module.parameters())
+        with taking_turns(module):  # another thread may have them frozen just now
+            required = [p.requires_grad for p in parameters]
+            module.requires_grad_(False)
+        try:
+            yield
+        finally:
+            with taking_turns(module):
+                for p, flag in zip(parameters, required, strict=True):
+                    p.requires_grad_(flag)
 
 
 def _is_trained(autoencoder: DenoisingAutoencoder) -> bool:

@@ -19,7 +19,7 @@ from robustgen.layers import check_hooks, uncompiled
 from robustgen.model import evaluating, output_tensor, untouched
 from robustgen.rebuilding import rebuild
 from robustgen.structure import POSITIVE, check_structure
-from robustgen.turns import taking_turns
+from robustgen.turns import RANDOM_STATE, taking_turns
 
 __all__ = ["FortifiedNetwork", "fortify"]
 
@@ -107,7 +107,8 @@ def fortify(
     config = {"layers": layer_specs, "input": input_spec, "options": options}
     with taking_turns(model):  # another thread may have it frozen just now
         backbone = copying.deepcopy(model) if copy else model
-    net = FortifiedNetwork(backbone, config)
+    with taking_turns(RANDOM_STATE):  # the initial weights are the caller's to seed, not another thread's
+        net = FortifiedNetwork(backbone, config)
     _warn_of_ignored_layers(net, example_input)
     return net
 

@@ -8,7 +8,7 @@ one-line file ``run_dir/checkpoints/latest``; older ones are removed after that.
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,7 @@ __all__ = ["Checkpoint", "holds_run", "latest_checkpoint", "load_checkpoint", "s
 
 FORMAT = 1
 _NAME = re.compile(r"step-\d{8,}(-again)?")
+_UNFINISHED = re.compile(r"\.robustgen-[0-9a-f]{16}\.part|\.step-\d{8,}(-again)?\.\d+\.part")  # the latter of before
 
 
 @dataclass(frozen=True)
@@ -77,6 +78,7 @@ def save_checkpoint(
     Raises:
         OSError: the disk is full or not writable; the checkpoint before is still the latest and whole.
         TypeError: a training state or a config that JSON and tensors cannot hold.
+        ValueError: the run's ``checkpoints`` is a link.
 
     >>> import tempfile, torch
     >>> with tempfile.TemporaryDirectory() as run:
@@ -85,17 +87,19 @@ def save_checkpoint(
     ('step-00000007', {'w': tensor([1., 1.])})
     """
     root = Path(run_dir) / "checkpoints"
+    if root.is_symlink():  # of a run from elsewhere: what it leads to is not to be changed
+        raise ValueError(f"{root} is a link, and a run keeps its checkpoints itself: copy the run")
     before = None
     try:
         with alone(root, wait=True):
-            _remove(root, ".*.part")  # left by a writer that was killed: no other is in here
+            _remove(root, _UNFINISHED.fullmatch)  # left by a writer that was killed: no other is in here
             before = latest_checkpoint(run_dir)
             path = root / f"step-{step:08d}"
             if path == before:
                 path = root / f"{path.name}-again"  # the latest is never touched, not even to write it anew
             _write(path, step, model_state, training_state, config)
             write_bytes(root / "latest", f"{path.name}\n".encode())
-            _remove(root, "step-*", keep=(path, before))
+            _remove(root, _NAME.fullmatch, keep=(path, before))
     except OSError as error:
         kept = f"the last good one is {before}" if before else "there is none before it"
         line = f"the checkpoint of step {step} could not be written ({error.strerror}); {kept}"
@@ -181,9 +185,10 @@ def _head(path: Path) -> dict[str, Any]:
     return head
 
 
-def _remove(root: Path, pattern: str, keep: tuple[Path | None, ...] = ()) -> None:
-    for path in root.glob(pattern):
-        if path not in keep:
+def _remove(root: Path, ours: Callable[[str], object], keep: tuple[Path | None, ...] = ()) -> None:
+    """Remove what has a name of ``ours``, and nothing else that somebody may have put there."""
+    for path in root.iterdir():
+        if ours(path.name) and path not in keep:
             _discard(path)
 
 

@@ -15,7 +15,7 @@ from robustgen.training.interrupt import deferred_interrupt
 from robustgen.training.objective import Objective
 from robustgen.training.overfitting import OverfittingGuard
 from robustgen.training.run import Run, training_mode
-from robustgen.turns import taking_turns
+from robustgen.turns import taking_turns, training_alone
 
 __all__ = ["Trainer"]
 
@@ -136,6 +136,7 @@ class Trainer:
             FloatingPointError: the loss or the weights are no longer finite; the last good checkpoint stays. A resumed
                 run has the same settings: start another, in another ``run_dir``, at a lower learning rate or clipped.
             BlockingIOError: another process or thread is writing in ``run_dir``.
+            RuntimeError: another thread trains the model or a part of it.
             OSError: a checkpoint cannot be written; the one before stays.
             KeyboardInterrupt: Ctrl-C or SIGTERM, after the step is completed and a checkpoint written; a second Ctrl-C
                 at once. A handler for SIGTERM of the caller's own stays in place instead.
@@ -144,6 +145,7 @@ class Trainer:
         world, device = join(self.device, model)
         with ExitStack() as stack:
             interrupt = stack.enter_context(deferred_interrupt())
+            stack.enter_context(training_alone(model))
             stack.enter_context(training_mode(model))
             with taking_turns(model):
                 run = Run(self, model.to(device), source, val_source, world, device, interrupt)
