@@ -150,6 +150,7 @@ def same(a, b):
 
 @pytest.mark.parametrize(("name", "norm"), CASES)
 @pytest.mark.parametrize("early_stop", [True, False])
+@pytest.mark.filterwarnings("ignore:.*eps 3 is larger")
 class TestContract:
     def test_stays_in_ball_and_bounds_exactly(self, name, norm, early_stop, batch):
         x, y = batch

@@ -12,6 +12,7 @@ from robustgen.checks import eps_spans_bounds
 from robustgen.evaluation import evaluate_detector_robustness, evaluate_robustness
 from robustgen.evaluation.doubts import at_chance
 from robustgen.evaluation.report import draw_markdown
+from robustgen.training import ClassifierObjective, Trainer
 
 
 def lines(n_right, n):
@@ -146,3 +147,13 @@ class TestPictures:
             report = evaluate_robustness(net, x, (y + 1) % 3, eps=0.1, attacks=[FGSM(eps=0.1)], masking_tests=False)
         assert report.to_dict()["pictures"] == {}
         assert "Adversarial inputs" not in report.save(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_an_attack_called_by_hand_or_in_training_says_so_too(norm):
+    net, x, y = nn.Linear(3, 2), torch.rand(4, 3), torch.arange(4) % 2
+    with pytest.warns(UserWarning, match="did you mean 8/255 = 0.0314"):
+        PGD(eps=8, norm=norm, steps=1)(net, x, y)
+    with pytest.warns(UserWarning, match="did you mean 8/255 = 0.0314"):
+        Trainer(ClassifierObjective(PGD(eps=8, norm=norm, steps=1)), progress=False).fit(net, (x, y))
+    PGD(eps=0.1, norm=norm, steps=1)(net, x, y)

@@ -146,12 +146,8 @@ class Attack(ABC):
         y = check_labels(y, len(x)).to(x.device)
         ids = check_ids(ids, len(x), x.device)
         radius, reach = self._limits(x, self.eps if eps is None else eps, mask)
-        if (
-            engine is None and len(x) and not math.isinf(largest := radius.max().item())
-        ):  # evaluations say it themselves
-            line = eps_spans_bounds(largest, self.norm, self.bounds, x[0].numel())
-            if line is not None:
-                warnings.warn(line, stacklevel=3)
+        if engine is None and len(x):  # evaluations say it themselves
+            self._warn_of_units(radius.max().item(), x[0].numel())
         if not len(x):
             empty = torch.zeros_like(y)
             return AttackResult(x.clone(), empty.bool(), radius, empty, empty.clone())
