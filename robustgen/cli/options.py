@@ -68,7 +68,10 @@ TrustOption = Annotated[
     bool, typer.Option("--trust", help="Run the code that a run names as its network (see SECURITY.md).")
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="Its weights: a .safetensors file, or a run directory.")
+    Path | None,
+    typer.Option(
+        "--weights", help="Its weights: .safetensors, a state dict of torch.save (.pt, .pth), or a run directory."
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of everything random.")]

@@ -53,7 +53,8 @@ def train(
         str, typer.Option("--activation", help="Of convnet, mlp, resnet: relu, leaky_relu, tanh.")
     ] = "relu",
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Start from these (.safetensors, or a run).")
+        Path | None,
+        typer.Option("--weights", help="Start from these (.safetensors, a state dict as .pt or .pth, or a run)."),
     ] = None,
     adversarial: Annotated[
         str | None,

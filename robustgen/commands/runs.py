@@ -22,12 +22,13 @@ from robustgen.commands.run_info import read_info, recorded_data
 from robustgen.data import ArrayDataset, split
 from robustgen.data.splits import heldout_classes
 from robustgen.detectors import ReconstructionError
-from robustgen.files import load_state, load_tensors, write_json
+from robustgen.files import load_state, write_json
 from robustgen.fortified import FortifiedNetwork
 from robustgen.locks import alone
 from robustgen.networks import build
 from robustgen.rebuilding import rebuild
 from robustgen.training import latest_checkpoint, load_checkpoint
+from robustgen.weights import read_weights, unwrapped
 
 __all__ = [
     "CALIBRATION",
@@ -179,10 +180,10 @@ def _short(value: Any) -> str:
 
 
 def load_weights(network: nn.Module, source: str | Path) -> None:
-    """Load a .safetensors file, or the latest checkpoint of a run directory, into ``network``."""
+    """Load a file of weights, see :mod:`robustgen.weights`, or a run's latest checkpoint into ``network``."""
     source = Path(source)
-    tensors = load_checkpoint(source).model_state if source.is_dir() else load_tensors(source)
-    load_state(network, tensors, source)
+    tensors = load_checkpoint(source).model_state if source.is_dir() else read_weights(source)
+    load_state(network, unwrapped(tensors, network.state_dict(), source), source)
 
 
 def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[nn.Module, dict[str, Any]]:
