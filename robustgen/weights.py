@@ -3,7 +3,7 @@
 import pickle
 import re
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -100,7 +100,7 @@ def unwrapped(tensors: Mapping[str, Tensor], names: Iterable[str], source: str |
     {'w': tensor([0.])}
     """
     found, own, removed = dict(tensors), list(names), []
-    while prefix := next((p for p in _WRAPPERS if found and _all_have(p, found) and not _all_have(p, own)), None):
+    while prefix := next((p for p in _WRAPPERS if _all_have(p, found) and not _all_have(p, own)), None):
         found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
         removed.append(prefix)
     if removed:
@@ -109,5 +109,5 @@ def unwrapped(tensors: Mapping[str, Tensor], names: Iterable[str], source: str |
     return found
 
 
-def _all_have(prefix: str, names: Iterable[str]) -> bool:
-    return all(name.startswith(prefix) for name in names)
+def _all_have(prefix: str, names: Collection[str]) -> bool:
+    return bool(names) and all(name.startswith(prefix) for name in names)
