@@ -17,9 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import nearest
-from robustgen.files import read_json
+from robustgen.files import load_state, load_tensors, read_json
 
-__all__ = ["holds_weights", "is_of_library", "of_library", "outputs_of_weights", "with_its_weights"]
+__all__ = ["is_of_library", "normalization_of", "of_library", "outputs_of_weights", "own_weights", "with_weights"]
 
 
 def is_of_library(model: str) -> bool:
@@ -46,10 +46,11 @@ def of_library(model: str, n_outputs: int) -> nn.Module:
     return _BUILDERS[library](name, n_outputs)
 
 
-def holds_weights(model: str) -> bool:
-    """Whether what the name stands for has weights: so does a folder of Hugging Face with a .safetensors file."""
+def own_weights(model: str) -> dict[str, Tensor] | None:
+    """The weights of what the name stands for, where it has any: a folder of Hugging Face with .safetensors files."""
     library, _, name = model.partition(":")
-    return library == "hf" and any(_folder(name).glob("*.safetensors"))
+    files = sorted(_folder(name).glob("model*.safetensors")) if library == "hf" else []
+    return {key: tensor for file in files for key, tensor in load_tensors(file).items()} if files else None
 
 
 def outputs_of_weights(model: str, tensors: Mapping[str, Tensor]) -> int | None:
@@ -68,6 +69,31 @@ def outputs_of_weights(model: str, tensors: Mapping[str, Tensor]) -> int | None:
         if grows and name in tensors and tensors[name].ndim == tensor.ndim:
             return tensors[name].shape[grows[0]]
     return None
+
+
+def normalization_of(model: str) -> tuple[list[float], list[float]] | None:
+    """Mean and std of each channel that a folder of Hugging Face says its network was trained with, if it does."""
+    library, _, name = model.partition(":")
+    if library != "hf" or not (path := _folder(name) / "preprocessor_config.json").is_file():
+        return None
+    stated = read_json(path, {"image_mean?": (None, [float]), "image_std?": (None, [float]), "do_normalize?": bool})
+    mean, std = stated.get("image_mean"), stated.get("image_std")
+    return (mean, std) if mean and std and stated.get("do_normalize", True) else None
+
+
+def with_weights(model: str, tensors: Mapping[str, Tensor], source: str | Path) -> tuple[nn.Module, int | None]:
+    """The network called ``model`` with the tensors, which ``source`` holds, and its number of logits.
+
+    Raises:
+        ValueError: tensors that do not fit it.
+    """
+    library, _, name = model.partition(":")
+    outputs = outputs_of_weights(model, tensors)
+    if library == "hf":
+        return _hugging_face_with(name, tensors, outputs, source), outputs
+    network = of_library(model, 2 if outputs is None else outputs)
+    load_state(network, tensors, source)
+    return network, outputs
 
 
 def _torchvision(name: str, n_outputs: int) -> nn.Module:
@@ -93,37 +119,45 @@ def _timm(name: str, n_outputs: int) -> nn.Module:
 def _hugging_face(name: str, n_outputs: int) -> nn.Module:
     folder = _folder(name)
     with _transformers(name) as transformers:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        config.num_labels = n_outputs
-        network: nn.Module = _classifier(transformers, config).from_config(config, **_STATED)
-    return network
+        return _classifier(transformers, _config(transformers, folder, n_outputs))
 
 
-def with_its_weights(model: str) -> tuple[nn.Module, int]:
-    """The classifier in a folder of Hugging Face, with the weights there, and its number of logits.
-
-    Raises:
-        ValueError: no classifier is in the folder, or weights that leave a part of it without.
-    """
-    name = model.partition(":")[2]
+def _hugging_face_with(
+    name: str, tensors: Mapping[str, Tensor], n_outputs: int | None, source: str | Path
+) -> nn.Module:
+    """With the tensors, under their names in the network or under those that save_pretrained gives them."""
     folder = _folder(name)
     with _transformers(name) as transformers:
-        config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        where = {"local_files_only": True, "use_safetensors": True, "output_loading_info": True}
-        network, how = _classifier(transformers, config).from_pretrained(folder, config=config, **where, **_STATED)
-    if left_out := sorted(how["missing_keys"]):
-        raise ValueError(f"hf:{name}: its weights lack {', '.join(left_out[:5])}: they are not those of a classifier")
-    return network, int(config.num_labels)
+        config = _config(transformers, folder, n_outputs)
+        with torch.device("meta"):
+            kind: Any = type(_classifier(transformers, config))
+        network: nn.Module
+        network, how = kind.from_pretrained(
+            None, config=config, state_dict=dict(tensors), output_loading_info=True, **_STATED
+        )
+    wrong = [f"{what} {key}" for what in ("missing", "unexpected") for key in sorted(how[f"{what}_keys"])]
+    if wrong:
+        raise ValueError(f"{source} does not fit this network: {'; '.join(wrong[:20])}")
+    return network
 
 
 # What its config.json may not choose: code from elsewhere, as an implementation of attention can be, and another dtype.
 _STATED: dict[str, Any] = {"trust_remote_code": False, "attn_implementation": "eager", "dtype": torch.float32}
 
 
-def _classifier(transformers: ModuleType, config: Any) -> Any:
-    """The class, of the two that make classifiers, for this configuration."""
+def _config(transformers: ModuleType, folder: Path, n_outputs: int | None) -> Any:
+    config = transformers.AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    if n_outputs is not None:
+        config.num_labels = n_outputs
+    return config
+
+
+def _classifier(transformers: ModuleType, config: Any) -> nn.Module:
+    """A network of the class, of the two that make classifiers, for this configuration."""
     of_text = any(kind.endswith("ForSequenceClassification") for kind in config.architectures or ())
-    return transformers.AutoModelForSequenceClassification if of_text else transformers.AutoModelForImageClassification
+    kind = transformers.AutoModelForSequenceClassification if of_text else transformers.AutoModelForImageClassification
+    network: nn.Module = kind.from_config(config, **_STATED)
+    return network
 
 
 def _folder(name: str) -> Path:
@@ -143,8 +177,8 @@ def _transformers(name: str) -> Iterator[ModuleType]:
 
     What it makes of a configuration that nobody checked becomes one line about the folder ``name``.
     """
-    transformers, constants = (_installed(part, extra="hf") for part in ("transformers", "huggingface_hub.constants"))
-    log = transformers.utils.logging
+    parts = ("transformers", "transformers.utils.logging", "huggingface_hub.constants")
+    transformers, log, constants = (_installed(part, extra="hf") for part in parts)
     offline, level, bars = constants.HF_HUB_OFFLINE, log.get_verbosity(), log.is_progress_bar_enabled()
     constants.HF_HUB_OFFLINE = True
     log.set_verbosity(logging.CRITICAL)
@@ -167,7 +201,9 @@ def _installed(package: str, extra: str) -> Any:
     try:
         return importlib.import_module(package)
     except ImportError as error:
-        raise ImportError(f"{package} is not installed: pip install 'robustgen[{extra}]' ({error})") from error
+        raise ImportError(
+            f"{package.partition('.')[0]} is not installed: pip install 'robustgen[{extra}]' ({error})"
+        ) from error
 
 
 _BUILDERS: dict[str, Callable[[str, int], nn.Module]] = {

@@ -3,6 +3,7 @@
 import importlib
 import os
 import sys
+import warnings
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
@@ -13,11 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.commands.model_libraries import (
-    holds_weights,
     is_of_library,
+    normalization_of,
     of_library,
-    outputs_of_weights,
-    with_its_weights,
+    own_weights,
+    with_weights,
 )
 from robustgen.files import load_state
 from robustgen.model import Normalize
@@ -85,16 +86,15 @@ class NetworkSpec:
             if weights is not None:
                 load_weights(self._inside(network), weights)
             return network, self
-        if weights is None and holds_weights(self.model):
-            network, outputs = with_its_weights(self.model)
-            return self._normalised(network), replace(self, outputs=outputs)
-        if weights is None:
+        if self.mean is None and (stated := normalization_of(self.model)) is not None:
+            mean, std = (",".join(f"{value:g}" for value in values) for values in stated)
+            pass_them = f"pass --mean {mean} --std {std}"
+            warnings.warn(f"{self.model} was trained on normalised pixels: {pass_them}", stacklevel=2)
+        tensors = own_weights(self.model) if weights is None else unwrapped(_tensors(weights), (), weights)
+        if tensors is None:
             return self.build(), self
-        tensors = unwrapped(_tensors(weights), (), weights)
-        spec = replace(self, outputs=outputs_of_weights(self.model, tensors))
-        network = spec.build()
-        load_state(spec._inside(network), tensors, weights)
-        return network, spec
+        network, outputs = with_weights(self.model, tensors, self.model if weights is None else weights)
+        return self._normalised(network), replace(self, outputs=outputs)
 
     def _normalised(self, network: nn.Module) -> nn.Module:
         if self.mean is None or self.std is None:

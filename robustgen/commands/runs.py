@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from robustgen.commands.data_spec import DataSpec
-from robustgen.commands.model_libraries import holds_weights, is_of_library
+from robustgen.commands.model_libraries import is_of_library, own_weights
 from robustgen.commands.network_spec import NetworkSpec, load_weights, weights_inside
 from robustgen.commands.run_info import read_info, recorded_data
 from robustgen.data import ArrayDataset, split
@@ -196,10 +196,10 @@ def open_network(
             raise ValueError("--mean and --std go with --model; a --run has its own")
         return load_run(run, model, trust)
     assert model is not None
-    if is_of_library(model) and weights is None and not holds_weights(model):
-        raise ValueError(f"--model {model} has learned nothing: pass its --weights FILE")
     with torch.random.fork_rng(devices=[]):
         network, _ = NetworkSpec(_of_others(model), mean=mean, std=std).open(weights)
+    if is_of_library(model) and weights is None and own_weights(model) is None:
+        raise ValueError(f"--model {model} has learned nothing: pass its --weights FILE")
     return network.eval(), {}
 
 
