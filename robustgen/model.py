@@ -56,7 +56,8 @@ class Normalize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         if x.ndim < 2 or len(self.mean) not in (1, x.shape[1]):
-            raise ValueError(f"expected {len(self.mean)} channels in dimension 1, got shape {tuple(x.shape)}")
+            wanted = f"expected {len(self.mean)} channels in dimension 1, as mean and std have"
+            raise ValueError(f"{wanted}, got shape {tuple(x.shape)}")
         shape = (1, -1) + (1,) * (x.ndim - 2)
         return (x - self.mean.reshape(shape)) / self.std.reshape(shape)
 

@@ -43,7 +43,14 @@ def of_library(model: str, n_outputs: int) -> nn.Module:
     727626
     """
     library, _, name = model.partition(":")
-    return _BUILDERS[library](name, n_outputs)
+    build = _BUILDERS[library]
+    try:
+        return build(name, n_outputs)
+    except RuntimeError:
+        if torch.get_default_device().type != "meta":
+            raise
+    with torch.device("cpu"):  # some compute their widths with tensors, which hold no numbers on meta
+        return build(name, n_outputs).to("meta")
 
 
 def own_weights(model: str) -> dict[str, Tensor] | None:
