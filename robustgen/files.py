@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.fingerprint import fingerprint
-from robustgen.foreign_formats import foreign_format
+from robustgen.foreign_formats import foreign_format, is_pickled
 from robustgen.locks import lock
 from robustgen.structure import check_structure
 
@@ -168,7 +168,7 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: truncated, changed since it was written, or not safetensors (pickled weights are never loaded).
+        ValueError: truncated, changed since it was written, or not safetensors.
     """
     from safetensors import SafetensorError, safe_open
 
@@ -177,6 +177,8 @@ def load_tensors(path: str | Path) -> dict[str, Tensor]:
         raise FileNotFoundError(f"{path}: no such file")
     if (what := foreign_format(path)) is not None:
         raise ValueError(f"{path}: {what}")
+    if is_pickled(path):
+        raise ValueError(f"{path}: a pickle, where a safetensors file belongs")
     try:
         with safe_open(str(path), framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping

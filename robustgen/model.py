@@ -37,7 +37,7 @@ class Normalize(nn.Module):
     """(x - mean) / std for each channel, so that a model takes pixels in [0, 1] and attacks see the pixel space.
 
     Args:
-        mean, std: one number for each channel of x (N, C, ...).
+        mean, std: one number for each channel of x (N, C, ...), or one for all.
 
     Raises:
         ValueError: different lengths, or a std that is not positive.
@@ -52,13 +52,16 @@ class Normalize(nn.Module):
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
         if len(mean) != len(std) or not all(s > 0 for s in std):
-            raise ValueError(f"mean and std must have one entry for each channel, std > 0; got {mean} and {std}")
+            raise ValueError(
+                f"mean and std must have one entry for each channel (or one), std > 0; got {mean} and {std}"
+            )
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32), persistent=False)
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32), persistent=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.ndim < 2 or x.shape[1] != len(self.mean):
-            raise ValueError(f"expected {len(self.mean)} channels in dimension 1, got shape {tuple(x.shape)}")
+        if x.ndim < 2 or len(self.mean) not in (1, x.shape[1]):
+            wanted = f"expected {len(self.mean)} channels in dimension 1, as mean and std have"
+            raise ValueError(f"{wanted}, got shape {tuple(x.shape)}")
         shape = (1, -1) + (1,) * (x.ndim - 2)
         return (x - self.mean.reshape(shape)) / self.std.reshape(shape)
 

@@ -118,7 +118,7 @@ class TestFiles:
             with pytest.raises(ValueError, match=r"cut: not a complete safetensors file"):
                 load_tensors(tmp_path / "cut")
         torch.save({"w": torch.ones(1)}, tmp_path / "pickle.pt")
-        with pytest.raises(ValueError, match=r"pickle\.pt: a pickled PyTorch file"):
+        with pytest.raises(ValueError, match=r"pickle\.pt: a pickle, where a safetensors file belongs"):
             load_tensors(tmp_path / "pickle.pt")
         with pytest.raises(FileNotFoundError, match="no such file"):
             load_tensors(tmp_path / "nothing")

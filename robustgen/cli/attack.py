@@ -13,15 +13,18 @@ from robustgen.cli.options import (
     EpsOption,
     JsonOption,
     LimitOption,
+    MeanOption,
     ModelOption,
     NormOption,
     QuietOption,
     RootOption,
     RunOption,
     SeedOption,
+    StdOption,
     TrustOption,
     WeightsOption,
     command_line,
+    normalization,
 )
 from robustgen.cli.terminal import say
 
@@ -32,6 +35,8 @@ def attack(
     run: RunOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     trust: TrustOption = False,
     data: DataOption = None,
     data_root: RootOption = None,
@@ -80,10 +85,13 @@ def attack(
     from robustgen.commands import DataSpec, attack_network
     from robustgen.training.distributed import current_world
 
+    means, stds = normalization(mean, std)
     report, guarded, page = attack_network(
         run=run,
         model=model,
         weights=weights,
+        mean=means,
+        std=stds,
         data=DataSpec(data, data_root, download, limit),
         eps=eps,
         norm=norm,

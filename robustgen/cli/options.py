@@ -17,6 +17,7 @@ __all__ = [
     "EpsOption",
     "JsonOption",
     "LimitOption",
+    "MeanOption",
     "ModelOption",
     "NormOption",
     "QuietOption",
@@ -24,10 +25,13 @@ __all__ = [
     "RunOption",
     "SeedOption",
     "SetOption",
+    "StdOption",
     "TrustOption",
     "WeightsOption",
     "command_line",
     "given",
+    "norm_name",
+    "normalization",
     "radius",
     "refuse_empty",
 ]
@@ -50,6 +54,50 @@ def radius(text: object) -> float:
     return value
 
 
+def norm_name(text: object) -> str:
+    """Linf, L2 or L1, written in any case.
+
+    >>> norm_name("linf"), norm_name("l2")
+    ('Linf', 'L2')
+    """
+    known = {name.lower(): name for name in ("Linf", "L2", "L1")}
+    if str(text).lower() not in known:
+        raise typer.BadParameter(f"{text}: it is Linf, L2 or L1", param_hint="'--norm'")
+    return known[str(text).lower()]
+
+
+def normalization(mean: str | None, std: str | None) -> tuple[tuple[float, ...], tuple[float, ...]] | tuple[None, None]:
+    """What --mean and --std say: numbers of each channel; one number is for all.
+
+    Raises:
+        ValueError: one without the other, no finite numbers, a std that is not positive, other channels than the other.
+
+    >>> normalization("0.5", "0.2,0.2,0.3")
+    ((0.5, 0.5, 0.5), (0.2, 0.2, 0.3))
+    """
+    if mean is None and std is None:
+        return None, None
+    if mean is None or std is None:
+        raise ValueError("--mean and --std go together: (pixels in [0, 1] - mean) / std is what the network takes")
+    means, stds = _numbers("--mean", mean), _numbers("--std", std)
+    channels = max(len(means), len(stds))
+    if not {len(means), len(stds)} <= {1, channels}:
+        raise ValueError(f"--mean {mean} has {len(means)} channels, --std {std} has {len(stds)}")
+    if min(stds) <= 0:
+        raise ValueError(f"--std {std}: each number must be > 0")
+    return means * (channels // len(means)), stds * (channels // len(stds))
+
+
+def _numbers(option: str, text: str) -> tuple[float, ...]:
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        found = (math.nan,)
+    if not all(map(math.isfinite, found)):
+        raise ValueError(f"{option} {text}: it is a number, or one for each channel, as in 0.485,0.456,0.406")
+    return found
+
+
 DataOption = Annotated[
     str | None,
     typer.Option("--data", help="digits, mnist, fashion-mnist, cifar10, svhn, or the path of an .npz or image folder."),
@@ -61,14 +109,18 @@ ModelOption = Annotated[
     str | None,
     typer.Option(
         "--model",
-        help="A network that is not ours: module:function, called without arguments. With --run: what its network is.",
+        help="A network that is not ours: torchvision:NAME, timm:NAME, hf:FOLDER (of save_pretrained), or "
+        "module:function, called without arguments. Nothing is fetched. With --run: what its network is.",
     ),
 ]
 TrustOption = Annotated[
     bool, typer.Option("--trust", help="Run the code that a run names as its network (see SECURITY.md).")
 ]
 WeightsOption = Annotated[
-    Path | None, typer.Option("--weights", help="Its weights: a .safetensors file, or a run directory.")
+    Path | None,
+    typer.Option(
+        "--weights", help="Its weights: .safetensors, a state dict of torch.save (.pt, .pth), or a run directory."
+    ),
 ]
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of everything random.")]
@@ -91,7 +143,18 @@ EpsOption = Annotated[
         help="Radius of the attack, of pixels in [0, 1]: a number, or a fraction such as 8/255.",
     ),
 ]
-NormOption = Annotated[str, typer.Option("--norm", help="Linf, L2 or L1.")]
+NormOption = Annotated[
+    str, typer.Option("--norm", parser=norm_name, metavar="NORM", help="Linf, L2 or L1, in any case.")
+]
+MeanOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mean",
+        help="With --std, for a network that was trained on normalised pixels (most pretrained ones): it is given "
+        "(pixels in [0, 1] - mean) / std. One number, or one for each channel: 0.485,0.456,0.406.",
+    ),
+]
+StdOption = Annotated[str | None, typer.Option("--std", help="See --mean: 0.229,0.224,0.225.")]
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from robustgen.cli.options import (
     DownloadOption,
     EpsOption,
     LimitOption,
+    MeanOption,
     ModelOption,
     NormOption,
     QuietOption,
@@ -18,10 +19,12 @@ from robustgen.cli.options import (
     RunOption,
     SeedOption,
     SetOption,
+    StdOption,
     TrustOption,
     WeightsOption,
     command_line,
     given,
+    normalization,
 )
 from robustgen.cli.terminal import print_found, say
 
@@ -34,6 +37,8 @@ def score(
     run: RunOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     trust: TrustOption = False,
     checkpoint: Annotated[
         list[Path] | None,
@@ -98,10 +103,12 @@ def score(
         raise ValueError(f"{out}: name it .csv or .jsonl")
     if report is not None and not against:
         raise ValueError("--report is about --against")
+    means, stds = normalization(mean, std)
     if checkpoint:
-        if trust or any(other is not None for other in (run, model, weights, fit_data)):
+        if trust or any(other is not None for other in (run, model, weights, means, fit_data)):
             raise ValueError(
-                "--checkpoint is a generative model: leave out --run, --model, --weights, --trust and --fit-data"
+                "--checkpoint is a generative model: leave out --run, --model, --weights, --mean, --std, --trust and "
+                "--fit-data"
             )
         for name in given(context) & {"layers", "epochs", "batch_size"}:
             raise ValueError(f"--{name.replace('_', '-')} is about --fit-data, --checkpoint is a trained model")
@@ -113,6 +120,8 @@ def score(
             run=run,
             model=model,
             weights=weights,
+            mean=means,
+            std=stds,
             fit_data=None if fit_data is None else DataSpec(fit_data, data_root, download),
             layers=layers,
             epochs=epochs,

@@ -12,13 +12,16 @@ from robustgen.cli.options import (
     EpsOption,
     JsonOption,
     LimitOption,
+    MeanOption,
     NormOption,
     QuietOption,
     RootOption,
     SeedOption,
     SetOption,
+    StdOption,
     command_line,
     given,
+    normalization,
 )
 from robustgen.cli.terminal import print_found, say
 
@@ -44,7 +47,11 @@ def train(
     ] = None,
     limit: LimitOption = None,
     model: Annotated[
-        str, typer.Option("--model", help="convnet, mlp, resnet, or module:function of your own.")
+        str,
+        typer.Option(
+            "--model",
+            help="convnet, mlp, resnet; torchvision:NAME, timm:NAME, hf:FOLDER; or module:function of your own.",
+        ),
     ] = "convnet",
     width: Annotated[
         int | None, typer.Option("--width", help="Channels of convnet's or resnet's first layers; units of mlp.")
@@ -53,8 +60,11 @@ def train(
         str, typer.Option("--activation", help="Of convnet, mlp, resnet: relu, leaky_relu, tanh.")
     ] = "relu",
     weights: Annotated[
-        Path | None, typer.Option("--weights", help="Start from these (.safetensors, or a run).")
+        Path | None,
+        typer.Option("--weights", help="Start from these (.safetensors, a state dict as .pt or .pth, or a run)."),
     ] = None,
+    mean: MeanOption = None,
+    std: StdOption = None,
     adversarial: Annotated[
         str | None,
         typer.Option("--adversarial", help="A method with its attack and loss: madry, trades, mart or fast."),
@@ -171,6 +181,7 @@ def train(
             detach_states=detach_states,
             freeze_backbone=freeze_backbone,
         )
+    means, stds = normalization(mean, std)
     found = train_network(
         run=run,
         data=DataSpec("digits" if data is None else data, data_root, download, limit),
@@ -179,6 +190,8 @@ def train(
         width=width,
         activation=activation,
         weights=weights,
+        mean=means,
+        std=stds,
         adversarial=adversarial_training(
             adversarial,
             attack,

@@ -10,7 +10,8 @@ from robustgen.commands.generative import (
     train_generative,
     training_data,
 )
-from robustgen.commands.runs import FortifySpec, NetworkSpec
+from robustgen.commands.network_spec import NetworkSpec
+from robustgen.commands.runs import FortifySpec
 from robustgen.commands.score import compare_populations, open_detector, score_inputs, write_rows
 from robustgen.commands.train import train_network
 

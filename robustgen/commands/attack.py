@@ -28,6 +28,8 @@ def attack_network(
     part: str = "test",
     surrogate: Path | None = None,
     trust: bool = False,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     masking_tests: bool = True,
     detector: bool = False,
     fpr: float | None = None,
@@ -61,7 +63,7 @@ def attack_network(
     if device is not None:
         usable_device(device)
     fpr = 0.05 if fpr is None else fpr
-    network, info = open_network(run, model, weights, trust)
+    network, info = open_network(run, model, weights, trust, mean, std)
     guard = None
     if detector:
         assert run is not None

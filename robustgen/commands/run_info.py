@@ -17,6 +17,7 @@ _COMMON = {
     "training": {"epochs": POSITIVE},
 }
 _NETWORK = {"model": str, "shape": [POSITIVE], "n_classes": POSITIVE, "width": (None, POSITIVE), "activation": str}
+_NETWORK |= {"outputs?": range(1, 2**16), "mean?": [float], "std?": [float]}
 _CLASSIFIER = _COMMON | {"network": _NETWORK, "fortify": dict | None}
 _GENERATIVE = _COMMON | {"generative": {"model": str, "config": dict}}
 

@@ -4,10 +4,8 @@ A run directory holds ``run.json`` (data, network and options), the trainer's ch
 fortified network, a calibrated detector.
 """
 
-import importlib
 import json
 import os
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,14 +16,15 @@ import torch
 from torch import nn
 
 from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.model_libraries import is_of_library, own_weights
+from robustgen.commands.network_spec import NetworkSpec, load_weights, weights_inside
 from robustgen.commands.run_info import read_info, recorded_data
 from robustgen.data import ArrayDataset, split
 from robustgen.data.splits import heldout_classes
 from robustgen.detectors import ReconstructionError
-from robustgen.files import load_state, load_tensors, write_json
+from robustgen.files import load_state, write_json
 from robustgen.fortified import FortifiedNetwork
 from robustgen.locks import alone
-from robustgen.networks import build
 from robustgen.rebuilding import rebuild
 from robustgen.training import latest_checkpoint, load_checkpoint
 from robustgen.turns import seeded
@@ -38,7 +37,6 @@ __all__ = [
     "claim",
     "data_for",
     "device_of",
-    "import_model",
     "is_first",
     "load_run",
     "load_weights",
@@ -69,30 +67,6 @@ def by_class_name(dataset: ArrayDataset, info: dict[str, Any]) -> tuple[ArrayDat
 
 
 @dataclass(frozen=True)
-class NetworkSpec:
-    """Which network: "convnet", "mlp", "resnet" or "module:function"; what the built-in ones need."""
-
-    model: str
-    shape: tuple[int, ...]
-    n_classes: int
-    width: int | None = None
-    activation: str = "relu"
-
-    @property
-    def is_code(self) -> bool:
-        """Whether the name is of somebody's code, which runs when the network is built; a file may not name it."""
-        return ":" in self.model
-
-    def build(self) -> nn.Module:
-        """A freshly initialised network, for a user who asked for it by this name."""
-        return import_model(self.model) if self.is_code else self.build_ours()
-
-    def build_ours(self) -> nn.Module:
-        """The built-in network of this name, from numbers and names alone; ValueError for another name."""
-        return build(self.model, torch.zeros(1, *self.shape), self.n_classes, self.width, self.activation)
-
-
-@dataclass(frozen=True)
 class FortifySpec:
     """Which layers to fortify and how; see :func:`robustgen.fortify` and :class:`robustgen.FortifiedObjective`."""
 
@@ -107,27 +81,6 @@ class FortifySpec:
     lambda_adv: float = 0.1
     detach_states: bool = False
     freeze_backbone: bool = False
-
-
-def import_model(spec: str) -> nn.Module:
-    """Call the function that ``module:function`` names, with no arguments; it returns the network.
-
-    Raises:
-        ValueError: the module or the function is not there, or what it returns is not an nn.Module.
-    """
-    module_name, _, function = spec.partition(":")
-    if os.getcwd() not in sys.path:
-        sys.path.insert(0, os.getcwd())
-    try:
-        module = importlib.import_module(module_name)
-    except ModuleNotFoundError as error:
-        raise ValueError(f"--model {spec}: cannot import {module_name!r} from here ({error})") from None
-    if not callable(getattr(module, function, None)):
-        raise ValueError(f"--model {spec}: {module_name} has no function {function!r}")
-    network = getattr(module, function)()
-    if not isinstance(network, nn.Module):
-        raise ValueError(f"--model {spec}: returned {type(network).__name__}, not an nn.Module")
-    return network
 
 
 def is_first() -> bool:
@@ -179,13 +132,6 @@ def _short(value: Any) -> str:
     return text if len(text) <= 150 else f"{text[:150]}..."
 
 
-def load_weights(network: nn.Module, source: str | Path) -> None:
-    """Load a .safetensors file, or the latest checkpoint of a run directory, into ``network``."""
-    source = Path(source)
-    tensors = load_checkpoint(source).model_state if source.is_dir() else load_tensors(source)
-    load_state(network, tensors, source)
-
-
 def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[nn.Module, dict[str, Any]]:
     """The network that ``robustgen train`` wrote to ``run``, in eval mode, and its run.json.
 
@@ -203,8 +149,8 @@ def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[
     if "generative" in info:
         held = info["generative"]["model"]
         raise ValueError(f"{run} holds a {held}, not a classifier: see robustgen score --checkpoint")
-    spec = NetworkSpec(**{k: info["network"][k] for k in NetworkSpec.__dataclass_fields__})
-    spec = replace(spec, shape=tuple(spec.shape), model=spec.model if model is None else _code(model))
+    spec = NetworkSpec.recorded(info["network"])
+    spec = replace(spec, model=spec.model if model is None else _of_others(model))
     if spec.is_code and model is None and not trust:
         raise ValueError(
             f"{path}: names code as its network, {spec.model!r}, and a file may not have code run: if you trust it, "
@@ -212,7 +158,7 @@ def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[
         )
     checkpoint = load_checkpoint(run)
     fortified = info["fortify"] is not None
-    tensors = _of_backbone(checkpoint.model_state) if fortified else checkpoint.model_state
+    tensors = weights_inside("backbone.", checkpoint.model_state) if fortified else checkpoint.model_state
     if spec.is_code:
         with seeded(None):
             network = spec.build()
@@ -222,34 +168,39 @@ def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[
     return (FortifiedNetwork.load(run, model=network) if fortified else network).eval(), info
 
 
-def _of_backbone(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Of the weights of a fortified network, those of the network inside."""
-    return {k.removeprefix("backbone."): v for k, v in tensors.items() if k.startswith("backbone.")}
-
-
-def _code(model: str) -> str:
+def _of_others(model: str) -> str:
     if ":" not in model:
-        raise ValueError(f"--model {model}: a network of your own is module:function")
+        libraries = "torchvision:NAME, timm:NAME or hf:FOLDER"
+        raise ValueError(f"--model {model}: a network of your own is module:function, one of a library {libraries}")
     return model
 
 
 def open_network(
-    run: Path | None, model: str | None, weights: Path | None, trust: bool = False
+    run: Path | None,
+    model: str | None,
+    weights: Path | None,
+    trust: bool = False,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
 ) -> tuple[nn.Module, dict[str, Any]]:
     """The network that --run, or --model and --weights, name; run.json, or nothing for a network that is not ours.
 
-    With both, --model is the code of the run's network.
+    With --run, --model is the code of the run's network. ``mean`` and ``std`` are of a network that takes normalised
+    inputs; see :class:`NetworkSpec`.
     """
     if run is None and model is None:
         raise ValueError("say which network: --run DIR, or --model module:function with --weights FILE")
     if run is not None:
         if weights is not None:
             raise ValueError("--weights goes with --model; a --run has its own")
+        if mean is not None:
+            raise ValueError("--mean and --std go with --model; a --run has its own")
         return load_run(run, model, trust)
     assert model is not None
-    network = import_model(_code(model))
-    if weights is not None:
-        load_weights(network, weights)
+    with torch.random.fork_rng(devices=[]):
+        network, _ = NetworkSpec(_of_others(model), mean=mean, std=std).open(weights)
+    if is_of_library(model) and weights is None and own_weights(model) is None:
+        raise ValueError(f"--model {model} has learned nothing: pass its --weights FILE")
     return network.eval(), {}
 
 

@@ -45,6 +45,8 @@ def open_detector(
     seed: int = 0,
     device: str | None = None,
     trust: bool = False,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     progress: bool = True,
 ) -> tuple[ReconstructionError, tuple[int, ...] | None, dict[str, Any]]:
     """A fitted, calibrated detector, the shape of its inputs (None: unknown) and run.json.
@@ -54,7 +56,7 @@ def open_detector(
     """
     if trust and run is None:
         raise ValueError("--trust is about the code that a --run names")
-    network, info = open_network(run, model, weights, trust)
+    network, info = open_network(run, model, weights, trust, mean, std)
     shape: tuple[int, ...] | None = tuple(info["network"]["shape"]) if info else None
     move(network, device)
     if run is not None and isinstance(network, FortifiedNetwork):

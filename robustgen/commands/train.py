@@ -13,13 +13,12 @@ from torch import nn
 from robustgen.checks import check_integers, check_positive
 from robustgen.commands.adversarial import AdversarialSpec
 from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.network_spec import NetworkSpec
 from robustgen.commands.runs import (
     FortifySpec,
-    NetworkSpec,
     claim,
     device_of,
     is_first,
-    load_weights,
     move,
     parts,
 )
@@ -51,6 +50,8 @@ def train_network(
     width: int | None = None,
     activation: str = "relu",
     weights: Path | None = None,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
     adversarial: AdversarialSpec | None = None,
     fortified: FortifySpec | None = None,
     hold_out: tuple[str, ...] = (),
@@ -82,11 +83,9 @@ def train_network(
     whole.labels()  # a clear error where there are none
     # The same tenth for every seed, so that fortifying a network of ours afterwards calibrates on data new to it.
     rest, train, calibration = parts(whole, hold_out, labelled=True)
-    spec = NetworkSpec(model, tuple(rest.x.shape[1:]), rest.n_classes, width, activation)
+    spec = NetworkSpec(model, tuple(rest.x.shape[1:]), rest.n_classes, width, activation, mean=mean, std=std)
     with seeded(seed):
-        network = spec.build()
-        if weights is not None:
-            load_weights(network, weights)
+        network, spec = spec.open(weights)
         if fortified is not None:
             network = _fortify(network, fortified, train.batch(torch.arange(2))[0])
     move(network, device)
@@ -95,7 +94,7 @@ def train_network(
         "data": asdict(data),
         "classes": list(rest.classes),
         "held_out": [name for name in whole.classes if name not in rest.classes],
-        "network": asdict(spec),
+        "network": spec.to_record(),
         "fortify": None if fortified is None else asdict(fortified) | {"chosen": list(network.layers)},
         "attack": None if adversarial.attack is None else adversarial.attack.describe(),
         "clean_weight": adversarial.clean_weight,

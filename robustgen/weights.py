@@ -1,0 +1,113 @@
+"""Weights in a file: safetensors, or a state dict that ``torch.save`` wrote, of which tensors alone are read."""
+
+import pickle
+import re
+import warnings
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustgen.files import load_tensors
+from robustgen.foreign_formats import foreign_format, is_archive, is_pickled
+
+__all__ = ["ENTRIES", "read_weights", "unwrapped"]
+
+# where the state dict is in a file that holds more
+ENTRIES = ("state_dict", "model_state_dict", "model_state", "model", "net", "ema", "state_dict_ema", "model_ema")
+_WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
+
+_MORE_THAN_TENSORS = (
+    "holds {what}, which is more than tensors, can run code and is not loaded. Where you trust it, keep its weights, "
+    "in Python: import torch; torch.save(torch.load({path!r}, weights_only=False).state_dict(), {converted!r}) "
+    "(of a dict: the entry that is the state dict)"
+)
+
+
+def read_weights(path: str | Path) -> dict[str, Tensor]:
+    """The tensors by name, on the CPU, of a .safetensors file or of a state dict that ``torch.save`` wrote.
+
+    A pickle is read by ``torch.load(weights_only=True)`` and by nothing else. A dict that holds more than the state
+    dict has it under one of ``ENTRIES``. What torch writes today is not read but mapped, so it takes no memory.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: another format, damaged, a pickle of more than tensors, several state dicts or none.
+
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     torch.save({"epoch": 3, "model": {"w": torch.zeros(2)}}, f"{folder}/w.pth")
+    ...     read_weights(f"{folder}/w.pth")
+    {'w': tensor([0., 0.])}
+    """
+    path = Path(path)
+    if not path.is_file() or not is_pickled(path):
+        return load_tensors(path)
+    if (what := foreign_format(path)) is not None:
+        raise ValueError(f"{path}: {what}")
+    return _state_dict(_unpickled(path), path)
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of protocols and sparse tensors: what is wrong is an error here
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive(path))
+    except pickle.UnpicklingError as error:
+        named = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if named is None:
+            raise ValueError(f"{path}: damaged, or a pickle that torch.save did not write") from None
+        line = _MORE_THAN_TENSORS.format(what=named[1], path=str(path), converted=str(path.with_suffix(".state.pt")))
+        raise ValueError(f"{path}: {line}") from None
+    except Exception as error:  # whatever a damaged pickle comes to
+        reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
+        raise ValueError(f"{path}: not a complete file of torch.save ({reason})") from None
+
+
+def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
+    """The state dict that ``found`` is, or that it holds under one of ``ENTRIES``."""
+    if not isinstance(found, Mapping):
+        raise ValueError(f"{path}: holds a {type(found).__name__}, not a state dict")
+    held = [name for name in ENTRIES if isinstance(found.get(name), Mapping)]
+    if len(held) > 1:
+        keep = f"torch.save(torch.load({str(path)!r}, weights_only=True)[{held[0]!r}], {held[0] + '.pt'!r})"
+        raise ValueError(f"{path}: holds several state dicts, {', '.join(held)}: keep the one you mean, {keep}")
+    state = found[held[0]] if held else found
+    where = f"the entry {held[0]!r} of {path}" if held else str(path)
+    if not state:
+        raise ValueError(f"{where}: no tensors")
+    if not held and not any(isinstance(value, Tensor) for value in state.values()):
+        keys = ", ".join(str(key) for key in list(state)[:8])
+        raise ValueError(f"{path}: no state dict, nor one under {', '.join(ENTRIES)}; it holds {keys}")
+    for name, value in state.items():
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise ValueError(f"{where}: {name} is a {type(value).__name__}, where a state dict has tensors by name")
+        if value.layout != torch.strided or value.device.type != "cpu":
+            kind = "a tensor without values" if value.is_meta else f"of layout {value.layout}"
+            raise ValueError(f"{where}: {name} is {kind}, weights are dense tensors")
+    return dict(state)
+
+
+def unwrapped(tensors: Mapping[str, Tensor], names: Iterable[str], source: str | Path) -> dict[str, Tensor]:
+    """The tensors without the prefix that ``DataParallel`` or ``torch.compile`` gave to each; a warning says so.
+
+    ``names``: of the network's own tensors. A prefix that all of them have is theirs and stays.
+
+    >>> with warnings.catch_warnings(action="ignore"):
+    ...     unwrapped({"module.w": torch.zeros(1)}, ["w"], "w.pth")
+    {'w': tensor([0.])}
+    """
+    found, own, removed = dict(tensors), list(names), []
+    while prefix := next((p for p in _WRAPPERS if _all_have(p, found) and not _all_have(p, own)), None):
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+        removed.append(prefix)
+    if removed:
+        by = " and ".join(_WRAPPERS[prefix] for prefix in removed)
+        warnings.warn(f"{source}: names without the prefix {''.join(removed)!r}, which {by} gave them", stacklevel=2)
+    return found
+
+
+def _all_have(prefix: str, names: Collection[str]) -> bool:
+    return bool(names) and all(name.startswith(prefix) for name in names)
