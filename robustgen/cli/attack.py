@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
 from robustgen.cli.options import (
     DataOption,
     DeviceOption,
@@ -37,6 +38,10 @@ def attack(
     data_root: RootOption = None,
     download: DownloadOption = False,
     limit: LimitOption = None,
+    size: SizeOption = None,
+    channels: ChannelsOption = None,
+    fit: FitOption = None,
+    background: BackgroundOption = None,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
     eps: EpsOption = 0.3,
     norm: NormOption = "Linf",
@@ -80,11 +85,12 @@ def attack(
     from robustgen.commands import DataSpec, attack_network
     from robustgen.training.distributed import current_world
 
+    spec = DataSpec(data, data_root, download, limit, image_reader(size, channels, fit, background))
     report, guarded, page = attack_network(
         run=run,
         model=model,
         weights=weights,
-        data=DataSpec(data, data_root, download, limit),
+        data=spec,
         eps=eps,
         norm=norm,
         suite=suite,
@@ -94,7 +100,7 @@ def attack(
         masking_tests=masking_tests,
         detector=detector,
         fpr=fpr,
-        ood=None if ood is None else DataSpec(ood, data_root, download, limit),
+        ood=None if ood is None else spec.of(ood),
         batch_size=batch_size,
         seed=seed,
         device=device,

@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
 from robustgen.cli.options import (
     DataOption,
     DeviceOption,
@@ -43,6 +44,10 @@ def train(
         list[str] | None, typer.Option("--hold-out", help="Class to leave out; may be repeated.")
     ] = None,
     limit: LimitOption = None,
+    size: SizeOption = None,
+    channels: ChannelsOption = None,
+    fit: FitOption = None,
+    background: BackgroundOption = None,
     model: Annotated[
         str, typer.Option("--model", help="convnet, mlp, resnet, or module:function of your own.")
     ] = "convnet",
@@ -125,8 +130,10 @@ def train(
         train_network,
     )
 
+    reader = image_reader(size, channels, fit, background)
+    wanted = DataSpec("digits" if data is None else data, data_root, download, limit, reader)
     common = {"run", "generative", "data", "data_root", "download", "hold_out", "limit", "epochs", "batch_size", "lr"}
-    common |= {"seed", "device", "resume", "as_json", "quiet"}
+    common |= {"size", "channels", "fit", "background", "seed", "device", "resume", "as_json", "quiet"}
     for_generative = {"set_", "ema", "precision", "clip_norm", "samples"}
     own = given(context) - common
     foreign = own - for_generative if generative is not None else own & for_generative
@@ -136,7 +143,7 @@ def train(
     if generative is not None:
         found = train_generative(
             run=run,
-            data=DataSpec("digits" if data is None else data, data_root, download, limit),
+            data=wanted,
             model=generative,
             options=parse_options(() if set_ is None else set_),
             hold_out=tuple(() if hold_out is None else hold_out),
@@ -173,7 +180,7 @@ def train(
         )
     found = train_network(
         run=run,
-        data=DataSpec("digits" if data is None else data, data_root, download, limit),
+        data=wanted,
         hold_out=tuple(() if hold_out is None else hold_out),
         model=model,
         width=width,

@@ -3,6 +3,8 @@
 from robustgen.data.array import ArrayDataset, require_nonempty
 from robustgen.data.digits import digits
 from robustgen.data.folder import load_folder
+from robustgen.data.image_files import ImageFiles
+from robustgen.data.image_reader import ImageReader
 from robustgen.data.load import load
 from robustgen.data.npz import load_npz, save_npz
 from robustgen.data.preprocessing import check_same_preprocessing, preprocessing_fingerprint
@@ -15,6 +17,8 @@ from robustgen.data.vision import load_vision
 __all__ = [
     "TEXT8",
     "ArrayDataset",
+    "ImageFiles",
+    "ImageReader",
     "babble",
     "check_disjoint",
     "check_same_preprocessing",
