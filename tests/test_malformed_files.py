@@ -58,10 +58,10 @@ READERS = [
     ("detected/report.json", ["report", "{d}/detected", "--markdown"]),
     ("attacked/chunks/plan.json", ["attack", "--run", "{d}/plain", *ATTACK, "--out", "{d}/attacked", "--resume"]),
     ("attacked/chunks/*.safetensors", ["attack", "--run", "{d}/plain", *ATTACK, "--out", "{d}/attacked", "--resume"]),
-    ("images.npz", ["score", "--run", "{d}/fortified", "--data", "{d}/images.npz", "--strict", "--quiet"]),
+    ("images.npz", ["score", "--run", "{d}/fortified", "--data", "{d}/images.npz", "--quiet"]),
     (
         "images.npz",
-        ["train", "--run", "{d}/new", "--data", "{d}/images.npz", *SIZED, "--epochs", "1", "--strict", "--quiet"],
+        ["train", "--run", "{d}/new", "--data", "{d}/images.npz", *SIZED, "--epochs", "1", "--quiet"],
     ),
     ("images/0.png", ["score", "--run", "{d}/fortified", "--data", "{d}/images", "--strict", "--quiet"]),
     ("results/ahmed-2017/figure-2.4/cpu/*.json", ["reproduce", "--list", "--out", "{d}/results"]),
