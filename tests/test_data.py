@@ -636,9 +636,9 @@ def test_unknown_sources(tmp_path, monkeypatch):
         load(tmp_path / "lost.npz")
     with pytest.raises(ValueError, match="unknown data set 'imagenet'; known"):
         load_vision("imagenet", tmp_path)
-    (tmp_path / "a.csv").write_text("1,2")
-    with pytest.raises(ValueError, match=r"a\.csv: a data set is an \.npz file, an image folder"):
-        load(tmp_path / "a.csv")
+    (tmp_path / "a.doc").write_text("1,2")
+    with pytest.raises(ValueError, match=r"a\.doc: a data set is an \.npz file, a table"):
+        load(tmp_path / "a.doc")
     with pytest.raises(ValueError, match="must not be negative"):
         load("digits", n=-1)
     image(tmp_path / "digits" / "a.png")

@@ -276,3 +276,18 @@ def test_rows_that_fail_midway_leave_what_was_there(tmp_path):
         write_rows(rows(), out)
     assert out.read_text() == "before"
     assert os.listdir(tmp_path) == ["rows.csv"]
+
+
+def test_no_more_is_read_than_is_soon_needed(tmp_path):
+    class Counting(ImageReader):
+        seen = 0
+
+        def read(self, file):
+            Counting.seen += 1
+            return np.zeros((1, 2, 2), np.uint8), ()
+
+    files = ImageFiles(tmp_path, tuple(map(str, range(1000))), "many", Counting())
+    for k, (names, x) in enumerate(files.batches(10, Remarks()), start=1):
+        assert Counting.seen <= 10 * (k + 2)
+        assert (len(names), x.shape) == (10, (10, 1, 2, 2))
+    assert (k, Counting.seen) == (100, 1000)

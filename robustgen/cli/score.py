@@ -84,7 +84,7 @@ def score(
         Path | None,
         typer.Option(
             "--out",
-            help="A .csv or .jsonl file; default: CSV to stdout. In CSV a name like a formula gets an apostrophe.",
+            help="A .csv, .jsonl or .parquet file; default: CSV to stdout. CSV puts an apostrophe before formulas.",
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Directory of the report of --against.")] = None,

@@ -2,14 +2,18 @@
 
 import warnings
 from dataclasses import asdict, dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
-from robustgen.data import ArrayDataset, ImageFiles, ImageReader, load, require_nonempty
+from robustgen.data import ArrayDataset, ImageFiles, ImageReader, Table, load, require_nonempty
 from robustgen.data.folder import folder_parts
 from robustgen.data.image_reader import NOTHING_ASKED
 from robustgen.data.load import canonical_name, image_files, names_images, path_of
+from robustgen.data.table import is_table
 
-__all__ = ["DataSpec", "fitted"]
+__all__ = ["DataSpec", "Inputs", "fitted"]
+
+#: Inputs to score: in memory, or in files that are read bit by bit.
+Inputs: TypeAlias = ArrayDataset | ImageFiles | Table
 
 
 @dataclass(frozen=True)
@@ -44,11 +48,14 @@ class DataSpec:
         if canonical_name(self._named) is None and not path_of(self._named).exists():
             load(self._named)  # says what is known
 
-    def open(self, part: str) -> ArrayDataset | ImageFiles:
-        """The "train" or "test" part, for :func:`fitted` to say how it is read; images in files are not read yet."""
+    def open(self, part: str) -> Inputs:
+        """The "train" or "test" part; images in files, for :func:`fitted` to say how, and tables are not read yet."""
         self._check_options()
         files = image_files(self._named, part, self.images)
         if files is None:
+            path = path_of(self._named)
+            if self.limit is None and canonical_name(self._named) is None and is_table(path) and path.is_file():
+                return Table(path)
             return self.read(part)
         files, _ = files.evenly(self.limit)
         if not len(files):
@@ -89,9 +96,7 @@ class DataSpec:
         return names[0] == names[1] if any(names) else path_of(mine).resolve() == path_of(theirs).resolve()
 
 
-def fitted(
-    inputs: ArrayDataset | ImageFiles, shape: tuple[int, ...] | None, like: ImageReader
-) -> ArrayDataset | ImageFiles:
+def fitted(inputs: Inputs, shape: tuple[int, ...] | None, like: ImageReader) -> Inputs:
     """What :meth:`DataSpec.open` found, as a network takes it that was trained on inputs of this shape, read ``like``.
 
     Raises:
@@ -99,6 +104,9 @@ def fitted(
     """
     if isinstance(inputs, ArrayDataset):
         _check_shape(inputs.name, tuple(inputs.x.shape[1:]), shape)
+        return inputs
+    if isinstance(inputs, Table):
+        _check_shape(inputs.name, inputs.shape, shape)
         return inputs
     reader = inputs.reader.or_else(like).or_else(_for_network(shape))
     if reader.size is None or reader.channels is None:

@@ -6,26 +6,28 @@ import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
 
 import torch
 from torch import Tensor
 
-from robustgen.commands.data_spec import DataSpec, fitted
+from robustgen.commands.data_spec import DataSpec, Inputs, fitted
 from robustgen.commands.run_info import recorded_data
 from robustgen.commands.runs import device_of
-from robustgen.data import ArrayDataset, ImageFiles
+from robustgen.data import ImageFiles, Table
 from robustgen.data.image_files import Remarks
 from robustgen.data.image_reader import NOTHING_ASKED
+from robustgen.data.table import pyarrow_parquet
 from robustgen.detectors import Detector
 from robustgen.files import writing
-from robustgen.printable import as_cell
+from robustgen.printable import as_cell, printable
 
 __all__ = ["Scoring", "score_inputs", "write_rows"]
 
 _FIELDS = ("input", "score", "p_value", "flag")
-_TABLES = (".csv", ".jsonl")
+_TABLES = (".csv", ".jsonl", ".parquet")
 _IMAGES, _EXAMPLES = 256, 1000  # in a batch
 _REPORTED = 20  # files that cannot be read, each by a line; further ones are counted
 
@@ -92,7 +94,7 @@ class Scoring:
 
     def finish(self) -> None:
         """RuntimeError where files could not be read."""
-        if self._unreadable:
+        if self._unreadable and isinstance(self._inputs, ImageFiles):
             raise RuntimeError(
                 f"{self._inputs.name}: {self._unreadable} of {len(self._inputs)} files could not be read, the others "
                 "are scored"
@@ -108,7 +110,7 @@ class Scoring:
             self._scored += 1
             self._flagged += row["flag"]
             yield row
-        if not self._scored:
+        if not self._scored and isinstance(self._inputs, ImageFiles):
             raise ValueError(f"{self._inputs.name}: none of the {len(self._inputs)} files could be read")
 
     def _skip(self, error: ValueError) -> None:
@@ -133,7 +135,7 @@ class Scoring:
 
 
 def _batches(
-    inputs: ArrayDataset | ImageFiles, remarks: Remarks, skip: Callable[[ValueError], None] | None = None
+    inputs: Inputs, remarks: Remarks, skip: Callable[[ValueError], None] | None = None
 ) -> Iterator[tuple[list[str] | list[int], Tensor]]:
     """The name (file, or id) of each input and x (B, ...), batch by batch.
 
@@ -141,6 +143,10 @@ def _batches(
     """
     if isinstance(inputs, ImageFiles):
         yield from inputs.batches(_IMAGES, remarks, skip)
+        return
+    if isinstance(inputs, Table):
+        for block, _ in inputs.blocks(_EXAMPLES):
+            yield block.ids.tolist(), block.images()
         return
     for rows in torch.arange(len(inputs)).split(_EXAMPLES):
         names = [inputs.sources[k] for k in rows.tolist()] if inputs.sources else inputs.ids[rows].tolist()
@@ -164,7 +170,9 @@ def _check_out(out: Path | None) -> None:
     if out is None:
         return
     if out.suffix not in _TABLES:
-        raise ValueError(f"{out}: name it .csv or .jsonl")
+        raise ValueError(f"{out}: name it .csv, .jsonl or .parquet")
+    if out.suffix == ".parquet":
+        pyarrow_parquet()
     if out.is_dir():
         raise ValueError(f"{out}: a folder, name a file")
     there = next(p for p in out.absolute().parents if p.exists())
@@ -173,12 +181,15 @@ def _check_out(out: Path | None) -> None:
 
 
 def write_rows(rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool = False) -> None:
-    """Write one line an input as they come, CSV or (if asked, or where the file is named .jsonl) JSON.
+    """Write one line an input as they come, CSV or (if asked, or where the file is named .jsonl) JSON; or .parquet.
 
     Without a file to stdout. A file is there when all is written, or not at all. In CSV control characters of file
     names are written out, and a name that a spreadsheet would take for a formula begins with an apostrophe; JSON holds
     names as they are.
     """
+    if out is not None and out.suffix == ".parquet":
+        _write_parquet(rows, out)
+        return
     as_json = as_json or (out is not None and out.suffix == ".jsonl")
     with _text(out) as file:
         if as_json:
@@ -189,6 +200,22 @@ def write_rows(rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool =
         writer.writeheader()
         for row in rows:
             writer.writerow({k: as_cell(v) if isinstance(v, str) else v for k, v in row.items()})
+
+
+def _write_parquet(rows: Iterable[dict[str, Any]], out: Path) -> None:
+    parquet = pyarrow_parquet()
+    import pyarrow
+
+    rows = iter(rows)
+    block = list(islice(rows, _EXAMPLES))
+    named = bool(block) and isinstance(block[0]["input"], str)
+    kinds = (pyarrow.string() if named else pyarrow.int64(), pyarrow.float64(), pyarrow.float64(), pyarrow.bool_())
+    schema = pyarrow.schema(list(zip(_FIELDS, kinds, strict=True)))
+    with writing(out) as file, parquet.ParquetWriter(file, schema) as table:
+        while block:
+            shown = [row | {"input": printable(row["input"])} for row in block] if named else block
+            table.write_batch(pyarrow.RecordBatch.from_pylist(shown, schema=schema))
+            block = list(islice(rows, _EXAMPLES))
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Data sets as one tensor each (digits, torchvision's sets, image folders, ``.npz`` files, noise), and splits."""
+"""Data sets as one tensor each (digits, torchvision's sets, images in files, ``.npz``, tables, noise), and splits."""
 
 from robustgen.data.array import ArrayDataset, require_nonempty
 from robustgen.data.digits import digits
@@ -11,6 +11,7 @@ from robustgen.data.preprocessing import check_same_preprocessing, preprocessing
 from robustgen.data.spheres import spheres
 from robustgen.data.splits import check_disjoint, drop_shared, heldout_classes, split
 from robustgen.data.synthetic import noise
+from robustgen.data.table import Table
 from robustgen.data.text import TEXT8, babble, decode, encode, load_text, normalise, split_text, windows
 from robustgen.data.vision import load_vision
 
@@ -19,6 +20,7 @@ __all__ = [
     "ArrayDataset",
     "ImageFiles",
     "ImageReader",
+    "Table",
     "babble",
     "check_disjoint",
     "check_same_preprocessing",

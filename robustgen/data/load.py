@@ -12,6 +12,7 @@ from robustgen.data.folder import class_names, folder_images, folder_parts, load
 from robustgen.data.image_files import ImageFiles, Remarks
 from robustgen.data.image_reader import Background, ImageReader, image_suffixes
 from robustgen.data.npz import load_npz
+from robustgen.data.table import Table, is_table
 from robustgen.data.vision import VISION, load_vision
 from robustgen.spacing import evenly_spaced
 
@@ -38,16 +39,16 @@ def load(
 
     Args:
         source: a name (digits, mnist, fashion-mnist, cifar10, svhn; torchvision's spellings too, in any case), else the
-            path of an ``.npz`` file, of an image folder, of an image, or of a list of images: a ``.txt`` file with one
-            path a line, seen from its own folder (``@list`` where it ends otherwise). ``./digits``, or a ``Path``, is
-            always a path.
+            path of an ``.npz`` file, of a table (``.csv``, ``.parquet``, ``.npy``, see :class:`Table`), of an image
+            folder, of an image, or of a list of images: a ``.txt`` file with one path a line, seen from its own folder
+            (``@list`` where it ends otherwise). ``./digits``, or a ``Path``, is always a path.
         split: "train" or "test" ("all" for digits). A folder that holds a folder ``train`` or ``test``, in any case, is
             read from the one asked for, and the classes of both together number the labels of each; any other path is a
             single set, and split is then ignored.
         root: where the named sets other than digits are kept, see :func:`load_vision`.
         download: fetch a missing named set into root.
         channels, size, fit, background: of images in files, see :class:`ImageReader`.
-        layout, ignore: for ``.npz`` files, see :func:`load_npz`.
+        layout, ignore: for ``.npz`` files, see :func:`load_npz`; layout for ``.npy`` too.
         n: at most n examples: the first of a named set, evenly spaced ones of a path (which may be sorted by class).
 
     Raises:
@@ -151,9 +152,15 @@ def _from_file(path: Path, layout: str | None, ignore: int | None, n: int | None
     if not path.is_file():
         hint = nearest(str(path), _NAMES.values())
         raise ValueError(f"unknown data set {str(path)!r}, and no such path exists; {hint}")
-    if path.suffix != ".npz":
-        raise ValueError(f"{path}: a data set is an .npz file, an image folder, an image, or a .txt list of images")
-    dataset = load_npz(path, layout=layout, ignore=ignore)
+    if is_table(path):
+        dataset = Table(path, layout).read()
+    elif path.suffix == ".npz":
+        dataset = load_npz(path, layout=layout, ignore=ignore)
+    else:
+        raise ValueError(
+            f"{path}: a data set is an .npz file, a table (.csv, .parquet, .npy), an image folder, an image, or a .txt "
+            "list of images"
+        )
     if n is None or n >= len(dataset):
         return dataset
     return dataset.subset(evenly_spaced(len(dataset), n))  # it may be sorted by class
