@@ -291,3 +291,18 @@ def test_no_more_is_read_than_is_soon_needed(tmp_path):
         assert Counting.seen <= 10 * (k + 2)
         assert (len(names), x.shape) == (10, (10, 1, 2, 2))
     assert (k, Counting.seen) == (100, 1000)
+
+
+def test_other_commands_resize_and_say_so(tmp_path):
+    for part in ("train", "test"):
+        (tmp_path / "photos" / part).mkdir(parents=True)
+        Image.fromarray(pixels(0, 20, 12, 3)).save(tmp_path / "photos" / part / "1.png")
+    spec = DataSpec(str(tmp_path / "photos"))
+    with pytest.warns(UserWarning, match="photos/test: resized to 8x8, bilinear, as the network takes them"):
+        assert spec.read("test", (1, 8, 8)).x.shape == (1, 1, 8, 8)
+    assert spec.read("test", (3, 20, 12)).preprocessing == ("converted to RGB",)  # none had another size
+    asked = DataSpec(spec.source, images=ImageReader(size=(8, 8)))
+    assert asked.read("test", (3, 8, 8)).x.shape == (1, 3, 8, 8)
+    assert repr(spec.open("test")) == "ImageFiles('photos/test', 1 files, ImageReader(as the files are))"
+    with pytest.raises(ValueError, match=r"photos/train holds inputs of shape .*, the network takes \(64,\)"):
+        spec.read("train", (64,))

@@ -87,7 +87,8 @@ class Scoring:
         write_rows(self._counted(score_inputs(detector, batches, self._fpr)), self._out, self._as_json)
         if line := remarks.line():
             self._tell("warning", f"{self._inputs.name}: {line}")
-        found: dict[str, Any] = {"inputs": self._scored, "flagged": self._flagged / self._scored, "nominal": self._fpr}
+        share = self._flagged / max(1, self._scored)
+        found: dict[str, Any] = {"inputs": self._scored, "flagged": share, "nominal": self._fpr}
         if isinstance(self._inputs, ImageFiles):
             found |= {"images": self._how_read, "unreadable": self._unreadable}
         return found | {"written": str(self._out)}
@@ -110,8 +111,6 @@ class Scoring:
             self._scored += 1
             self._flagged += row["flag"]
             yield row
-        if not self._scored and isinstance(self._inputs, ImageFiles):
-            raise ValueError(f"{self._inputs.name}: none of the {len(self._inputs)} files could be read")
 
     def _skip(self, error: ValueError) -> None:
         self._unreadable += 1
@@ -121,17 +120,16 @@ class Scoring:
             self._tell("skipped", "further files that cannot be read are counted")
 
     def _try_images(self, files: ImageFiles) -> None:
-        """Read one of the first files, lest a detector be fitted for nothing."""
-        for name in files.names[:_IMAGES]:
+        """Read the first file that can be, lest a detector be fitted for nothing."""
+        for name in files.names:
             try:
                 files.reader.read(files.root / name)
                 return
             except ValueError as error:
                 if self._strict or len(files) == 1:
                     raise
-                first = error
-        if len(files) <= _IMAGES:
-            raise ValueError(f"{files.name}: none of the {len(files)} files could be read; the last: {first}")
+                last = error
+        raise ValueError(f"{files.name}: none of the {len(files)} files could be read; the last: {last}")
 
 
 def _batches(

@@ -116,7 +116,9 @@ def image_files(source: str | Path, split: str, reader: ImageReader) -> ImageFil
     if not names_images(source):
         return None
     if path.is_dir():
-        return folder_images(part_of_folder(path, split), reader)
+        part = part_of_folder(path, split)
+        files = folder_images(part, reader)
+        return files if part == path else replace(files, name=f"{path.resolve().name}/{split}")
     return _listed(path, reader) if _is_list(source) else ImageFiles(path.parent, (path.name,), path.name, reader)
 
 
