@@ -113,6 +113,17 @@ def score(
         training_data,
     )
 
+    if report is not None and not against:
+        raise ValueError("--report is about --against")
+    if checkpoint:
+        if trust or any(other is not None for other in (run, model, weights, fit_data)):
+            raise ValueError(
+                "--checkpoint is a generative model: leave out --run, --model, --weights, --trust and --fit-data"
+            )
+        for name in given(context) & {"layers", "epochs", "batch_size"}:
+            raise ValueError(f"--{name.replace('_', '-')} is about --fit-data, --checkpoint is a trained model")
+    elif detector_name is not None or set_:
+        raise ValueError("--detector and --set go with --checkpoint, the run of a generative model")
     reader = image_reader(size, channels, fit, background)
     spec = DataSpec(data, data_root, download, limit, reader)
     others = {name: spec.of(name) for name in ([] if against is None else against)}
@@ -125,20 +136,10 @@ def score(
     else:
         spec.require()
     checked = {} if scoring is None else {"before_fit": scoring.fit_to}
-    if report is not None and not against:
-        raise ValueError("--report is about --against")
     if checkpoint:
-        if trust or any(other is not None for other in (run, model, weights, fit_data)):
-            raise ValueError(
-                "--checkpoint is a generative model: leave out --run, --model, --weights, --trust and --fit-data"
-            )
-        for name in given(context) & {"layers", "epochs", "batch_size"}:
-            raise ValueError(f"--{name.replace('_', '-')} is about --fit-data, --checkpoint is a trained model")
         detector, shape, info = generative_detector(
             checkpoint, detector_name, parse_options(() if set_ is None else set_), device=device, **checked
         )
-    elif detector_name is not None or set_:
-        raise ValueError("--detector and --set go with --checkpoint, the run of a generative model")
     else:
         detector, shape, info = open_detector(
             run=run,

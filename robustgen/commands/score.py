@@ -9,6 +9,7 @@ import torch
 
 from robustgen.commands.adversarial import training_attack
 from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.run_info import recorded_data
 from robustgen.commands.runs import (
     CALIBRATION,
     by_class_name,
@@ -59,6 +60,8 @@ def open_detector(
         return saved_detector(run, network), shape, info
     if fit_data is None:
         raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
+    if info:
+        fit_data = fit_data.read_like(recorded_data(info).images)
     known = fit_data.read("train", shape)
     if info.get("classes") and known.y is not None:  # not the classes that the run held out
         known = require_nonempty(by_class_name(known, info)[0])
