@@ -153,6 +153,7 @@ def score(
             device=device,
             trust=trust,
             progress=not quiet,
+            fpr=fpr,
             **checked,
         )
     if scoring is not None:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from robustgen.calibration import check_rate
 from robustgen.commands.adversarial import training_attack
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.run_info import recorded_data
@@ -42,13 +43,14 @@ def open_detector(
     device: str | None = None,
     trust: bool = False,
     progress: bool = True,
+    fpr: float | None = None,
     before_fit: Callable[[tuple[int, ...] | None, dict[str, Any]], None] = lambda shape, info: None,
 ) -> tuple[ReconstructionError, tuple[int, ...] | None, dict[str, Any]]:
     """A fitted, calibrated detector, the shape of its inputs (None: unknown) and run.json.
 
     A run of a fortified network has its detector. For another network, autoencoders are fitted on ``fit_data`` and
     calibrated on a tenth of it that was kept back. ``before_fit`` is called with shape and run.json before anything is
-    fitted, and may refuse.
+    fitted, and may refuse; so is a tenth that is too small for the false-alarm rate ``fpr``.
     """
     if trust and run is None:
         raise ValueError("--trust is about the code that a --run names")
@@ -68,6 +70,8 @@ def open_detector(
     shape = tuple(known.x.shape[1:])
     before_fit(shape, info)
     train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=known.y is not None)
+    if fpr is not None:
+        check_rate(fpr, len(calibration))
     names = layers if layers == "auto" else layers.split(",")
     with torch.random.fork_rng():
         torch.manual_seed(seed)
