@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -106,6 +108,16 @@ def test_one_image_and_lists_of_images(tmp_path):
     (tmp_path / "list.txt").write_text("lost.png")
     with pytest.raises(ValueError, match=r"lost\.png: no such file"):
         load(tmp_path / "list.txt")
+
+
+def test_all_formats_are_read_from_the_first_file_on(tmp_path):
+    """Pillow loads its decoders when it is first asked which there are."""
+    for suffix in ("png", "webp"):
+        Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(tmp_path / f"a.{suffix}")
+        (tmp_path / "list.txt").write_text(f"a.{suffix}")
+        code = f"from robustgen.data import load; print(len(load({str(tmp_path / 'list.txt')!r})))"
+        found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+        assert found.stdout == "1\n", found.stderr
 
 
 def test_batches_hold_what_the_whole_holds(photos):

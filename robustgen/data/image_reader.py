@@ -112,6 +112,13 @@ def image_suffixes() -> frozenset[str]:
     return frozenset(suffix for suffix, kind in Image.registered_extensions().items() if kind in FORMATS)
 
 
+@cache
+def _formats() -> tuple[str, ...]:
+    """Those of ``FORMATS`` that this Pillow reads."""
+    Image.init()  # before it, Pillow knows none
+    return tuple(kind for kind in FORMATS if kind in Image.OPEN)
+
+
 def _colour(background: Background) -> tuple[int, int, int]:
     try:
         red, green, blue = ImageColor.getrgb(background)[:3] if isinstance(background, str) else background
@@ -137,7 +144,7 @@ def _decoded(file: Path) -> tuple[Image.Image, tuple[str, ...]]:
         raise ValueError(f"{file}: no such file")
     try:
         # Without catch_warnings, which several threads must not enter: what Pillow only warns of is measured below.
-        with Image.open(file, formats=[kind for kind in FORMATS if kind in Image.OPEN]) as image:
+        with Image.open(file, formats=_formats()) as image:
             pixels, most = image.width * image.height, Image.MAX_IMAGE_PIXELS
             if most is not None and pixels > most:
                 raise Image.DecompressionBombError(f"{pixels} pixels, more than {most}")
