@@ -142,8 +142,8 @@ class ImageFiles:
                     for kind in said:
                         remarks.add(kind, name)
                 if read:
-                    pixels = torch.from_numpy(np.stack([image for _, image in read]))
-                    yield [name for name, _ in read], pixels.to(torch.float32).div_(255)
+                    pixels = np.ascontiguousarray(np.stack([image for _, image in read]))  # not channels last
+                    yield [name for name, _ in read], torch.from_numpy(pixels).to(torch.float32).div_(255)
         finally:
             pool.shutdown(cancel_futures=True)
 
