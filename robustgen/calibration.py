@@ -8,7 +8,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-__all__ = ["ConformalCalibration"]
+__all__ = ["ConformalCalibration", "check_rate"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -71,11 +71,7 @@ class ConformalCalibration:
                 1 / (n + 1).
         """
         n = len(self)
-        if not 0 < fpr < 1:
-            raise ValueError(f"fpr must be in (0, 1), got {fpr}")
-        if 1 / (n + 1) > fpr:
-            needed = math.ceil(1 / fpr) - 1
-            raise ValueError(f"{n} calibration scores cannot give a false-alarm rate of {fpr}: {needed} are needed")
+        check_rate(fpr, n)
         k = math.floor(fpr * (n + 1))  # the largest k with k / (n + 1) <= fpr; the product may have rounded either way
         k += (k + 1) / (n + 1) <= fpr
         k -= k / (n + 1) > fpr
@@ -88,6 +84,15 @@ class ConformalCalibration:
             ValueError: as :meth:`p_value` and :meth:`threshold` do.
         """
         return _read(scores, "scores") > self.threshold(fpr)
+
+
+def check_rate(fpr: float, n: int) -> None:
+    """ValueError unless n calibration scores can give the false-alarm rate; see ConformalCalibration.threshold."""
+    if not 0 < fpr < 1:
+        raise ValueError(f"fpr must be in (0, 1), got {fpr}")
+    if 1 / (n + 1) > fpr:
+        needed = math.ceil(1 / fpr) - 1
+        raise ValueError(f"{n} calibration scores cannot give a false-alarm rate of {fpr}: {needed} are needed")
 
 
 def _read(scores: Tensor | ArrayLike, name: str) -> Tensor:

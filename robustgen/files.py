@@ -31,11 +31,19 @@ __all__ = [
     "sync_directory",
     "write_bytes",
     "write_json",
+    "writing",
 ]
 
 
 def write_bytes(path: str | Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` whole or not at all: aside, fsynced, then moved into place.
+    """Write ``data`` to ``path`` whole or not at all, see :func:`writing`."""
+    with writing(path) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: str | Path) -> Iterator[BinaryIO]:
+    """A file to write, aside, that is fsynced and moved to ``path`` in the end; not where the writer fails.
 
     What writers that were killed have left in the directory is removed.
 
@@ -48,12 +56,13 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     try:
         with _part(path.parent) as (aside, file):
             with file:
-                file.write(data)
+                yield file
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(aside, path)
     except OSError as error:
-        if error.errno is None:
+        named = error.filename
+        if error.errno is None or (named is not None and not str(named).endswith(".part")):  # of another file
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error  # the file that was asked for
     sync_directory(path.parent)

@@ -388,7 +388,7 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
         (["attack", "--run", "{fortified}", "--limit", "0"], "empty"),
         (["score", "--run", "{fortified}", "--data", "{tmp}/broken.npz"], "broken.npz"),
         (["score", "--run", "{fortified}", "--data", "{tmp}/large.npz"], "the network takes (1, 8, 8)"),
-        (["score", "--run", "{fortified}", "--data", "digits", "--out", "{tmp}/x.txt"], ".csv or .jsonl"),
+        (["score", "--run", "{fortified}", "--data", "digits", "--out", "{tmp}/x.txt"], ".csv, .jsonl or .parquet"),
         (
             ["score", "--run", "{fortified}", "--data", "digits", "--fpr", "0.0001"],
             "cannot give a false-alarm rate of 0.0001",

@@ -59,8 +59,11 @@ READERS = [
     ("attacked/chunks/plan.json", ["attack", "--run", "{d}/plain", *ATTACK, "--out", "{d}/attacked", "--resume"]),
     ("attacked/chunks/*.safetensors", ["attack", "--run", "{d}/plain", *ATTACK, "--out", "{d}/attacked", "--resume"]),
     ("images.npz", ["score", "--run", "{d}/fortified", "--data", "{d}/images.npz", "--quiet"]),
-    ("images.npz", ["train", "--run", "{d}/new", "--data", "{d}/images.npz", *SIZED, "--epochs", "1", "--quiet"]),
-    ("images/0.png", ["score", "--run", "{d}/fortified", "--data", "{d}/images", "--quiet"]),
+    (
+        "images.npz",
+        ["train", "--run", "{d}/new", "--data", "{d}/images.npz", *SIZED, "--epochs", "1", "--quiet"],
+    ),
+    ("images/0.png", ["score", "--run", "{d}/fortified", "--data", "{d}/images", "--strict", "--quiet"]),
     ("results/ahmed-2017/figure-2.4/cpu/*.json", ["reproduce", "--list", "--out", "{d}/results"]),
 ]
 JUNK = [None, True, -1, 0, 3, 2**70, 10**9, 1e308, 0.5, "text", "", "\x1b[2J", [], {}, [[]], [1, "a"], {"a": [None]}]
@@ -211,7 +214,7 @@ def test_one_line_names_the_file(valid, tmp_path, capsys, case):
     capsys.readouterr()
     code = cli.main([word.format(d=d) for word in command])
     out, err = capsys.readouterr()
-    lines = [line for line in err.splitlines() if not line.startswith("robustgen: warning: ")]
+    lines = [line for line in err.splitlines() if not line.startswith(("robustgen: warning: ", "robustgen: note: "))]
     what = f"case {case}: {way} of {pattern}, {' '.join(command)}: {err}"
     assert "\x1b" not in out + err, what
     if code == 0:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
 from robustgen.cli.options import (
     DataOption,
     DeviceOption,
@@ -42,6 +43,10 @@ def attack(
     data_root: RootOption = None,
     download: DownloadOption = False,
     limit: LimitOption = None,
+    size: SizeOption = None,
+    channels: ChannelsOption = None,
+    fit: FitOption = None,
+    background: BackgroundOption = None,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
     eps: EpsOption = 0.3,
     norm: NormOption = "Linf",
@@ -86,13 +91,14 @@ def attack(
     from robustgen.training.distributed import current_world
 
     means, stds = normalization(mean, std)
+    spec = DataSpec(data, data_root, download, limit, image_reader(size, channels, fit, background))
     report, guarded, page = attack_network(
         run=run,
         model=model,
         weights=weights,
         mean=means,
         std=stds,
-        data=DataSpec(data, data_root, download, limit),
+        data=spec,
         eps=eps,
         norm=norm,
         suite=suite,
@@ -102,7 +108,7 @@ def attack(
         masking_tests=masking_tests,
         detector=detector,
         fpr=fpr,
-        ood=None if ood is None else DataSpec(ood, data_root, download, limit),
+        ood=None if ood is None else spec.of(ood),
         batch_size=batch_size,
         seed=seed,
         device=device,

@@ -1,11 +1,13 @@
 """``robustgen score``."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
 from robustgen.cli.options import (
     DeviceOption,
     DownloadOption,
@@ -26,14 +28,20 @@ from robustgen.cli.options import (
     given,
     normalization,
 )
-from robustgen.cli.terminal import print_found, say
+from robustgen.cli.terminal import complain, print_found, say
 
 __all__ = ["score"]
 
 
 def score(
     context: typer.Context,
-    data: Annotated[str, typer.Option("--data", help="What to score: a named set, an .npz file or an image folder.")],
+    data: Annotated[
+        str,
+        typer.Option(
+            "--data",
+            help="What to score: a named set, an .npz file, a folder of images, an image, a .txt list.",
+        ),
+    ],
     run: RunOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
@@ -54,6 +62,14 @@ def score(
     data_root: RootOption = None,
     download: DownloadOption = False,
     limit: LimitOption = None,
+    size: SizeOption = None,
+    channels: ChannelsOption = None,
+    fit: FitOption = None,
+    background: BackgroundOption = None,
+    strict: Annotated[
+        bool,
+        typer.Option("--strict", help="Stop at a file that cannot be read; else it is reported, counted and skipped."),
+    ] = False,
     split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
     fit_data: Annotated[
         str | None,
@@ -73,7 +89,7 @@ def score(
         Path | None,
         typer.Option(
             "--out",
-            help="A .csv or .jsonl file; default: CSV to stdout. In CSV a name like a formula gets an apostrophe.",
+            help="A .csv, .jsonl or .parquet file; default: CSV to stdout. CSV puts an apostrophe before formulas.",
         ),
     ] = None,
     report: Annotated[Path | None, typer.Option("--report", help="Directory of the report of --against.")] = None,
@@ -86,21 +102,22 @@ def score(
 
     The score is the reconstruction error of a fortified --run, or a --detector over a generative --checkpoint.
 
+    Images in files may have any size: they are read as the network takes them, or as --size, --channels and --fit say.
+    Exit code 1 says that some could not be read; the others are scored.
+
     With --against, print instead how well the score tells --data from other inputs (AUROC and more).
     """
     from robustgen.commands import (
+        MADE,
         DataSpec,
+        Scoring,
         compare_populations,
         generative_detector,
         open_detector,
         parse_options,
-        score_inputs,
         training_data,
-        write_rows,
     )
 
-    if out is not None and out.suffix not in (".csv", ".jsonl"):
-        raise ValueError(f"{out}: name it .csv or .jsonl")
     if report is not None and not against:
         raise ValueError("--report is about --against")
     means, stds = normalization(mean, std)
@@ -112,9 +129,24 @@ def score(
             )
         for name in given(context) & {"layers", "epochs", "batch_size"}:
             raise ValueError(f"--{name.replace('_', '-')} is about --fit-data, --checkpoint is a trained model")
-        detector, shape, info = generative_detector(checkpoint, detector_name, parse_options(set_ or ()), device=device)
     elif detector_name is not None or set_:
         raise ValueError("--detector and --set go with --checkpoint, the run of a generative model")
+    reader = image_reader(size, channels, fit, background)
+    spec = DataSpec(data, data_root, download, limit, reader)
+    others = {name: spec.of(name) for name in (against or [])}
+    for label, other in others.items():
+        if label not in MADE:
+            other.require()
+    scoring = None
+    if out is not None or not against:
+        scoring = Scoring(spec, split, out=out, as_json=as_json, fpr=fpr, strict=strict, tell=complain)
+    else:
+        spec.require()
+    checked = {} if scoring is None else {"before_fit": scoring.fit_to}
+    if checkpoint:
+        detector, shape, info = generative_detector(
+            checkpoint, detector_name, parse_options(set_ or ()), device=device, **checked
+        )
     else:
         detector, shape, info = open_detector(
             run=run,
@@ -122,7 +154,7 @@ def score(
             weights=weights,
             mean=means,
             std=stds,
-            fit_data=None if fit_data is None else DataSpec(fit_data, data_root, download),
+            fit_data=None if fit_data is None else replace(spec, limit=None).of(fit_data),
             layers=layers,
             epochs=epochs,
             batch_size=batch_size,
@@ -130,17 +162,15 @@ def score(
             device=device,
             trust=trust,
             progress=not quiet,
+            fpr=fpr,
+            **checked,
         )
-    spec = DataSpec(data, data_root, download, limit)
-    if out is not None or not against:
-        rows = score_inputs(detector, spec.read(split, shape), fpr)
-        write_rows(rows, out, as_json and out is None)
-        flagged = sum(row["flag"] for row in rows) / len(rows)
+    if scoring is not None:
+        found = scoring.write(detector)
         if out is not None:
-            print_found({"inputs": len(rows), "flagged": flagged, "nominal": fpr, "written": str(out)}, as_json)
+            print_found(found, as_json)
     if against:
         scored = str(checkpoint[0] if checkpoint else model if run is None else run)
-        others = {name: DataSpec(name, data_root, download, limit) for name in against}
         entry = compare_populations(
             detector,
             spec,
@@ -163,6 +193,8 @@ def score(
             found = {"title": f"Scores of {scored} on {data}", "command": command_line(), "seed": seed}
             found |= {"environment": environment(), "networks": [], "detection": [entry]}
             say(f"report: {write_report(found, report)}")
+    if scoring is not None:
+        scoring.finish()
 
 
 def _print_detection(entry: dict[str, Any], as_json: bool) -> None:

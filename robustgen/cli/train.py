@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
 from robustgen.cli.options import (
     DataOption,
     DeviceOption,
@@ -46,6 +47,10 @@ def train(
         list[str] | None, typer.Option("--hold-out", help="Class to leave out; may be repeated.")
     ] = None,
     limit: LimitOption = None,
+    size: SizeOption = None,
+    channels: ChannelsOption = None,
+    fit: FitOption = None,
+    background: BackgroundOption = None,
     model: Annotated[
         str,
         typer.Option(
@@ -135,8 +140,10 @@ def train(
         train_network,
     )
 
+    reader = image_reader(size, channels, fit, background)
+    wanted = DataSpec("digits" if data is None else data, data_root, download, limit, reader)
     common = {"run", "generative", "data", "data_root", "download", "hold_out", "limit", "epochs", "batch_size", "lr"}
-    common |= {"seed", "device", "resume", "as_json", "quiet"}
+    common |= {"size", "channels", "fit", "background", "seed", "device", "resume", "as_json", "quiet"}
     for_generative = {"set_", "ema", "precision", "clip_norm", "samples"}
     own = given(context) - common
     foreign = own - for_generative if generative is not None else own & for_generative
@@ -146,7 +153,7 @@ def train(
     if generative is not None:
         found = train_generative(
             run=run,
-            data=DataSpec("digits" if data is None else data, data_root, download, limit),
+            data=wanted,
             model=generative,
             options=parse_options(set_ or ()),
             hold_out=tuple(hold_out or ()),
@@ -184,7 +191,7 @@ def train(
     means, stds = normalization(mean, std)
     found = train_network(
         run=run,
-        data=DataSpec("digits" if data is None else data, data_root, download, limit),
+        data=wanted,
         hold_out=tuple(hold_out or ()),
         model=model,
         width=width,

@@ -12,13 +12,16 @@ from robustgen.commands.generative import (
 )
 from robustgen.commands.network_spec import NetworkSpec
 from robustgen.commands.runs import FortifySpec
-from robustgen.commands.score import compare_populations, open_detector, score_inputs, write_rows
+from robustgen.commands.score import MADE, compare_populations, open_detector
+from robustgen.commands.scoring import Scoring, score_inputs, write_rows
 from robustgen.commands.train import train_network
 
 __all__ = [
+    "MADE",
     "DataSpec",
     "FortifySpec",
     "NetworkSpec",
+    "Scoring",
     "adversarial_training",
     "attack_network",
     "compare_populations",

@@ -1,34 +1,83 @@
 """Which data a command is about."""
 
-from dataclasses import dataclass
-from pathlib import Path
+import warnings
+from dataclasses import asdict, dataclass, replace
+from typing import Any, TypeAlias
 
-from robustgen.data import ArrayDataset, load, require_nonempty
+from robustgen.data import ArrayDataset, ImageFiles, ImageReader, Table, load, require_nonempty
 from robustgen.data.folder import folder_parts
-from robustgen.data.load import canonical_name
+from robustgen.data.image_reader import NOTHING_ASKED
+from robustgen.data.load import canonical_name, image_files, names_images, path_of
+from robustgen.data.table import is_table
 
-__all__ = ["DataSpec"]
+__all__ = ["DataSpec", "Inputs", "fitted"]
+
+#: Inputs to score: in memory, or in files that are read bit by bit.
+Inputs: TypeAlias = ArrayDataset | ImageFiles | Table
 
 
 @dataclass(frozen=True)
 class DataSpec:
-    """Which data: a name or a path (None: those of the run), where named sets are kept, at most ``limit`` examples."""
+    """Which data: a name or a path (None: those of the run), where named sets are kept, at most ``limit`` examples.
+
+    ``images`` is how images in files are read; what it leaves open is as the network takes it.
+    """
 
     source: str | None
     root: str | None = None
     download: bool = False
     limit: int | None = None
+    images: ImageReader = NOTHING_ASKED
+
+    def record(self) -> dict[str, Any]:
+        """As JSON, without ``images`` where nothing was asked for: older runs have no such entry."""
+        found = asdict(self)
+        asked = {name: value for name, value in found.pop("images").items() if value is not None}
+        return found | ({"images": asked} if asked else {})
+
+    def of(self, source: str) -> "DataSpec":
+        """Other data, read in the same way."""
+        return replace(self, source=source, images=self.images if names_images(source) else NOTHING_ASKED)
+
+    def read_like(self, other: ImageReader) -> "DataSpec":
+        """The same data; images in files are read as ``other`` says where this leaves it open."""
+        return replace(self, images=self.images.or_else(other)) if names_images(self._named) else self
+
+    def require(self) -> None:
+        """ValueError where there are no such data."""
+        if canonical_name(self._named) is None and not path_of(self._named).exists():
+            load(self._named)  # says what is known
+
+    def open(self, part: str) -> Inputs:
+        """The "train" or "test" part; images in files, for :func:`fitted` to say how, and tables are not read yet."""
+        self._check_options()
+        files = image_files(self._named, part, self.images)
+        if files is None:
+            path = path_of(self._named)
+            if self.limit is None and canonical_name(self._named) is None and is_table(path) and path.is_file():
+                return Table(path)
+            return self.read(part)
+        files, _ = files.evenly(self.limit)
+        if not len(files):
+            raise ValueError(f"{files.name}: the data set is empty")
+        return files
 
     def read(self, part: str, shape: tuple[int, ...] | None = None) -> ArrayDataset:
-        """Read the "train" or "test" part; images of a folder are read with the channels of ``shape`` (C, H, W)."""
-        channels = shape[0] if shape is not None and len(shape) == 3 and shape[0] in (1, 3) else None
-        found = load(self._named, split=part, root=self.root, download=self.download, channels=channels, n=self.limit)
+        """Read the "train" or "test" part; images in files with channels and size of ``shape`` (C, H, W)."""
+        self._check_options()
+        reader = asdict(self.images.or_else(_for_network(shape)))
+        found = load(self._named, split=part, root=self.root, download=self.download, n=self.limit, **reader)
         require_nonempty(found)
-        if shape is not None and tuple(found.x.shape[1:]) != shape:
-            raise ValueError(
-                f"{found.name} holds inputs of shape {tuple(found.x.shape[1:])}, the network takes {shape}"
-            )
+        _check_shape(found.name, tuple(found.x.shape[1:]), shape)
+        if self.images.size is None and (said := [step for step in found.preprocessing if step.startswith("resized")]):
+            warnings.warn(f"{found.name}: {said[0]}, as the network takes them; see --size and --fit", stacklevel=2)
         return found
+
+    def _check_options(self) -> None:
+        if self.images != NOTHING_ASKED and not names_images(self._named):
+            raise ValueError(
+                f"--size, --channels, --fit and --background are about images in files, {self._named} holds none"
+            )
 
     @property
     def _named(self) -> str:
@@ -44,4 +93,35 @@ class DataSpec:
         """Whether both read the same files."""
         mine, theirs = self._named, other._named
         names = canonical_name(mine), canonical_name(theirs)
-        return names[0] == names[1] if any(names) else Path(mine).resolve() == Path(theirs).resolve()
+        return names[0] == names[1] if any(names) else path_of(mine).resolve() == path_of(theirs).resolve()
+
+
+def fitted(inputs: Inputs, shape: tuple[int, ...] | None, like: ImageReader) -> Inputs:
+    """What :meth:`DataSpec.open` found, as a network takes it that was trained on inputs of this shape, read ``like``.
+
+    Raises:
+        ValueError: it does not take them.
+    """
+    if isinstance(inputs, ArrayDataset):
+        _check_shape(inputs.name, tuple(inputs.x.shape[1:]), shape)
+        return inputs
+    if isinstance(inputs, Table):
+        _check_shape(inputs.name, inputs.shape, shape)
+        return inputs
+    reader = inputs.reader.or_else(like).or_else(_for_network(shape))
+    if reader.size is None or reader.channels is None:
+        raise ValueError(f"{inputs.name} holds images, the network takes {shape}")
+    _check_shape(inputs.name, (reader.channels, *reader.size), shape)
+    return replace(inputs, reader=reader)
+
+
+def _for_network(shape: tuple[int, ...] | None) -> ImageReader:
+    """How images become inputs of this shape, if they can."""
+    if shape is None or len(shape) != 3 or shape[0] not in (1, 3):
+        return NOTHING_ASKED
+    return ImageReader(channels=shape[0], size=(shape[1], shape[2]))
+
+
+def _check_shape(name: str, held: tuple[int, ...], shape: tuple[int, ...] | None) -> None:
+    if shape is not None and held != shape:
+        raise ValueError(f"{name} holds inputs of shape {held}, the network takes {shape}")

@@ -4,8 +4,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +90,7 @@ def train_generative(
             network.validation_step(Batch(x.to(network.device), y, torch.arange(len(x))), 0)
     info = {
         "format": 1,
-        "data": asdict(data),
+        "data": data.record(),
         "classes": list(rest.classes),
         "held_out": [name for name in whole.classes if name not in rest.classes],
         "generative": {"model": kind.__name__, "config": network.config},
@@ -153,13 +152,18 @@ def sample_images(run: Path, n: int, out: Path, *, seed: int = 0, device: str | 
 
 
 def generative_detector(
-    runs: Sequence[Path], name: str | None, options: dict[str, Any], *, device: str | None = None
+    runs: Sequence[Path],
+    name: str | None,
+    options: dict[str, Any],
+    *,
+    device: str | None = None,
+    before_fit: Callable[[tuple[int, ...] | None, dict[str, Any]], None] = lambda shape, info: None,
 ) -> tuple[Detector, tuple[int, ...] | None, dict[str, Any]]:
     """A detector over the model of the first run (and the others, where it compares several), fitted and calibrated.
 
     It is fitted on training data of the first run and calibrated on what that kept from training, or both on halves of
     the latter where it is fitted on fresh data; at most ``SCORED`` inputs each. It is kept in the run. The shape of its
-    inputs and run.json come with it.
+    inputs and run.json come with it; ``before_fit`` is called with them before anything is fitted, and may refuse.
     """
     models, info = [_trained(run) for run in runs], read_info(runs[0])
     default = "likelihood" if models[0].log_prob_kind is not None else "discriminator"
@@ -177,6 +181,7 @@ def generative_detector(
         detector = _construct(kind, models[0] if len(models) == 1 else models, options=options)
     else:  # it works on pixels; the run says only on which
         detector = _construct(kind, model_argument.default, options=options)
+    before_fit(models[0].shape, info)
     place = runs[0] / "detectors" / kind.__name__
     if (place / "detector.json").is_file():
         try:

@@ -4,14 +4,16 @@ from pathlib import Path
 from typing import Any
 
 from robustgen.commands.data_spec import DataSpec
+from robustgen.data import ImageReader
 from robustgen.files import read_json
 from robustgen.structure import POSITIVE, check_size, check_structure
 
 __all__ = ["FORMAT", "read_info", "recorded_data"]
 
 FORMAT = 1
+_IMAGES = {"channels?": range(4), "size?": [POSITIVE], "fit?": str, "background?": [range(256)]}
 _COMMON = {
-    "data": {"source": str, "root": str | None, "limit?": (None, range(2**62))},
+    "data": {"source": str, "root": str | None, "limit?": (None, range(2**62)), "images?": _IMAGES},
     "classes": [str],
     "held_out": [str],
     "training": {"epochs": POSITIVE},
@@ -38,6 +40,10 @@ def read_info(run: Path) -> dict[str, Any]:
     check_structure(info, _GENERATIVE if "generative" in info else _CLASSIFIER, path)
     if "network" in info:
         check_size(info["network"]["shape"], path, "network.shape")
+    try:
+        recorded_data(info)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{path}: data.images: {error}") from None
     if "network" in info and len(info["classes"]) != info["network"]["n_classes"]:
         raise ValueError(
             f"{path}: names {len(info['classes'])} classes, its network has {info['network']['n_classes']}"
@@ -48,4 +54,5 @@ def read_info(run: Path) -> dict[str, Any]:
 def recorded_data(info: dict[str, Any]) -> DataSpec:
     """What the run was trained on; whatever the file says, it is not fetched."""
     recorded = info["data"]
-    return DataSpec(recorded["source"], recorded["root"], download=False, limit=recorded.get("limit"))
+    reader = ImageReader(**recorded.get("images", {}))
+    return DataSpec(recorded["source"], recorded["root"], download=False, limit=recorded.get("limit"), images=reader)

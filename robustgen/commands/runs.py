@@ -229,6 +229,7 @@ def data_for(data: DataSpec, info: dict[str, Any]) -> DataSpec:
     chosen = replace(data, source=recorded.source) if data.source is None else data
     if chosen.root is None and not chosen.download:  # nothing is fetched to where a file says
         chosen = replace(chosen, root=recorded.root)
+    chosen = chosen.read_like(recorded.images)
     if chosen.is_same_source(recorded) and not recorded.has_test_part():
         raise ValueError(f"the run was trained on all of {recorded.source}: pass --data with other inputs")
     return chosen

@@ -1,18 +1,16 @@
 """``robustgen score``: is an input off the training manifold?"""
 
-import csv
-import io
-import json
-import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from robustgen.calibration import check_rate
 from robustgen.commands.adversarial import training_attack
 from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.run_info import recorded_data
 from robustgen.commands.runs import (
     CALIBRATION,
     by_class_name,
@@ -25,12 +23,12 @@ from robustgen.commands.runs import (
 from robustgen.data import ArrayDataset, check_disjoint, noise, preprocessing_fingerprint, require_nonempty, split
 from robustgen.detectors import Detector, ReconstructionError
 from robustgen.evaluation import evaluate_detection
-from robustgen.files import write_bytes
 from robustgen.fortified import FortifiedNetwork, fortify
-from robustgen.printable import as_cell
 from robustgen.turns import seeded
 
-__all__ = ["compare_populations", "open_detector", "score_inputs", "write_rows"]
+__all__ = ["MADE", "compare_populations", "open_detector"]
+
+MADE = ("noise", "fgsm", "pgd", "heldout")  # populations that are no other data
 
 
 def open_detector(
@@ -48,11 +46,14 @@ def open_detector(
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
     progress: bool = True,
+    fpr: float | None = None,
+    before_fit: Callable[[tuple[int, ...] | None, dict[str, Any]], None] = lambda shape, info: None,
 ) -> tuple[ReconstructionError, tuple[int, ...] | None, dict[str, Any]]:
     """A fitted, calibrated detector, the shape of its inputs (None: unknown) and run.json.
 
     A run of a fortified network has its detector. For another network, autoencoders are fitted on ``fit_data`` and
-    calibrated on a tenth of it that was kept back.
+    calibrated on a tenth of it that was kept back. ``before_fit`` is called with shape and run.json before anything is
+    fitted, and may refuse; so is a tenth that is too small for the false-alarm rate ``fpr``.
     """
     if trust and run is None:
         raise ValueError("--trust is about the code that a --run names")
@@ -60,33 +61,26 @@ def open_detector(
     shape: tuple[int, ...] | None = tuple(info["network"]["shape"]) if info else None
     move(network, device)
     if run is not None and isinstance(network, FortifiedNetwork):
+        before_fit(shape, info)
         return saved_detector(run, network), shape, info
     if fit_data is None:
         raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
+    if info:
+        fit_data = fit_data.read_like(recorded_data(info).images)
     known = fit_data.read("train", shape)
     if info.get("classes") and known.y is not None:  # not the classes that the run held out
         known = require_nonempty(by_class_name(known, info)[0])
     shape = tuple(known.x.shape[1:])
+    before_fit(shape, info)
     train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=known.y is not None)
+    if fpr is not None:
+        check_rate(fpr, len(calibration))
     names = layers if layers == "auto" else layers.split(",")
     with seeded(seed):
         fortified = fortify(network, names, example_input=train.batch(torch.arange(2))[0])
     move(fortified, device)
     fortified.fit_autoencoders(train, epochs=epochs, batch_size=batch_size, seed=seed, progress=progress)
     return ReconstructionError(fortified.eval(), relative=True).fit(train).calibrate(calibration), shape, info
-
-
-def score_inputs(detector: Detector, dataset: ArrayDataset, fpr: float = 0.05) -> list[dict[str, Any]]:
-    """One dict for each input: input (file or id), score, p_value and flag."""
-    where = device_of(detector.model)
-    rows = []
-    for chosen in torch.arange(len(dataset)).split(1000):
-        scores = detector.score(dataset.batch(chosen)[0].to(where))
-        p, flags = detector.calibration.p_value(scores), detector.calibration.flag(scores, fpr)
-        for k, score, p_value, flag in zip(chosen.tolist(), scores.tolist(), p.tolist(), flags.tolist(), strict=True):
-            source = dataset.sources[k] if dataset.sources else int(dataset.ids[k])
-            rows.append({"input": source, "score": score, "p_value": p_value, "flag": flag})
-    return rows
 
 
 def compare_populations(
@@ -111,7 +105,8 @@ def compare_populations(
     attacked, whether it succeeds or not) and "heldout" (the classes in ``data`` that the run held out).
     """
     where = device_of(detector.model)
-    dataset = data_for(data, info).read(part, shape)
+    data = data_for(data, info)
+    dataset = data.read(part, shape)
     left_out = None
     if info.get("classes") and dataset.y is not None:
         dataset, left_out = by_class_name(dataset, info)
@@ -135,7 +130,7 @@ def compare_populations(
                 raise ValueError(f"{dataset.name} holds no example of a class that the run held out")
             populations[f"held-out {', '.join(info['held_out'])}"] = left_out.images().to(where)
         else:
-            other = spec.read(part, shape)
+            other = spec.read_like(data.images).read(part, shape)
             for known in (dataset, *seen):
                 check_disjoint(other, known)
             if preprocessing_fingerprint(other) != preprocessing_fingerprint(dataset):
@@ -146,23 +141,3 @@ def compare_populations(
                 )
             populations[label if other.name in populations else other.name] = other.images().to(where)
     return evaluate_detection(detector, x.to(where), populations, network=name, fpr=fpr)
-
-
-def write_rows(rows: list[dict[str, Any]], out: Path | None, as_json: bool = False) -> None:
-    """Write one line an input, CSV or (if asked, or where the file is named .jsonl) JSON; without a file to stdout.
-
-    In CSV control characters of file names are written out, and a name that a spreadsheet would take for a formula
-    begins with an apostrophe; JSON holds names as they are.
-    """
-    if as_json or (out is not None and out.suffix == ".jsonl"):
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-    else:
-        buffer = io.StringIO()
-        writer = csv.DictWriter(buffer, fieldnames=list(rows[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows({k: as_cell(v) if isinstance(v, str) else v for k, v in row.items()} for row in rows)
-        text = buffer.getvalue()
-    if out is None:
-        sys.stdout.write(text)
-    else:
-        write_bytes(out, text.encode())

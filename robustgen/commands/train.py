@@ -91,7 +91,7 @@ def train_network(
     move(network, device)
     info = {
         "format": 1,
-        "data": asdict(data),
+        "data": data.record(),
         "classes": list(rest.classes),
         "held_out": [name for name in whole.classes if name not in rest.classes],
         "network": spec.to_record(),

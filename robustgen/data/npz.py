@@ -14,7 +14,7 @@ import torch
 from robustgen.data.array import ArrayDataset
 from robustgen.files import write_bytes
 
-__all__ = ["load_npz", "save_npz"]
+__all__ = ["load_npz", "pixels", "save_npz"]
 
 _KEYS = ("x", "y", "classes", "ids", "layout", "preprocessing")
 _AS_IS = "as is"  # the layout of what save_npz wrote
@@ -46,7 +46,7 @@ def load_npz(path: str | Path, *, layout: str | None = None, ignore: int | None 
     arrays = _read(path)
     try:
         dataset = ArrayDataset(
-            x=torch.from_numpy(np.ascontiguousarray(_pixels(arrays, layout))),
+            x=torch.from_numpy(np.ascontiguousarray(pixels(arrays, layout))),
             classes=tuple(map(str, arrays["classes"].reshape(-1))) if "classes" in arrays else (),
             name=path.name,
             ids=_whole(arrays["ids"], "ids", "ids") if "ids" in arrays else None,
@@ -97,7 +97,8 @@ def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         return np.lib.format.read_array(file, allow_pickle=False)
 
 
-def _pixels(arrays: dict[str, np.ndarray], layout: str | None) -> np.ndarray:
+def pixels(arrays: dict[str, np.ndarray], layout: str | None) -> np.ndarray:
+    """``x`` of the arrays, uint8 or float32, channels first; ``layout`` as in :func:`load_npz`."""
     x = arrays["x"]
     if x.dtype != np.uint8:
         if x.dtype.kind != "f":

@@ -1,0 +1,227 @@
+"""The rows of ``robustgen score``: checked beforehand, then read, scored and written batch by batch."""
+
+import csv
+import io
+import json
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from itertools import islice
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from torch import Tensor
+
+from robustgen.commands.data_spec import DataSpec, Inputs, fitted
+from robustgen.commands.run_info import recorded_data
+from robustgen.commands.runs import device_of
+from robustgen.data import ImageFiles, Table
+from robustgen.data.image_files import Remarks
+from robustgen.data.image_reader import NOTHING_ASKED
+from robustgen.data.table import pyarrow_parquet
+from robustgen.detectors import Detector
+from robustgen.files import writing
+from robustgen.printable import as_cell, printable
+
+__all__ = ["Scoring", "score_inputs", "write_rows"]
+
+_FIELDS = ("input", "score", "p_value", "flag")
+_TABLES = (".csv", ".jsonl", ".parquet")
+_IMAGES, _EXAMPLES = 256, 1000  # in a batch
+_REPORTED = 20  # files that cannot be read, each by a line; further ones are counted
+
+
+class Scoring:
+    """What is scored and where to: looked at before a detector is fitted, written when it is.
+
+    Args:
+        data, part: what to score.
+        out: a file for the rows; None: stdout.
+        as_json: rows to stdout are JSON.
+        fpr: nominal false-alarm rate of the flag.
+        strict: stop at the first file that cannot be read, instead of going on without it.
+        tell: called with a kind and a line, what the user is to know meanwhile.
+
+    Raises:
+        ValueError: options, a file to write or data that cannot be used.
+    """
+
+    def __init__(
+        self,
+        data: DataSpec,
+        part: str,
+        *,
+        out: Path | None = None,
+        as_json: bool = False,
+        fpr: float = 0.05,
+        strict: bool = False,
+        tell: Callable[[str, object], None],
+    ) -> None:
+        _check_out(out)
+        if not 0 < fpr < 1:
+            raise ValueError(f"fpr must be in (0, 1), got {fpr}")
+        self._inputs = data.open(part)
+        self._out, self._as_json, self._fpr, self._strict, self._tell = out, as_json, fpr, strict, tell
+        self._scored = self._flagged = self._unreadable = 0
+
+    def fit_to(self, shape: tuple[int, ...] | None, info: dict[str, Any]) -> None:
+        """See that the inputs are such as the network takes, and say how images are read.
+
+        Args:
+            shape: of one input of the network.
+            info: the network's run.json, or nothing; images are read as those that it was trained on.
+
+        Raises:
+            ValueError: other inputs, or images none of which can be read.
+        """
+        self._inputs = fitted(self._inputs, shape, recorded_data(info).images if info else NOTHING_ASKED)
+        if isinstance(self._inputs, ImageFiles):
+            self._try_images(self._inputs)
+            self._tell("note", f"{self._inputs.name}: {len(self._inputs)} image files, {self._how_read}")
+
+    def write(self, detector: Detector) -> dict[str, Any]:
+        """Score everything and write it; returns what to print."""
+        remarks = Remarks()
+        batches = _batches(self._inputs, remarks, None if self._strict else self._skip)
+        write_rows(self._counted(score_inputs(detector, batches, self._fpr)), self._out, self._as_json)
+        if line := remarks.line():
+            self._tell("warning", f"{self._inputs.name}: {line}")
+        share = self._flagged / max(1, self._scored)
+        found: dict[str, Any] = {"inputs": self._scored, "flagged": share, "nominal": self._fpr}
+        if isinstance(self._inputs, ImageFiles):
+            found |= {"images": self._how_read, "unreadable": self._unreadable}
+        return found | {"written": str(self._out)}
+
+    def finish(self) -> None:
+        """RuntimeError where files could not be read."""
+        if self._unreadable and isinstance(self._inputs, ImageFiles):
+            raise RuntimeError(
+                f"{self._inputs.name}: {self._unreadable} of {len(self._inputs)} files could not be read, the others "
+                "are scored"
+            )
+
+    @property
+    def _how_read(self) -> str:
+        assert isinstance(self._inputs, ImageFiles)
+        return ", ".join(self._inputs.reader.steps())
+
+    def _counted(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+        for row in rows:
+            self._scored += 1
+            self._flagged += row["flag"]
+            yield row
+
+    def _skip(self, error: ValueError) -> None:
+        self._unreadable += 1
+        if self._unreadable <= _REPORTED:
+            self._tell("skipped", error)
+        if self._unreadable == _REPORTED + 1:
+            self._tell("skipped", "further files that cannot be read are counted")
+
+    def _try_images(self, files: ImageFiles) -> None:
+        """Read the first file that can be, lest a detector be fitted for nothing."""
+        for name in files.names:
+            try:
+                files.reader.read(files.root / name)
+                return
+            except ValueError as error:
+                if self._strict or len(files) == 1:
+                    raise
+                last = error
+        raise ValueError(f"{files.name}: none of the {len(files)} files could be read; the last: {last}")
+
+
+def _batches(
+    inputs: Inputs, remarks: Remarks, skip: Callable[[ValueError], None] | None = None
+) -> Iterator[tuple[list[str] | list[int], Tensor]]:
+    """The name (file, or id) of each input and x (B, ...), batch by batch.
+
+    ``remarks`` and ``skip`` are as in :meth:`ImageFiles.batches`.
+    """
+    if isinstance(inputs, ImageFiles):
+        yield from inputs.batches(_IMAGES, remarks, skip)
+        return
+    if isinstance(inputs, Table):
+        for block, _ in inputs.blocks(_EXAMPLES):
+            yield block.ids.tolist(), block.images()
+        return
+    for rows in torch.arange(len(inputs)).split(_EXAMPLES):
+        names = [inputs.sources[k] for k in rows.tolist()] if inputs.sources else inputs.ids[rows].tolist()
+        yield names, inputs.batch(rows)[0]
+
+
+def score_inputs(
+    detector: Detector, batches: Iterable[tuple[list[str] | list[int], Tensor]], fpr: float = 0.05
+) -> Iterator[dict[str, Any]]:
+    """One dict for each input: input (file or id), score, p_value and flag."""
+    where = device_of(detector.model)
+    for names, x in batches:
+        scores = detector.score(x.to(where))
+        p, flags = detector.calibration.p_value(scores), detector.calibration.flag(scores, fpr)
+        for name, score, p_value, flag in zip(names, scores.tolist(), p.tolist(), flags.tolist(), strict=True):
+            yield {"input": name, "score": score, "p_value": p_value, "flag": flag}
+
+
+def _check_out(out: Path | None) -> None:
+    """ValueError unless ``out`` names a file that :func:`write_rows` can write."""
+    if out is None:
+        return
+    if out.suffix not in _TABLES:
+        raise ValueError(f"{out}: name it .csv, .jsonl or .parquet")
+    if out.suffix == ".parquet":
+        pyarrow_parquet()
+    if out.is_dir():
+        raise ValueError(f"{out}: a folder, name a file")
+    there = next(p for p in out.absolute().parents if p.exists())
+    if not there.is_dir():
+        raise ValueError(f"{out}: {there} is no folder")
+
+
+def write_rows(rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool = False) -> None:
+    """Write one line an input as they come, CSV or (if asked, or where the file is named .jsonl) JSON; or .parquet.
+
+    Without a file to stdout. A file is there when all is written, or not at all. In CSV control characters of file
+    names are written out, and a name that a spreadsheet would take for a formula begins with an apostrophe; JSON holds
+    names as they are.
+    """
+    if out is not None and out.suffix == ".parquet":
+        _write_parquet(rows, out)
+        return
+    as_json = as_json or (out is not None and out.suffix == ".jsonl")
+    with _text(out) as file:
+        if as_json:
+            for row in rows:
+                file.write(json.dumps(row) + "\n")
+            return
+        writer = csv.DictWriter(file, _FIELDS, lineterminator="\n")
+        writer.writeheader()
+        for row in rows:
+            writer.writerow({k: as_cell(v) if isinstance(v, str) else v for k, v in row.items()})
+
+
+def _write_parquet(rows: Iterable[dict[str, Any]], out: Path) -> None:
+    parquet = pyarrow_parquet()
+    import pyarrow
+
+    rows = iter(rows)
+    block = list(islice(rows, _EXAMPLES))
+    named = bool(block) and isinstance(block[0]["input"], str)
+    kinds = (pyarrow.string() if named else pyarrow.int64(), pyarrow.float64(), pyarrow.float64(), pyarrow.bool_())
+    schema = pyarrow.schema(list(zip(_FIELDS, kinds, strict=True)))
+    with writing(out) as file, parquet.ParquetWriter(file, schema) as table:
+        while block:
+            shown = [row | {"input": printable(row["input"])} for row in block] if named else block
+            table.write_batch(pyarrow.RecordBatch.from_pylist(shown, schema=schema))
+            block = list(islice(rows, _EXAMPLES))
+
+
+@contextmanager
+def _text(out: Path | None) -> Iterator[TextIO]:
+    if out is None:
+        yield sys.stdout
+        return
+    with writing(out) as file:
+        text = io.TextIOWrapper(file, encoding="utf-8", newline="")
+        yield text
+        text.detach()  # flushes it; the file is closed by who opened it
