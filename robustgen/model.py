@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustgen.inputs import Inputs, count, described, each, split
 from robustgen.turns import RANDOM_STATE, RandomStream, taking_turns
 
 __all__ = [
@@ -119,8 +120,9 @@ def evaluating(model: object) -> Iterator[None]:
 
 
 @contextmanager
-def naming_inputs(x: Tensor) -> Iterator[None]:
-    """Turn what torch raises for another number of channels or inputs, another size or dtype into a ValueError.
+def naming_inputs(x: Inputs) -> Iterator[None]:
+    """Turn what torch raises for another number of channels or inputs, another size or dtype, or for tokens that an
+    embedding does not have, into a ValueError.
 
     The line says which inputs x (N, ...) these are, and how many: exported and traced networks may take just one N.
     """
@@ -128,9 +130,9 @@ def naming_inputs(x: Tensor) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AssertionError) as error:
-        line, n = " ".join(str(error).split()), f", {len(x)} of them" if len(x) else ""
-        raise ValueError(f"the model fails on inputs of shape {tuple(x.shape[1:])}, {x.dtype}{n}: {line}") from error
+    except (RuntimeError, AssertionError, IndexError) as error:
+        line, n = " ".join(str(error).split()), f", {count(x)} of them" if count(x) else ""
+        raise ValueError(f"the model fails on inputs of {described(x)}{n}: {line}") from error
 
 
 def is_stochastic(ask: Callable[[], Tensor], passes: int = 8, first: Tensor | None = None) -> bool:
@@ -149,9 +151,7 @@ def is_stochastic(ask: Callable[[], Tensor], passes: int = 8, first: Tensor | No
     return not all(torch.allclose(first, logits, rtol=1e-5, atol=1e-6, equal_nan=True) for logits in again)
 
 
-def check_rows_alone(
-    ask: Callable[[Tensor], Tensor], x: Tensor, of: str = "model's output", within: float = 0.0
-) -> None:
+def check_rows_alone(ask: Callable[[Any], Tensor], x: Inputs, of: str = "model's output", within: float = 0.0) -> None:
     """Refuse what answers a row otherwise in company than alone: then no answer is that of one input.
 
     So do batch statistics at test time, a closure over other inputs, a scale that is taken over the whole batch.
@@ -169,20 +169,22 @@ def check_rows_alone(
     Traceback (most recent call last):
     ValueError: the model's output for an input depends on the others in its batch (batch statistics at test time, ...
     """
-    flat = x.flatten(1)
-    if len(x) == 1:
-        flat = torch.cat([flat, flat.roll(1, 1)])  # values as in x, since a model may take no others
-    dimmed = torch.where(flat[:1] > flat[:1].mean(), flat[:1].amin(), flat[:1])  # of another scale than its company
-    batches = [rows.reshape(-1, *x.shape[1:]) for rows in (flat, torch.cat([dimmed, flat[1:]]))]
-    together = torch.cat([ask(batches[0]), ask(batches[1])[:1]])
+    if count(x) == 1:
+        x = each(x, _in_company)
+    in_company, single = [ask(x)], split(x, 1)
+    if isinstance(x, Tensor) and x.is_floating_point():
+        dimmed = torch.where(x[:1] > x[:1].mean(), x[:1].amin(), x[:1])  # of another scale than its company
+        in_company.append(ask(torch.cat([dimmed, x[1:]]))[:1])
+        single.append(dimmed)
+    together = torch.cat(in_company)
     try:
-        alone = torch.cat([ask(row) for row in (*batches[0].split(1), batches[1][:1])])
+        alone = torch.cat([ask(row) for row in single])
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, RuntimeError, ValueError) as error:
-        n, line = len(batches[0]), " ".join(str(error).split())
+        line = " ".join(str(error).split())
         raise ValueError(
-            f"the model takes {n} inputs at once but not one alone (a fixed batch size?): {line}"
+            f"the model takes {count(x)} inputs at once but not one alone (a fixed batch size?): {line}"
         ) from error
     finite = together.isfinite() & alone.isfinite()
     difference = torch.where(finite, together - alone, 0.0).abs()
@@ -191,6 +193,11 @@ def check_rows_alone(
             f"the {of} for an input depends on the others in its batch (batch statistics at test time, a closure over "
             "other inputs, a scale over the whole batch): each row must be answered by itself"
         )
+
+
+def _in_company(x: Tensor) -> Tensor:
+    """The one input x (1, ...) and another with the same values, since a model may take no others."""
+    return torch.cat([x, x.flatten(1).roll(1, 1).view_as(x) if x.ndim > 1 else x])
 
 
 @contextmanager

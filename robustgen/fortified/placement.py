@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from robustgen.inputs import call_model
 from robustgen.layers import features_last, find_layer, first_tensor, watching
 from robustgen.model import output_tensor, untouched
 
-__all__ = ["Placement", "auto_layers", "call_model", "place"]
+__all__ = ["Placement", "auto_layers", "place"]
 
 _NOT_HIDDEN = (nn.Module, nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
 _ACTIVATION_MODULES = tuple(
@@ -33,13 +34,6 @@ class Placement:
     kind: str
     features: int
     batch_dim: int
-
-
-def call_model(model: nn.Module, example: Any) -> Any:
-    """Call a model with an example: a tensor, a tuple of positional or a dict of keyword arguments."""
-    if isinstance(example, dict):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
 
 
 def _doubled(example: Any) -> Any:
