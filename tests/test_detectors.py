@@ -17,6 +17,7 @@ from numpy_numbers import numpy_numbers
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
 import robustgen.detectors as room
 from robustgen import fortify
@@ -428,6 +429,8 @@ def test_wrong_inputs(factory):
         with pytest.raises(TypeError, match="float32 or float64"):
             act(x.long())
         assert torch.equal(act(x.numpy()), act(x))
+    for data in ((x, torch.arange(30)), DataLoader(TensorDataset(x), 7, shuffle=True)):
+        assert torch.equal(detector.score(data), detector.score(x))
     with pytest.raises(ValueError, match="NaN"):
         detector.calibrate(holed)
     for act in (detector.fit, detector.calibrate):

@@ -8,7 +8,10 @@ from torch import Tensor, nn
 
 from robustgen import detectors
 from robustgen.detectors import Energy, KNearestFeatures, Mahalanobis, MaxLogit, MaxSoftmax, ReconstructionError
+from robustgen.detectors.features import FeatureExtractor
 from robustgen.fortified import fortify
+from robustgen.inputs import check_inputs, mean_over_positions
+from robustgen.recurrent_networks import TextClassifier
 
 T, SYMBOLS, PAD = 9, 12, 0
 
@@ -61,9 +64,11 @@ def some(x, rows):
     return {name: t[rows] for name, t in x.items()}
 
 
-def fortified(nested=False, layers=("encoder.layers.0", "encoder.layers.1")):
+def fortified(nested=False, **options):
     torch.manual_seed(0)
-    return fortify(Transformer(nested).eval(), layers, example_input=batch(5))
+    return fortify(
+        Transformer(nested).eval(), ["encoder.layers.0", "encoder.layers.1"], example_input=batch(5), **options
+    )
 
 
 DETECTORS = {
@@ -109,3 +114,133 @@ def test_the_saved_scores_of_tokens_tell_another_model(name, tmp_path):
     network.embedding.register_forward_hook(lambda _, __, output: 2 * output)  # no tensor shows it
     with pytest.raises(ValueError, match="other scores"):
         detectors.load(tmp_path, model=detector.model)
+
+
+def test_a_mean_over_positions_is_that_of_those_that_count():
+    x = torch.rand(4, 6, 5, dtype=torch.float64)
+    mask = torch.tensor([[1] * k + [0] * (6 - k) for k in (6, 3, 1, 4)])
+    expected = torch.stack([row[:k].mean(0) for row, k in zip(x, (6, 3, 1, 4), strict=True)])
+    x[1, 4] = torch.nan  # of padding
+    assert torch.allclose(mean_over_positions(x, mask), expected)
+    assert torch.allclose(mean_over_positions(x.transpose(0, 1), mask.bool(), batch=1, positions=0), expected)
+    assert torch.allclose(mean_over_positions(x.mT, mask, positions=2), expected)
+    longer = nn.functional.pad(mask, (0, 3))
+    assert torch.allclose(mean_over_positions(x, longer), expected)
+    for wrong in (mask[:, :5], mask[:3], nn.functional.pad(mask, (1, 0))):
+        with pytest.raises(ValueError, match="name a layer that keeps the positions"):
+            mean_over_positions(x, wrong)
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_the_errors_of_states_are_means_over_the_tokens_that_count(batch_first):
+    class Reader(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.rnn = nn.Embedding(SYMBOLS, 4), nn.LSTM(4, 6, batch_first=batch_first)
+            self.head = nn.Linear(6, 3)
+
+        def forward(self, input_ids, attention_mask):
+            h = self.embedding(input_ids)
+            h = self.rnn(h)[0] if batch_first else self.rnn(h.transpose(0, 1))[0].transpose(0, 1)
+            return self.head(h[torch.arange(len(h)), attention_mask.sum(1) - 1])
+
+    net, x = fortify(Reader().eval(), ["rnn"], example_input=batch(5)), batch(7)
+    _, states = net(**x, return_states=True)
+    squares = (states["rnn"][1] - states["rnn"][0]).square().mean(-1)
+    squares = squares if batch_first else squares.T
+    norms = states["rnn"][0].square().mean(-1) if batch_first else states["rnn"][0].square().mean(-1).T
+    lengths = x["attention_mask"].sum(1)
+    expected = torch.stack([row[:k].mean() for row, k in zip(squares, lengths, strict=True)])
+    norm = torch.stack([row[:k].mean() for row, k in zip(norms, lengths, strict=True)])
+    assert torch.allclose(net.reconstruction_errors(**x)["rnn"], expected)
+    assert torch.allclose(net.reconstruction_errors(**x, relative=True)["rnn"], expected / norm)
+
+
+@pytest.mark.filterwarnings("ignore:the fortified network decides otherwise")
+def test_autoencoders_are_fitted_on_what_counts_alone():
+    x, made = batch(30), []
+    for data in (x, padded(x, 3) | {"labels": torch.zeros(30, dtype=torch.int64)}):
+        net = fortified(noise_std=0.0)  # noise is drawn for padding too
+        history = net.fit_autoencoders(data, epochs=2, batch_size=15, lr=1e-2, progress=False)
+        assert history[-1]["loss"] < history[0]["loss"]
+        made.append(net.autoencoders()[1].state_dict())
+    for name, value in made[0].items():
+        assert torch.allclose(made[1][name], value, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:the fortified network decides otherwise")
+def test_tokens_alone_of_an_lstm_are_fitted_scored_and_flagged(tmp_path):
+    torch.manual_seed(0)
+    tokens, others = torch.randint(6, SYMBOLS, (200, T)), torch.randint(1, 6, (200, T))
+    net = fortify(TextClassifier("lstm", 16, SYMBOLS, 3).eval(), ["rnn"], example_input=tokens[:3], hidden=6)
+    net.fit_autoencoders(tokens[:100], epochs=20, batch_size=25, lr=1e-2, progress=False)
+    detector = ReconstructionError(net).fit(tokens[:100]).calibrate(tokens[100:])
+    assert detector.flag(others, fpr=0.1).double().mean() > 0.5
+    assert torch.allclose(detector.score(tokens[:5, :4])[1], detector.score(tokens[1:2, :4]))
+    assert not detector.score(tokens[:5]).requires_grad
+    assert len(detector.score(tokens[:0])) == 0
+    for cls in (Energy, MaxSoftmax, MaxLogit, Mahalanobis, KNearestFeatures):
+        made = cls(net.backbone).fit(tokens, torch.arange(200) % 3).calibrate(tokens)
+        assert torch.allclose(made.score(tokens[3:5]), made.score(tokens)[3:5], atol=1e-5)
+        made.save(tmp_path / cls.__name__)
+        assert detectors.load(tmp_path / cls.__name__, model=net.backbone).flag(tokens).shape == (200,)
+
+
+def test_a_model_returns_what_it_returned_before_and_its_detectors_understand_it():
+    net, x = fortified(), batch(6)
+    output = net(**x)
+    assert isinstance(output, Output)
+    assert output.pooled.shape == (6, T, 8)
+    logits, states = net(**x, return_states=True)
+    assert torch.equal(output.logits, logits)
+    assert set(states) == {"encoder.layers.0", "encoder.layers.1"}
+    assert torch.equal(Energy(net).fit(x).score(x), -logits.logsumexp(1))
+    assert isinstance(net.unfortified()(**x), Output)
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_a_transformer_that_leaves_out_padding_is_given_back_as_it_was():
+    model = Transformer(nested=True).eval()
+    net = fortify(model, ["encoder.layers.0"], example_input=batch(5))
+    x = batch(4)
+    padding = x["attention_mask"] == 0
+    with torch.no_grad():
+        assert net(**x).pooled[padding].any()  # the padding was kept
+        for one in (model, net.unfortified()):
+            assert not one(**x).pooled[padding].any()  # left out, then filled up
+
+
+def test_bad_tokens_and_dicts_are_named():
+    detector, x = Energy(Transformer().eval()).fit(batch(8)), batch(4)
+    ids, mask = x["input_ids"], x["attention_mask"]
+    for wrong, error, line in (
+        (x | {"attention_mask": mask * 0}, ValueError, "leaves an input no position"),
+        (x | {"attention_mask": mask[0]}, ValueError, "one row for each input, got input_ids"),
+        (x | {"input_ids": -ids}, ValueError, "negative tokens"),
+        (x | {"input_ids": ids.float()}, ValueError, r"is of inputs input_ids \(9,\), torch.int64"),
+        (x | {"input_ids": ids.to(torch.uint8)}, TypeError, "must be float32, float64, int64, int32 or bool"),
+        (x | {"input_ids": ids.tolist()}, TypeError, "must be a tensor"),
+        (x | {"input_ids": ids + SYMBOLS}, ValueError, "the model fails on inputs of input_ids .*index out of range"),
+        ({}, ValueError, "got none"),
+        (ids, ValueError, "as in fit"),
+    ):
+        with pytest.raises(error, match=line):
+            detector.score(wrong)
+    with pytest.raises(ValueError, match=r"tokens \(N, T\) with T >= 1"):
+        check_inputs(ids[:, :0])
+    with pytest.raises(TypeError, match="takes tensors of floats"):
+        detectors.PCAResidual().fit(x)
+    with pytest.raises(TypeError, match="float32 or float64"):
+        detectors.PCAResidual().fit(ids)
+
+
+def test_features_of_other_positions_than_the_mask_s_are_refused():
+    class Shorter(Transformer):
+        def states(self, input_ids, attention_mask):
+            return super().states(input_ids, attention_mask)[:, 1:]
+
+        def forward(self, *, input_ids, attention_mask):
+            return self.head(nn.functional.relu(self.states(input_ids, attention_mask))).mean(1)
+
+    with pytest.raises(ValueError, match=r"at 8 positions, but attention_mask \(5, 9\)"):
+        FeatureExtractor(Shorter().eval())(batch(5))

@@ -178,12 +178,12 @@ def _parted(x: Any, y: Any = None) -> tuple[Inputs, Tensor | None]:
 def _of_loader(loader: DataLoader[Any]) -> Source:
     """The examples that a DataLoader goes through."""
     data: Any = loader.dataset
-    if isinstance(data, IterableDataset):
-        raise TypeError("the DataLoader's examples have no index: it must be of a map-style Dataset")
-    in_batches, sampler = loader.batch_sampler, loader.sampler
-    shuffled = isinstance(sampler, RandomSampler) and not sampler.replacement and sampler.num_samples == len(data)
-    if type(in_batches) not in (BatchSampler, type(None)) or not (shuffled or isinstance(sampler, SequentialSampler)):
-        how = sampler if type(in_batches) in (BatchSampler, type(None)) else in_batches
+    if isinstance(data, IterableDataset) or loader.batch_sampler is None:
+        raise TypeError("the DataLoader's examples have no index: it must make the batches of a map-style Dataset")
+    how: Any = loader.batch_sampler
+    how = how.sampler if type(how) is BatchSampler else how
+    shuffled = isinstance(how, RandomSampler) and not how.replacement and how.num_samples == len(data)
+    if not shuffled and not isinstance(how, SequentialSampler):
         raise ValueError(
             f"the DataLoader picks its examples by a {type(how).__name__}: pass one that goes through all of its data "
             "set, which may be a torch.utils.data.Subset"
