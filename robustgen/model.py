@@ -20,6 +20,7 @@ __all__ = [
     "kept_buffers",
     "logits_of",
     "naming_inputs",
+    "output_itself",
     "output_tensor",
     "untouched",
     "warn_if_probabilities",
@@ -71,6 +72,11 @@ def output_tensor(output: object) -> Tensor:
     if not isinstance(tensor, Tensor):
         raise TypeError(f"the model must return a tensor or an object with .logits, not {type(output).__name__}")
     return tensor
+
+
+def output_itself(output: Any) -> Any:
+    """A model's output object where it has ``.logits``, else its :func:`output_tensor`."""
+    return output if hasattr(output, "logits") else output_tensor(output)
 
 
 def logits_of(output: object) -> Tensor:

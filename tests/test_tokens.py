@@ -5,15 +5,19 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torchvision.models import VisionTransformer
 
 from robustgen import detectors
+from robustgen.attacks import FGSM
 from robustgen.detectors import Energy, KNearestFeatures, Mahalanobis, MaxLogit, MaxSoftmax, ReconstructionError
 from robustgen.detectors.features import FeatureExtractor
-from robustgen.fortified import fortify
+from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
 from robustgen.inputs import check_inputs, mean_over_positions
 from robustgen.recurrent_networks import TextClassifier
+from robustgen.training import ClassifierObjective, Trainer, as_source
 
 T, SYMBOLS, PAD = 9, 12, 0
+ROWS, CPU = torch.arange(40), torch.device("cpu")
 
 
 @dataclass
@@ -208,6 +212,38 @@ def test_a_transformer_that_leaves_out_padding_is_given_back_as_it_was():
         assert net(**x).pooled[padding].any()  # the padding was kept
         for one in (model, net.unfortified()):
             assert not one(**x).pooled[padding].any()  # left out, then filled up
+
+
+def test_auto_takes_the_blocks_of_a_transformer():
+    assert fortify(Transformer(), "auto", example_input=batch(5)).layers == ("encoder.layers.0", "encoder.layers.1")
+    with torch.random.fork_rng():
+        vit = VisionTransformer(16, 8, 3, 4, 8, 16, num_classes=5)
+    blocks = ("encoder.layers.encoder_layer_1", "encoder.layers.encoder_layer_2")
+    assert fortify(vit, "auto", example_input=torch.rand(2, 3, 16, 16)).layers == blocks
+
+
+@pytest.mark.parametrize(
+    "objective", [ClassifierObjective(), FortifiedObjective(), FortifiedObjective(reduction="sum")]
+)
+def test_classifiers_are_trained_on_dicts(objective):
+    x = batch(40)
+    losses = []
+    for data in (x, padded(x)):
+        net = fortified(noise_std=0.0)
+        with torch.no_grad():
+            losses.append(objective(net, as_source((data, x["input_ids"][:, 0] % 3)).fetch(ROWS, CPU), 0)["loss"])
+    assert torch.allclose(losses[0], losses[1])  # whatever the padding
+    data = x | {"labels": x["input_ids"][:, 0] % 3}
+    history = Trainer(objective, epochs=4, batch_size=20, progress=False).fit(net, data)
+    assert history[-1]["loss"] < history[0]["loss"]
+    with pytest.raises(ValueError, match="no dict of keyword arguments"):
+        Trainer(ClassifierObjective(FGSM(eps=0.1)), progress=False).fit(net, data)
+
+
+def test_a_network_is_loaded_in_eval_mode(tmp_path):
+    fortified().train().save(tmp_path)
+    net = FortifiedNetwork.load(tmp_path, model=Transformer().train())
+    assert not any(module.training for module in net.modules())
 
 
 def test_bad_tokens_and_dicts_are_named():

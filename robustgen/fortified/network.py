@@ -17,7 +17,7 @@ from robustgen.fortified.layer import FortifiedLayer, Tape, recording
 from robustgen.fortified.placement import Placement, auto_layers, place
 from robustgen.inputs import MASK, call_model
 from robustgen.layers import check_hooks, uncompiled
-from robustgen.model import evaluating, output_tensor, untouched
+from robustgen.model import evaluating, output_itself, output_tensor, untouched
 from robustgen.rebuilding import rebuild
 from robustgen.structure import POSITIVE, check_structure
 from robustgen.turns import taking_turns
@@ -54,12 +54,13 @@ def fortify(
     Args:
         model: any ``nn.Module``; x (N, ...) -> logits (N, C), or an object with ``.logits``. Of what ``torch.compile``
             made, the network inside is fortified, since compiled code takes no notice of hooks: compile the result.
-        layers: names as in ``model.named_modules()``, or "auto": the middle and the last hidden activation (see
-            :func:`~robustgen.fortified.placement.auto_layers`). Each must give a float tensor (N, D), (N, T, D),
+        layers: names as in ``model.named_modules()``, or "auto": the middle and the last hidden activation, or
+            block of a transformer (see :func:`~robustgen.fortified.placement.auto_layers`). Each must give a float tensor (N, D), (N, T, D),
             (N, C, L) behind 1-D convolutions, or (N, C, H, W), or a tuple whose first item is one (an nn.LSTM: its
             output at every time step).
         example_input: what the model is called with to find the shapes: a tensor, a tuple of positional or a dict of
-            keyword arguments.
+            keyword arguments. It is called on it five times ("auto" is one of them), once of these on the example twice
+            over and once with a backward pass; no more is needed than a few inputs.
         hidden: units (channels) of each autoencoder; None means 2 D up to 1024 but at least min(D, 1024) for dense
             states and C for maps.
         activation, decoder_activation: leaky_relu, relu, tanh or linear.
@@ -175,11 +176,11 @@ class FortifiedNetwork(nn.Module):
         replace: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """What the model returns, of its own type; with ``return_states`` logits and what the autoencoders saw.
+        """Logits, or the model's own output object with ``.logits``; with ``return_states`` what autoencoders saw too.
 
         Args:
             *args, **kwargs: the model's own inputs.
-            return_states: return ``(logits, {layer: (state, decoded)})``. A layer called k times in one pass appears
+            return_states: return ``(logits, {layer: (state, decoded)})``, the logits as a tensor. A layer called k times in one pass appears
                 as ``layer``, ``layer#2``, ... ``layer#k``. With an input autoencoder a pair holds the layer's state on
                 the raw and on the reconstructed input.
             detach_states: record autoencoder outputs for detached states, so that losses on them train the
@@ -187,7 +188,7 @@ class FortifiedNetwork(nn.Module):
             replace: False passes the undecoded states on, as in the original network (needs ``return_states``).
         """
         if not return_states:
-            return self.backbone(*self._inputs(args), **kwargs)
+            return output_itself(self.backbone(*self._inputs(args), **kwargs))
         if self.input_layer is not None:
             return self._states_around_input(args, kwargs, detach_states, replace)
         logits, entries = self._recorded(args, kwargs, Tape(detach=detach_states, replace=replace))
