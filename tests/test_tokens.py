@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 from torchvision.models import VisionTransformer
 
 from robustgen import detectors
@@ -212,6 +213,43 @@ def test_a_transformer_that_leaves_out_padding_is_given_back_as_it_was():
         assert net(**x).pooled[padding].any()  # the padding was kept
         for one in (model, net.unfortified()):
             assert not one(**x).pooled[padding].any()  # left out, then filled up
+
+
+@pytest.mark.filterwarnings("ignore:the fortified network decides otherwise")
+def test_loaders_that_pad_each_batch_by_itself_are_fitted_and_scored():
+    x = batch(40)
+    sentences = [ids[mask == 1] for ids, mask in zip(x["input_ids"], x["attention_mask"], strict=True)]
+
+    def collated(few):
+        ids = nn.utils.rnn.pad_sequence(few, batch_first=True, padding_value=PAD)
+        return {"input_ids": ids, "attention_mask": nn.utils.rnn.pad_sequence([torch.ones_like(s) for s in few], True)}
+
+    loader = DataLoader(sentences, 7, shuffle=True, collate_fn=collated)
+    kept = torch.get_rng_state()
+    net = fortified(noise_std=0.0)
+    torch.set_rng_state(kept)
+    net.fit_autoencoders(loader, epochs=1, batch_size=9, progress=False)
+    detector = ReconstructionError(net, batch_size=9).fit(loader).calibrate(loader)
+    assert torch.equal(torch.get_rng_state(), kept)
+    assert torch.allclose(detector.score(loader), detector.score(x), atol=1e-5)
+    assert torch.allclose(detector.p_value(loader), detector.p_value(x), atol=0.05)
+    assert detector.flag(loader).shape == (40,)
+
+
+def test_attacks_understand_the_output_object_of_a_fortified_network():
+    class Classifier(nn.Sequential):
+        def forward(self, x):
+            return Output(super().forward(x))
+
+    torch.manual_seed(0)
+    parts = nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3)
+    x, y = torch.rand(12, 4), torch.arange(12) % 3
+    found = []
+    for kind in (Classifier, nn.Sequential):
+        torch.manual_seed(1)
+        found.append(FGSM(eps=0.1)(fortify(kind(*parts).eval(), ["1"], example_input=x), x, y))
+    assert torch.equal(*found)
+    assert not torch.equal(found[0], x)
 
 
 def test_auto_takes_the_blocks_of_a_transformer():

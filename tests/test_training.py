@@ -705,6 +705,7 @@ def test_every_kind_of_data_reads_alike():
         as_source((pixels, y)),
         (pixels.numpy(), y.numpy().astype("int32")),
         DataLoader(TensorDataset(pixels, y), 2, shuffle=True, drop_last=True),
+        DataLoader(list(zip(pixels, y.tolist(), strict=True)), 2),
         DataLoader(ArrayDataset(pixels, y, ("a", "b", "c")), 2, collate_fn=lambda items: default_collate(items)),
     ):
         x, labels = as_source(labelled).batch(i)

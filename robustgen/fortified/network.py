@@ -54,10 +54,10 @@ def fortify(
     Args:
         model: any ``nn.Module``; x (N, ...) -> logits (N, C), or an object with ``.logits``. Of what ``torch.compile``
             made, the network inside is fortified, since compiled code takes no notice of hooks: compile the result.
-        layers: names as in ``model.named_modules()``, or "auto": the middle and the last hidden activation, or
-            block of a transformer (see :func:`~robustgen.fortified.placement.auto_layers`). Each must give a float tensor (N, D), (N, T, D),
-            (N, C, L) behind 1-D convolutions, or (N, C, H, W), or a tuple whose first item is one (an nn.LSTM: its
-            output at every time step).
+        layers: names as in ``model.named_modules()``, or "auto": the middle and the last hidden activation, or block of
+            a transformer (see :func:`~robustgen.fortified.placement.auto_layers`). Each must give a float tensor
+            (N, D), (N, T, D), (N, C, L) behind 1-D convolutions, or (N, C, H, W), or a tuple whose first item is one
+            (an nn.LSTM: its output at every time step).
         example_input: what the model is called with to find the shapes: a tensor, a tuple of positional or a dict of
             keyword arguments. It is called on it five times ("auto" is one of them), once of these on the example twice
             over and once with a backward pass; no more is needed than a few inputs.
@@ -180,9 +180,9 @@ class FortifiedNetwork(nn.Module):
 
         Args:
             *args, **kwargs: the model's own inputs.
-            return_states: return ``(logits, {layer: (state, decoded)})``, the logits as a tensor. A layer called k times in one pass appears
-                as ``layer``, ``layer#2``, ... ``layer#k``. With an input autoencoder a pair holds the layer's state on
-                the raw and on the reconstructed input.
+            return_states: return ``(logits, {layer: (state, decoded)})``, the logits as a tensor. A layer called k
+                times in one pass appears as ``layer``, ``layer#2``, ... ``layer#k``. With an input autoencoder a pair
+                holds the layer's state on the raw and on the reconstructed input.
             detach_states: record autoencoder outputs for detached states, so that losses on them train the
                 autoencoders alone.
             replace: False passes the undecoded states on, as in the original network (needs ``return_states``).

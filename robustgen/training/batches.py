@@ -188,7 +188,7 @@ def _of_loader(loader: DataLoader[Any]) -> Source:
             f"the DataLoader picks its examples by a {type(how).__name__}: pass one that goes through all of its data "
             "set, which may be a torch.utils.data.Subset"
         )
-    if loader.collate_fn is default_collate:
+    if loader.collate_fn is default_collate and not isinstance(data, tuple | list):
         return as_source(data)
     return Source(len(data), lambda i: _collated(data, i, loader.collate_fn), fixed=False)
 
