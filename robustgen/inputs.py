@@ -5,9 +5,10 @@ count is said by the dict's ``attention_mask`` (N, T): those where it is not zer
 averages over these alone (:func:`mean_over_positions`), so that no score depends on how long the padding is.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,6 +17,7 @@ from robustgen.checks import check_images
 __all__ = [
     "MASK",
     "Inputs",
+    "are_inputs",
     "call_model",
     "check_inputs",
     "check_keywords",
@@ -25,12 +27,15 @@ __all__ = [
     "mask_of",
     "mean_over_positions",
     "named",
+    "parted",
     "rows",
     "split",
 ]
 
 Inputs: TypeAlias = Tensor | dict[str, Tensor]
 MASK = "attention_mask"
+
+_LABELS = ("labels", "label")  # what dicts of inputs and labels call them
 
 _OF_KEYWORDS = (torch.float32, torch.float64, torch.int64, torch.int32, torch.bool)
 
@@ -95,6 +100,36 @@ def check_inputs(x: object, name: str = "x") -> Inputs:
     if not x.shape[1]:
         raise ValueError(f"{name} must be tokens (N, T) with T >= 1, got shape {tuple(x.shape)}")
     return _tokens(x, name)
+
+
+def _tensor(values: Any) -> Any:
+    """A NumPy array as a tensor; anything else as it is."""
+    if not isinstance(values, np.ndarray):
+        return values
+    dtype = values.dtype.newbyteorder("=")
+    if dtype.kind in "iu" and dtype != np.uint8:
+        dtype = np.dtype(np.int64)
+    return torch.from_numpy(np.require(values, dtype, ["C", "W"]))
+
+
+def are_inputs(x: object) -> bool:
+    """Whether x is a tensor, an array or a dict, and not a data set or labelled."""
+    return isinstance(x, (Tensor, np.ndarray, Mapping))
+
+
+def parted(x: Any, y: Any = None) -> tuple[Inputs, Tensor | None]:
+    """Inputs, tensors or arrays of NumPy, as tensors; the labels y, or those that are in a dict of inputs.
+
+    Integers of NumPy, other than uint8, become int64.
+
+    >>> parted({"input_ids": np.array([[5, 6]], dtype=np.int32), "labels": np.array([1])})
+    ({'input_ids': tensor([[5, 6]])}, tensor([1]))
+    """
+    if not isinstance(x, Mapping):
+        return _tensor(x), _tensor(y)
+    parts = {str(name): _tensor(values) for name, values in x.items()}
+    labels = [parts.pop(name) for name in _LABELS if name in parts]
+    return check_keywords(parts, "the data"), _tensor(y) if y is not None else labels[0] if labels else None
 
 
 def check_keywords(x: dict[Any, Any], name: str = "x") -> dict[str, Tensor]:

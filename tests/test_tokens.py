@@ -103,6 +103,8 @@ def test_detectors_take_dicts_and_no_score_depends_on_padding_or_company(make, t
     rows = torch.tensor([7, 3])
     assert torch.allclose(detector.score(some(x, rows)), scores[rows], atol=1e-5)
     assert torch.equal(detector.flag(x, 0.1), detector.p_value(x) <= 0.1)
+    labelled = {name: t.numpy() for name, t in x.items()} | {"labels": torch.zeros(30, dtype=torch.int64)}
+    assert torch.equal(detector.score(labelled), scores)
     detector.save(tmp_path)
     again = type(detector).load(tmp_path, model=detector.model)
     assert torch.equal(again.score(x), scores)

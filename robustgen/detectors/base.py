@@ -14,7 +14,7 @@ from robustgen.checks import check_images, check_integers, plain_arguments
 from robustgen.counter_rng import integers, uniform
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
-from robustgen.inputs import MASK, Inputs, check_inputs, count, described, each, named, split
+from robustgen.inputs import MASK, Inputs, are_inputs, check_inputs, count, described, each, named, parted, split
 from robustgen.model import check_rows_alone, naming_inputs, untouched
 from robustgen.structure import check_arguments, check_structure
 from robustgen.training import Source, as_source
@@ -173,7 +173,8 @@ class Detector(ABC):
                 :mod:`robustgen.inputs`), or not of inputs like those of ``fit``, see the class.
         """
         self._require_fit()
-        if not isinstance(x, (Tensor, dict)) or (isinstance(x, Tensor) and x.dtype == torch.uint8 and len(x)):
+        x = parted(x)[0] if are_inputs(x) else x
+        if not isinstance(x, (Tensor, dict)) or (isinstance(x, Tensor) and x.dtype == torch.uint8):
             return torch.cat([self.score(batch) for batch, _ in self._batches(as_source(x))])
         x = self._check(x)
         first = next(iter(named(x).values()))

@@ -4,7 +4,6 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -20,12 +19,10 @@ from torch.utils.data import (
 from robustgen.checks import check_labels
 from robustgen.counter_rng import derive_seed
 from robustgen.fingerprint import fingerprint
-from robustgen.inputs import Inputs, check_keywords, count, each, named, rows
+from robustgen.inputs import Inputs, are_inputs, count, each, named, parted, rows
 from robustgen.spacing import evenly_spaced
 
 __all__ = ["Batch", "Source", "as_source", "epoch_order"]
-
-_LABELS = ("labels", "label")  # what dicts of tokens and labels call them
 
 
 class Batch(NamedTuple):
@@ -115,10 +112,10 @@ def as_source(data: Any) -> Source:
         return _of_loader(data)
     if isinstance(data, TensorDataset):
         data = data.tensors
-    if _are_inputs(data):
+    if are_inputs(data):
         data = (data,)
-    if isinstance(data, (tuple, list)) and len(data) in (1, 2) and _are_inputs(data[0]):
-        x, y = _parted(data[0], data[1] if len(data) == 2 else None)
+    if isinstance(data, (tuple, list)) and len(data) in (1, 2) and are_inputs(data[0]):
+        x, y = parted(data[0], data[1] if len(data) == 2 else None)
         if y is not None:
             check_labels(y, count(x))
         return Source(count(x), lambda i: (rows(x, i), None if y is None else rows(y, i)))
@@ -146,33 +143,10 @@ def epoch_order(n: int, batch_size: int, seed: int, epoch: int) -> tuple[Tensor,
     return torch.randperm(n, generator=generator).tensor_split(-(-n // batch_size))
 
 
-def _are_inputs(x: object) -> bool:
-    return isinstance(x, (Tensor, np.ndarray, Mapping))
-
-
 def _reads_by_index(data: object) -> bool:
     """Whether ``data.batch`` takes indices; that of a ``datasets.Dataset`` takes a batch size."""
     batch = getattr(data, "batch", None)
     return callable(batch) and "batch_size" not in inspect.signature(batch).parameters
-
-
-def _tensor(values: Any) -> Any:
-    """A NumPy array as a tensor; anything else as it is."""
-    if not isinstance(values, np.ndarray):
-        return values
-    dtype = values.dtype.newbyteorder("=")
-    if dtype.kind in "iu" and dtype != np.uint8:
-        dtype = np.dtype(np.int64)
-    return torch.from_numpy(np.require(values, dtype, ["C", "W"]))
-
-
-def _parted(x: Any, y: Any = None) -> tuple[Inputs, Tensor | None]:
-    """Inputs as tensors, and the labels: y, or those in a dict of inputs."""
-    if not isinstance(x, Mapping):
-        return _tensor(x), _tensor(y)
-    parts = {str(name): _tensor(values) for name, values in x.items()}
-    labels = [parts.pop(name) for name in _LABELS if name in parts]
-    return check_keywords(parts, "the data"), _tensor(y) if y is not None else labels[0] if labels else None
 
 
 def _of_loader(loader: DataLoader[Any]) -> Source:
@@ -203,15 +177,15 @@ def _collated(dataset: Any, indices: Tensor, collate: Callable[[list[Any]], Any]
         if collate is not default_collate:
             raise
         batch = None
-    if _are_inputs(batch):
+    if are_inputs(batch):
         batch = (batch,)
-    parted = isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and all(map(_are_inputs, batch))
-    if not parted or (len(batch) == 2 and isinstance(batch[1], Mapping)):
+    fits = isinstance(batch, (tuple, list)) and len(batch) in (1, 2) and all(map(are_inputs, batch))
+    if not fits or (len(batch) == 2 and isinstance(batch[1], Mapping)):
         raise TypeError(
             "the data set's items must be tensors x or pairs (x, y), x a tensor or a dict of tensors by the names of "
             "the model's arguments; PIL images need a ToTensor transform"
         )
-    return _parted(*batch)
+    return parted(*batch)
 
 
 def _require_one_shape(items: list[Any], indices: Tensor) -> None:
