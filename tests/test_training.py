@@ -722,6 +722,13 @@ def test_every_kind_of_data_reads_alike():
     assert torch.equal(batch.ids, i)
 
 
+class Batching(Items):
+    """Has a method of the name by which sources are read, but for something else."""
+
+    def batch(self, batch_size):
+        raise AssertionError
+
+
 def test_dicts_of_arguments_read_alike():
     ids, mask, y = torch.arange(10).reshape(5, 2), torch.ones(5, 2, dtype=torch.int64), torch.tensor([0, 1, 2, 1, 0])
     x, i = {"input_ids": ids, "attention_mask": mask}, torch.tensor([4, 0, 2])
@@ -732,6 +739,7 @@ def test_dicts_of_arguments_read_alike():
         UserDict(x | {"label": y}),
         {name: t.numpy() for name, t in x.items()} | {"labels": y.numpy()},
         Items(rows, y),
+        Batching([row | {"label": int(y[k])} for k, row in enumerate(rows)]),
         DataLoader(Items([row | {"label": y[k]} for k, row in enumerate(rows)]), 3, shuffle=True),
         DataLoader(Items(range(5)), collate_fn=lambda ks: {name: t[ks] for name, t in x.items()} | {"labels": y[ks]}),
     ):
