@@ -104,10 +104,15 @@ def watching(modules: Mapping[str, nn.Module]) -> Iterator[list[Call]]:
 
 
 def first_tensor(output: Any) -> Tensor | None:
-    """The output itself, or the first item of a tuple or list, if it is a tensor."""
+    """The output itself, or the first item of a tuple or list, if it is a tensor.
+
+    A nested one, in which ``nn.TransformerEncoder`` leaves out padding, is filled up with zeros.
+    """
     if isinstance(output, tuple | list) and output:
         output = output[0]
-    return output if isinstance(output, Tensor) else None
+    if not isinstance(output, Tensor):
+        return None
+    return output.to_padded_tensor(0.0) if output.is_nested else output
 
 
 def logits_call(calls: Sequence[Call], output: object) -> Call | None:
@@ -124,7 +129,7 @@ def logits_call(calls: Sequence[Call], output: object) -> Call | None:
     logits = output_tensor(output)
     for call in reversed(calls):
         out = call.output
-        if isinstance(out, Tensor) and out.shape == logits.shape and torch.equal(out, logits):
+        if isinstance(out, Tensor) and not out.is_nested and out.shape == logits.shape and torch.equal(out, logits):
             return call
     return None
 

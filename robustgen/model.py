@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustgen.inputs import Inputs, count, described, each
 from robustgen.turns import CUDNN, RANDOM_STATE, RandomStream, taking_turns
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "kept_buffers",
     "logits_of",
     "naming_inputs",
+    "output_itself",
     "output_tensor",
     "untouched",
     "warn_if_probabilities",
@@ -79,6 +81,11 @@ def output_tensor(output: object) -> Tensor:
     return tensor
 
 
+def output_itself(output: Any) -> Any:
+    """A model's output object where it has ``.logits``, else its :func:`output_tensor`."""
+    return output if hasattr(output, "logits") else output_tensor(output)
+
+
 def logits_of(output: object) -> Tensor:
     """The logits (N, C) in a classifier's output, which is a tensor or an object with a ``.logits`` field.
 
@@ -130,8 +137,9 @@ def evaluating(model: object) -> Iterator[None]:
 
 
 @contextmanager
-def naming_inputs(x: Tensor) -> Iterator[None]:
-    """Turn what torch raises for another number of channels or inputs, another size or dtype into a ValueError.
+def naming_inputs(x: Inputs) -> Iterator[None]:
+    """Turn what torch raises for another number of channels or inputs, another size or dtype, or for tokens that an
+    embedding does not have, into a ValueError.
 
     The line says which inputs x (N, ...) these are, and how many: exported and traced networks may take just one N.
     """
@@ -139,9 +147,9 @@ def naming_inputs(x: Tensor) -> Iterator[None]:
         yield
     except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, AssertionError) as error:
-        line, n = " ".join(str(error).split()), f", {len(x)} of them" if len(x) else ""
-        raise ValueError(f"the model fails on inputs of shape {tuple(x.shape[1:])}, {x.dtype}{n}: {line}") from error
+    except (RuntimeError, AssertionError, IndexError) as error:
+        line, n = " ".join(str(error).split()), f", {count(x)} of them" if count(x) else ""
+        raise ValueError(f"the model fails on inputs of {described(x)}{n}: {line}") from error
 
 
 def is_stochastic(ask: Callable[[], Tensor], passes: int = 8, first: Tensor | None = None) -> bool:
@@ -160,9 +168,7 @@ def is_stochastic(ask: Callable[[], Tensor], passes: int = 8, first: Tensor | No
     return not all(torch.allclose(first, logits, rtol=1e-5, atol=1e-6, equal_nan=True) for logits in again)
 
 
-def check_rows_alone(
-    ask: Callable[[Tensor], Tensor], x: Tensor, of: str = "model's output", within: float = 0.0
-) -> None:
+def check_rows_alone(ask: Callable[[Any], Tensor], x: Inputs, of: str = "model's output", within: float = 0.0) -> None:
     """Refuse what answers a row otherwise in other company or at another place: no answer is then that of one input.
 
     So do batch statistics at test time, a closure over other inputs, a scale that is taken over the whole batch.
@@ -180,23 +186,21 @@ def check_rows_alone(
     Traceback (most recent call last):
     ValueError: the model's output for an input depends on the others in its batch (batch statistics at test time, ...
     """
-    rows = x if len(x) > 1 else torch.cat([x, x.flatten(1).roll(1, 1).reshape(x.shape)])  # values that x has
-    flat = rows.flatten(1)
-    dimmed = torch.where(flat > flat.mean(1, keepdim=True), flat.amin(1, keepdim=True), flat).reshape(rows.shape)
+    rows = x if count(x) > 1 else each(x, _in_company)
     together = ask(rows)
     try:
-        alone = ask(rows[:1])
+        alone = ask(each(rows, lambda t: t[:1]))
     except torch.OutOfMemoryError:
         raise
     except (AssertionError, RuntimeError, ValueError) as error:
         line = " ".join(str(error).split())
         raise ValueError(
-            f"the model takes {len(rows)} inputs at once but not one alone (a fixed batch size?): {line}"
+            f"the model takes {count(rows)} inputs at once but not one alone (a fixed batch size?): {line}"
         ) from error
-    one, other = (ask(torch.cat([dimmed[:1], company]))[:1] for company in (rows[1:], dimmed[1:]))
+    one = ask(each(rows, lambda t: torch.cat([_other(t)[:1], t[1:]])))
     pairs = [
-        (one, other, _SAME_BATCH_SIZE),  # the same first row, at the same place: no kernel has a reason to differ
-        (together, ask(rows.flip(0)).flip(0), ROUNDING_OF_ANSWERS),
+        (one[:1], ask(each(rows, _other))[:1], _SAME_BATCH_SIZE),  # at the same place: no kernel has a reason to differ
+        (together, ask(each(rows, lambda t: t.flip(0))).flip(0), ROUNDING_OF_ANSWERS),
         (together[:1], alone, ROUNDING_OF_ANSWERS),
     ]
     for a, b, share in pairs:
@@ -207,6 +211,19 @@ def check_rows_alone(
                 f"the {of} for an input depends on the others in its batch (batch statistics at test time, a closure "
                 "over other inputs, a scale over the whole batch): each row must be answered by itself"
             )
+
+
+def _in_company(x: Tensor) -> Tensor:
+    """The one input x (1, ...) and another with the same values, since a model may take no others."""
+    return torch.cat([x, x.flatten(1).roll(1, 1).view_as(x) if x.ndim > 1 else x])
+
+
+def _other(x: Tensor) -> Tensor:
+    """Rows of another scale with values of x (n, ...), the large ones made small; of whole numbers the first row."""
+    if not x.is_floating_point():
+        return x[:1].expand_as(x)
+    flat = x.flatten(1)
+    return torch.where(flat > flat.mean(1, keepdim=True), flat.amin(1, keepdim=True), flat).view_as(x)
 
 
 @contextmanager

@@ -6,6 +6,7 @@ import pickle
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from torch.utils.data import DataLoader, Dataset
 
 import robustgen
 import robustgen.data as room
@@ -97,6 +99,23 @@ def test_subset_and_take_keep_ids_labels_and_sources():
     assert len(data.take(0)) == 0
     with pytest.raises(ValueError, match="must not be negative, got -1"):
         data.take(-1)
+
+
+def test_a_set_is_a_torch_dataset():
+    data = ArrayDataset(torch.arange(6, dtype=torch.uint8).reshape(6, 1, 1, 1), torch.arange(6) % 2, ("a", "b"))
+    assert isinstance(data, Dataset)
+    x, y = data[np.int64(-1)]
+    assert x.shape == (1, 1, 1)
+    assert (x.item(), y.item()) == (pytest.approx(5 / 255), 1)
+    assert replace(data, y=None)[2].shape == (1, 1, 1)
+    for (x, y), i in zip(DataLoader(data, 4), (torch.arange(4), torch.tensor([4, 5])), strict=True):
+        assert torch.equal(x, data.batch(i)[0])
+        assert torch.equal(y, data.batch(i)[1])
+    assert len(list(data)) == 6
+    with pytest.raises(IndexError):
+        data[6]
+    with pytest.raises(TypeError, match="integer"):
+        data[:2]
 
 
 def test_unlabelled_and_empty_sets():

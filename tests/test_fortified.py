@@ -379,7 +379,7 @@ class TestFortify:
 
         example = {"input_ids": torch.randint(11, (4, 7)), "attention_mask": torch.ones(4, 7)}
         net = fortify(Tagger(), ["act"], example_input=example)
-        assert net(**example).shape == (4, 3)
+        assert net(**example).logits.shape == (4, 3)
         assert net.reconstruction_errors(**example)["act"].shape == (4,)
 
     def test_reconstruction_errors_follow_the_input_s_gradient_flag(self):

@@ -8,14 +8,24 @@ import signal
 import socket
 import threading
 import time
-from collections import Counter
+from collections import Counter, UserDict
 from contextlib import contextmanager, nullcontext
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import nn
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import (
+    BatchSampler,
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SequentialSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from robustgen.data import ArrayDataset
 from robustgen.locks import alone
@@ -693,11 +703,16 @@ def test_every_kind_of_data_reads_alike():
         Items(pixels, y),
         ArrayDataset(pixels, y, ("a", "b", "c")),
         as_source((pixels, y)),
+        (pixels.numpy(), y.numpy().astype("int32")),
+        DataLoader(TensorDataset(pixels, y), 2, shuffle=True, drop_last=True),
+        DataLoader(list(zip(pixels, y.tolist(), strict=True)), 2),
+        DataLoader(ArrayDataset(pixels, y, ("a", "b", "c")), 2, collate_fn=lambda items: default_collate(items)),
     ):
         x, labels = as_source(labelled).batch(i)
         assert torch.equal(x, expected)
         assert torch.equal(labels, y[i])
-    for unlabelled in (pixels, (pixels,), TensorDataset(pixels), Items(pixels), ArrayDataset(pixels)):
+    loader = DataLoader(Items(pixels.numpy()), 2, shuffle=True)
+    for unlabelled in (pixels, (pixels,), TensorDataset(pixels), Items(pixels), ArrayDataset(pixels), loader):
         x, labels = as_source(unlabelled).batch(i)
         assert torch.equal(x, expected)
         assert labels is None
@@ -707,16 +722,68 @@ def test_every_kind_of_data_reads_alike():
     assert torch.equal(batch.ids, i)
 
 
+class Batching(Items):
+    """Has a method of the name by which sources are read, but for something else."""
+
+    def batch(self, batch_size):
+        raise AssertionError
+
+
+def test_dicts_of_arguments_read_alike():
+    ids, mask, y = torch.arange(10).reshape(5, 2), torch.ones(5, 2, dtype=torch.int64), torch.tensor([0, 1, 2, 1, 0])
+    x, i = {"input_ids": ids, "attention_mask": mask}, torch.tensor([4, 0, 2])
+    rows = [{name: t[k] for name, t in x.items()} for k in range(5)]
+    for labelled in (
+        (x, y),
+        x | {"labels": y},
+        UserDict(x | {"label": y}),
+        {name: t.numpy() for name, t in x.items()} | {"labels": y.numpy()},
+        Items(rows, y),
+        Batching([row | {"label": int(y[k])} for k, row in enumerate(rows)]),
+        DataLoader(Items([row | {"label": y[k]} for k, row in enumerate(rows)]), 3, shuffle=True),
+        DataLoader(Items(range(5)), collate_fn=lambda ks: {name: t[ks] for name, t in x.items()} | {"labels": y[ks]}),
+    ):
+        source = as_source(labelled)
+        batch = source.fetch(i, torch.device("cpu"))
+        assert batch.x.keys() == x.keys()
+        assert all(torch.equal(batch.x[name], t[i]) for name, t in x.items())
+        assert torch.equal(batch.y, y[i])
+        assert (source.fingerprint() is None) == (not isinstance(labelled, tuple | dict | UserDict))
+    assert as_source((x, y)).fingerprint() != as_source((x | {"input_ids": ids + 1}, y)).fingerprint()
+
+
+class Stream(IterableDataset):
+    def __iter__(self):
+        yield torch.zeros(8)
+
+
+def test_loaders_that_are_more_than_their_data_set_are_refused():
+    items = Items(torch.zeros(6, 8))
+    batches = BatchSampler(SequentialSampler(items), 2, drop_last=False)
+    for loader, line in (
+        (DataLoader(items, sampler=SubsetRandomSampler([0, 1])), "picks its examples by a SubsetRandomSampler"),
+        (DataLoader(items, sampler=RandomSampler(items, replacement=True)), "picks its examples by a RandomSampler"),
+        (DataLoader(items, batch_sampler=[[0, 1]]), "picks its examples by a list"),
+        (DataLoader(Stream()), "have no index"),
+        (DataLoader(items, batch_size=None), "have no index"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=line):
+            as_source(loader)
+    assert len(as_source(DataLoader(items, batch_sampler=batches))) == 6
+
+
 def test_bad_data():
     for empty in (torch.zeros(0, 8), (torch.zeros(0, 8), torch.zeros(0).long()), Items([])):
         with pytest.raises(ValueError, match="the data set is empty"):
             Trainer(ClassifierObjective(), progress=False).fit(network(), empty)
     with pytest.raises(ValueError, match="y must have shape"):
         as_source((torch.zeros(3, 8), torch.zeros(2).long()))
-    with pytest.raises(TypeError, match=r"DataLoader's \.dataset"):
-        as_source(DataLoader(Items(torch.zeros(3, 8))))
     with pytest.raises(TypeError, match="list"):
         as_source([1, 2, 3])
+    with pytest.raises(TypeError, match=r"'text'\] must be a tensor, an argument of the model; got list"):
+        as_source({"input_ids": torch.zeros(2, 3).long(), "text": ["a", "b"]})
+    with pytest.raises(ValueError, match=r"one row for each input, got input_ids \(2, 3\), attention_mask \(3, 3\)"):
+        as_source({"input_ids": torch.zeros(2, 3).long(), "attention_mask": torch.zeros(3, 3)})
 
 
 def test_items_that_do_not_fit_together_are_named():

@@ -2,7 +2,7 @@
 
 import warnings
 from dataclasses import asdict, dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 from robustgen.data import ArrayDataset, ImageFiles, ImageReader, Table, load, require_nonempty
 from robustgen.data.folder import folder_parts
@@ -108,11 +108,12 @@ def fitted(inputs: Inputs, shape: tuple[int, ...] | None, like: ImageReader) -> 
     if isinstance(inputs, Table):
         _check_shape(inputs.name, inputs.shape, shape)
         return inputs
-    reader = inputs.reader.or_else(like).or_else(_for_network(shape))
+    files = cast(ImageFiles, inputs)  # torch's Dataset, a base of the others, is of no type
+    reader = files.reader.or_else(like).or_else(_for_network(shape))
     if reader.size is None or reader.channels is None:
         raise ValueError(f"{inputs.name} holds images, the network takes {shape}")
     _check_shape(inputs.name, (reader.channels, *reader.size), shape)
-    return replace(inputs, reader=reader)
+    return replace(files, reader=reader)
 
 
 def _for_network(shape: tuple[int, ...] | None) -> ImageReader:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from robustgen.checks import nearest
 from robustgen.files import load_state, load_tensors, read_json
+from robustgen.turns import seeded
 
 __all__ = ["is_of_library", "normalization_of", "of_library", "outputs_of_weights", "own_weights", "with_weights"]
 
@@ -69,7 +70,7 @@ def outputs_of_weights(model: str, tensors: Mapping[str, Tensor]) -> int | None:
     >>> outputs_of_weights("torchvision:squeezenet1_1", state), outputs_of_weights("torchvision:resnet18", state)
     (7, None)
     """
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+    with seeded(None), torch.device("meta"):
         two, three = (of_library(model, n).state_dict() for n in (2, 3))
     for name, tensor in two.items():
         grows = [d for d, (a, b) in enumerate(zip(tensor.shape, three[name].shape, strict=True)) if a != b]

@@ -197,7 +197,7 @@ def open_network(
             raise ValueError("--mean and --std go with --model; a --run has its own")
         return load_run(run, model, trust)
     assert model is not None
-    with torch.random.fork_rng(devices=[]):
+    with seeded(None):
         network, _ = NetworkSpec(_of_others(model), mean=mean, std=std).open(weights)
     if is_of_library(model) and weights is None and own_weights(model) is None:
         raise ValueError(f"--model {model} has learned nothing: pass its --weights FILE")

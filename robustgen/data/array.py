@@ -1,10 +1,13 @@
 """A labelled set of images (or vectors) held as one tensor: a batch is one ``index_select``."""
 
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from robustgen.checks import ROUNDING, check_ids, check_images, check_labels
 
@@ -12,8 +15,10 @@ __all__ = ["ArrayDataset", "require_nonempty"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class ArrayDataset:
+class ArrayDataset(Dataset[Any]):
     """Pixels, labels and where each example came from; nothing is copied, and the tensors are not to be modified.
+
+    A ``torch.utils.data.Dataset``, of which a ``DataLoader`` makes batches: ``data[i]`` is (x, y), or x without labels.
 
     Args:
         x: uint8 images (N, C, H, W), or float32 (N, ...) in [0, 1]. Values at most 1e-6 outside, as rounding leaves
@@ -35,6 +40,8 @@ class ArrayDataset:
     ArrayDataset('grey', 3 x (1, 1, 1) uint8, no labels)
     >>> data.images().flatten()
     tensor([0.0000, 0.2000, 1.0000])
+    >>> data[1].item()
+    0.20000000298023224
     """
 
     x: Tensor
@@ -66,6 +73,17 @@ class ArrayDataset:
 
     def __len__(self) -> int:
         return len(self.x)
+
+    def __getitem__(self, index: int) -> Tensor | tuple[Tensor, Tensor]:
+        """Example ``index`` as :meth:`batch` gives it: x (...) and y, or x alone where there are no labels.
+
+        Raises:
+            TypeError: the index is no integer, such as a slice: see :meth:`subset`.
+            IndexError: outside [-N, N).
+        """
+        i = range(len(self))[operator.index(index)]
+        x, y = self.batch(torch.tensor([i]))
+        return x[0] if y is None else (x[0], y[0])
 
     def __repr__(self) -> str:
         labels = "no labels" if self.y is None else f"{self.n_classes} classes"

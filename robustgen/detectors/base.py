@@ -4,18 +4,19 @@ import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
 from robustgen.calibration import ConformalCalibration
 from robustgen.checks import check_images, check_integers, plain
-from robustgen.counter_rng import uniform
+from robustgen.counter_rng import integers, uniform
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
+from robustgen.inputs import MASK, Inputs, are_inputs, check_inputs, count, described, each, named, parted, split
 from robustgen.model import check_rows_alone, naming_inputs, untouched
-from robustgen.structure import check_arguments, check_structure
+from robustgen.structure import check_arguments, check_size, check_structure
 from robustgen.training import Source, as_source
 
 if TYPE_CHECKING:
@@ -48,9 +49,13 @@ class Detector(ABC):
     ``fit`` on in-distribution data, ``calibrate`` on other in-distribution data, then ``p_value`` or ``flag``. The
     model is queried in eval mode with frozen parameters and is left exactly as it was.
 
-    Inputs have the shape of those of ``fit``; only sequences, (N, T, D) or (N, C, L), may be of another length where
-    the model takes it: one of the two numbers may differ, and not be 1, which would be broadcast. Images of ``fit``
-    without values outside [0, 1] hold others to that. (Detectors saved before this was kept take more.)
+    Inputs are floats (N, ...). Detectors that ask a network for features, states or logits also take tokens, int64
+    (N, T), and dicts of the network's keyword arguments, whose ``attention_mask`` (N, T) says which positions count:
+    see :mod:`robustgen.inputs`.
+
+    Inputs have the shape of those of ``fit``; only sequences, (N, T), (N, T, D) or (N, C, L), may be of another length
+    where the model takes it: one of the numbers may differ, and of two not be 1, which would be broadcast. Images of
+    ``fit`` without values outside [0, 1] hold others to that. (Detectors saved before this was kept take more.)
 
     A subclass is one paper: it gives ``_score`` and, where there is something to learn, ``_fit``; its constructor takes
     the model or models first, then JSON-able options, each kept in an attribute of the same name.
@@ -61,11 +66,13 @@ class Detector(ABC):
 
     Attributes:
         fit_on_fresh: of the class: whether ``fit`` needs data that the model was not trained on either.
+        takes_tokens: of the class: whether inputs may be tokens and dicts.
         statistics_: what ``fit`` learned, by name; None before.
         calibration_: what ``calibrate`` learned; None before, and again after another ``fit``.
     """
 
     fit_on_fresh: ClassVar[bool] = False
+    takes_tokens: ClassVar[bool] = False
 
     def __init__(self, model: nn.Module | Sequence[nn.Module], batch_size: int = 256) -> None:
         for one in model if isinstance(model, Sequence) else [model]:
@@ -77,12 +84,12 @@ class Detector(ABC):
         self.statistics_: dict[str, Tensor] | None = None
         self.calibration_: ConformalCalibration | None = None
 
-    def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    def _fit(self, batches: Iterable[tuple[Any, Tensor | None]]) -> dict[str, Tensor]:
         """What there is to learn from batches of x (B, ...) on the model's device and y (B,) or None; here nothing."""
         return {}
 
     @abstractmethod
-    def _score(self, x: Tensor) -> Tensor:
+    def _score(self, x: Any) -> Tensor:
         """Scores (N,) of x (N, ...), N > 0, on the model's device, by ``self.statistics``; recorded by autograd."""
 
     @property
@@ -113,7 +120,8 @@ class Detector(ABC):
         """Learn what in-distribution data look like.
 
         Args:
-            data: floats (N, ...), a tuple (x, y), or anything else that :func:`robustgen.training.as_source` takes.
+            data: inputs x, a tuple (x, y), a data set, a DataLoader, a NumPy array or anything else that
+                :func:`robustgen.training.as_source` takes; uint8 pixels are read as [0, 1].
             y: int64 labels (N,), for the detectors that use them.
 
         Raises:
@@ -125,12 +133,12 @@ class Detector(ABC):
         source = as_source(data if y is None else (data, y))
         with torch.inference_mode(False), torch.no_grad(), untouched(self.model) as stream:
             about = _about_inputs(x for x, _ in self._batches(source))
-            with naming_inputs(about["like"]):
+            with naming_inputs(like := _like(about)):
                 fitted = self._fit(self._batches(source)) | about
             self.statistics_ = {name: s.detach().cpu().contiguous() for name, s in fitted.items()}
             self.calibration_ = None
             try:
-                with naming_inputs(about["like"]):
+                with naming_inputs(like):
                     self._check_scores(next(self._batches(source))[0])
             except ValueError:
                 self.statistics_ = None
@@ -139,26 +147,36 @@ class Detector(ABC):
             self.statistics_["draws"] = torch.ones(())
         return self
 
-    def score(self, x: Tensor) -> Tensor:
-        """Scores (N,) of x (N, ...), higher = more anomalous; each depends on its own input only.
+    def score(self, x: Any) -> Tensor:
+        """Scores (N,) of x, higher = more anomalous; each depends on its own input only.
 
-        Differentiable in x where x requires grad (then in one batch), otherwise without graph.
+        Differentiable in a float tensor x that requires grad (then in one batch), otherwise without graph.
+
+        Args:
+            x: inputs (N, ...) or whatever else ``fit`` takes; labels are not used. A data set is scored in its order,
+                a DataLoader in that of its data set, even where it shuffles.
 
         Raises:
             NotFittedError: before ``fit``.
-            TypeError, ValueError: x is not a batch of finite float32 or float64, see :mod:`robustgen.checks`, or not
-                of inputs like those of ``fit``, see the class.
+            TypeError, ValueError: x is not a batch of finite float32 or float64, see :mod:`robustgen.checks` (tokens:
+                :mod:`robustgen.inputs`), or not of inputs like those of ``fit``, see the class.
         """
         self._require_fit()
-        with_grad = self._check(x).requires_grad and torch.is_grad_enabled()
-        if not len(x):
-            return x.flatten(1).sum(1)
+        x = parted(x)[0] if are_inputs(x) else x
+        if not isinstance(x, (Tensor, dict)) or (isinstance(x, Tensor) and x.dtype == torch.uint8):
+            return torch.cat([self.score(batch) for batch, _ in self._batches(as_source(x))])
+        x = self._check(x)
+        first = next(iter(named(x).values()))
+        if not count(x):
+            return first.flatten(1).sum(1) if first.is_floating_point() else torch.zeros(0)
+        with_grad = torch.is_grad_enabled() and any(t.requires_grad for t in named(x).values())
         if not with_grad:
-            x = x.detach()
-        chunks = (x,) if with_grad else x.split(self.batch_size)
+            x = each(x, Tensor.detach)
+        chunks = [x] if with_grad else split(x, self.batch_size)
         seed = 0 if "draws" in self.statistics else None
         with untouched(self.model, seed), torch.set_grad_enabled(with_grad):
-            return torch.cat([self._scored(chunk.to(self._device)) for chunk in chunks]).to(x.device)
+            scores = [self._scored(each(chunk, lambda t: t.to(self._device))) for chunk in chunks]
+            return torch.cat(scores).to(first.device)
 
     def calibrate(self, x_id: Any) -> "Self":
         """Learn what scores in-distribution data get, from data (as in ``fit``) that were not fitted on.
@@ -176,7 +194,7 @@ class Detector(ABC):
         self.calibration_ = ConformalCalibration(scores.cpu())
         return self
 
-    def p_value(self, x: Tensor) -> Tensor:
+    def p_value(self, x: Any) -> Tensor:
         """(1 + #{calibration score >= s}) / (n + 1) for the score s of each input: float64 (N,), small = anomalous.
 
         Raises:
@@ -187,7 +205,7 @@ class Detector(ABC):
         with torch.no_grad():
             return calibration.p_value(self.score(x))
 
-    def flag(self, x: Tensor, fpr: float = 0.05) -> Tensor:
+    def flag(self, x: Any, fpr: float = 0.05) -> Tensor:
         """``p_value(x) <= fpr``, bool (N,): in-distribution inputs are flagged at a rate of at most ``fpr``.
 
         Raises:
@@ -238,19 +256,29 @@ class Detector(ABC):
         detector = cls._from_settings(record["config"], model, path)
         if record["model"] != model_fingerprint(detector.model):
             raise ValueError(f"{directory}: fitted on a model with other weights or settings; fit and calibrate again")
-        scores = tensors.pop("calibration.scores", None)
-        if scores is not None and not scores.is_floating_point():
-            raise ValueError(f"{path.with_name('detector.safetensors')}: calibration scores of {scores.dtype}")
-        detector.statistics_ = _Kept({name.removeprefix("fitted."): s for name, s in tensors.items()}, path)
-        if (shape := detector.statistics_.pop("image_shape", None)) is not None:  # as it was called before
-            detector.statistics_["like"] = torch.zeros(0, *shape.tolist())
-        if "scores" in record and not same_answers(record["scores"], detector._fixed_scores()):
+        now = detector._restore(tensors, path.with_name("detector.safetensors"))
+        if "scores" in record and not same_answers(record["scores"], now):
             raise ValueError(f"{directory}: fitted on a model that gives other scores; fit and calibrate again")
-        try:
-            detector.calibration_ = None if scores is None else ConformalCalibration(scores)
-        except ValueError as error:
-            raise ValueError(f"{path.with_name('detector.safetensors')}: {error}") from None
         return detector
+
+    def _restore(self, tensors: dict[str, Tensor], path: Path) -> list[float] | None:
+        """Take what ``path`` held for what was learned, if it can have been; the scores of fixed inputs then."""
+        scores = tensors.pop("calibration.scores", None)
+        self.statistics_ = {name.removeprefix("fitted."): s for name, s in tensors.items()}
+        if (shape := self.statistics_.pop("image_shape", None)) is not None:  # as it was called before
+            check_size(shape.tolist(), path, "image_shape")
+            self.statistics_["like"] = torch.zeros(0, *shape.tolist())
+        try:
+            for like in named(_like(self.statistics) or {}).values():
+                check_size(like.shape[1:], path, "the shape of inputs")
+            if scores is not None and not scores.is_floating_point():
+                raise ValueError(f"calibration scores of {scores.dtype}")
+            self.calibration_ = None if scores is None else ConformalCalibration(scores)
+            return self._fixed_scores()
+        except KeyError as error:
+            raise ValueError(f"{path}: lacks the statistic {error}") from None
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: {str(error).removeprefix(f'{path}: ')}") from None
 
     @classmethod
     def _from_settings(cls, settings: dict[str, Any], model: Any, path: Path) -> "Self":
@@ -262,14 +290,26 @@ class Detector(ABC):
 
     def _fixed_scores(self) -> list[float] | None:
         """Scores of a few inputs that are always the same: they depend on all that the model does, as no hash can."""
-        if "like" not in self.statistics:
+        if (like := _like(self.statistics)) is None:
             return None
-        like = self.statistics["like"]
-        x = uniform(0, torch.arange(_ASKED), tuple(like.shape[1:]), dtype=like.dtype)
+        drawn = {name: self._fixed(name, t) for name, t in named(like).items()}
+        x = drawn if isinstance(like, dict) else drawn[""]
         grey = answers(lambda: self.score(x), passes=1)
-        return grey or answers(lambda: self.score(x.round()), passes=1)  # of models of binary images
+        if grey is None and isinstance(x, Tensor):
+            return answers(lambda: self.score(x.round()), passes=1)  # of models of binary images
+        return grey
 
-    def _scored(self, x: Tensor) -> Tensor:
+    def _fixed(self, name: str, like: Tensor) -> Tensor:
+        """Numbers of the shape and dtype of an input: floats in [0, 1), integers in the range of those of ``fit``."""
+        ids, shape = torch.arange(_ASKED), tuple(like.shape[1:])
+        if name == MASK:
+            return torch.ones(_ASKED, *shape, dtype=like.dtype)
+        if like.is_floating_point():
+            return uniform(0, ids, shape, dtype=like.dtype)
+        low, high = self.statistics[_entry("range", name)].tolist()
+        return (low + integers(0, ids, shape, high - low + 1)).to(like.dtype)
+
+    def _scored(self, x: Inputs) -> Tensor:
         with naming_inputs(x):
             return self._score(x)
 
@@ -282,60 +322,109 @@ class Detector(ABC):
         if self.statistics_ is None:
             raise _not_fitted(f"this {type(self).__name__} is not fitted: call fit(data) first")
 
-    def _check(self, x: Tensor) -> Tensor:
+    def _taken(self, x: object) -> Inputs:
+        """Return x if it is what this detector can read."""
+        if self.takes_tokens:
+            return check_inputs(x)
+        if isinstance(x, dict):
+            raise TypeError(f"{type(self).__name__} takes tensors of floats, no dicts of keyword arguments")
+        return check_images(x)
+
+    def _check(self, x: object) -> Inputs:
         """Return x if ``score`` takes it."""
-        check_images(x)
-        if "like" not in self.statistics:
+        like = _like(self.statistics)
+        if isinstance(x, Tensor) and isinstance(like, Tensor) and like.is_floating_point():
+            check_images(x)
+        x = self._taken(x)
+        if like is None:
             return x
-        shape, got = tuple(self.statistics["like"].shape[1:]), tuple(x.shape[1:])
-        if not _fits(got, shape):
-            raise ValueError(f"this {type(self).__name__} is of {_kind(shape)} {shape}, as in fit; got {got}")
-        if "in_unit_range" in self.statistics and not _in_unit_range(x):
+        if found := _misfit(x, like):
+            raise ValueError(
+                f"this {type(self).__name__} is of {found.what} {found.expected}, as in fit; got {found.got}"
+            )
+        if "in_unit_range" in self.statistics and isinstance(x, Tensor) and not _in_unit_range(x):
             low, high = (v.item() for v in x.detach().aminmax())
             raise ValueError(f"x has values in [{low:.4g}, {high:.4g}], outside the bounds (0, 1) of the data of fit")
         return x
 
-    def _batches(self, source: Source) -> Iterator[tuple[Tensor, Tensor | None]]:
+    def _batches(self, source: Source) -> Iterator[tuple[Inputs, Tensor | None]]:
         for indices in torch.arange(len(source)).split(self.batch_size):
             x, y = source.batch(indices)
-            yield check_images(x).detach().to(self._device), y
+            yield each(self._taken(x), lambda t: t.detach().to(self._device)), y
 
-    def _check_scores(self, x: Tensor) -> None:
+    def _check_scores(self, x: Inputs) -> None:
         once, again = self._score(x), self._score(x)
         if once.isnan().any():
             raise ValueError(f"{type(self).__name__} gives NaN scores on the data it was fitted on")
         within = _ROUNDING_OF_SCORES
         if not torch.allclose(once, again, rtol=within, atol=within):
             raise ValueError("the model is stochastic in eval mode: an input's score would depend on its batch")
-        check_rows_alone(self._score, x[:4], "score", within=within)
+        check_rows_alone(self._score, split(x, _ASKED)[0], "score", within=within)
 
 
-class _Kept(dict[str, Tensor]):
-    """Statistics from a file, which is named where one is missing."""
-
-    def __init__(self, tensors: dict[str, Tensor], path: Path) -> None:
-        super().__init__(tensors)
-        self._path = path
-
-    def __missing__(self, name: str) -> Tensor:
-        raise ValueError(f"{self._path.with_name('detector.safetensors')}: lacks the statistic {name!r}")
+def _entry(statistic: str, name: str) -> str:
+    """What the statistic of a tensor of the inputs is called: those of a batch that is one tensor have no name."""
+    return f"{statistic}.{name}" if name else statistic
 
 
-def _about_inputs(batches: Iterable[Tensor]) -> dict[str, Tensor]:
-    """``like``: none of the inputs, in their shape and dtype; for images a mark where all values are in [0, 1]."""
-    like, inside = torch.empty(0), True
-    for k, x in enumerate(batches):
-        if not k:
-            like = x[:0].cpu()
-        elif not _fits(tuple(x.shape[1:]), tuple(like.shape[1:])):
-            shapes = f"{tuple(like.shape[1:])} and {tuple(x.shape[1:])}"
-            raise ValueError(f"fit needs {_kind(tuple(like.shape[1:]))} of one shape, got {shapes}")
-        inside = inside and _in_unit_range(x)
-    return {"like": like} | ({"in_unit_range": torch.ones(())} if inside and like.ndim == 4 else {})
+def _about_inputs(batches: Iterable[Inputs]) -> dict[str, Tensor]:
+    """Of each tensor of the inputs ``like``: none of them, in their shape and dtype; of integers ``range``, the lowest
+    and the highest; for images a mark where all values are in [0, 1].
+    """
+    like: Inputs | None = None
+    ranges: dict[str, Tensor] = {}
+    inside = True
+    for x in batches:
+        if like is None:
+            like = each(x, lambda t: t[:0].cpu())
+        if found := _misfit(x, like):
+            raise ValueError(f"fit needs {found.what} of one shape, got {found.expected} and {found.got}")
+        for name, t in named(x).items():
+            if not t.is_floating_point():
+                lowest_highest = torch.stack(t.long().aminmax()).cpu()
+                known = ranges.setdefault(_entry("range", name), lowest_highest)
+                ranges[_entry("range", name)] = torch.stack(torch.cat([known, lowest_highest]).aminmax())
+        inside = inside and isinstance(x, Tensor) and _in_unit_range(x)
+    assert like is not None
+    images = isinstance(like, Tensor) and like.ndim == 4
+    about = {_entry("like", name): t for name, t in named(like).items()}
+    return about | ranges | ({"in_unit_range": torch.ones(())} if inside and images else {})
 
 
-def _fits(shape: tuple[int, ...], fitted: tuple[int, ...]) -> bool:
+def _like(statistics: dict[str, Tensor]) -> Inputs | None:
+    """None of the inputs of ``fit``, in their shape and dtype; None where that was not kept."""
+    if "like" in statistics:
+        return statistics["like"]
+    parts = {name.removeprefix("like."): t for name, t in statistics.items() if name.startswith("like.")}
+    return parts or None
+
+
+class _Misfit(NamedTuple):
+    """What was expected of an input, and what it is."""
+
+    what: str
+    expected: object
+    got: object
+
+
+def _misfit(x: Inputs, like: Inputs) -> _Misfit | None:
+    """How inputs differ from those of ``fit``, if they do."""
+    expected, got = named(like), named(x)
+    if {name: t.is_floating_point() for name, t in got.items()} != {
+        n: t.is_floating_point() for n, t in expected.items()
+    }:
+        return _Misfit("inputs", described(like), described(x))
+    for name, t in got.items():
+        shape, fitted = tuple(t.shape[1:]), tuple(expected[name].shape[1:])
+        if not _fits(shape, fitted, tokens=not t.is_floating_point()):
+            return _Misfit(f"{_kind(fitted)} {name}".strip(), fitted, shape)
+    return None
+
+
+def _fits(shape: tuple[int, ...], fitted: tuple[int, ...], tokens: bool) -> bool:
     """Whether an input has the shape of those of ``fit``; a sequence may have another length."""
+    if tokens and len(shape) == len(fitted) == 1:
+        return True
     if shape == fitted or len(shape) != 2 or len(fitted) != 2:
         return shape == fitted
     other = [size for size, expected in zip(shape, fitted, strict=True) if size != expected]

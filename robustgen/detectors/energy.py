@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from robustgen.checks import check_numbers, check_positive
 from robustgen.detectors.base import Detector, check_network
+from robustgen.inputs import Inputs, call_model
 from robustgen.model import logits_of
 
 __all__ = ["Energy"]
@@ -29,6 +30,8 @@ class Energy(Detector):
     tensor([-0.6931])
     """
 
+    takes_tokens = True
+
     def __init__(self, model: nn.Module, temperature: float = 1.0, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
         check_network(model, "Energy")
@@ -36,5 +39,5 @@ class Energy(Detector):
         check_positive(temperature=temperature)
         self.temperature = temperature
 
-    def _score(self, x: Tensor) -> Tensor:
-        return -self.temperature * (logits_of(self.model(x)) / self.temperature).logsumexp(1)
+    def _score(self, x: Inputs) -> Tensor:
+        return -self.temperature * (logits_of(call_model(self.model, x)) / self.temperature).logsumexp(1)

@@ -5,6 +5,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from robustgen.inputs import Inputs, call_model, count, mask_of, mean_over_positions, rows
 from robustgen.layers import (
     Call,
     check_hooks,
@@ -29,7 +30,9 @@ class FeatureExtractor:
 
     Features of several places are averaged over all of them: maps (N, C, H, W), sequences (N, T, D) of tokens and
     (N, C, L) of 1-D convolutions. Where a network reads its class from one token, as transformers do, the input of its
-    last layer is that token by itself. Which dimension holds what is found once, in the first call.
+    last layer is that token by itself. Which dimension holds what is found once, in the first call. Inputs that are a
+    dict with an ``attention_mask`` (N, T) have sequences averaged over the positions that count, of which there must be
+    T: see :mod:`robustgen.inputs`.
 
     Args:
         model: the classifier; of what ``torch.compile`` made, the network inside is called.
@@ -57,7 +60,7 @@ class FeatureExtractor:
                     f"{type(self._model).__name__} has no nn.Linear: name the layer of the features, layer="
                 )
 
-    def __call__(self, x: Tensor) -> tuple[Tensor, Any]:
+    def __call__(self, x: Inputs) -> tuple[Tensor, Any]:
         """Features (N, D) of x and the classifier's output.
 
         Raises:
@@ -65,19 +68,19 @@ class FeatureExtractor:
         """
         if self._place is None:
             self._place = self._find(x)
-        name, given, over = self._place
-        seen: list[Tensor] = []
+        place, seen = self._place, []
+        mask = mask_of(x)
 
         def keep(state: object) -> None:
-            seen.append(_pooled(first_tensor(state), over))
+            seen.append(_pooled(first_tensor(state), place, mask))
 
-        module = self._model.get_submodule(name)
-        if given:
+        module = self._model.get_submodule(place.layer)
+        if place.given:
             hook = module.register_forward_pre_hook(lambda _, args: keep(args[0]))
         else:
             hook = module.register_forward_hook(lambda _, __, output: keep(output))
         try:
-            output = self._model(x)
+            output = call_model(self._model, x)
         finally:
             hook.remove()
         if not seen:
@@ -85,11 +88,11 @@ class FeatureExtractor:
         return seen[-1], output
 
     @torch.no_grad()
-    def _find(self, x: Tensor, n: int = 2) -> "_Place":
+    def _find(self, x: Inputs, n: int = 2) -> "_Place":
         """Where the features are, from a pass of ``n`` of the inputs x (N, ...)."""
         modules = dict(self._model.named_modules(remove_duplicate=False))
         with watching(modules) as calls:
-            output = output_tensor(self._model(x[torch.arange(n, device=x.device) % len(x)]))
+            output = output_tensor(call_model(self._model, rows(x, torch.arange(n) % count(x))))
         if self._layer is None:
             call = _read_out([c for c in calls if isinstance(modules[c.name], nn.Linear)], output)
             state, last = (None if call is None else first_tensor(call.given)), True
@@ -111,14 +114,15 @@ class FeatureExtractor:
             )
         feature = state.ndim - 1 if last else 1
         over = tuple(d for d in range(state.ndim) if d not in (of_examples[0], feature))
-        return _Place(call.name, self._layer is None, over)
+        return _Place(call.name, self._layer is None, of_examples[0], over)
 
 
 class _Place(NamedTuple):
-    """The layer, whether features are its input, and the dimensions that they are averaged over."""
+    """The layer, whether features are its input, which dimension counts examples, and which are averaged over."""
 
     layer: str
     given: bool
+    examples: int
     over: tuple[int, ...]
 
 
@@ -131,12 +135,14 @@ def _read_out(calls: list[Call], output: Tensor) -> Call | None:
     return next((c[-1] for c in (alike, on_vectors, calls) if c), None)
 
 
-def _pooled(state: Tensor | None, over: tuple[int, ...]) -> Tensor:
-    if state is None or state.ndim != 2 + len(over):
+def _pooled(state: Tensor | None, place: _Place, mask: Tensor | None) -> Tensor:
+    if state is None or state.ndim != 2 + len(place.over):
         got = type(state).__name__ if state is None else tuple(state.shape)
-        raise ValueError(f"features of {2 + len(over)} dimensions are needed, as in the first call; got {got}")
+        raise ValueError(f"features of {2 + len(place.over)} dimensions are needed, as in the first call; got {got}")
     state = state.to(torch.promote_types(state.dtype, torch.float32), copy=True)  # what follows may work in place
-    return state.mean(over) if over else state
+    if len(place.over) == 1:
+        return mean_over_positions(state, mask, place.examples, place.over[0])
+    return state.mean(place.over) if place.over else state
 
 
 _NOT_CALLED = "the layer of the features is not called by the model: name another, layer="

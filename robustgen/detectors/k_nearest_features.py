@@ -13,6 +13,7 @@ from robustgen.checks import check_integers
 from robustgen.detectors.base import Detector, check_network, check_width
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.detectors.neighbours import nearest_distances
+from robustgen.inputs import Inputs
 
 __all__ = ["KNearestFeatures"]
 
@@ -38,22 +39,24 @@ class KNearestFeatures(Detector):
     tensor([0.0000, 1.4142])
     """
 
+    takes_tokens = True
+
     def __init__(self, model: nn.Module, layer: str | None = None, k: int = 50, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
         check_network(model, "KNearestFeatures")
         check_integers(k=k)
         self.layer, self.k, self._extractor = layer, k, FeatureExtractor(model, layer)
 
-    def _features(self, x: Tensor) -> Tensor:
+    def _features(self, x: Inputs) -> Tensor:
         return F.normalize(self._extractor(x)[0])  # (N, D)
 
-    def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    def _fit(self, batches: Iterable[tuple[Inputs, Tensor | None]]) -> dict[str, Tensor]:
         bank = torch.cat([self._features(x) for x, _ in batches])
         if len(bank) < self.k:
             raise ValueError(f"k={self.k} neighbours need as many examples in fit, got {len(bank)}: lower k")
         return {"bank": bank}  # (M, D)
 
-    def _score(self, x: Tensor) -> Tensor:
+    def _score(self, x: Inputs) -> Tensor:
         features = self._features(x)
         check_width(features, self.statistics["bank"].shape[1])
         return nearest_distances(features, self.statistics["bank"].to(features), self.k)[:, -1]

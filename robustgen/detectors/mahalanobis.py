@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from robustgen.checks import check_numbers
 from robustgen.detectors.base import Detector, check_network, check_width
 from robustgen.detectors.features import FeatureExtractor
+from robustgen.inputs import Inputs
 from robustgen.model import logits_of
 
 __all__ = ["Mahalanobis"]
@@ -42,6 +43,8 @@ class Mahalanobis(Detector):
     tensor([8.])
     """
 
+    takes_tokens = True
+
     def __init__(
         self, model: nn.Module, layer: str | None = None, shrinkage: float = 1e-3, *, batch_size: int = 256
     ) -> None:
@@ -52,12 +55,12 @@ class Mahalanobis(Detector):
             raise ValueError(f"shrinkage must be in [0, 1], got {shrinkage}")
         self.layer, self.shrinkage, self._extractor = layer, shrinkage, FeatureExtractor(model, layer)
 
-    def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    def _fit(self, batches: Iterable[tuple[Inputs, Tensor | None]]) -> dict[str, Tensor]:
         features, labels = [], []
         for x, y in batches:
             states, output = self._extractor(x)
             features.append(states.double())
-            labels.append(logits_of(output).argmax(1) if y is None else y.to(x.device))
+            labels.append(logits_of(output).argmax(1) if y is None else y.to(states.device))
         f, classes = torch.cat(features), torch.cat(labels).unique(return_inverse=True)[1]  # (N, D), (N,)
         counts = classes.bincount().to(f)
         means = f.new_zeros(len(counts), f.shape[1]).index_add_(0, classes, f) / counts[:, None]  # (C, D)
@@ -72,7 +75,7 @@ class Mahalanobis(Detector):
         mean = f.mean(0)  # distances are taken about it, so that no digits cancel in the expanded square
         return {"mean": mean, "whitening": whitening, "classes": (means - mean) @ whitening.T}
 
-    def _score(self, x: Tensor) -> Tensor:
+    def _score(self, x: Inputs) -> Tensor:
         features = self._extractor(x)[0]
         check_width(features, len(self.statistics["mean"]))
         mean, whitening, classes = (self.statistics[k].to(features.device) for k in ("mean", "whitening", "classes"))

@@ -6,6 +6,7 @@ Hendrycks, Basart, Mazeika et al., "Scaling Out-of-Distribution Detection for Re
 from torch import Tensor, nn
 
 from robustgen.detectors.base import Detector, check_network
+from robustgen.inputs import Inputs, call_model
 from robustgen.model import logits_of
 
 __all__ = ["MaxLogit"]
@@ -26,9 +27,11 @@ class MaxLogit(Detector):
     tensor([-3.])
     """
 
+    takes_tokens = True
+
     def __init__(self, model: nn.Module, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
         check_network(model, "MaxLogit")
 
-    def _score(self, x: Tensor) -> Tensor:
-        return -logits_of(self.model(x)).amax(1)
+    def _score(self, x: Inputs) -> Tensor:
+        return -logits_of(call_model(self.model, x)).amax(1)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustgen.detectors.base import Detector, check_network
+from robustgen.inputs import Inputs, call_model
 from robustgen.model import logits_of
 
 __all__ = ["MaxSoftmax"]
@@ -30,12 +31,14 @@ class MaxSoftmax(Detector):
     tensor([0.6931])
     """
 
+    takes_tokens = True
+
     def __init__(self, model: nn.Module, *, batch_size: int = 256) -> None:
         super().__init__(model, batch_size)
         check_network(model, "MaxSoftmax")
 
-    def _score(self, x: Tensor) -> Tensor:
-        logits = logits_of(self.model(x))
+    def _score(self, x: Inputs) -> Tensor:
+        logits = logits_of(call_model(self.model, x))
         top, chosen = logits.max(1, keepdim=True)
         # -log softmax = log(1 + sum over the others of exp(logit - top)), which a plain logsumexp rounds to 0
         return F.softplus((logits - top).scatter(1, chosen, -torch.inf).logsumexp(1))

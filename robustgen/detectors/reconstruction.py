@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustgen.checks import check_flags, nearest
 from robustgen.detectors.base import Detector
+from robustgen.inputs import Inputs, call_model
 
 if TYPE_CHECKING:
     from robustgen.fortified import FortifiedNetwork
@@ -23,10 +24,11 @@ __all__ = ["ReconstructionError"]
 class ReconstructionError(Detector):
     """score(x) = sum over layers k of (e_k(x) - m_k) / s_k, with e_k(x) = mean (D_k(E_k(h_k(x))) - h_k(x))^2.
 
-    m_k and s_k are the mean and standard deviation of e_k on the data of ``fit``. The score is in standard deviations,
-    unbounded above; with one layer it only shifts and scales the error. The autoencoders must have been trained, and
-    only the clean state's own reconstruction is seen: a defence that pulls attacked states back to clean ones weakens
-    this signal.
+    The mean is over the units of the state, of a sequence whose padding is told by an ``attention_mask`` over those at
+    the positions that count. m_k and s_k are the mean and standard deviation of e_k on the data of ``fit``. The score
+    is in standard deviations, unbounded above; with one layer it only shifts and scales the error. The autoencoders
+    must have been trained, and only the clean state's own reconstruction is seen: a defence that pulls attacked states
+    back to clean ones weakens this signal.
 
     Args:
         net: a fortified network without noise at test.
@@ -46,6 +48,8 @@ class ReconstructionError(Detector):
     >>> detector.flag(100 * x[:3], fpr=0.05)
     tensor([True, True, True])
     """
+
+    takes_tokens = True
 
     def __init__(
         self,
@@ -67,18 +71,18 @@ class ReconstructionError(Detector):
             raise ValueError(f"layers must name at least one layer, each once; got {names}")
         self.net, self.layers, self.relative = net, names, relative
 
-    def _errors(self, x: Tensor) -> Tensor:
-        errors = self.net.reconstruction_errors(x, relative=self.relative)
+    def _errors(self, x: Inputs) -> Tensor:
+        errors = call_model(self.net.reconstruction_errors, x, relative=self.relative)
         return torch.stack([errors[name] for name in self.layers], dim=1)  # (N, L)
 
-    def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
+    def _fit(self, batches: Iterable[tuple[Inputs, Tensor | None]]) -> dict[str, Tensor]:
         errors = torch.cat([self._errors(x).double() for x, _ in batches])  # (N, L)
         mean, std = errors.mean(0), errors.std(0, correction=0)
         # a layer with a constant error must not blow up rounding noise, nor divide by zero
         std = torch.maximum(std, 1e-3 * mean)
         return {"mean": mean, "std": torch.where(std > 0, std, torch.ones_like(std))}
 
-    def _score(self, x: Tensor) -> Tensor:
+    def _score(self, x: Inputs) -> Tensor:
         errors = self._errors(x)  # (N, L)
         mean, std = self.statistics["mean"].to(errors), self.statistics["std"].to(errors)
         return ((errors - mean) / std).sum(1)

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.fortified.autoencoder import DenoisingAutoencoder
+from robustgen.inputs import call_model, count, each, mask_of, split
 from robustgen.model import evaluating, naming_inputs, untouched
 from robustgen.training import Batch, Trainer, as_source, unwrap
 from robustgen.turns import taking_turns, training_alone
@@ -27,9 +28,12 @@ class _AutoencoderObjective:
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
         net: Any = unwrap(model)
         net.backbone.eval()  # batch statistics and dropout of the frozen network stay as they are
-        _, states = model(batch.x, return_states=True, detach_states=True, replace=False)
-        scales = dict(zip(net.layers, (a.scale for a in net.autoencoders()), strict=True))
-        losses = {n: ((d - s) / scales[n.split("#")[0]]).square().mean() for n, (s, d) in states.items()}
+        _, states = call_model(model, batch.x, return_states=True, detach_states=True, replace=False)
+        scales, mask = dict(zip(net.layers, (a.scale for a in net.autoencoders()), strict=True)), mask_of(batch.x)
+        losses = {
+            n: net.per_example(n, ((d - s) / scales[n.split("#")[0]]).square(), mask).mean()
+            for n, (s, d) in states.items()
+        }
         total = torch.stack(list(losses.values())).sum()
         return {"loss": total} | {f"relative_error/{n}": loss.detach() for n, loss in losses.items()}
 
@@ -115,20 +119,22 @@ def _errors(net: "FortifiedNetwork", data: Any, batch_size: int) -> dict[str, fl
     totals = dict.fromkeys(net.layers, 0.0)
     with untouched(net), torch.no_grad():  # with noise at test: the same noise each time
         for rows in torch.arange(len(source)).split(batch_size):
-            x = source.batch(rows)[0].to(device)
-            for name, error in net.reconstruction_errors(x, relative=True, replace=False).items():
+            x = each(source.batch(rows)[0], lambda t: t.to(device))
+            for name, error in call_model(net.reconstruction_errors, x, relative=True, replace=False).items():
                 totals[name] += float(error.double().sum())
     return {name: total / len(source) for name, total in totals.items()}
 
 
 def _warn_of_disagreement(net: "FortifiedNetwork", data: Any, batch_size: int, most: float = 0.01) -> None:
     """Warn where the fortified predictions differ from the original network's on too many of a sample of the inputs."""
-    x, n, different = as_source(data).sample(2000)[0].to(next(net.parameters()).device), 0, 0
+    device, n, different = next(net.parameters()).device, 0, 0
     with evaluating(net), torch.no_grad():
-        for chunk in x.split(batch_size):
-            original, _ = net(chunk, return_states=True, replace=False)
-            different += int((net(chunk).argmax(-1) != original.argmax(-1)).reshape(len(chunk), -1).any(1).sum())
-            n += len(chunk)
+        for few in split(as_source(data).sample(2000)[0], batch_size):
+            x = each(few, lambda t: t.to(device))
+            original, _ = call_model(net, x, return_states=True, replace=False)
+            logits, _ = call_model(net, x, return_states=True)
+            different += int((logits.argmax(-1) != original.argmax(-1)).reshape(count(x), -1).any(1).sum())
+            n += count(x)
     if different > most * n:
         warnings.warn(
             f"the fortified network decides otherwise than the original on {different / n:.1%} of {n} training inputs: "
@@ -145,12 +151,14 @@ def _measure_scales(
     squares = {name: torch.zeros((), dtype=torch.float64, device=device) for name in net.layers}
     counts = dict.fromkeys(net.layers, 0)
     with evaluating(net), torch.no_grad():
-        for x in as_source(data).sample(batches * batch_size)[0].split(batch_size):
+        for few in split(as_source(data).sample(batches * batch_size)[0], batch_size):
+            x = each(few, lambda t: t.to(device))
             with naming_inputs(x):
-                _, states = net(x.to(device), return_states=True, replace=False)
+                _, states = call_model(net, x, return_states=True, replace=False)
             for name, (state, _) in states.items():
-                squares[name.split("#")[0]] += state.double().square().sum()
-                counts[name.split("#")[0]] += state.numel()
+                values = net.per_example(name, state.double().square(), mask_of(x))
+                squares[name.split("#")[0]] += values.sum()
+                counts[name.split("#")[0]] += values.numel()
     for name, autoencoder in _by_layer(net).items():
         if name not in keep:
             rms = (squares[name] / max(1, counts[name])).sqrt()

@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustgen.fortified.layer import FortifiedLayer, Tape, recording
-from robustgen.fortified.placement import call_model, place
+from robustgen.fortified.placement import place
+from robustgen.inputs import call_model
 from robustgen.layers import uncompiled
-from robustgen.model import logits_of, naming_inputs, output_tensor, untouched
+from robustgen.model import logits_of, naming_inputs, output_itself, output_tensor, untouched
 from robustgen.networks import mlp
 from robustgen.training import AdversarialObjective, unwrap
 
@@ -90,14 +91,14 @@ class HiddenMatchingNetwork(nn.Module):
         self.discriminator.train(self.backbone.training)
 
     def forward(self, *args: Any, reversal: float | None = None, **kwargs: Any) -> Any:
-        """Logits (N, C); with ``reversal`` also the discriminator's logits (N,), from the same pass.
+        """Logits (N, C), or the model's own output object; with ``reversal`` logits and the discriminator's (N,).
 
         Args:
             *args, **kwargs: the model's own inputs.
             reversal: the gradient of the discriminator's logits reaches the network times ``-reversal``.
         """
         if reversal is None:
-            return output_tensor(self.backbone(*args, **kwargs))
+            return output_itself(self.backbone(*args, **kwargs))
         logits, state = self._recorded(lambda: self.backbone(*args, **kwargs))
         return logits, self.discriminator(reverse_gradient(state, reversal)).squeeze(1)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustgen.fortified.autoencoder import DenoisingAutoencoder
+from robustgen.fortified.autoencoder import DenoisingAutoencoder, PositionAutoencoder
+from robustgen.inputs import MASK, mean_over_positions
 from robustgen.layers import first_tensor
 
 __all__ = ["FortifiedLayer", "Tape", "recording"]
@@ -65,6 +66,11 @@ class FortifiedLayer(nn.Module):
     def extra_repr(self) -> str:
         return f"{self.name!r}, batch_dim={self.batch_dim}"
 
-    def per_example(self, values: Tensor) -> Tensor:
-        """``values`` shaped like a state, as (N, everything else)."""
-        return values.movedim(self.batch_dim, 0).flatten(1)
+    def per_example(self, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``values`` shaped like a state, as (N, everything else); see :meth:`FortifiedNetwork.per_example`."""
+        if mask is None or values.ndim == 2:
+            return values.movedim(self.batch_dim, 0).flatten(1)
+        if values.ndim != 3:
+            raise ValueError(f"layer {self.name!r} gives maps {tuple(values.shape)}, whose positions no {MASK} tells")
+        positions = 2 if isinstance(self.autoencoder, PositionAutoencoder) else 1 - self.batch_dim
+        return mean_over_positions(values, mask, self.batch_dim, positions)

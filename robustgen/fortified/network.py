@@ -14,9 +14,10 @@ from robustgen.checks import plain_arguments
 from robustgen.files import load_state, load_tensors, read_json, save_tensors, write_json
 from robustgen.fortified.autoencoder import ConvAutoencoder, DenoisingAutoencoder, DenseAutoencoder, PositionAutoencoder
 from robustgen.fortified.layer import FortifiedLayer, Tape, recording
-from robustgen.fortified.placement import Placement, auto_layers, call_model, place
+from robustgen.fortified.placement import Placement, auto_layers, place
+from robustgen.inputs import MASK, call_model
 from robustgen.layers import check_hooks, uncompiled
-from robustgen.model import evaluating, output_tensor, untouched
+from robustgen.model import evaluating, output_itself, output_tensor, untouched
 from robustgen.rebuilding import rebuild
 from robustgen.structure import POSITIVE, check_structure
 from robustgen.turns import RANDOM_STATE, taking_turns
@@ -53,12 +54,13 @@ def fortify(
     Args:
         model: any ``nn.Module``; x (N, ...) -> logits (N, C), or an object with ``.logits``. Of what ``torch.compile``
             made, the network inside is fortified, since compiled code takes no notice of hooks: compile the result.
-        layers: names as in ``model.named_modules()``, or "auto": the middle and the last hidden activation (see
-            :func:`~robustgen.fortified.placement.auto_layers`). Each must give a float tensor (N, D), (N, T, D),
-            (N, C, L) behind 1-D convolutions, or (N, C, H, W), or a tuple whose first item is one (an nn.LSTM: its
-            output at every time step).
+        layers: names as in ``model.named_modules()``, or "auto": the middle and the last hidden activation, or block of
+            a transformer (see :func:`~robustgen.fortified.placement.auto_layers`). Each must give a float tensor
+            (N, D), (N, T, D), (N, C, L) behind 1-D convolutions, or (N, C, H, W), or a tuple whose first item is one
+            (an nn.LSTM: its output at every time step).
         example_input: what the model is called with to find the shapes: a tensor, a tuple of positional or a dict of
-            keyword arguments.
+            keyword arguments. It is called on it five times ("auto" is one of them), once of these on the example twice
+            over and once with a backward pass; no more is needed than a few inputs.
         hidden: units (channels) of each autoencoder; None means 2 D up to 1024 but at least min(D, 1024) for dense
             states and C for maps.
         activation, decoder_activation: leaky_relu, relu, tanh or linear.
@@ -131,7 +133,7 @@ def _warn_of_ignored_layers(net: "FortifiedNetwork", example: Any) -> None:
     layers = [layer for layer in net.fortified_layers if layer.autoencoder is not None]
     with untouched(net), torch.enable_grad():
         biases = [layer.autoencoder.decoder_bias.requires_grad_(True) for layer in layers]  # untouched() undoes it
-        total = call_model(net, example).sum()
+        total = output_tensor(call_model(net, example)).sum()
         reached = torch.autograd.grad(total, biases, allow_unused=True) if total.requires_grad else [None] * len(biases)
     for layer, gradient in zip(layers, reached, strict=True):
         if gradient is None:
@@ -157,6 +159,7 @@ class FortifiedNetwork(nn.Module):
         self.fortified_layers = nn.ModuleList(_build_layer(spec, config["options"]) for spec in config["layers"])
         self.input_layer = None if config["input"] is None else _build_layer(config["input"], config["options"])
         self.layers: tuple[str, ...] = tuple(spec["name"] for spec in config["layers"]) or (INPUT,)
+        self._nested = _without_nested_tensors(backbone)
         for layer in self.fortified_layers:
             backbone.get_submodule(layer.name).register_forward_hook(layer.hook)
         like = next((p for p in backbone.parameters() if p.is_floating_point()), torch.empty(0))
@@ -174,19 +177,19 @@ class FortifiedNetwork(nn.Module):
         replace: bool = True,
         **kwargs: Any,
     ) -> Any:
-        """Logits of the fortified network; with ``return_states`` also what its autoencoders saw.
+        """Logits, or the model's own output object with ``.logits``; with ``return_states`` what autoencoders saw too.
 
         Args:
             *args, **kwargs: the model's own inputs.
-            return_states: return ``(logits, {layer: (state, decoded)})``. A layer called k times in one pass appears
-                as ``layer``, ``layer#2``, ... ``layer#k``. With an input autoencoder a pair holds the layer's state on
-                the raw and on the reconstructed input.
+            return_states: return ``(logits, {layer: (state, decoded)})``, the logits as a tensor. A layer called k
+                times in one pass appears as ``layer``, ``layer#2``, ... ``layer#k``. With an input autoencoder a pair
+                holds the layer's state on the raw and on the reconstructed input.
             detach_states: record autoencoder outputs for detached states, so that losses on them train the
                 autoencoders alone.
             replace: False passes the undecoded states on, as in the original network (needs ``return_states``).
         """
         if not return_states:
-            return output_tensor(self.backbone(*self._inputs(args), **kwargs))
+            return output_itself(self.backbone(*self._inputs(args), **kwargs))
         if self.input_layer is not None:
             return self._states_around_input(args, kwargs, detach_states, replace)
         logits, entries = self._recorded(args, kwargs, Tape(detach=detach_states, replace=replace))
@@ -232,13 +235,17 @@ class FortifiedNetwork(nn.Module):
         layers = self.fortified_layers if self.input_layer is None else [self.input_layer]
         return [layer.autoencoder for layer in layers if layer.autoencoder is not None]
 
-    def per_example(self, name: str, values: Tensor) -> Tensor:
-        """``values`` shaped like the states of ``name``, as (N, everything else)."""
+    def per_example(self, name: str, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """``values`` shaped like the states of ``name``, as (N, everything else).
+
+        With a ``mask`` (N, T), not zero at the positions that count, values of T positions are averaged over these:
+        (N, D). See :func:`robustgen.inputs.mean_over_positions`.
+        """
         base = name.split("#")[0]
         for layer in self.fortified_layers:
             if layer.name == base:
-                return layer.per_example(values)
-        return values.flatten(1)
+                return layer.per_example(values, mask)
+        return FortifiedLayer(INPUT, None, 0).per_example(values, mask)
 
     def reconstruction_errors(self, *args: Any, relative: bool = False, **kwargs: Any) -> dict[str, Tensor]:
         """Mean squared error between state and decoded state, for each layer and example: {layer: (N,)}.
@@ -247,18 +254,19 @@ class FortifiedNetwork(nn.Module):
         times reports the mean over its calls.
 
         Args:
-            *args, **kwargs: the model's inputs.
+            *args, **kwargs: the model's inputs. Of states (N, T, D) or (N, C, L) only the positions count at which a
+                keyword ``attention_mask`` (N, T) is not zero.
             relative: divide by the mean square of the state, which does not change with the state's scale.
         """
-        inputs = [*args, *kwargs.values()]
+        inputs, mask = [*args, *kwargs.values()], kwargs.get(MASK)
         wants_grad = torch.is_grad_enabled() and any(isinstance(v, Tensor) and v.requires_grad for v in inputs)
         with evaluating(self), torch.set_grad_enabled(wants_grad):
             _, states = self(*args, return_states=True, **kwargs)
             found: dict[str, list[Tensor]] = {name: [] for name in self.layers}
             for name, (state, decoded) in states.items():
-                error = self.per_example(name, decoded - state).square().mean(1)
+                error = self.per_example(name, (decoded - state).square(), mask).mean(1)
                 if relative:
-                    error = error / self.per_example(name, state.to(error)).square().mean(1).clamp(min=1e-12)
+                    error = error / self.per_example(name, state.to(error).square(), mask).mean(1).clamp(min=1e-12)
                 found[name.split("#")[0]].append(error)
         silent = [name for name, errors in found.items() if not errors]
         if silent:
@@ -273,6 +281,8 @@ class FortifiedNetwork(nn.Module):
             for key, hook in list(module._forward_hooks.items()):
                 if isinstance(getattr(hook, "__self__", None), FortifiedLayer):
                     del module._forward_hooks[key]
+        for name in self._nested:
+            plain.get_submodule(name).use_nested_tensor = True
         return plain
 
     @plain_arguments
@@ -331,6 +341,8 @@ class FortifiedNetwork(nn.Module):
     def load(cls, directory: str | Path, *, model: nn.Module) -> "FortifiedNetwork":
         """Rebuild a network that :meth:`save` or a training run wrote, around ``model``, freshly built and unfortified.
 
+        It is in eval mode.
+
         Raises:
             FileNotFoundError: nothing there.
             ValueError: truncated files, not a fortified network, or another architecture (differing tensors named).
@@ -356,7 +368,18 @@ class FortifiedNetwork(nn.Module):
         rebuild(lambda: _Layers(config), own, settings=path, weights=weights)
         net = cls(copying.deepcopy(model), config)
         load_state(net, tensors, directory)
-        return net
+        return net.eval()
+
+
+def _without_nested_tensors(backbone: nn.Module) -> list[str]:
+    """Keep transformers from leaving out padding, which they do where no state has a gradient, and autoencoders may
+    bring one; the names of those that did.
+    """
+    found = [(name, m) for name, m in backbone.named_modules() if isinstance(m, nn.TransformerEncoder)]
+    nested = [name for name, m in found if m.use_nested_tensor]
+    for name in nested:
+        backbone.get_submodule(name).use_nested_tensor = False
+    return nested
 
 
 class _Layers(nn.Module):

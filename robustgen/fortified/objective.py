@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import plain_arguments
+from robustgen.inputs import Inputs, call_model, mask_of
 from robustgen.model import logits_of, naming_inputs
 from robustgen.training import AdversarialObjective, ClassificationLoss, unwrap
 
@@ -21,6 +22,8 @@ class FortifiedObjective(AdversarialObjective):
 
     L_rec,k = mean over examples of ||D(E(h + n)) - h||^2 / (number of units); L_adv,k = the same from the adversarial
     state, its target being the CLEAN state. Both halves go through the network in one concatenated forward.
+    Without an attack, x may be a dict of keyword arguments; states of padded sequences are averaged over the positions
+    that their ``attention_mask`` lets count.
 
     Args:
         attack: makes the adversarial inputs from the network as it is at that step; None trains on clean inputs only
@@ -63,26 +66,27 @@ class FortifiedObjective(AdversarialObjective):
         self.lambda_rec, self.lambda_adv = lambda_rec, lambda_adv
         self.detach_states, self.reduction = detach_states, reduction
 
-    def losses(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, x: Inputs, y: Tensor) -> dict[str, Tensor]:
         net: Any = unwrap(model)
         if not hasattr(net, "per_example"):
             raise TypeError(f"FortifiedObjective trains a FortifiedNetwork, not {type(net).__name__}")
-        n = len(y)
+        n, mask = len(y), mask_of(x)
         with naming_inputs(x):
-            output, states = model(x, return_states=True, detach_states=self.detach_states)
+            output, states = call_model(model, x, return_states=True, detach_states=self.detach_states)
         loss, logged = self.classification(logits_of(output), y)
         rec, adv = loss.new_zeros(()), loss.new_zeros(())
         for name, (state, decoded) in states.items():
-            h, d = (net.per_example(name, values) for values in (state, decoded))
-            h, d = (v.to(torch.promote_types(v.dtype, torch.float32)) for v in (h, d))  # bfloat16 is too coarse
-            squares, norm = (d[:n] - h[:n]).square().sum(1), h[:n].square().sum(1)  # (n,)
+            h, d = (v.to(torch.promote_types(v.dtype, torch.float32)) for v in (state, decoded))  # bfloat16 is coarse
+            errors, squares = (net.per_example(name, v.square(), mask)[:n] for v in (d - h, h))  # (n, units)
+            error, norm = errors.sum(1), squares.sum(1)  # (n,)
             scale = norm.mean().clamp(min=1e-12)
-            unit = {"sum": 1, "mean": h.shape[1], "relative": scale}[self.reduction]
-            rec = rec + squares.mean() / unit
+            unit = {"sum": 1, "mean": errors.shape[1], "relative": scale}[self.reduction]
+            rec = rec + error.mean() / unit
             if self.attack is not None:
-                adv = adv + (d[n:] - h[:n]).square().sum(1).mean() / unit
+                moved = net.per_example(name, d)[n:] - net.per_example(name, h)[:n]
+                adv = adv + moved.square().sum(1).mean() / unit
             logged[f"state_norm/{name}"] = norm.sqrt().mean()
-            logged[f"relative_error/{name}"] = squares.mean() / scale
+            logged[f"relative_error/{name}"] = error.mean() / scale
         if self.lambda_rec:
             loss = loss + self.lambda_rec * rec
         if self.lambda_adv and self.attack is not None:

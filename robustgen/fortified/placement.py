@@ -9,10 +9,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
+from robustgen.inputs import call_model
 from robustgen.layers import features_last, find_layer, first_tensor, watching
 from robustgen.model import output_tensor, untouched
 
-__all__ = ["Placement", "auto_layers", "call_model", "place"]
+__all__ = ["Placement", "auto_layers", "place"]
 
 _NOT_HIDDEN = (nn.Module, nn.MultiheadAttention, nn.Softmax, nn.Softmax2d, nn.LogSoftmax, nn.Softmin)
 _ACTIVATION_MODULES = tuple(
@@ -20,6 +21,9 @@ _ACTIVATION_MODULES = tuple(
     for cls in vars(nn.modules.activation).values()
     if isinstance(cls, type) and issubclass(cls, nn.Module) and cls not in _NOT_HIDDEN
 )
+
+
+_NORMS = (nn.LayerNorm, nn.RMSNorm)
 
 
 @dataclass(frozen=True)
@@ -33,13 +37,6 @@ class Placement:
     kind: str
     features: int
     batch_dim: int
-
-
-def call_model(model: nn.Module, example: Any) -> Any:
-    """Call a model with an example: a tensor, a tuple of positional or a dict of keyword arguments."""
-    if isinstance(example, dict):
-        return model(**example)
-    return model(*example) if isinstance(example, tuple) else model(example)
 
 
 def _doubled(example: Any) -> Any:
@@ -65,11 +62,14 @@ def _resolve(model: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
 def auto_layers(model: nn.Module, example: Any) -> tuple[str, ...]:
     """The rule behind ``layers="auto"``: the middle and the last hidden activation before the read-out.
 
-    Candidates are the activation modules (nn.ReLU, nn.GELU, ...; no softmax) called before the last nn.Linear or
-    convolution, in the order of their calls on ``example``. One that serves states of several widths is replaced by the
-    block that holds it. In a network without any (it calls functions instead), every module with weights of its own
-    and a floating-point output is a candidate. The last one is where off-manifold states are easiest to see, the
-    middle one cleans before the damage is done (Lamb 2018, section 2.5).
+    In a transformer the candidates are its blocks: two or more modules of one class and parent that hold a layer norm
+    and give states (N, T, D) of one width. In other networks they are the activation modules (nn.ReLU, nn.GELU, ...; no
+    softmax) called before the last nn.Linear or convolution, in the order of their calls on ``example``. One that
+    serves states of several widths is replaced by the block that holds it. In a network without any (it calls functions
+    instead), every module with weights of its own and a floating-point output is a candidate. The last one is where
+    off-manifold states are easiest to see, the middle one cleans before the damage is done (Lamb 2018, section 2.5).
+
+    It costs one call of the model on ``example``.
 
     Raises:
         ValueError: no candidate: name the layers yourself.
@@ -95,14 +95,26 @@ def auto_layers(model: nn.Module, example: Any) -> tuple[str, ...]:
             name = name.rpartition(".")[0]
         return name or None
 
-    found = dict.fromkeys(stand_in(n) for n in order if isinstance(modules[n], _ACTIVATION_MODULES))
-    names = [n for n in found if n is not None]
+    names = _blocks([n for n in order if len(shapes[n][0]) == 3 and usable(n)], modules)
+    if not names:
+        found = dict.fromkeys(stand_in(n) for n in order if isinstance(modules[n], _ACTIVATION_MODULES))
+        names = [n for n in found if n is not None]
     if not names:
         with_weights = [n for n in order if any(True for _ in modules[n].parameters(recurse=False))]
         names = [n for n in with_weights if usable(n)]
     if not names:
         raise ValueError("layers='auto' found no hidden layer to fortify; name the layers yourself")
     return tuple(dict.fromkeys((names[(len(names) - 1) // 2], names[-1])))
+
+
+def _blocks(names: list[str], modules: dict[str, nn.Module]) -> list[str]:
+    """Those of ``names`` that are blocks of a transformer, none of them inside of another."""
+    alike: dict[tuple[str, type[nn.Module]], list[str]] = defaultdict(list)
+    for name in names:
+        if any(isinstance(m, _NORMS) for m in modules[name].modules()) and not isinstance(modules[name], _NORMS):
+            alike[name.rpartition(".")[0], type(modules[name])].append(name)
+    blocks = [name for name in names if any(len(group) > 1 and name in group for group in alike.values())]
+    return [name for name in blocks if not any(name.startswith(f"{other}.") for other in blocks)]
 
 
 def _width(shape: tuple[int, ...], last: bool) -> int:

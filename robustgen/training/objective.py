@@ -7,6 +7,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from robustgen.inputs import Inputs, call_model
 from robustgen.model import logits_of, naming_inputs
 from robustgen.training.batches import Batch
 from robustgen.training.classification import ClassificationLoss, CrossEntropies
@@ -57,21 +58,27 @@ class AdversarialObjective(ABC):
         """Whether the clean half is forwarded; a subclass may leave it out where its loss has no use for it."""
         return True
 
-    def inputs(self, model: nn.Module, batch: Batch, step: int) -> tuple[Tensor, Tensor]:
+    def inputs(self, model: nn.Module, batch: Batch, step: int) -> tuple[Any, Tensor]:
         """The clean inputs and then the adversarial ones, in one tensor, as far as there are any; the labels (B,).
 
+        A dict of keyword arguments is passed on as it is.
+
         Raises:
-            ValueError: data without labels.
+            ValueError: data without labels, or an attack on a dict.
         """
         if batch.y is None:
             raise ValueError(f"{type(self).__name__} needs labels: pass data as (x, y)")
+        if isinstance(batch.x, dict):
+            if self.attack is not None:
+                raise ValueError("an attack changes a tensor of floats, no dict of keyword arguments: train without it")
+            return batch.x, batch.y
         halves = [batch.x] if self.forwards_clean else []
         if self.attack is not None:
             halves.append(adversarial_inputs(self.attack, model, batch, step))
         return torch.cat(halves), batch.y
 
     @abstractmethod
-    def losses(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, x: Any, y: Tensor) -> dict[str, Tensor]:
         """What the objective returns, from its ``inputs``; ``x`` goes through the network once."""
 
     def classification(self, logits: Tensor, y: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
@@ -134,9 +141,9 @@ class ClassifierObjective(AdversarialObjective):
         """Not where the loss is that of the adversarial half alone."""
         return self.cross_entropies.clean_weight > 0
 
-    def losses(self, model: nn.Module, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+    def losses(self, model: nn.Module, x: Inputs, y: Tensor) -> dict[str, Tensor]:
         with naming_inputs(x):
-            logits = logits_of(model(x))  # (B or 2B, C)
+            logits = logits_of(call_model(model, x))  # (B or 2B, C)
         loss, logged = self.classification(logits, y)
         return {"loss": loss} | {name: value.detach() for name, value in logged.items()}
 

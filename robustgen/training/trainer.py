@@ -121,7 +121,8 @@ class Trainer:
 
         Args:
             model: its parameters that require a gradient are trained. Left on the device where it was trained.
-            data: see :func:`as_source`: (x, y) tensors, an ``ArrayDataset``, a map-style ``Dataset``.
+            data: see :func:`as_source`: (x, y) tensors or arrays, x a dict of the model's keyword arguments too, an
+                ``ArrayDataset``, a map-style ``Dataset``, a ``DataLoader``.
             val: the same, or None: the objective on it, in eval mode, at the end of each epoch.
 
         Returns:
