@@ -67,7 +67,7 @@ class AWP:
         for name, weight in net.named_parameters():
             if weight._backward_hooks:  # when the gradient is found here, and when the trainer asks for it
                 raise ValueError(f"AWP: a gradient hook on {name} would act twice")
-        with seeded(batch.x.device):
+        with seeded(batch.ids.device):
             found = evaluate(net)
         gradients = _gradients(found["loss"], weights)
         if net is not model:
