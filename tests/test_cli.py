@@ -384,7 +384,7 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
         (["attack", "--model", "convnet", "--data", "digits"], "module:function"),
         (["attack", "--run", "{fortified}", "--suite", "huge", "--limit", "10"], "unknown suite 'huge'"),
         (["attack", "--run", "{fortified}", "--eps", "-1", "--limit", "10"], "eps"),
-        (["attack", "--run", "{fortified}", "--norm", "L3", "--limit", "10"], "Linf or L2"),
+        (["attack", "--run", "{fortified}", "--norm", "L3", "--limit", "10"], "Linf, L2 or L1"),
         (["attack", "--run", "{fortified}", "--limit", "0"], "empty"),
         (["score", "--run", "{fortified}", "--data", "{tmp}/broken.npz"], "broken.npz"),
         (["score", "--run", "{fortified}", "--data", "{tmp}/large.npz"], "the network takes (1, 8, 8)"),

@@ -283,13 +283,16 @@ def test_a_configuration_runs_no_code_and_fetches_nothing(vit, change):
     (folder / "evil.py").write_text(f"open({str(marker)!r}, 'w').close()")
     path = folder / "config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
-    refusals = []
+    refusals, networks = [], []
     for opened in (lambda: open_network(None, f"hf:{folder}", None), lambda: of_library(f"hf:{folder}", 3)):
         try:
-            opened()
+            found = opened()
+            networks.append(found[0] if isinstance(found, tuple) else found)
         except ValueError as error:
             refusals.append(str(error))
     assert all(line.startswith((f"hf:{folder}: ", f"{path}: ")) and "\n" not in line for line in refusals)
+    assert all(network.config._attn_implementation == "eager" for network in networks)
+    assert len(networks) == (2 if "attn" in str(change) else len(networks))
     assert not marker.exists()
 
 
