@@ -23,7 +23,7 @@ _HOME = {
     "Trainer": "robustgen.training",
 }
 _ROOMS = ("attacks", "data", "detectors", "evaluation", "experiments", "fortified", "generative", "training")
-_MODULES = ("calibration", "networks", "recurrent_networks")
+_MODULES = ("calibration", "networks", "recurrent_networks", "weights")
 
 __all__ = ["__version__", *_HOME, *_MODULES, *_ROOMS]
 

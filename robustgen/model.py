@@ -203,10 +203,10 @@ def check_rows_alone(ask: Callable[[Any], Tensor], x: Inputs, of: str = "model's
         (together, ask(each(rows, lambda t: t.flip(0))).flip(0), ROUNDING_OF_ANSWERS),
         (together[:1], alone, ROUNDING_OF_ANSWERS),
     ]
+    largest = together.nan_to_num(0.0, 0.0, 0.0).abs().amax()
     for a, b, share in pairs:
-        finite = a.isfinite() & b.isfinite()
-        most = within + share * torch.where(finite, a, 0.0).abs().amax()
-        if bool(torch.where(finite, a - b, 0.0).abs().amax() > most):
+        difference = torch.where(a.isfinite() & b.isfinite(), a - b, 0.0).abs()
+        if bool(difference.amax() > within + share * largest):
             raise ValueError(
                 f"the {of} for an input depends on the others in its batch (batch statistics at test time, a closure "
                 "over other inputs, a scale over the whole batch): each row must be answered by itself"

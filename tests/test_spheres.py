@@ -146,7 +146,7 @@ class TestOnTheSphere:
     def test_bounds_that_cut_the_sphere_are_kept_and_so_is_the_norm(self):
         x = 0.1 + 0.8 * torch.rand(50, 4)
         gain = lambda z: z[:, 0] - z[:, 1]
-        attack = SpherePGD(eps=5.0, steps=60, random_start=False, early_stop=False)
+        attack = SpherePGD(eps=2.0, steps=60, random_start=False, early_stop=False)
         x_adv = attack(lambda z: torch.stack([3 + 0 * z[:, 0], gain(z)], 1), x, labels(x, 0))
         assert x_adv.min() >= 0
         assert x_adv.max() <= 1

@@ -269,8 +269,9 @@ class Detector(ABC):
             check_size(shape.tolist(), path, "image_shape")
             self.statistics_["like"] = torch.zeros(0, *shape.tolist())
         try:
-            for like in named(_like(self.statistics) or {}).values():
-                check_size(like.shape[1:], path, "the shape of inputs")
+            if (like := _like(self.statistics)) is not None:
+                for part in named(like).values():
+                    check_size(part.shape[1:], path, "the shape of inputs")
             if scores is not None and not scores.is_floating_point():
                 raise ValueError(f"calibration scores of {scores.dtype}")
             self.calibration_ = None if scores is None else ConformalCalibration(scores)

@@ -51,5 +51,5 @@ def raise_doubts(lines: Iterable[str | None]) -> list[str]:
     """Warn of each line that is one, and return them for the report."""
     found = [line for line in lines if line is not None]
     for line in found:
-        warnings.warn(line, stacklevel=3)
+        warnings.warn(line, stacklevel=4)
     return found

@@ -140,7 +140,7 @@ def _warn_of_ignored_layers(net: "FortifiedNetwork", example: Any) -> None:
             warnings.warn(
                 f"the logits do not depend on the output of layer {layer.name!r}: fortifying it has no effect on them "
                 "(does the model read an RNN's final state instead of its output?)",
-                stacklevel=3,
+                stacklevel=4,
             )
 
 
