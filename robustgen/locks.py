@@ -34,7 +34,7 @@ def lock(handle: int, *, wait: bool) -> bool:
     return True
 
 
-_ATTEMPTS = 100  # to lock a directory that others may be removing
+_ATTEMPTS = 10_000  # to lock a directory that others may be removing
 
 
 class _Held(threading.local):
@@ -86,7 +86,7 @@ def _locked(directory: Path, wait: bool) -> int:
         try:
             directory.mkdir(parents=True, exist_ok=True)
             handle = os.open(directory, os.O_RDONLY)
-        except FileNotFoundError as error:
+        except (FileExistsError, FileNotFoundError) as error:  # removed by another one meanwhile
             if attempt + 1 == _ATTEMPTS:
                 raise OSError(error.errno, "cannot be made", str(directory)) from None
             continue

@@ -285,7 +285,9 @@ class TestHopSkipJump:
 
         result = HopSkipJump(n_queries=n_queries, directions=10).run(counting, x, y)
         assert result.forwards.tolist() == [1] + [1 + n_queries] * 5
-        first_look = 8 * 4 + 4 + 1 + 3 * 4  # passes at the first inputs, not counted: eight, then in other company and alone
+        first_look = (
+            8 * 4 + 4 + 1 + 3 * 4
+        )  # passes at the first inputs, not counted: eight, then in other company and alone
         assert seen["rows"] == int(result.forwards.sum()) + first_look
         assert not result.backwards.any()
         assert torch.equal(result.x_adv[0], x[0])
