@@ -80,7 +80,7 @@ def alone(directory: Path, *, wait: bool) -> Iterator[None]:
 
 def _locked(directory: Path, wait: bool) -> int:
     """A handle of the directory that has the lock; the directory may be removed by others until then."""
-    if os.path.lexists(directory) and not directory.is_dir():
+    if directory.is_file():
         raise NotADirectoryError(f"{directory} is no directory: name another one")
     for attempt in range(_ATTEMPTS):
         try:
