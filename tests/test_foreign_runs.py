@@ -177,3 +177,42 @@ def test_numbers_in_a_file_take_no_memory(planted, capsys):
         code, _, err = run(capsys, "attack", "--run", folder / "changed", "--data", "digits", "--limit", 5)
         assert (code, err.count("\n")) == (2, 1), err
         assert "run.json" in err or "does not fit this network" in err
+
+
+def test_an_input_that_no_machine_holds_is_refused_where_it_is_read(tmp_path, capsys):
+    assert cli.main(["train", "--run", str(tmp_path / "r"), "--model", "resnet", "--width", "4", *SMALL]) == 0
+    info = json.loads((tmp_path / "r" / "run.json").read_text())
+    info["network"]["shape"] = [1, 100_000, 100_000]  # of a network that any size of image fits
+    (tmp_path / "r" / "run.json").write_text(json.dumps(info))
+    capsys.readouterr()
+    code, _, err = run(capsys, "attack", "--run", tmp_path / "r", "--limit", 5, "--quiet")
+    assert code == 2
+    assert "run.json: network.shape is of 10000000000 values" in err
+
+
+def test_nothing_is_removed_or_written_through_a_link_in_a_run(tmp_path, capsys):
+    elsewhere = tmp_path / "elsewhere"
+    for name in (".download.part", "step-by-step-guide", "step-00000001"):
+        (elsewhere / name).mkdir(parents=True)
+    common = ["train", "--run", str(tmp_path / "r"), "--model", "mlp", "--width", "4", *SMALL]
+    assert cli.main(common) == 0
+    checkpoints = tmp_path / "r" / "checkpoints"
+    for path in checkpoints.iterdir():
+        shutil.move(path, elsewhere)
+    checkpoints.rmdir()
+    checkpoints.symlink_to(elsewhere)
+    before = sorted(p.name for p in elsewhere.iterdir())
+    capsys.readouterr()
+    code, _, err = run(capsys, *common, "--resume", "--epochs", 3)
+    assert code == 2
+    assert "is a link" in err
+    assert sorted(p.name for p in elsewhere.iterdir()) == before
+
+
+def test_what_others_put_beside_checkpoints_stays(tmp_path):
+    common = ["train", "--run", str(tmp_path / "r"), "--model", "mlp", "--width", "4", *SMALL]
+    assert cli.main(common) == 0
+    for name in (".download.part", "step-by-step-guide"):
+        (tmp_path / "r" / "checkpoints" / name).mkdir()
+    assert cli.main([*common, "--resume", "--epochs", "3"]) == 0
+    assert {".download.part", "step-by-step-guide"} <= {p.name for p in (tmp_path / "r" / "checkpoints").iterdir()}

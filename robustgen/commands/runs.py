@@ -154,7 +154,7 @@ def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[
     if spec.is_code and model is None and not trust:
         raise ValueError(
             f"{path}: names code as its network, {spec.model!r}, and a file may not have code run: if you trust it, "
-            f"name it with --model, or pass --trust"
+            "pass --trust, or for a --run name it with --model"
         )
     checkpoint = load_checkpoint(run)
     fortified = info["fortify"] is not None

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustgen.checks import ROUNDING, check_images, check_shape, plain_arguments
 from robustgen.rebuilding import rebuild
-from robustgen.structure import SIZE, check_arguments
+from robustgen.structure import SIZE, check_arguments, check_size
 from robustgen.training import Batch, load_checkpoint, save_checkpoint
 from robustgen.training.checkpoint import holds_run
 
@@ -171,4 +171,5 @@ class GenerativeModel(nn.Module, ABC):
             )
         path = checkpoint.path / "config.json"
         check_arguments(cls, config, path, "config.model", whole=SIZE)
+        check_size(config.get("shape", ()), path, "config.model.shape")
         return rebuild(lambda: cls(**config), checkpoint.model_state, settings=path, weights=checkpoint.path).eval()
