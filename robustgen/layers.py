@@ -49,9 +49,10 @@ def uncompiled(model: nn.Module) -> nn.Module:
 
 
 def is_compiled(model: nn.Module) -> bool:
-    """Whether ``model`` runs compiled code: that of ``torch.compile``, of ``.compile()``, or TorchScript."""
+    """Whether ``model`` runs other code than its layers': of torch.compile, .compile(), TorchScript or torch.export."""
     in_place = getattr(model, "_compiled_call_impl", None) is not None
-    return in_place or hasattr(model, _WRAPPED) or isinstance(model, torch.jit.ScriptModule)
+    exported = isinstance(model, torch.fx.GraphModule) and "train" in vars(model)  # torch.export puts one that refuses
+    return in_place or exported or hasattr(model, _WRAPPED) or isinstance(model, torch.jit.ScriptModule)
 
 
 def check_hooks(model: nn.Module, layer: str = "") -> None:
@@ -61,8 +62,8 @@ def check_hooks(model: nn.Module, layer: str = "") -> None:
         if name in known and is_compiled(known[name]):
             what = f"layer {name!r}" if name else f"this {type(known[name]).__name__}"
             raise ValueError(
-                f"{what} is compiled or scripted, and takes no notice of hooks on its layers: give the network as it "
-                "was before (a copy.deepcopy of it undoes .compile())"
+                f"{what} is compiled, scripted or exported, and takes no notice of hooks on its layers: give the network "
+                "as it was before (a copy.deepcopy of it undoes .compile())"
             )
 
 

@@ -218,12 +218,12 @@ def test_what_is_compiled_by_itself_is_named():
         lambda: fortify(inner, ["0._orig_mod.1"], example_input=x),
         lambda: KNearestFeatures(inner, "0._orig_mod.1"),
     ):
-        with pytest.raises(ValueError, match=r"layer '0' is compiled or scripted"):
+        with pytest.raises(ValueError, match=r"layer '0' is compiled, scripted or exported"):
             act()
     assert KNearestFeatures(inner, k=1).fit(x).score(x).allclose(torch.zeros(4), atol=1e-6)  # its head is not
     in_place = built(mlp)
     in_place.compile(backend="eager")
-    with pytest.raises(ValueError, match="compiled or scripted"):
+    with pytest.raises(ValueError, match="compiled, scripted or exported"):
         KNearestFeatures(scripted(built(mlp), x, frozen=True))
     for model in (in_place, scripted(built(mlp), x)):
         for act in (
@@ -232,7 +232,7 @@ def test_what_is_compiled_by_itself_is_named():
             lambda model=model: KNearestFeatures(model, "2"),
             lambda model=model: find_layer(model, "2"),
         ):
-            with pytest.raises(ValueError, match=r"this \w+ is compiled or scripted, .* copy\.deepcopy"):
+            with pytest.raises(ValueError, match=r"this \w+ is compiled, scripted or exported, .* copy\.deepcopy"):
                 act()
         assert Energy(model).fit(x).score(x).shape == (4,)
     assert KNearestFeatures(copy.deepcopy(in_place), k=1).fit(x).score(x).shape == (4,)
@@ -384,3 +384,15 @@ def test_a_network_of_one_batch_size_is_named():
         PGD()(net, x[:4], torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ValueError, match=r"the model fails on inputs of shape \(12,\)"):
         KNearestFeatures(net, k=2, batch_size=4).fit(x)
+
+
+def test_an_exported_network_is_told_from_one_with_layers():
+    net, x = mlp().eval(), torch.rand(4, 12)
+    made = torch.export.export(net, (x,), dynamic_shapes=({0: torch.export.Dim("n")},)).module()
+    for use in (
+        lambda: fortify(made, "auto", example_input=x),
+        lambda: fortify(made, ["0"], example_input=x),
+        lambda: KNearestFeatures(made, k=2).fit(x),
+    ):
+        with pytest.raises(ValueError, match="exported, and takes no notice of hooks"):
+            use()
