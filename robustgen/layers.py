@@ -62,8 +62,8 @@ def check_hooks(model: nn.Module, layer: str = "") -> None:
         if name in known and is_compiled(known[name]):
             what = f"layer {name!r}" if name else f"this {type(known[name]).__name__}"
             raise ValueError(
-                f"{what} is compiled, scripted or exported, and takes no notice of hooks on its layers: give the network "
-                "as it was before (a copy.deepcopy of it undoes .compile())"
+                f"{what} is compiled, scripted or exported, and takes no notice of hooks on its layers: give the "
+                "network as it was before (a copy.deepcopy of it undoes .compile())"
             )
 
 
