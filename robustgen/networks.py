@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from robustgen.checks import check_integers, plain_arguments
 from robustgen.strided_conv import StridedConv2d
 
-__all__ = ["activation_module", "build", "convnet", "encoder", "mlp", "resnet"]
+__all__ = ["activation_module", "build", "convnet", "encoder", "mlp", "resnet", "strided"]
 
 _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
@@ -63,6 +63,43 @@ def convnet(
         height, breadth = ((s + 2 * padding - kernel) // stride + 1 for s in size)
         size = (height, breadth)
     return nn.Sequential(*layers, nn.Flatten(), nn.Linear(2 * width * size[0] * size[1], n_classes))
+
+
+@plain_arguments
+def strided(
+    in_channels: int = 1,
+    n_classes: int = 10,
+    image_size: int | tuple[int, int] = 28,
+    width: int = 16,
+    units: int | None = None,
+    activation: str = "relu",
+) -> nn.Sequential:
+    """Two 4x4 convolutions of stride 2 and a hidden layer, (N, C, H, W) -> logits (N, n_classes).
+
+    Small and quick to train against attacks: the MNIST network of Wong and Kolter, "Provable Defenses against
+    Adversarial Examples via the Convex Outer Adversarial Polytope", 2018, at the default width.
+
+    Args:
+        in_channels, n_classes: of the data.
+        image_size: height and width in pixels (square or not), at least 4 each.
+        width: channels of the first layer; the second has twice as many.
+        units: of the hidden layer; default 100 for each 16 of width.
+        activation: of every layer, see :func:`activation_module`.
+
+    >>> import torch
+    >>> strided(1, 10, image_size=28)(torch.zeros(2, 1, 28, 28)).shape
+    torch.Size([2, 10])
+    """
+    units = max(1, 100 * width // 16) if units is None else units
+    check_integers(in_channels=in_channels, n_classes=n_classes, width=width, units=units)
+    height, breadth = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, breadth) < 4:
+        raise ValueError(f"strided takes images of at least 4x4 pixels, got {height}x{breadth}")
+    first = StridedConv2d if in_channels <= 4 else nn.Conv2d  # as in convnet
+    layers: list[nn.Module] = [first(in_channels, width, 4, 2, 1), activation_module(activation)]
+    layers += [nn.Conv2d(width, 2 * width, 4, 2, 1), activation_module(activation), nn.Flatten()]
+    layers += [nn.Linear(2 * width * (height // 4) * (breadth // 4), units), activation_module(activation)]
+    return nn.Sequential(*layers, nn.Linear(units, n_classes))
 
 
 def encoder(
@@ -191,23 +228,27 @@ def _norm_module(name: str, channels: int) -> nn.Module:
 
 
 def build(name: str, example: Tensor, n_classes: int, width: int | None = None, activation: str = "relu") -> nn.Module:
-    """The built-in network called ``name`` ("convnet", "mlp" or "resnet") for inputs shaped like ``example`` (N, ...).
+    """The built-in network called ``name`` for inputs shaped like ``example`` (N, ...): "convnet", "mlp", "resnet" or
+    "strided".
 
     ``width``: channels of the first layer (of the first stage of a resnet, doubled from stage to stage), units of mlp.
 
     Raises:
-        ValueError: an unknown name, a width below 1, or a convnet or resnet for inputs that are no images (N, C, H, W).
+        ValueError: an unknown name, a width below 1, or another than mlp for inputs that are no images (N, C, H, W).
     """
     if width is not None:
         check_integers(width=width)  # 0 is no width, and not the default either
     if name == "mlp":
         return mlp(example[0].numel(), [256 if width is None else width] * 2, n_classes, activation)
-    if name not in ("convnet", "resnet"):
-        raise ValueError(f"unknown network {name!r}; known: convnet, mlp, resnet (or module:function for your own)")
+    if name not in ("convnet", "resnet", "strided"):
+        known = "convnet, mlp, resnet, strided"
+        raise ValueError(f"unknown network {name!r}; known: {known} (or module:function for your own)")
     if example.ndim != 4:
         raise ValueError(f"{name} takes images (N, C, H, W), got shape {tuple(example.shape)}")
     _, channels, height, breadth = example.shape
     if name == "resnet":
         first = 16 if width is None else width
         return resnet(channels, n_classes, (first, 2 * first, 4 * first), activation=activation)
+    if name == "strided":
+        return strided(channels, n_classes, (height, breadth), 16 if width is None else width, activation=activation)
     return convnet(channels, n_classes, (height, breadth), 64 if width is None else width, activation)

@@ -126,13 +126,14 @@ class Ball:
         low, high = (torch.tensor(b, dtype=z.dtype, device=z.device).double() for b in self.bounds)
         return torch.where(direction > 0, high - z.double(), z.double() - low).clamp(min=0)
 
-    def uniform(self, i: Tensor, seed: int, ids: Tensor, stream: tuple[int, ...]) -> Tensor:
-        """A point drawn uniformly in the ball (then clamped to the bounds), by counter-based numbers."""
+    def uniform(self, i: Tensor, seed: int, ids: Tensor, stream: tuple[int, ...], *, in_bounds: bool = True) -> Tensor:
+        """A point drawn uniformly in the ball, by counter-based numbers, and then clamped to the bounds, if at all."""
         shape, dtype = tuple(self.x.shape[1:]), self.x.dtype
+        inside = self.project if in_bounds else lambda i, z: z
         if self.norm == "Linf":
             delta = 2 * counter_rng.uniform(seed, ids, shape, (*stream, 0), dtype) - 1
             radius = column(self.eps[i], delta) if self.reach is None else self.reach[i].to(dtype)
-            return self.project(i, self.x[i] + delta * radius)
+            return inside(i, self.x[i] + delta * radius)
         free = 1.0 if self.reach is None else (self.reach[i] > 0).to(dtype)
         if self.norm == "L1":  # exponentials over their sum are uniform on the simplex
             size = -torch.log1p(-counter_rng.uniform(seed, ids, shape, (*stream, 0), torch.float64))
@@ -140,10 +141,10 @@ class Ball:
             sign = 2 * counter_rng.integers(seed, ids, shape, 2, (*stream, 2)) - 1
             radius = counter_rng.uniform(seed, ids, (), (*stream, 1), torch.float64) ** (1 / max(1, size[:1].numel()))
             scale = self.eps[i].double() * radius / perturbation_norm(size, "L1").clamp(min=1e-300)
-            return self.project(i, self.x[i] + (sign * size * column(scale, size)).to(dtype))
+            return inside(i, self.x[i] + (sign * size * column(scale, size)).to(dtype))
         direction = free * counter_rng.normal(seed, ids, shape, (*stream, 0), dtype)
         radius = counter_rng.uniform(seed, ids, (), (*stream, 1), torch.float64) ** (1 / max(1, direction[:1].numel()))
-        return self.project(i, self.x[i] + self._of_length(direction, self.eps[i].double() * radius))
+        return inside(i, self.x[i] + self._of_length(direction, self.eps[i].double() * radius))
 
     def gaussian(self, i: Tensor, seed: int, ids: Tensor, stream: tuple[int, ...]) -> Tensor:
         """Gaussian noise of expected norm about eps, projected on the ball.

@@ -259,3 +259,9 @@ class Attack(ABC):
     def describe(self) -> dict[str, Any]:
         """The attack's name and every hyperparameter, as JSON-able values."""
         return {"attack": type(self).__name__} | asdict(self)
+
+
+def check_start(in_bounds: bool, early_stop: bool) -> None:
+    """ValueError for an attack of an evaluation that starts outside the bounds, where no input can be."""
+    if early_stop and not in_bounds:
+        raise ValueError("start_in_bounds=False is for training: set early_stop=False")

@@ -7,11 +7,12 @@ a sparse step (:meth:`~robustgen.attacks.ball.Ball.step`).
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from robustgen.attacks.base import Attack
+from robustgen.attacks.base import Attack, check_start
 from robustgen.attacks.cycles import Visited
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Query, Search
@@ -33,6 +34,8 @@ class PGD(Attack):
         loss: "ce" (the direction of the cross-entropy), "margin" (highest other logit less the true one) or "dlr" (the
             same over the spread of the logits).
         eot_samples: passes of a stochastic model that a gradient averages.
+        start_in_bounds: whether a random start is clamped to the bounds before its gradient is taken. False is for
+            training (``early_stop=False``); such a start is no candidate for what is returned.
 
     The others are those of :class:`~robustgen.attacks.Attack`. Of all points visited, the start included, the one of
     lowest margin is returned. For Linf a sample whose search comes back to a point where it has been is done with that
@@ -54,16 +57,20 @@ class PGD(Attack):
     random_start: bool = True
     loss: str = "ce"
     eot_samples: int = 1
+    start_in_bounds: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        check_start(self.start_in_bounds, self.early_stop)
         if self.step_size is not None:
             check_positive(step_size=self.step_size)
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         ball = problem.ball
         alpha = 2.5 * ball.eps / self.steps if self.step_size is None else torch.full_like(ball.eps, self.step_size)
-        x = ball.uniform(i, self.seed, problem.ids[i], (run,)) if self.random_start or run else problem.x[i]
+        random, steps = self.random_start or run > 0, self.steps
+        draw = partial(ball.uniform, i, self.seed, problem.ids[i], (run,), in_bounds=self.start_in_bounds)
+        x = draw() if random else problem.x[i]
 
         def ask(i: Tensor, x: Tensor) -> Query:
             return problem.gradient(i, x, self.loss, self.eot_samples)
@@ -71,8 +78,10 @@ class PGD(Attack):
         def move(i: Tensor, x: Tensor, logits: Tensor, gradient: Tensor) -> Tensor:
             return ball.project(i, x + ball.step(i, gradient, alpha[i], at=x))
 
+        if random and not self.start_in_bounds:
+            x, steps = move(i, x, *(yield ask(i, x))), steps - 1
         repeats = self.norm == "Linf" and problem.early_stop and not problem.oracle.stochastic
-        yield from ascend(problem, i, x, self.steps, ask, move, Visited(problem.y) if repeats else None)
+        yield from ascend(problem, i, x, steps, ask, move, Visited(problem.y) if repeats else None)
 
 
 def ascend(

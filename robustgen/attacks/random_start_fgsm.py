@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from robustgen.attacks.base import Attack
+from robustgen.attacks.base import Attack, check_start
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
 from robustgen.checks import check_positive
@@ -26,6 +26,9 @@ class RandomStartFGSM(Attack):
 
     Args:
         alpha: length of the step as a multiple of eps, > 0; above 2 the start no longer matters.
+        start_in_bounds: whether the start is clamped to the bounds before its gradient is taken. False is for training
+            (``early_stop=False``) on data with many pixels at a bound, where the clamp takes half of the noise away and
+            training soon overfits its attack.
 
     The others are those of :class:`~robustgen.attacks.Attack`. The end of the step is returned, never the start.
 
@@ -39,14 +42,16 @@ class RandomStartFGSM(Attack):
     norms = ("Linf", "L2", "L1")
 
     alpha: float = 1.25
+    start_in_bounds: bool = True
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_positive(alpha=self.alpha)
+        check_start(self.start_in_bounds, self.early_stop)
 
     def _search(self, problem: Problem, i: Tensor, run: int) -> Search:
         ball = problem.ball
-        x = ball.uniform(i, self.seed, problem.ids[i], ())
+        x = ball.uniform(i, self.seed, problem.ids[i], (), in_bounds=self.start_in_bounds)
         _, gradient = yield problem.gradient(i, x, "ce")
         x = ball.project(i, x + ball.step(i, gradient, self.alpha * ball.eps[i], at=x))
         problem.record(i, x, (yield problem.logits(i, x)))

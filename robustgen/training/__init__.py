@@ -2,10 +2,16 @@
 
 from robustgen.training.awp import AWP
 from robustgen.training.batches import Batch, Source, as_source
-from robustgen.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from robustgen.training.checkpoint import (
+    Checkpoint,
+    best_checkpoint,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from robustgen.training.classification import ClassificationLoss, class_loss
 from robustgen.training.contrastive import ContrastiveObjective
-from robustgen.training.deformations import Deformations, OnDeformed
+from robustgen.training.deformations import CropAndFlip, Deformations, OnDeformed
 from robustgen.training.distributed import unwrap
 from robustgen.training.mart import Mart
 from robustgen.training.objective import (
@@ -15,8 +21,11 @@ from robustgen.training.objective import (
     adversarial_inputs,
 )
 from robustgen.training.overfitting import OverfittingGuard
+from robustgen.training.phases import FirstThen
+from robustgen.training.robust_accuracy import RobustAccuracy
 from robustgen.training.trades import Trades
 from robustgen.training.trainer import Trainer
+from robustgen.training.warm_up import WarmUp
 
 __all__ = [
     "AWP",
@@ -26,16 +35,21 @@ __all__ = [
     "ClassificationLoss",
     "ClassifierObjective",
     "ContrastiveObjective",
+    "CropAndFlip",
     "Deformations",
+    "FirstThen",
     "Mart",
     "Objective",
     "OnDeformed",
     "OverfittingGuard",
+    "RobustAccuracy",
     "Source",
     "Trades",
     "Trainer",
+    "WarmUp",
     "adversarial_inputs",
     "as_source",
+    "best_checkpoint",
     "class_loss",
     "latest_checkpoint",
     "load_checkpoint",

@@ -16,8 +16,7 @@ from robustgen.checks import plain_arguments
 from robustgen.model import kept_buffers
 from robustgen.training.batches import Batch
 from robustgen.training.distributed import unwrap
-from robustgen.training.objective import AdversarialObjective, Objective
-from robustgen.training.run import describe
+from robustgen.training.objective import AdversarialObjective, Objective, describe
 from robustgen.turns import seeded
 
 __all__ = ["AWP"]

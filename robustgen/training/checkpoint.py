@@ -2,7 +2,7 @@
 
 ``run_dir/checkpoints/step-00000123/`` holds ``config.json``, ``model.safetensors``, ``training_state.safetensors`` and
 ``training_state.json``. It is written aside, fsynced, renamed, and only then made current by atomically replacing the
-one-line file ``run_dir/checkpoints/latest``; older ones are removed after that.
+one-line file ``run_dir/checkpoints/latest``; older ones are removed after that, save for the one that ``best`` names.
 """
 
 import os
@@ -29,7 +29,15 @@ from robustgen.locks import alone
 from robustgen.structure import check_structure
 from robustgen.training.packing import pack, unpack
 
-__all__ = ["Checkpoint", "holds_run", "latest_checkpoint", "load_checkpoint", "save_checkpoint"]
+__all__ = [
+    "Checkpoint",
+    "best_checkpoint",
+    "holds_run",
+    "keep_as_best",
+    "latest_checkpoint",
+    "load_checkpoint",
+    "save_checkpoint",
+]
 
 FORMAT = 1
 _NAME = re.compile(r"step-\d{8,}(-again)?")
@@ -63,7 +71,7 @@ def save_checkpoint(
     training_state: Mapping[str, Any],
     config: Mapping[str, Any],
 ) -> Path:
-    """Write a checkpoint, make it the latest, and keep only it and the one before.
+    """Write a checkpoint, make it the latest, and keep only it, the one before and the best.
 
     Args:
         run_dir: made if missing.
@@ -93,13 +101,13 @@ def save_checkpoint(
     try:
         with alone(root, wait=True):
             _remove(root, _UNFINISHED.fullmatch)  # left by a writer that was killed: no other is in here
-            before = latest_checkpoint(run_dir)
+            before, best = latest_checkpoint(run_dir), best_checkpoint(run_dir)
             path = root / f"step-{step:08d}"
-            if path == before:
+            if path in (before, best):
                 path = root / f"{path.name}-again"  # the latest is never touched, not even to write it anew
             _write(path, step, model_state, training_state, config)
             write_bytes(root / "latest", f"{path.name}\n".encode())
-            _remove(root, _NAME.fullmatch, keep=(path, before))
+            _remove(root, _NAME.fullmatch, keep=(path, before, best))
     except OSError as error:
         kept = f"the last good one is {before}" if before else "there is none before it"
         line = f"the checkpoint of step {step} could not be written ({error.strerror}); {kept}"
@@ -137,24 +145,45 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
     Raises:
         ValueError: the ``latest`` file names no checkpoint.
     """
-    latest = Path(run_dir) / "checkpoints" / "latest"
-    if not latest.is_file():
+    return _named(Path(run_dir) / "checkpoints" / "latest")
+
+
+def best_checkpoint(run_dir: str | Path) -> Path | None:
+    """The directory of the checkpoint that a run kept as its best, or None if it kept none.
+
+    Raises:
+        ValueError: the ``best`` file names no checkpoint.
+    """
+    return _named(Path(run_dir) / "checkpoints" / "best")
+
+
+def keep_as_best(checkpoint: Path) -> None:
+    """Name a checkpoint the best of its run: it is kept from now on, and the best before is not."""
+    write_bytes(checkpoint.parent / "best", f"{checkpoint.name}\n".encode())
+
+
+def _named(pointer: Path) -> Path | None:
+    """The checkpoint that a one-line file names, or None where there is no such file."""
+    if not pointer.is_file():
         return None
-    with open(latest, "rb") as file:
+    with open(pointer, "rb") as file:
         name = file.read(80).decode("utf-8", errors="replace").strip()
-    if not _NAME.fullmatch(name) or not (latest.parent / name).is_dir():
-        raise ValueError(f"{latest}: names {name!r}, which is not a checkpoint there")
-    return latest.parent / name
+    if not _NAME.fullmatch(name) or not (pointer.parent / name).is_dir():
+        raise ValueError(f"{pointer}: names {name!r}, which is not a checkpoint there")
+    return pointer.parent / name
 
 
-def load_checkpoint(run_dir: str | Path) -> Checkpoint:
+def load_checkpoint(run_dir: str | Path, *, best: bool = False) -> Checkpoint:
     """Load the latest checkpoint of ``run_dir``, to the CPU.
+
+    Args:
+        best: load the one that the run kept as its best, where it kept one.
 
     Raises:
         FileNotFoundError: there is no checkpoint, or one of its files is missing.
         ValueError: a truncated or foreign file, named, or a checkpoint of another format version.
     """
-    path = latest_checkpoint(run_dir)
+    path = (best_checkpoint(run_dir) if best else None) or latest_checkpoint(run_dir)
     if path is None:
         raise FileNotFoundError(f"{run_dir}: no checkpoint here")
     head = _head(path)

@@ -13,11 +13,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from robustgen.checks import plain_fields
+from robustgen.checks import check_integers, plain_fields
 from robustgen.training.batches import Batch
-from robustgen.training.objective import Objective
+from robustgen.training.objective import Objective, describe
 
-__all__ = ["Deformations", "OnDeformed"]
+__all__ = ["CropAndFlip", "Deformations", "OnDeformed"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +97,49 @@ class Deformations:
         return x + change.clamp(min=0) * (thicker - x) + change.clamp(max=0) * (x - thinner)
 
 
+@dataclass(frozen=True, kw_only=True)
+class CropAndFlip:
+    """Each image of a batch shifted, zeros coming in, and mirrored with probability 1/2: the usual for photos.
+
+    He, Zhang, Ren and Sun, "Deep Residual Learning for Image Recognition", 2016, section 4.2. Random numbers come from
+    torch's global generator, which the trainer seeds at each step.
+
+    Args:
+        pad: largest shift along each axis, in pixels, >= 0.
+
+    Raises:
+        ValueError: a negative shift.
+
+    >>> x = torch.ones(8, 1, 6, 6)
+    >>> moved = CropAndFlip(pad=2)(x)
+    >>> moved.shape == x.shape, bool((moved.sum((1, 2, 3)) >= 16).all())
+    (True, True)
+    """
+
+    pad: int = 4
+
+    def __post_init__(self) -> None:
+        plain_fields(self)
+        check_integers(0, pad=self.pad)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Images of x (N, C, H, W), of the same shape."""
+        n, channels, height, width = x.shape
+        padded = F.pad(x, (self.pad,) * 4)
+        top, left = torch.randint(2 * self.pad + 1, (2, n, 1), device=x.device)
+        rows = top + torch.arange(height, device=x.device)  # (n, height)
+        columns = left + torch.arange(width, device=x.device)
+        mirrored = torch.rand(n, 1, device=x.device) < 0.5
+        columns = torch.where(mirrored, columns.flip(1), columns)
+        which = torch.arange(n, device=x.device).view(n, 1, 1, 1)
+        channel = torch.arange(channels, device=x.device).view(1, channels, 1, 1)
+        return padded[which, channel, rows[:, None, :, None], columns[:, None, None, :]]
+
+    def describe(self) -> dict[str, Any]:
+        """Every setting, JSON-able."""
+        return {"deformations": type(self).__name__} | asdict(self)
+
+
 class OnDeformed:
     """An objective on deformed images in training; validation sees the images as they are.
 
@@ -109,7 +152,7 @@ class OnDeformed:
     30
     """
 
-    def __init__(self, objective: Objective, deformations: Deformations) -> None:
+    def __init__(self, objective: Objective, deformations: Deformations | CropAndFlip) -> None:
         self.objective, self.deformations = objective, deformations
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -119,8 +162,7 @@ class OnDeformed:
 
     def describe(self) -> dict[str, Any]:
         """Every setting, JSON-able."""
-        describe = getattr(self.objective, "describe", self.objective.__repr__)
-        return {"objective": describe(), "deformations": self.deformations.describe()}
+        return {"objective": describe(self.objective), "deformations": self.deformations.describe()}
 
 
 def _uniform(x: Tensor, *shape: int) -> Tensor:

@@ -13,7 +13,7 @@ from robustgen.training.batches import Batch
 from robustgen.training.classification import ClassificationLoss, CrossEntropies
 from robustgen.training.distributed import unwrap
 
-__all__ = ["AdversarialObjective", "ClassifierObjective", "Objective", "adversarial_inputs"]
+__all__ = ["AdversarialObjective", "ClassifierObjective", "Objective", "adversarial_inputs", "describe"]
 
 # (model, batch, step) -> {"loss": scalar to minimise, other scalars to log}, each a mean over the batch. The model may
 # be wrapped in DistributedDataParallel: call it once a step; take its attributes from unwrap(model).
@@ -94,11 +94,10 @@ class AdversarialObjective(ABC):
 
     def describe(self) -> dict[str, Any]:
         """Every setting, JSON-able."""
-        attack = self.attack.describe() if hasattr(self.attack, "describe") else repr(self.attack)
         loss = self.cross_entropies if self.loss is None else self.loss
         return {
             "objective": type(self).__name__,
-            "attack": None if self.attack is None else attack,
+            "attack": None if self.attack is None else describe(self.attack),
         } | loss.describe()
 
 
@@ -152,9 +151,17 @@ def adversarial_inputs(attack: Any, model: nn.Module, batch: Batch, step: int) -
     """Adversarial inputs (B, ...) of ``batch`` for training, from ``model`` as it is at ``step``.
 
     The ids handed to the attack are ``batch.ids + step * 2**32``, so that random starts differ from step to step. A
-    robustgen attack runs with ``early_stop=False``: otherwise inputs that are already misclassified stay clean.
+    robustgen attack runs with ``early_stop=False``: otherwise inputs that are already misclassified stay clean. What
+    has an ``at_step(step)``, such as :class:`WarmUp`, says which attack it is at this step.
     """
+    if hasattr(attack, "at_step"):
+        attack = attack.at_step(step)
     if hasattr(attack, "for_training"):
         attack = attack.for_training()
     with torch.enable_grad():  # validation runs without gradients; an attack needs them
         return attack(unwrap(model), batch.x, batch.y, ids=batch.ids + step * 2**32).detach()
+
+
+def describe(thing: Any) -> Any:
+    """What ``thing.describe()`` says, or its repr."""
+    return thing.describe() if callable(getattr(thing, "describe", None)) else repr(thing)

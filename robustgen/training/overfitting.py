@@ -2,7 +2,8 @@
 
 Wong, Rice and Kolter, "Fast is better than free: Revisiting adversarial training", 2020, section 5: within a few steps
 a network trained with a single-step attack may learn to stand against that attack alone; robust accuracy under PGD, on
-a batch of the training data, tells, and the weights from before are kept.
+a batch of the training data, tells, and the weights from before are kept. Going on with a multi-step attack from there
+is this library's addition.
 """
 
 from collections.abc import Callable
@@ -17,28 +18,31 @@ from robustgen.model import evaluating, logits_of
 from robustgen.structure import check_structure
 from robustgen.training.batches import Batch
 from robustgen.training.distributed import World
+from robustgen.training.objective import Objective, describe
 
 __all__ = ["OverfittingGuard", "Watch"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class OverfittingGuard:
-    """Stops a run of :class:`Trainer` when its network stands against the attack it is trained with and no other.
+    """Acts when the network of a :class:`Trainer` stands against the attack it is trained with and no other.
 
     Every so many steps the batch just trained on is attacked, in eval mode. Overfitting is declared where accuracy
     under the strong attack is both more than ``drop`` below and less than half of what it was at its highest and of
     what it is under the weak attack. The trainer then warns, puts back the weights of the last check that was at most
-    half a drop below the highest, and ends the run; resumed, such a run is at its end. A network that never was robust
-    does not fall, and is not noticed.
+    half a drop below the highest, and from there goes on with the objective ``instead`` for the rest of the steps, or
+    without one ends the run; resumed, such a run is at its end. A network that never was robust does not fall, and is
+    not noticed.
 
-    Logged with each epoch, as of the last check: ``guard_weak_accuracy`` and ``guard_strong_accuracy``; in the last row
-    of a run that was stopped also ``kept_step``, the step whose weights were put back.
+    Logged with each epoch, as of the last check: ``guard_weak_accuracy`` and ``guard_strong_accuracy``; once the guard
+    has acted also ``kept_step``, the step whose weights were put back.
 
     Args:
         weak: the attack of the objective, callable ``attack(model, x, y, *, ids) -> x_adv``.
         strong: one that is not fooled by a masked gradient as easily: PGD with several steps.
         every: steps between checks.
         drop: of accuracy, in (0, 1).
+        instead: the objective to go on with, one whose attack takes several steps; None ends the run.
 
     Raises:
         ValueError: a value out of range.
@@ -48,6 +52,7 @@ class OverfittingGuard:
     strong: Any
     every: int = 50
     drop: float = 0.2
+    instead: Objective | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)
@@ -72,8 +77,9 @@ class OverfittingGuard:
     def describe(self) -> dict[str, Any]:
         """Every setting, JSON-able."""
         attacks = {"weak": self.weak, "strong": self.strong}
-        described = {k: a.describe() if hasattr(a, "describe") else repr(a) for k, a in attacks.items()}
-        return described | {"every": self.every, "drop": self.drop}
+        described = {name: describe(attack) for name, attack in attacks.items()}
+        described |= {"every": self.every, "drop": self.drop}
+        return described | ({} if self.instead is None else {"instead": describe(self.instead)})
 
 
 class Watch:
@@ -95,16 +101,17 @@ class Watch:
 
     def look(self, model: nn.Module, batch: Batch, step: int, world: World) -> bool:
         """Check after ``step`` completed steps: has the network overfitted, and is it back at weights from before?"""
-        if step % self.guard.every:
+        if self.fired or step % self.guard.every:
             return False
         weak, strong = self.guard.accuracies(model, batch, step, world)
         self.row = {"guard_weak_accuracy": weak, "guard_strong_accuracy": strong}
         self.highest, drop = max(self.highest, strong), self.guard.drop
         before = min(self.highest, weak)
         if strong < before - drop and strong < before / 2:  # a small batch alone may cost a drop of 0.2
+            then = "ends with" if self.guard.instead is None else "goes on with a multi-step attack from"
             self.fired = (
                 f"catastrophic overfitting at step {step}: accuracy {weak:.1%} under the attack of training, "
-                f"{strong:.1%} under the guard's, which was {self.highest:.1%}; the run ends with the weights of step "
+                f"{strong:.1%} under the guard's, which was {self.highest:.1%}; the run {then} the weights of step "
                 f"{self.kept_step}"
             )
             self.row["kept_step"] = self.kept_step

@@ -75,6 +75,11 @@ class Players:
         for optimizer in self.optimizers.values():
             optimizer.zero_grad(set_to_none=True)
 
+    def forget(self) -> None:
+        """Begin anew: drop what the optimizers have gathered, such as means of gradients."""
+        for optimizer in self.optimizers.values():
+            optimizer.state.clear()
+
     def tensors(self) -> list[Tensor]:
         """What the optimizers keep."""
         states = [state for optimizer in self.optimizers.values() for state in optimizer.state.values()]

@@ -16,11 +16,18 @@ from robustgen.files import load_state
 from robustgen.model import evaluating
 from robustgen.structure import check_structure
 from robustgen.training.batches import Batch, Source, epoch_order
-from robustgen.training.checkpoint import Checkpoint, latest_checkpoint, load_checkpoint, save_checkpoint
+from robustgen.training.checkpoint import (
+    Checkpoint,
+    keep_as_best,
+    latest_checkpoint,
+    load_checkpoint,
+    save_checkpoint,
+)
 from robustgen.training.distributed import World
 from robustgen.training.ema import EMA
 from robustgen.training.interrupt import Interrupt, Stopped
 from robustgen.training.metrics import Means, write_rows
+from robustgen.training.objective import Objective, describe
 from robustgen.training.overfitting import Watch
 from robustgen.training.players import Players
 from robustgen.turns import RANDOM_STATE, seeded, taking_turns
@@ -87,7 +94,8 @@ class Run:
                         else:
                             self._train_step(wrapped)
                             bar.update()
-                        if (self.step % every == 0 or self.step == self.total) and not self._epoch_ended():
+                        due = self.step % every == 0 or self.step == self.total or self._is_best()
+                        if due and not self._epoch_ended():
                             self._save()
                         self._poll()
             except Stopped:
@@ -98,14 +106,17 @@ class Run:
                 self.players.zero_grad()
         if self.ema:
             self.ema.apply()
-        if self._stopped() and self.world.rank == 0:
-            assert self.watch is not None
+        if self.watch is not None and self.watch.fired and self.world.rank == 0:
             warnings.warn(self.watch.fired, stacklevel=4)
         return self.history
 
+    def _acted(self) -> bool:
+        """Whether the guard has put weights back."""
+        return self.watch is not None and self.watch.fired != ""
+
     def _stopped(self) -> bool:
         """Whether the guard has ended the run."""
-        return self.watch is not None and self.watch.fired != ""
+        return self.watch is not None and self._acted() and self.watch.guard.instead is None
 
     def _enter_epoch(self, epoch: int) -> None:
         """The batches of an epoch, and for each of its steps a seed, made here at once: one at a time is slow."""
@@ -123,7 +134,7 @@ class Run:
         player = self.players.at(self.step)
         with self.players.only(player), seeded(self.seeds[i]):
             batch = self.source.fetch(self.world.share(self.order[i]), self.device)
-            scalars = self._objective(wrapped, batch)
+            scalars = self._scalars(self._objective(), wrapped, batch)
             loss = scalars["loss"]
             self._watch(loss)
             if self.world.size > 1:  # DDP averages over ranks: weigh each by its share of the batch
@@ -138,11 +149,19 @@ class Run:
         self.means[player].add(self.players.named(player, scalars), len(batch.ids))
         self.step += 1
         if self.watch is not None and self.watch.look(self.model, batch, self.step, self.world):
-            self.total = self.step
+            self.players.forget()  # what the optimizer has gathered belongs to weights that are gone
+            if self._stopped():
+                self.total = self.step
 
-    def _objective(self, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
+    def _objective(self) -> Objective:
+        """What is minimised: the trainer's objective, or what its guard has put in its place."""
+        if self._acted() and self.trainer.guard is not None and self.trainer.guard.instead is not None:
+            return self.trainer.guard.instead
+        return self.trainer.objective
+
+    def _scalars(self, objective: Objective, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainer.precision == "bfloat16"):
-            scalars = self.trainer.objective(model, batch, self.step)
+            scalars = objective(model, batch, self.step)
         if not isinstance(scalars, dict) or not isinstance(scalars.get("loss"), Tensor) or scalars["loss"].ndim:
             raise ValueError('the objective must return a dict of scalars with a tensor "loss"')
         return scalars
@@ -163,6 +182,8 @@ class Run:
         if self.val is not None:
             row |= {f"val_{name}": value for name, value in self._validate(self.val).items()}
         self.means = self._no_means()
+        if (best := self.trainer.best) is not None and best not in row:
+            raise ValueError(f"best={best!r} is no entry of the history; it has {', '.join(row)}")
         self.history.append(row)
         if self.world.rank == 0:
             if self.trainer.run_dir is not None:
@@ -189,7 +210,7 @@ class Run:
             after_epoch(self.model, self.history)
 
     def _validate(self, val: Source) -> dict[str, float]:
-        means = Means(self.device)
+        means, objective = Means(self.device), self.trainer.val_objective or self._objective()
         mine = self.world.share(torch.arange(len(val)))
         with ExitStack() as stack:
             stack.enter_context(evaluating(self.model))
@@ -199,7 +220,7 @@ class Run:
             for i, indices in enumerate(mine.split(self.trainer.batch_size)):
                 with seeded(derive_seed(self.trainer.seed, i, self.world.rank, 1)):  # alike in each epoch
                     batch = val.fetch(indices, self.device)
-                    means.add(self._objective(self.model, batch), len(indices))
+                    means.add(self._scalars(objective, self.model, batch), len(indices))
                 if self.world.size == 1 and self.interrupt.requested:
                     raise Stopped  # the epoch is closed again, with validation, when the run is resumed
         return means.read(self.world)
@@ -252,7 +273,10 @@ class Run:
         if (held or rows.exists()) and not self.trainer.resume:
             raise ValueError(f"{run_dir} already holds a run: pass resume=True or another run_dir")
         if held:
-            self._restore(load_checkpoint(run_dir))
+            checkpoint = load_checkpoint(run_dir)
+            self._restore(checkpoint)
+            if self.world.rank == 0 and self._is_best():
+                keep_as_best(checkpoint.path)  # the run was killed before it could
         self._wait()  # every rank has looked before rank 0 writes
         if self.world.rank == 0 and (held or rows.exists()):
             write_rows(rows, self.history)  # drops what was written after the checkpoint
@@ -276,9 +300,18 @@ class Run:
             state["watch"] = self.watch.state()
         if self.world.rank == 0:
             model_state = {k: averages.get(id(v), v) for k, v in self.model.state_dict(keep_vars=True).items()}
-            save_checkpoint(self.trainer.run_dir, self.step, model_state, state, self.config)
+            path = save_checkpoint(self.trainer.run_dir, self.step, model_state, state, self.config)
+            if self._is_best():
+                keep_as_best(path)
         self._wait()
         self.saved = self.step, len(self.history)
+
+    def _is_best(self) -> bool:
+        """Whether an epoch has just ended and is the best so far."""
+        name, rows = self.trainer.best, self.history
+        if name is None or not rows or rows[-1]["step"] != self.step:
+            return False
+        return all(row[name] < rows[-1][name] for row in rows[:-1])
 
     def _tensors(self) -> dict[str, Tensor]:
         """The network that is trained, and its averages."""
@@ -353,6 +386,7 @@ class Run:
             "ema": t.ema,
             "clip_norm": t.clip_norm,
             "guard": None if t.guard is None else t.guard.describe(),
+            "best": t.best,
             "number of examples": len(self.source),
             "data": self.source.fingerprint(),
             "architecture": " ".join(repr(self.model).split()),
@@ -384,11 +418,6 @@ def training_mode(model: nn.Module) -> Iterator[None]:
         with taking_turns(model):
             for module, flag in flags:
                 module.training = flag
-
-
-def describe(thing: Any) -> Any:
-    """What ``thing.describe()`` says, or its repr."""
-    return thing.describe() if callable(getattr(thing, "describe", None)) else repr(thing)
 
 
 def _short(value: Any) -> str:

@@ -53,7 +53,10 @@ class Trainer:
         ema: decay in [0, 1) of an exponential moving average of the weights. Validation uses the averages, and a
             finished ``fit`` leaves them in the model.
         clip_norm: largest norm of the whole gradient.
-        guard: ends the run where fast adversarial training overfits its attack; see :class:`OverfittingGuard`.
+        guard: acts where fast adversarial training overfits its attack; see :class:`OverfittingGuard`.
+        val_objective: what validation computes in place of ``objective``, such as :class:`RobustAccuracy`.
+        best: an entry of the history, "val_adv_accuracy" for one: the checkpoint of the epoch in which it is highest
+            is kept beside the latest (:func:`best_checkpoint`).
         run_dir: where checkpoints and ``metrics.jsonl`` (the history, one line an epoch) go; None writes nothing.
         resume: go on from the latest checkpoint in ``run_dir``, or start where there is none.
         checkpoint_every: steps between checkpoints; default once an epoch. The first and last state are always saved.
@@ -87,6 +90,8 @@ class Trainer:
         ema: float | None = None,
         clip_norm: float | None = None,
         guard: OverfittingGuard | None = None,
+        val_objective: Objective | None = None,
+        best: str | None = None,
         run_dir: str | Path | None = None,
         resume: bool = False,
         checkpoint_every: int | None = None,
@@ -109,6 +114,7 @@ class Trainer:
         self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
         self.device, self.precision = device, precision
         self.ema, self.clip_norm, self.guard = ema, clip_norm, guard
+        self.val_objective, self.best = val_objective, best
         self.run_dir = None if run_dir is None else Path(run_dir)
         self.resume, self.checkpoint_every = resume, checkpoint_every
         self.after_epoch, self.progress = after_epoch, progress
@@ -133,7 +139,7 @@ class Trainer:
         Raises:
             ValueError: an empty data set, no parameter to train, a ``run_dir`` that already holds a run (without
                 ``resume``), or a run with other settings or another architecture (each difference is named), or a
-                model that was saved without its run.
+                model that was saved without its run; a ``best`` that is no entry of the history.
             FloatingPointError: the loss or the weights are no longer finite; the last good checkpoint stays. A resumed
                 run has the same settings: start another, in another ``run_dir``, at a lower learning rate or clipped.
             BlockingIOError: another process or thread is writing in ``run_dir``.
