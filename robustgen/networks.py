@@ -228,8 +228,8 @@ def _norm_module(name: str, channels: int) -> nn.Module:
 
 
 def build(name: str, example: Tensor, n_classes: int, width: int | None = None, activation: str = "relu") -> nn.Module:
-    """The built-in network called ``name`` for inputs shaped like ``example`` (N, ...): "convnet", "mlp", "resnet" or
-    "strided".
+    """The built-in network called ``name`` for inputs shaped like ``example`` (N, ...): "convnet", "mlp", "resnet",
+    "resnet18" (that of the source with pre-activations and batch normalisation, 18 layers) or "strided".
 
     ``width``: channels of the first layer (of the first stage of a resnet, doubled from stage to stage), units of mlp.
 
@@ -240,8 +240,8 @@ def build(name: str, example: Tensor, n_classes: int, width: int | None = None, 
         check_integers(width=width)  # 0 is no width, and not the default either
     if name == "mlp":
         return mlp(example[0].numel(), [256 if width is None else width] * 2, n_classes, activation)
-    if name not in ("convnet", "resnet", "strided"):
-        known = "convnet, mlp, resnet, strided"
+    if name not in ("convnet", "resnet", "resnet18", "strided"):
+        known = "convnet, mlp, resnet, resnet18, strided"
         raise ValueError(f"unknown network {name!r}; known: {known} (or module:function for your own)")
     if example.ndim != 4:
         raise ValueError(f"{name} takes images (N, C, H, W), got shape {tuple(example.shape)}")
@@ -249,6 +249,10 @@ def build(name: str, example: Tensor, n_classes: int, width: int | None = None, 
     if name == "resnet":
         first = 16 if width is None else width
         return resnet(channels, n_classes, (first, 2 * first, 4 * first), activation=activation)
+    if name == "resnet18":
+        first = 64 if width is None else width
+        widths = (first, 2 * first, 4 * first, 8 * first)
+        return resnet(channels, n_classes, widths, blocks=2, activation=activation, norm="batch")
     if name == "strided":
         return strided(channels, n_classes, (height, breadth), 16 if width is None else width, activation=activation)
     return convnet(channels, n_classes, (height, breadth), 64 if width is None else width, activation)

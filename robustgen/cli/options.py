@@ -26,6 +26,8 @@ __all__ = [
     "SeedOption",
     "SetOption",
     "StdOption",
+    "TrainingEpsOption",
+    "TrainingNormOption",
     "TrustOption",
     "WeightsOption",
     "command_line",
@@ -145,6 +147,19 @@ EpsOption = Annotated[
 ]
 NormOption = Annotated[
     str, typer.Option("--norm", parser=norm_name, metavar="NORM", help="Linf, L2 or L1, in any case.")
+]
+TrainingEpsOption = Annotated[
+    float | None,
+    typer.Option(
+        "--eps",
+        parser=radius,
+        metavar="NUMBER",
+        help="Radius of the attack in training, of pixels in [0, 1]: a number, or a fraction such as 8/255. Default: "
+        "the recipe's; without one 0.3.",
+    ),
+]
+TrainingNormOption = Annotated[
+    str | None, typer.Option("--norm", parser=norm_name, metavar="NORM", help="Linf (default), L2 or L1, in any case.")
 ]
 MeanOption = Annotated[
     str | None,

@@ -6,7 +6,7 @@ from typing import Any
 
 from robustgen.printable import printable
 
-__all__ = ["complain", "print_found", "say"]
+__all__ = ["complain", "note", "print_found", "say"]
 
 _SCREEN = 4000  # characters; a name in a file may have any number of them
 
@@ -14,6 +14,13 @@ _SCREEN = 4000  # characters; a name in a file may have any number of them
 def say(text: object) -> None:
     """Print to stdout."""
     print(printable(str(text)))
+
+
+def note(text: str) -> None:
+    """Print a line to stderr, between progress bars."""
+    from tqdm import tqdm
+
+    tqdm.write(printable(text), file=sys.stderr)
 
 
 def complain(kind: str, message: object) -> None:

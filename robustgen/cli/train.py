@@ -1,7 +1,8 @@
 """``robustgen train`` and ``sample``."""
 
 from pathlib import Path
-from typing import Annotated
+from types import SimpleNamespace
+from typing import Annotated, Any
 
 import typer
 
@@ -10,23 +11,32 @@ from robustgen.cli.options import (
     DataOption,
     DeviceOption,
     DownloadOption,
-    EpsOption,
     JsonOption,
     LimitOption,
     MeanOption,
-    NormOption,
     QuietOption,
     RootOption,
     SeedOption,
     SetOption,
     StdOption,
+    TrainingEpsOption,
+    TrainingNormOption,
     command_line,
     given,
     normalization,
 )
-from robustgen.cli.terminal import print_found, say
+from robustgen.cli.terminal import note, print_found, say
 
 __all__ = ["sample", "train"]
+
+
+def _list_recipes(wanted: bool) -> None:
+    """Print every recipe and leave, where that was asked for."""
+    if wanted:
+        from robustgen.commands.recipes import list_recipes
+
+        say(list_recipes())
+        raise typer.Exit
 
 
 def train(
@@ -52,18 +62,19 @@ def train(
     fit: FitOption = None,
     background: BackgroundOption = None,
     model: Annotated[
-        str,
+        str | None,
         typer.Option(
             "--model",
-            help="convnet, mlp, resnet; torchvision:NAME, timm:NAME, hf:FOLDER; or module:function of your own.",
+            help="convnet (default), strided, mlp, resnet, resnet18; torchvision:NAME, timm:NAME, hf:FOLDER; or "
+            "module:function of your own.",
         ),
-    ] = "convnet",
+    ] = None,
     width: Annotated[
-        int | None, typer.Option("--width", help="Channels of convnet's or resnet's first layers; units of mlp.")
+        int | None, typer.Option("--width", help="Channels of the first layers of a built-in network; units of mlp.")
     ] = None,
     activation: Annotated[
-        str, typer.Option("--activation", help="Of convnet, mlp, resnet: relu, leaky_relu, tanh.")
-    ] = "relu",
+        str | None, typer.Option("--activation", help="Of a built-in network: relu (default), leaky_relu, tanh.")
+    ] = None,
     weights: Annotated[
         Path | None,
         typer.Option("--weights", help="Start from these (.safetensors, a state dict as .pt or .pth, or a run)."),
@@ -72,18 +83,50 @@ def train(
     std: StdOption = None,
     adversarial: Annotated[
         str | None,
-        typer.Option("--adversarial", help="A method with its attack and loss: madry, trades, mart or fast."),
+        typer.Option(
+            "--adversarial",
+            help="A method with its attack and loss: fast, madry, trades or mart. What you do not set is as the recipe "
+            "of your data has it.",
+        ),
     ] = None,
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", help="Train by this recipe; --list-recipes prints them all.")
+    ] = None,
+    list_recipes: Annotated[
+        bool,
+        typer.Option(
+            "--list-recipes",
+            help="Print the recipes, what they gave and what they cost.",
+            is_eager=True,
+            callback=_list_recipes,
+        ),
+    ] = False,
     beta: Annotated[
         float | None, typer.Option("--beta", help="Of trades (default 6) or mart (5): weight of the divergence.")
     ] = None,
     awp: Annotated[
         float | None, typer.Option("--awp", help="Perturb weights too, by this share of each layer's norm: 0.005.")
     ] = None,
-    attack: Annotated[str, typer.Option("--attack", help="Adversarial training: none, fgsm or pgd.")] = "none",
-    eps: EpsOption = 0.3,
-    norm: NormOption = "Linf",
-    steps: Annotated[int, typer.Option("--steps", help="Of pgd, madry, trades and mart.")] = 7,
+    attack: Annotated[
+        str, typer.Option("--attack", help="Adversarial training without a method: none, fgsm or pgd.")
+    ] = "none",
+    eps: TrainingEpsOption = None,
+    norm: TrainingNormOption = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Of pgd, madry, trades and mart; default 7.")] = None,
+    single_step_epochs: Annotated[
+        int | None,
+        typer.Option("--single-step-epochs", help="Epochs of fast that come first, with madry, trades or mart."),
+    ] = None,
+    warm_up_epochs: Annotated[
+        int | None, typer.Option("--warm-up-epochs", help="Epochs over which eps grows from 0.")
+    ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option(
+            "--start",
+            help="Random start of the attack in training: bounds (clamped to them) or ball (only the step is).",
+        ),
+    ] = None,
     clean_weight: Annotated[
         float | None,
         typer.Option("--clean-weight", help="Of the clean loss beside that of --attack; default 1; 0: madry."),
@@ -109,18 +152,20 @@ def train(
     freeze_backbone: Annotated[
         bool, typer.Option("--freeze-backbone", help="Keep a pretrained network; train only its autoencoders.")
     ] = False,
-    epochs: Annotated[int, typer.Option("--epochs")] = 10,
-    batch_size: Annotated[int, typer.Option("--batch-size")] = 128,
-    lr: Annotated[
-        float | None, typer.Option("--lr", help="Default 1e-3 (Adam); a generative model's is its paper's.")
-    ] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Default 10.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Default 128.")] = None,
+    lr: Annotated[float | None, typer.Option("--lr", help="Default 1e-3; a generative model's is its paper's.")] = None,
     schedule: Annotated[
-        str, typer.Option("--schedule", help="Of the learning rate: constant or cosine (to 0).")
-    ] = "constant",
-    set_: SetOption = None,
-    ema: Annotated[
-        float | None, typer.Option("--ema", help="Generative: decay of a moving average of the weights.")
+        str | None,
+        typer.Option("--schedule", help="Of the learning rate: constant (default), cosine (to 0), cyclic (up, to 0)."),
     ] = None,
+    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adam (default) or sgd.")] = None,
+    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Of the optimizer; default 0.")] = None,
+    ema: Annotated[float | None, typer.Option("--ema", help="Decay of a moving average of the weights.")] = None,
+    augment: Annotated[
+        bool | None, typer.Option("--augment/--no-augment", help="Train on shifted and mirrored images.")
+    ] = None,
+    set_: SetOption = None,
     precision: Annotated[str, typer.Option("--precision", help="Generative: float32 or bfloat16.")] = "float32",
     clip_norm: Annotated[float | None, typer.Option("--clip-norm", help="Generative: of the gradient.")] = None,
     samples: Annotated[int, typer.Option("--samples", help="Generative: images drawn after each epoch.")] = 16,
@@ -134,95 +179,123 @@ def train(
     from robustgen.commands import (
         DataSpec,
         FortifySpec,
-        adversarial_training,
         parse_options,
+        remembered_options,
         train_generative,
         train_network,
     )
 
-    reader = image_reader(size, channels, fit, background)
-    wanted = DataSpec("digits" if data is None else data, data_root, download, limit, reader)
-    common = {"run", "generative", "data", "data_root", "download", "hold_out", "limit", "epochs", "batch_size", "lr"}
-    common |= {"size", "channels", "fit", "background", "seed", "device", "resume", "as_json", "quiet"}
-    for_generative = {"set_", "ema", "precision", "clip_norm", "samples"}
-    own = given(context) - common
-    foreign = own - for_generative if generative is not None else own & for_generative
+    own = given(context)
+    asked = {name: context.params[name] for name in own}
+    if resume:
+        asked = remembered_options(run, asked)
+    o = SimpleNamespace(**(context.params | asked))
+    foreign = asked.keys() - _COMMON - _GENERATIVE if o.generative is not None else asked.keys() & _GENERATIVE
     if foreign:
-        whose = "a classifier" if generative is not None else "a generative model"
-        raise ValueError(f"--{sorted(foreign)[0].strip('_').replace('_', '-')} is an option of {whose}")
-    if generative is not None:
+        whose = "a classifier" if o.generative is not None else "a generative model"
+        raise ValueError(f"--{min(foreign).strip('_').replace('_', '-')} is an option of {whose}")
+    reader = image_reader(o.size, o.channels, o.fit, o.background)
+    common: dict[str, Any] = {
+        "run": run,
+        "data": DataSpec("digits" if o.data is None else o.data, o.data_root, o.download, o.limit, reader),
+        "hold_out": tuple(o.hold_out or ()),
+        "seed": o.seed,
+        "device": o.device,
+        "resume": resume,
+        "progress": not quiet,
+        "command": command_line(),
+        "options": {name: str(v) if isinstance(v, Path) else v for name, v in asked.items() if name not in _NOT_KEPT},
+    }
+    if o.generative is not None:
         found = train_generative(
-            run=run,
-            data=wanted,
-            model=generative,
-            options=parse_options(set_ or ()),
-            hold_out=tuple(hold_out or ()),
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            ema=ema,
-            precision=precision,
-            clip_norm=clip_norm,
-            samples=samples,
-            seed=seed,
-            device=device,
-            resume=resume,
-            progress=not quiet,
-            command=command_line(),
+            model=o.generative,
+            settings=parse_options(o.set_ or ()),
+            epochs=10 if o.epochs is None else o.epochs,
+            batch_size=128 if o.batch_size is None else o.batch_size,
+            lr=o.lr,
+            ema=o.ema,
+            precision=o.precision,
+            clip_norm=o.clip_norm,
+            samples=o.samples,
+            **common,
         )
         if found:
             print_found(found, as_json)
         return
     spec = None
-    if fortify is not None:
+    if o.fortify is not None:
         spec = FortifySpec(
-            layers=fortify,
-            hidden=hidden,
-            activation=autoencoder_activation,
-            decoder_activation=decoder_activation,
-            input_autoencoder=input_autoencoder,
-            noise_std=noise_std,
-            noise_at_test=noise_at_test,
-            lambda_rec=lambda_rec,
-            lambda_adv=lambda_adv,
-            detach_states=detach_states,
-            freeze_backbone=freeze_backbone,
+            layers=o.fortify,
+            hidden=o.hidden,
+            activation=o.autoencoder_activation,
+            decoder_activation=o.decoder_activation,
+            input_autoencoder=o.input_autoencoder,
+            noise_std=o.noise_std,
+            noise_at_test=o.noise_at_test,
+            lambda_rec=o.lambda_rec,
+            lambda_adv=o.lambda_adv,
+            detach_states=o.detach_states,
+            freeze_backbone=o.freeze_backbone,
         )
-    means, stds = normalization(mean, std)
+    means, stds = normalization(o.mean, o.std)
     found = train_network(
-        run=run,
-        data=wanted,
-        hold_out=tuple(hold_out or ()),
-        model=model,
-        width=width,
-        activation=activation,
-        weights=weights,
+        method=_method(o),
+        recipe=o.recipe,
+        asked={name: getattr(o, name) for name in _RECIPE if name in asked} | _start(o.start),
+        weights=None if o.weights is None else Path(o.weights),
         mean=means,
         std=stds,
-        adversarial=adversarial_training(
-            adversarial,
-            attack,
-            eps=eps,
-            norm=norm,
-            steps=steps,
-            clean_weight=clean_weight,
-            beta=beta,
-            awp=awp,
-            seed=seed,
-        ),
+        awp=o.awp,
         fortified=spec,
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=1e-3 if lr is None else lr,
-        schedule=schedule,
-        seed=seed,
-        device=device,
-        resume=resume,
-        progress=not quiet,
-        command=command_line(),
+        say=note,
+        **common,
     )
     if found:
         print_found(found, as_json)
+
+
+_RECIPE = (  # options that are values of a recipe
+    "model",
+    "width",
+    "activation",
+    "eps",
+    "norm",
+    "steps",
+    "clean_weight",
+    "beta",
+    "single_step_epochs",
+    "warm_up_epochs",
+    "epochs",
+    "batch_size",
+    "lr",
+    "schedule",
+    "optimizer",
+    "weight_decay",
+    "ema",
+    "augment",
+)
+_GENERATIVE = {"set_", "precision", "clip_norm", "samples"}
+_COMMON = {"run", "generative", "data", "data_root", "download", "hold_out", "limit", "epochs", "batch_size", "lr"}
+_COMMON |= {"size", "channels", "fit", "background", "seed", "device", "resume", "as_json", "quiet", "ema"}
+_NOT_KEPT = {"run", "resume", "as_json", "quiet", "device", "download"}
+
+
+def _method(options: SimpleNamespace) -> str | None:
+    """The method of training that --adversarial or --attack names."""
+    if options.attack == "none":
+        return None if options.adversarial is None else str(options.adversarial)
+    named = "--recipe" if options.recipe is not None else f"--adversarial {options.adversarial}"
+    if options.recipe is not None or options.adversarial is not None:
+        raise ValueError(f"{named} chooses attack and loss: leave out --attack and --clean-weight")
+    if options.attack not in ("fgsm", "pgd"):
+        raise ValueError(f"unknown attack {options.attack!r}; known: none, fgsm, pgd")
+    return str(options.attack)
+
+
+def _start(start: str | None) -> dict[str, bool]:
+    if start not in (None, "bounds", "ball"):
+        raise ValueError(f"--start {start}: it is bounds or ball")
+    return {} if start is None else {"start_in_bounds": start == "bounds"}
 
 
 def sample(

@@ -1,6 +1,5 @@
 """What ``robustgen train``, ``attack`` and ``score`` do; ``cli.py`` parses and prints."""
 
-from robustgen.commands.adversarial import adversarial_training
 from robustgen.commands.attack import attack_network
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.generative import (
@@ -11,7 +10,7 @@ from robustgen.commands.generative import (
     training_data,
 )
 from robustgen.commands.network_spec import NetworkSpec
-from robustgen.commands.runs import FortifySpec
+from robustgen.commands.runs import FortifySpec, remembered_options
 from robustgen.commands.score import MADE, compare_populations, open_detector
 from robustgen.commands.scoring import Scoring, score_inputs, write_rows
 from robustgen.commands.train import train_network
@@ -22,12 +21,12 @@ __all__ = [
     "FortifySpec",
     "NetworkSpec",
     "Scoring",
-    "adversarial_training",
     "attack_network",
     "compare_populations",
     "generative_detector",
     "open_detector",
     "parse_options",
+    "remembered_options",
     "sample_images",
     "score_inputs",
     "train_generative",

@@ -1,109 +1,107 @@
-"""How ``robustgen train`` trains adversarially: an attack, a loss, a guard, and which options go together."""
+"""Which recipe ``robustgen train`` follows, and what the user's own options change in it."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
-from robustgen.attacks import FGSM, KLPGD, PGD, Attack, RandomStartFGSM
+from robustgen.attacks import FGSM, PGD, Attack
+from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.runs import FortifySpec
+from robustgen.data import ArrayDataset
+from robustgen.data.load import canonical_name
 from robustgen.fortified import FortifiedObjective
-from robustgen.training import (
-    AWP,
-    ClassificationLoss,
-    ClassifierObjective,
-    Mart,
-    Objective,
-    OverfittingGuard,
-    Trades,
-)
+from robustgen.training import AWP, ClassificationLoss, Objective
+from robustgen.training.recipes import Make, Recipe, find, fitting
+from robustgen.training.recipes.recipe import classifier
 
-__all__ = ["AdversarialSpec", "adversarial_training", "training_attack"]
+__all__ = ["chosen_recipe", "makes", "settled", "training_attack"]
 
 
-@dataclass(frozen=True)
-class AdversarialSpec:
-    """What is trained on; without an attack, clean inputs alone."""
+def chosen_recipe(
+    recipe: str | None, method: str | None, asked: Mapping[str, Any], data: DataSpec, dataset: ArrayDataset
+) -> tuple[Recipe, str]:
+    """The recipe that --recipe names, or the one for ``method`` and the data, and a line that says so.
 
-    attack: Attack | None = None
-    clean_weight: float = 1.0
-    loss: ClassificationLoss | None = None
-    awp: float | None = None
-    guard: OverfittingGuard | None = None
+    Without either it is plain defaults, which are said nothing of.
 
-    def objective(self, fortified: FortifySpec | None) -> Objective:
-        """The objective of a plain or of a fortified network."""
-        objective: Objective
+    Args:
+        asked: what the user's own options say, by the names of the recipe's values.
+
+    Raises:
+        ValueError: a recipe for other inputs or another method, or several that fit the data.
+    """
+    shape, name = tuple(dataset.x.shape[1:]), canonical_name(data.source or "")
+    if recipe is not None:
+        found = find(recipe)
+        if method not in (None, found.method):
+            raise ValueError(f"--recipe {recipe} trains by {found.method}: leave out --adversarial {method}")
+        if found.shape != shape and "model" not in asked:
+            inputs = " x ".join(map(str, found.shape))
+            raise ValueError(f"--recipe {recipe} is for inputs {inputs}, {dataset.name} has {_size(shape)}")
+        about = "" if name == found.data else f", which is for {found.data}, on {dataset.name}"
+        return found, f"recipe {recipe}{about}"
+    if method is None:
+        return Recipe(), ""
+    if asked.get("norm", "Linf") != "Linf":
+        return Recipe(method=method), f"no recipe is for {asked['norm']}: plain settings, not tuned"
+    fit = fitting(method, name, shape, dataset.n_classes)
+    if not fit:
+        if method not in ("fast", "madry", "trades", "mart"):
+            raise ValueError(f"unknown method {method!r}; known: madry, trades, mart, fast")
+        return Recipe(method=method), (
+            f"no recipe is for inputs {_size(shape)} in {dataset.n_classes} classes: plain settings, not tuned "
+            "(robustgen train --list-recipes)"
+        )
+    if len(fit) > 1:
+        raise ValueError(f"several recipes fit {dataset.name}: pass --recipe {' or '.join(r.name for r in fit)}")
+    found = fit[0]
+    if method == "mart":
+        found = replace(found, method="mart", beta=None)
+    about = "" if name == found.data else f", by shape and classes of {dataset.name}"
+    return found, f"recipe {found.name}{about}"
+
+
+def settled(recipe: Recipe, line: str, asked: Mapping[str, Any]) -> tuple[Recipe, str]:
+    """The recipe with what was asked for in place of its own values, and the line with what that changes."""
+    found = replace(recipe, **asked)
+    changes = {k: (mine, its) for k, (mine, its) in found.differences(recipe).items() if k in asked}
+    if not line or not recipe.name or not changes:
+        return found, line
+    own = ", ".join(
+        f"{name.replace('_', ' ')} {_short(mine)} (recipe: {_short(its)})" for name, (mine, its) in changes.items()
+    )
+    return replace(found, name=f"{recipe.name}, changed"), f"{line}; your own: {own}"
+
+
+def makes(fortified: FortifySpec | None, awp: float | None) -> Make:
+    """How an objective is put together: for a plain or a fortified network, with perturbed weights or without."""
+
+    def make(attack: Attack | None, clean_weight: float, loss: ClassificationLoss | None) -> Objective:
         if fortified is None:
-            objective = ClassifierObjective(self.attack, self.clean_weight, loss=self.loss)
+            objective = classifier(attack, clean_weight, loss)
         else:
             objective = FortifiedObjective(
-                self.attack,
+                attack,
                 lambda_rec=fortified.lambda_rec,
                 lambda_adv=fortified.lambda_adv,
                 detach_states=fortified.detach_states,
-                clean_weight=self.clean_weight,
-                loss=self.loss,
+                clean_weight=clean_weight,
+                loss=loss,
             )
-        return objective if self.awp is None else AWP(objective, gamma=self.awp)
+        return objective if awp is None else AWP(objective, gamma=awp)
 
-    def extras(self) -> dict[str, Any] | None:
-        """What a run's description says beside its attack and clean weight; None where there is nothing."""
-        parts = {"loss": self.loss, "guard": self.guard}
-        found = {name: part.describe() for name, part in parts.items() if part is not None}
-        return (found if self.awp is None else found | {"awp": self.awp}) or None
+    return make
 
 
-def adversarial_training(
-    method: str | None,
-    attack: str,
-    *,
-    eps: float,
-    norm: str,
-    steps: int,
-    clean_weight: float | None,
-    beta: float | None,
-    awp: float | None,
-    seed: int,
-) -> AdversarialSpec:
-    """What the options of the command ask for.
-
-    Args:
-        method: "madry", "trades", "mart" or "fast", each of which chooses its attack and loss; or None.
-        attack: without a method, "none", "fgsm" or "pgd", its loss beside ``clean_weight`` times the clean one.
-        beta: of "trades" and "mart"; None is the papers' 6 and 5.
-        awp: gamma of the adversarial weight perturbation; None is without.
-
-    Raises:
-        ValueError: an unknown method or attack, or options that do not go together.
-    """
+def training_attack(name: str, eps: float, norm: str, steps: int, seed: int) -> Attack:
+    """The attack "fgsm" or "pgd" as training has it: every sample runs every step."""
     common: dict[str, Any] = {"eps": eps, "norm": norm, "seed": seed, "early_stop": False}
-    if beta is not None and method not in ("trades", "mart"):
-        raise ValueError("--beta weighs the second term of --adversarial trades or mart")
-    if awp is not None and method is None and attack == "none":
-        raise ValueError("--awp goes with adversarial training: pass --adversarial or --attack")
-    if method is None:
-        found = training_attack(attack, eps, norm, steps, seed)
-        return AdversarialSpec(found, 1.0 if clean_weight is None else clean_weight, awp=awp)
-    if attack != "none" or clean_weight is not None:
-        raise ValueError(f"--adversarial {method} chooses attack and loss: leave out --attack and --clean-weight")
-    weight = {} if beta is None else {"beta": beta}
-    if method == "madry":
-        return AdversarialSpec(PGD(**common, steps=steps), 0.0, awp=awp)
-    if method == "trades":
-        return AdversarialSpec(KLPGD(**common, steps=steps), loss=Trades(**weight), awp=awp)
-    if method == "mart":
-        return AdversarialSpec(PGD(**common, steps=steps), loss=Mart(**weight), awp=awp)
-    if method == "fast":
-        fast = RandomStartFGSM(**common)
-        guard = OverfittingGuard(weak=fast, strong=PGD(eps=eps, norm=norm, seed=seed, steps=10))
-        return AdversarialSpec(fast, 0.0, awp=awp, guard=guard)
-    raise ValueError(f"unknown method {method!r}; known: madry, trades, mart, fast")
+    return FGSM(**common) if name == "fgsm" else PGD(**common, steps=steps)
 
 
-def training_attack(name: str, eps: float, norm: str, steps: int, seed: int) -> Attack | None:
-    """The attack inside adversarial training: "none", "fgsm" or "pgd"."""
-    common: dict[str, Any] = {"eps": eps, "norm": norm, "seed": seed, "early_stop": False}
-    known = {"none": None, "fgsm": lambda: FGSM(**common), "pgd": lambda: PGD(**common, steps=steps)}
-    if name not in known:
-        raise ValueError(f"unknown attack {name!r}; known: {', '.join(known)}")
-    make = known[name]
-    return None if make is None else make()
+def _size(shape: tuple[int, ...]) -> str:
+    return " x ".join(map(str, shape))
+
+
+def _short(value: Any) -> str:
+    return f"{value:.6g}" if isinstance(value, float) else str(value)

@@ -4,7 +4,7 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def train_generative(
     run: Path,
     data: DataSpec,
     model: str,
-    options: dict[str, Any],
+    settings: dict[str, Any],
     hold_out: tuple[str, ...] = (),
     epochs: int = 10,
     batch_size: int = 128,
@@ -72,10 +72,15 @@ def train_generative(
     resume: bool = False,
     progress: bool = True,
     command: str | None = None,
+    options: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Train a generative model, with sample grids and loss curves as it goes, and write it to ``run``.
 
     A tenth of the training data is kept from training: its loss is logged, and detectors are calibrated on it.
+
+    Args:
+        settings: of the model's class.
+        options: of the command, for a resumed one to remember.
     """
     kind = _class_called(model, model_classes(), _ALIASES)
     if lr is not None:
@@ -83,7 +88,7 @@ def train_generative(
     whole = require_nonempty(data.read("train"))
     rest, train, held_back = parts(whole, hold_out)
     with seeded(seed):
-        network = _construct(kind, tuple(rest.x.shape[1:]), options=options)
+        network = _construct(kind, tuple(rest.x.shape[1:]), options=settings)
         x, y = train.batch(torch.arange(min(4, len(train))))
         move(network, device)
         with evaluating(network), torch.no_grad():  # data that it cannot be trained on fail here, with nothing written
@@ -97,6 +102,7 @@ def train_generative(
         "training": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "ema": ema, "precision": precision}
         | {"clip_norm": clip_norm, "seed": seed},
         "command": command,
+        "options": dict(options or {}),
     }
 
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

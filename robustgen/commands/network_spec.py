@@ -128,7 +128,7 @@ def import_model(spec: str) -> nn.Module:
 
 
 def load_weights(network: nn.Module, source: str | Path) -> None:
-    """Load a file of weights, see :mod:`robustgen.weights`, or a run's latest checkpoint into ``network``."""
+    """Load a file of weights, see :mod:`robustgen.weights`, or of a run's best or latest checkpoint."""
     load_state(network, unwrapped(_tensors(source), network.state_dict(), source), source)
 
 
@@ -137,7 +137,7 @@ def _tensors(source: str | Path) -> dict[str, Tensor]:
     source = Path(source)
     if not source.is_dir():
         return read_weights(source)
-    tensors = load_checkpoint(source).model_state
+    tensors = load_checkpoint(source, best=True).model_state
     normalised = all(name.startswith("network.") for name in tensors)
     return weights_inside("network.", tensors) if normalised else tensors
 

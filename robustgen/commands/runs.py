@@ -6,7 +6,7 @@ fortified network, a calibrated detector.
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +26,7 @@ from robustgen.files import load_state, write_json
 from robustgen.fortified import FortifiedNetwork
 from robustgen.locks import alone
 from robustgen.rebuilding import rebuild
+from robustgen.structure import check_structure
 from robustgen.training import latest_checkpoint, load_checkpoint
 from robustgen.turns import seeded
 
@@ -43,6 +44,7 @@ __all__ = [
     "move",
     "open_network",
     "parts",
+    "remembered_options",
     "saved_detector",
     "usable_device",
 ]
@@ -115,7 +117,8 @@ def _remember(run: Path, info: dict[str, Any], resume: bool) -> None:
         raise ValueError(f"{run} already holds a run: pass --resume or another --run")
     found, wanted = read_info(run), json.loads(json.dumps(info))
     for side in (found, wanted):  # what a resumed run may change; the trainer refuses fewer epochs
-        side.pop("command", None)
+        for name in ("command", "options", "best"):
+            side.pop(name, None)
         side["training"].pop("epochs")
         side["data"] = {k: v for k, v in side["data"].items() if k not in ("root", "download")}
     different = [
@@ -130,6 +133,24 @@ def _remember(run: Path, info: dict[str, Any], resume: bool) -> None:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 150 else f"{text[:150]}..."
+
+
+def remembered_options(run: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a run was begun with, and those that are asked for now, which go before them.
+
+    Raises:
+        ValueError: a damaged run.json, or one that names code as its network: only the user may.
+    """
+    if not (run / "run.json").is_file():
+        return dict(asked)
+    path = run / "run.json"
+    kept = read_info(run).get("options", {})
+    scalar = (str | int | float | bool | None, [str])
+    check_structure(kept, {str: scalar}, path, "options")
+    model = kept.get("model")
+    if model is not None and "model" not in asked and NetworkSpec(str(model)).is_code:
+        raise ValueError(f"{path}: names code as its network, {model!r}: if it is yours, pass --model {model}")
+    return kept | dict(asked)
 
 
 def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[nn.Module, dict[str, Any]]:
@@ -156,7 +177,7 @@ def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[
             f"{path}: names code as its network, {spec.model!r}, and a file may not have code run: if you trust it, "
             "pass --trust, or for a --run name it with --model"
         )
-    checkpoint = load_checkpoint(run)
+    checkpoint = load_checkpoint(run, best=True)
     fortified = info["fortify"] is not None
     tensors = weights_inside("backbone.", checkpoint.model_state) if fortified else checkpoint.model_state
     if spec.is_code:
@@ -165,7 +186,7 @@ def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[
         load_state(network, tensors, checkpoint.path)
     else:
         network = rebuild(spec.build_ours, tensors, settings=path, weights=checkpoint.path)
-    return (FortifiedNetwork.load(run, model=network) if fortified else network).eval(), info
+    return (FortifiedNetwork.load(checkpoint.path, model=network) if fortified else network).eval(), info
 
 
 def _of_others(model: str) -> str:

@@ -1,7 +1,6 @@
 """``robustgen train``: a classifier, plain, adversarial, fortified, or fortified afterwards."""
 
-import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -10,8 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustgen.checks import check_integers, check_positive
-from robustgen.commands.adversarial import AdversarialSpec
+from robustgen.commands.adversarial import chosen_recipe, makes, settled
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.network_spec import NetworkSpec
 from robustgen.commands.runs import (
@@ -25,111 +23,143 @@ from robustgen.commands.runs import (
 from robustgen.commands.trial import try_autoencoders, try_detector, try_objective
 from robustgen.data import ArrayDataset
 from robustgen.detectors import ReconstructionError
-from robustgen.files import write_json
+from robustgen.files import load_state, write_json
 from robustgen.fortified import FortifiedNetwork, fortify
 from robustgen.model import evaluating, logits_of, naming_inputs
-from robustgen.training import Objective, Trainer
+from robustgen.training import Objective, best_checkpoint, load_checkpoint
+from robustgen.training.recipes import Recipe
 from robustgen.turns import seeded
 
 __all__ = ["train_network"]
 
-
-def cosine(progress: float) -> float:
-    """Learning-rate factor from 1 down to 0 (Loshchilov and Hutter, "SGDR", 2017, equation 5, without restarts)."""
-    return 0.5 * (1 + math.cos(math.pi * progress))
-
-
-_SCHEDULES: dict[str, Callable[[float], float] | None] = {"constant": None, "cosine": cosine}
+_BEST = "val_adv_accuracy"  # by which the best epoch is told
+_WATCHED = 500  # held-back images, attacked each epoch: a few percent of an epoch's work
 
 
 def train_network(
     *,
     run: Path,
     data: DataSpec,
-    model: str,
-    width: int | None = None,
-    activation: str = "relu",
+    method: str | None = None,
+    recipe: str | None = None,
+    asked: Mapping[str, Any] | None = None,
     weights: Path | None = None,
     mean: tuple[float, ...] | None = None,
     std: tuple[float, ...] | None = None,
-    adversarial: AdversarialSpec | None = None,
+    awp: float | None = None,
     fortified: FortifySpec | None = None,
     hold_out: tuple[str, ...] = (),
-    epochs: int = 10,
-    batch_size: int = 128,
-    lr: float = 1e-3,
-    schedule: str = "constant",
     seed: int = 0,
     device: str | None = None,
     resume: bool = False,
     progress: bool = True,
     command: str | None = None,
+    options: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = print,
 ) -> dict[str, Any]:
-    """Train a classifier, plain, adversarially or fortified, and write it to ``run``; returns what to print."""
-    check_integers(epochs=epochs, batch_size=batch_size)
-    check_positive(lr=lr)
-    adversarial = adversarial or AdversarialSpec()
-    if schedule not in _SCHEDULES:
-        raise ValueError(f"unknown schedule {schedule!r}; known: {', '.join(_SCHEDULES)}")
-    if fortified is not None and fortified.freeze_backbone:
-        if weights is None:
-            raise ValueError("--freeze-backbone keeps a pretrained network as it is: pass its --weights")
-        if adversarial.attack is not None or schedule != "constant":
-            raise ValueError(
-                "--freeze-backbone trains the autoencoders alone: leave out --attack, --adversarial and --schedule"
-            )
-    objective = adversarial.objective(fortified)
+    """Train a classifier, plain, adversarially or fortified, and write it to ``run``; returns what to print.
+
+    Args:
+        method, recipe: see :func:`~robustgen.commands.adversarial.chosen_recipe`.
+        asked: values of the :class:`~robustgen.training.recipes.Recipe` that go before its own.
+        options: of the command, for a resumed one to remember.
+        say: receives which recipe is followed and, of adversarial training, a line each epoch.
+    """
+    asked = dict(asked or {})
     whole = data.read("train")
     whole.labels()  # a clear error where there are none
     # The same tenth for every seed, so that fortifying a network of ours afterwards calibrates on data new to it.
-    rest, train, calibration = parts(whole, hold_out, labelled=True)
-    spec = NetworkSpec(model, tuple(rest.x.shape[1:]), rest.n_classes, width, activation, mean=mean, std=std)
+    rest, train, held_back = parts(whole, hold_out, labelled=True)
+    chosen, line = settled(*chosen_recipe(recipe, method, asked, data, whole), asked)
+    _check_options(chosen, awp, fortified, weights)
+    if line and is_first():
+        say(line)
+    make = makes(fortified, awp)
+    trained_shape = tuple(rest.x.shape[1:])
+    spec = NetworkSpec(chosen.model, trained_shape, rest.n_classes, chosen.width, chosen.activation, mean=mean, std=std)
     with seeded(seed):
         network, spec = spec.open(weights)
         if fortified is not None:
             network = _fortify(network, fortified, train.batch(torch.arange(2))[0])
     move(network, device)
-    info = {
+    info: dict[str, Any] = {
         "format": 1,
         "data": data.record(),
         "classes": list(rest.classes),
         "held_out": [name for name in whole.classes if name not in rest.classes],
         "network": spec.to_record(),
         "fortify": None if fortified is None else asdict(fortified) | {"chosen": list(network.layers)},
-        "attack": None if adversarial.attack is None else adversarial.attack.describe(),
-        "clean_weight": adversarial.clean_weight,
-        "adversarial": adversarial.extras(),
-        "training": {"epochs": epochs, "batch_size": batch_size, "lr": lr, "schedule": schedule, "seed": seed},
+        "training": chosen.record() | {"seed": seed, "awp": awp},
         "command": command,
+        "options": dict(options or {}),
     }
-    common: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "seed": seed, "progress": progress}
-    common |= {"run_dir": run, "resume": resume}
     frozen = fortified is not None and fortified.freeze_backbone
-    _try(network, fortified, objective, train, batch_size=batch_size, n_classes=spec.n_classes, seed=seed)
+    few = rest.n_classes
+    batch = chosen.batch_size
+    objective = chosen.objective(len(train), seed=seed, make=make)
+    _try(network, fortified, objective, train, batch_size=batch, n_classes=few, seed=seed)
     with claim(run, info, resume):  # only now: what is refused above leaves nothing
         if isinstance(network, FortifiedNetwork) and frozen:
-            history = network.fit_autoencoders(train, lr=lr, **common)
+            history = network.fit_autoencoders(
+                train,
+                lr=chosen.lr,
+                epochs=chosen.epochs,
+                batch_size=batch,
+                seed=seed,
+                progress=progress,
+                run_dir=run,
+                resume=resume,
+            )
         else:
-            adam = partial(torch.optim.Adam, lr=lr)
-            common |= {"schedule": _SCHEDULES[schedule], "device": device, "guard": adversarial.guard}
-            trainer = Trainer(objective, optimizer=adam, **common)
-            history = trainer.fit(network, train)
+            common: dict[str, Any] = {"run_dir": run, "resume": resume, "progress": progress, "device": device}
+            if chosen.adversarial:
+                common |= {"best": _BEST, "after_epoch": partial(_say_epoch, say if progress else None)}
+            trainer = chosen.trainer(len(train), seed=seed, make=make, **common)
+            history = trainer.fit(network, train, held_back.take(_WATCHED) if chosen.adversarial else None)
         if not is_first():
             return {}
-        write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
-        network.eval()
         found: dict[str, Any] = {"run": str(run), "epochs": len(history)} | {
             k: v for k, v in history[-1].items() if k not in ("epoch", "step")
         }
-        found["held-back accuracy"] = accuracy(network, calibration)
+        if (best := best_checkpoint(run)) is not None:
+            load_state(network, load_checkpoint(run, best=True).model_state, best)
+            row = next(row for row in history if row[_BEST] == max(row[_BEST] for row in history))
+            info["best"] = {"epoch": row["epoch"], "step": row["step"], _BEST: row[_BEST]}
+            found["best epoch"] = row["epoch"]
+        write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
+        network.eval()
+        found["held-back accuracy"] = accuracy(network, held_back)
         if isinstance(network, FortifiedNetwork) and fortified is not None:
             found["layers"] = list(network.layers)
             if fortified.noise_at_test:
                 found["detector"] = "none: the noise stays on at test, scores would depend on the draw"
             else:
-                detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
+                detector = ReconstructionError(network, relative=True).fit(train).calibrate(held_back)
                 detector.save(run / "detector")
         return found
+
+
+def _check_options(recipe: Recipe, awp: float | None, fortified: FortifySpec | None, weights: Path | None) -> None:
+    """ValueError for options that do not go together."""
+    if awp is not None and not recipe.adversarial:
+        raise ValueError("--awp goes with adversarial training: pass --adversarial, --recipe or --attack")
+    if fortified is not None and fortified.freeze_backbone:
+        if weights is None:
+            raise ValueError("--freeze-backbone keeps a pretrained network as it is: pass its --weights")
+        if recipe.adversarial or recipe.schedule != "constant":
+            raise ValueError(
+                "--freeze-backbone trains the autoencoders alone: leave out --attack, --adversarial, --recipe and "
+                "--schedule"
+            )
+
+
+def _say_epoch(say: Callable[[str], None] | None, model: nn.Module, history: list[dict[str, float]]) -> None:
+    """One line an epoch: how the network stands on inputs that it is not trained on."""
+    if say is None:
+        return
+    row, before = history[-1], [r[_BEST] for r in history[:-1]]
+    best = " (best so far)" if not before or row[_BEST] > max(before) else ""
+    say(f"epoch {row['epoch']}: of held-back images {row['val_accuracy']:.1%} right, {row[_BEST]:.1%} under PGD{best}")
 
 
 def _try(

@@ -341,15 +341,15 @@ class FortifiedNetwork(nn.Module):
     def load(cls, directory: str | Path, *, model: nn.Module) -> "FortifiedNetwork":
         """Rebuild a network that :meth:`save` or a training run wrote, around ``model``, freshly built and unfortified.
 
-        It is in eval mode.
+        It is in eval mode. Of a run that kept its best epoch it is that one.
 
         Raises:
             FileNotFoundError: nothing there.
             ValueError: truncated files, not a fortified network, or another architecture (differing tensors named).
         """
-        from robustgen.training import latest_checkpoint
+        from robustgen.training import best_checkpoint, latest_checkpoint
 
-        directory = latest_checkpoint(directory) or Path(directory)
+        directory = best_checkpoint(directory) or latest_checkpoint(directory) or Path(directory)
         path = directory / "config.json"
         if not path.is_file():
             raise FileNotFoundError(f"{directory}: no fortified network here")
