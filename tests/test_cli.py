@@ -295,6 +295,7 @@ def test_methods_of_adversarial_training(capsys, tmp_path, method):
     from robustgen.training import AWP, ClassifierObjective, Mart, OverfittingGuard, Trades, Trainer, load_checkpoint
 
     chosen = [*DIGITS, "--epochs", "1", "--limit", "100", "--adversarial", method, "--eps", "0.1", "--steps", "3"]
+    chosen += ["--lr", "0.001", "--schedule", "constant", "--batch-size", "128", "--start", "bounds"]
     weighted = ["--beta", "2"] if method in ("trades", "mart") else []
     assert run(capsys, "train", "--run", tmp_path / "a", *chosen, *weighted, "--awp", "0.01")[0] == 0
     fast, pgd = RandomStartFGSM(eps=0.1), PGD(eps=0.1, steps=3)

@@ -42,6 +42,8 @@ def chosen_recipe(
         return found, f"recipe {recipe}{about}"
     if method is None:
         return Recipe(), ""
+    if method in ("fgsm", "pgd"):
+        return Recipe(method=method), ""
     if asked.get("norm", "Linf") != "Linf":
         return Recipe(method=method), f"no recipe is for {asked['norm']}: plain settings, not tuned"
     fit = fitting(method, name, shape, dataset.n_classes)

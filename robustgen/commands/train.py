@@ -27,13 +27,10 @@ from robustgen.files import load_state, write_json
 from robustgen.fortified import FortifiedNetwork, fortify
 from robustgen.model import evaluating, logits_of, naming_inputs
 from robustgen.training import Objective, best_checkpoint, load_checkpoint
-from robustgen.training.recipes import Recipe
+from robustgen.training.recipes.recipe import BEST, Recipe
 from robustgen.turns import seeded
 
 __all__ = ["train_network"]
-
-_BEST = "val_adv_accuracy"  # by which the best epoch is told
-_WATCHED = 500  # held-back images, attacked each epoch: a few percent of an epoch's work
 
 
 def train_network(
@@ -113,9 +110,9 @@ def train_network(
         else:
             common: dict[str, Any] = {"run_dir": run, "resume": resume, "progress": progress, "device": device}
             if chosen.adversarial:
-                common |= {"best": _BEST, "after_epoch": partial(_say_epoch, say if progress else None)}
+                common["after_epoch"] = partial(_say_epoch, say if progress else None)
             trainer = chosen.trainer(len(train), seed=seed, make=make, **common)
-            history = trainer.fit(network, train, held_back.take(_WATCHED) if chosen.adversarial else None)
+            history = trainer.fit(network, train, chosen.watched(held_back) if chosen.adversarial else None)
         if not is_first():
             return {}
         found: dict[str, Any] = {"run": str(run), "epochs": len(history)} | {
@@ -123,8 +120,8 @@ def train_network(
         }
         if (best := best_checkpoint(run)) is not None:
             load_state(network, load_checkpoint(run, best=True).model_state, best)
-            row = next(row for row in history if row[_BEST] == max(row[_BEST] for row in history))
-            info["best"] = {"epoch": row["epoch"], "step": row["step"], _BEST: row[_BEST]}
+            row = next(row for row in history if row[BEST] == max(row[BEST] for row in history))
+            info["best"] = {"epoch": row["epoch"], "step": row["step"], BEST: row[BEST]}
             found["best epoch"] = row["epoch"]
         write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
         network.eval()
@@ -157,9 +154,9 @@ def _say_epoch(say: Callable[[str], None] | None, model: nn.Module, history: lis
     """One line an epoch: how the network stands on inputs that it is not trained on."""
     if say is None:
         return
-    row, before = history[-1], [r[_BEST] for r in history[:-1]]
-    best = " (best so far)" if not before or row[_BEST] > max(before) else ""
-    say(f"epoch {row['epoch']}: of held-back images {row['val_accuracy']:.1%} right, {row[_BEST]:.1%} under PGD{best}")
+    row, before = history[-1], [r[BEST] for r in history[:-1]]
+    best = " (best so far)" if not before or row[BEST] > max(before) else ""
+    say(f"epoch {row['epoch']}: of held-back images {row['val_accuracy']:.1%} right, {row[BEST]:.1%} under PGD{best}")
 
 
 def _try(

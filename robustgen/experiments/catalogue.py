@@ -35,6 +35,7 @@ _AHMED_2017 = (
     "trainings",
 )
 _MODULES = [
+    "robustgen.experiments.recipes",
     *(f"robustgen.experiments.lamb2018.{name}" for name in _CHAPTER_2),
     *(f"robustgen.experiments.ahmed2017.{name}" for name in _AHMED_2017),
 ]

@@ -126,8 +126,9 @@ def accuracies(standing: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
 
 
 def epochs_of(history: list[dict[str, float]]) -> dict[str, list[float]]:
-    """``history``: one list an entry, of what a trainer logged each epoch."""
-    return {name: [round(row[name], 6) for row in history] for name in history[0] if name not in ("epoch", "step")}
+    """``history``: one list an entry, of what a trainer logged in every epoch."""
+    everywhere = [name for name in history[0] if all(name in row for row in history) and name not in ("epoch", "step")]
+    return {name: [round(row[name], 6) for row in history] for name in everywhere}
 
 
 class Experiment(ABC):

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,10 +15,11 @@ from torch import Tensor, nn
 
 from robustgen import data
 from robustgen.counter_rng import integers
-from robustgen.files import write_json
+from robustgen.files import load_state, read_json, write_json
 from robustgen.generative import GenerativeModel, GenerativeObjective
 from robustgen.locks import alone
-from robustgen.training import Trainer
+from robustgen.training import Trainer, load_checkpoint
+from robustgen.training.recipes import Recipe
 
 __all__ = ["SCHEDULE", "Workshop", "one_cycle", "shuffled"]
 
@@ -156,6 +158,37 @@ class Workshop:
             after_epoch=save,
         )
         return history, run_dir
+
+    def follow(
+        self, recipe: Recipe, network: nn.Module, train: data.ArrayDataset, held_back: data.ArrayDataset, *, seed: int
+    ) -> tuple[list[dict[str, float]], float]:
+        """Train ``network`` by a recipe, as `robustgen train` does, and leave it at its best epoch, in eval mode.
+
+        Returns:
+            The history, and what the training took, in seconds of one core, a killed part of it included.
+        """
+        run_dir = self._run_dir({"recipe": recipe.record(), "seed": seed})
+        clock = run_dir / "core_seconds.json"
+        begun, before = time.process_time(), read_json(clock, {"seconds": float})["seconds"] if clock.exists() else 0.0
+
+        def spent() -> float:
+            return before + time.process_time() - begun
+
+        trainer = recipe.trainer(
+            len(train),
+            seed=seed,
+            device=self.device,
+            run_dir=run_dir,
+            resume=True,
+            progress=self.progress,
+            after_epoch=lambda *_: write_json(clock, {"seconds": spent()}),
+        )
+        with alone(run_dir, wait=True):
+            history = trainer.fit(network, train, recipe.watched(held_back))
+        checkpoint = load_checkpoint(run_dir, best=True)
+        load_state(network, checkpoint.model_state, checkpoint.path)
+        network.eval()
+        return history, float(read_json(clock, {"seconds": float})["seconds"])
 
     def _run_dir(self, settings: dict[str, Any]) -> Path:
         return self.work / hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=10).hexdigest()

@@ -15,7 +15,7 @@ class FirstThen:
     """``first`` for ``steps`` steps of the trainer, ``then`` afterwards.
 
     Args:
-        first, then: objectives that log the same entries.
+        first, then: two objectives; an entry that only one of them logs is missing in epochs of the other.
         steps: >= 1.
 
     Raises:

@@ -30,9 +30,10 @@ MADRY = replace(
     FAST,
     name="mnist-madry",
     method="madry",
-    single_step_epochs=6,
+    width=32,
+    single_step_epochs=4,
     steps=10,
-    epochs=40,
+    epochs=30,
     ema=0.999,
 )
-TRADES = replace(MADRY, name="mnist-trades", method="trades", beta=6.0)
+TRADES = replace(MADRY, name="mnist-trades", method="trades", beta=4.0)

@@ -23,11 +23,12 @@ from robustgen.training.trainer import Trainer
 from robustgen.training.warm_up import WarmUp
 from robustgen.turns import seeded
 
-__all__ = ["METHODS", "Make", "Recipe"]
+__all__ = ["BEST", "METHODS", "Make", "Recipe", "classifier"]
 
 #: How a network is trained. ``pgd`` and ``fgsm``: clean_weight * CE(x) + CE(x_adv); the others chose attack and loss.
 METHODS = ("plain", "fgsm", "pgd", "fast", "madry", "trades", "mart")
 _OPTIMIZERS = ("adam", "sgd")
+BEST = "val_adv_accuracy"  # the entry of the history by which the best epoch is told
 
 #: An objective from an attack, the weight of its clean half and a loss in place of both halves.
 Make = Callable[[Attack | None, float, ClassificationLoss | None], Objective]
@@ -150,7 +151,7 @@ class Recipe:
         return RobustAccuracy(attack)
 
     def trainer(self, n: int, *, seed: int = 0, make: Make = classifier, **options: Any) -> Trainer:
-        """A trainer for n examples. Given validation data, it keeps the best epoch of an adversarial training.
+        """A trainer for n examples; of an adversarial training, which needs validation data, it keeps the best epoch.
 
         Args:
             n: how many examples ``fit`` will be given.
@@ -166,8 +167,12 @@ class Recipe:
             "seed": seed,
         }
         if self.adversarial:
-            found["val_objective"] = self.validation(seed)
+            found |= {"val_objective": self.validation(seed), "best": BEST}
         return Trainer(self.objective(n, seed=seed, make=make), **(found | options))
+
+    def watched(self, held_back: Any) -> Any:
+        """Of a data set that is kept from training, what validation attacks: a few percent of an epoch's work."""
+        return held_back.subset(torch.arange(min(500, len(held_back))))
 
     def record(self) -> dict[str, Any]:
         """Every value, JSON-able."""
