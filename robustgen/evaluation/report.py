@@ -113,6 +113,8 @@ def draw_html(report: dict[str, Any]) -> str:
             parts.append(f"<h2>Adversarial inputs: {_text(network['name'])}</h2>")
             parts.append(_figure(partial(_draw_pictures, pictures), _pictures_caption(pictures)))
     parts += ["<h2>How it was made</h2>", _html_table(["", ""], _facts(report))]
+    if seconds := report.get("stage_seconds"):
+        parts.append(_html_table(["stage", "time"], [[name, _duration(s)] for name, s in seconds.items()]))
     body = "\n".join(parts)
     head = f"<meta charset=utf-8><title>robustgen report</title>{_STYLE}"
     return f"<!doctype html><html lang=en><head>{head}</head>\n<body>{body}</body></html>\n"
@@ -186,6 +188,12 @@ def _markdown(value: object) -> str:
 def _facts(report: dict[str, Any]) -> list[list[object]]:
     facts = {name: report.get(name) for name in ("command", "seed")} | report.get("environment", {})
     return [[name, value] for name, value in facts.items() if value is not None]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 _Table = tuple[list[str], list[list[object]]]
