@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-__all__ = ["bar", "show", "showing", "time_left", "track"]
+__all__ = ["bar", "showing", "time_left", "track"]
 
 DELAY = 2.0  # seconds: what is done sooner shows no bar
 EVERY = 0.2  # seconds between two looks of a bar
@@ -35,11 +35,6 @@ def showing(progress: bool = True) -> Iterator[None]:
         yield
     finally:
         _shown.reset(token)
-
-
-def show(progress: bool) -> None:
-    """The same until the end of the :func:`showing` in which it is said."""
-    _shown.set(progress)
 
 
 def time_left(seconds: float) -> str:

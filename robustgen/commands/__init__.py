@@ -2,6 +2,7 @@
 
 from robustgen.commands.adversarial import adversarial_training
 from robustgen.commands.attack import attack_network
+from robustgen.commands.attack_options import resumed_options
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.generative import (
     generative_detector,
@@ -28,6 +29,7 @@ __all__ = [
     "generative_detector",
     "open_detector",
     "parse_options",
+    "resumed_options",
     "sample_images",
     "score_inputs",
     "train_generative",

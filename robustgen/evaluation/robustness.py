@@ -232,18 +232,19 @@ def _unfinished(
     """The stages that were not finished, by name, and how far they came."""
     missing = [label for label in stages if label not in done and not (label == DIAGNOSTICS and diagnosed is not None)]
     how_far = {label: f"stopped after {n} of {of} examples" for label, (n, of) in partly.items()}
-    return {label.removeprefix("attack: "): how_far.get(label, "not finished") for label in missing}
+    return {label.removeprefix("attack: "): how_far.get(label, "not begun") for label in missing}
 
 
 def _cut_short(
     minutes: float, chosen: Mapping[str, Attack], found: Mapping[str, Outcome], unfinished: Mapping[str, str]
 ) -> str:
     """What a reader must know of an evaluation that was stopped."""
+    left = [f"{label} ({unfinished[label]})" for label in chosen if label in unfinished]
+    left += ["tests of the attacks"] if len(left) < len(unfinished) else []
     finished = ", ".join(found) if found else "none"
-    left = ", ".join(label if how == "not finished" else f"{label} ({how})" for label, how in unfinished.items())
-    line = f"cut short after {minutes:g} minutes: attacks finished: {finished}; not finished: {left}"
+    line = f"cut short after {minutes:g} minutes: attacks finished: {finished}; left: {', '.join(left)}"
     if len(found) == len(chosen):
-        return f"{line}; the accuracies are those of a finished evaluation, the tests of the attacks are not all there"
+        return f"{line}; the accuracies are those of a finished evaluation"
     if not found:
         return f"{line}; no attack was finished, so the worst case is the accuracy without attack and no robustness"
     return (

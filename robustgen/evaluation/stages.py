@@ -134,6 +134,7 @@ class Stages:
             yield
             self._stages[name].ended = True
             self._stages[name].done = self._stages[name].examples
+            self._show()
         finally:
             self._measure()
             self._name = ""
