@@ -79,6 +79,7 @@ def bar(title: str, total: float | None, *, logged: bool = False) -> _Bar:
     return _Bar(
         total=total,
         desc=title,
+        file=sys.stderr,
         disable=not (_shown.get() and first and (terminal or logged)),
         delay=DELAY,
         mininterval=EVERY if terminal else LOGGED,
