@@ -2,6 +2,7 @@
 
 import json
 import shlex
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -104,42 +105,43 @@ def attack(
 
     Exit code 1 says that --max-minutes were used up: the report says what was not finished, and --resume goes on.
     """
-    from robustgen.commands import DataSpec, attack_network, resumed_options
+    from robustgen.commands import DataSpec, attack_network, naming_options, resumed_options
     from robustgen.training.distributed import current_world
 
     known = {"out", "resume", "max_minutes", "trust", "download", "as_json", "quiet"}
     asked = {name: _plain(value) for name, value in context.params.items() if name not in known}
     chosen = resumed_options(out, asked, given(context), trust) if resume and out is not None else asked
-    means, stds = normalization(chosen["mean"], chosen["std"])
-    images = image_reader(*(chosen[name] for name in ("size", "channels", "fit", "background")))
-    spec = DataSpec(chosen["data"], chosen["data_root"], download, chosen["limit"], images)
-    report, guarded, page = attack_network(
-        run=_path(chosen["run"]),
-        model=chosen["model"],
-        weights=_path(chosen["weights"]),
-        mean=means,
-        std=stds,
-        data=spec,
-        eps=chosen["eps"],
-        norm=chosen["norm"],
-        suite=chosen["suite"],
-        part=chosen["split"],
-        surrogate=_path(chosen["surrogate"]),
-        trust=trust,
-        masking_tests=chosen["masking_tests"],
-        detector=chosen["detector"],
-        fpr=chosen["fpr"],
-        ood=None if chosen["ood"] is None else spec.of(chosen["ood"]),
-        batch_size=chosen["batch_size"],
-        seed=chosen["seed"],
-        device=chosen["device"],
-        out=out,
-        resume=resume,
-        max_minutes=max_minutes,
-        progress=not quiet,
-        command=command_line(),
-        options=chosen,
-    )
+    with nullcontext() if out is None or chosen is asked else naming_options(out):
+        means, stds = normalization(chosen["mean"], chosen["std"])
+        images = image_reader(*(chosen[name] for name in ("size", "channels", "fit", "background")))
+        spec = DataSpec(chosen["data"], chosen["data_root"], download, chosen["limit"], images)
+        report, guarded, page = attack_network(
+            run=_path(chosen["run"]),
+            model=chosen["model"],
+            weights=_path(chosen["weights"]),
+            mean=means,
+            std=stds,
+            data=spec,
+            eps=chosen["eps"],
+            norm=chosen["norm"],
+            suite=chosen["suite"],
+            part=chosen["split"],
+            surrogate=_path(chosen["surrogate"]),
+            trust=trust,
+            masking_tests=chosen["masking_tests"],
+            detector=chosen["detector"],
+            fpr=chosen["fpr"],
+            ood=None if chosen["ood"] is None else spec.of(chosen["ood"]),
+            batch_size=chosen["batch_size"],
+            seed=chosen["seed"],
+            device=chosen["device"],
+            out=out,
+            resume=resume,
+            max_minutes=max_minutes,
+            progress=not quiet,
+            command=command_line(),
+            options=chosen,
+        )
     if current_world().rank:
         return  # the first process speaks for all
     if as_json:

@@ -2,7 +2,7 @@
 
 from robustgen.commands.adversarial import adversarial_training
 from robustgen.commands.attack import attack_network
-from robustgen.commands.attack_options import resumed_options
+from robustgen.commands.attack_options import naming_options, resumed_options
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.generative import (
     generative_detector,
@@ -27,6 +27,7 @@ __all__ = [
     "attack_network",
     "compare_populations",
     "generative_detector",
+    "naming_options",
     "open_detector",
     "parse_options",
     "resumed_options",

@@ -4,7 +4,8 @@ The file is data: it brings no code in and has nothing fetched, and what it name
 """
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from robustgen.data.load import canonical_name
 from robustgen.evaluation.chunks import kept_under
 from robustgen.files import read_json, write_json
 
-__all__ = ["remember_options", "resumed_options"]
+__all__ = ["naming_options", "remember_options", "resumed_options"]
 
 FORMAT = 1
 _STRUCTURE = {
@@ -78,6 +79,18 @@ def resumed_options(out: Path, asked: dict[str, Any], given: Collection[str], tr
             "--model, or pass --trust"
         )
     return {name: asked[name] if name in given else kept[name] for name in asked}
+
+
+@contextmanager
+def naming_options(out: Path) -> Iterator[None]:
+    """Say of what is refused inside that it is from the options kept in ``out``, unless the line is about ``out``."""
+    try:
+        yield
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        if str(out) in str(error):
+            raise
+        kind = next(k for k in (FileNotFoundError, TypeError, ValueError) if isinstance(error, k))
+        raise kind(f"{_path(out)}: {error}") from error
 
 
 def remember_options(out: Path, options: dict[str, Any]) -> None:
