@@ -204,6 +204,17 @@ def test_without_a_finished_attack_there_is_the_accuracy_without_attack_and_it_i
 
 
 @pytest.mark.filterwarnings("ignore:clean accuracy")
+def test_where_only_tests_of_the_attacks_are_missing_the_accuracies_are_final(evaluate, tmp_path, monkeypatch):
+    monkeypatch.setattr(Stages, "out_of_time", property(lambda self: self._name == "diagnostics"))
+    report = evaluate(run_dir=tmp_path, max_minutes=1)
+    assert report.unfinished == {"diagnostics": "not finished"}
+    assert "left: tests of the attacks; the accuracies are those of a finished evaluation" in report.notes[-1]
+    (test,) = (t for t in report.masking if t.name == "the diagnostics of the attacks")
+    assert (test.verdict, test.detail) == ("not run", "the time was used up before")
+    assert len(report.curve) > 1
+
+
+@pytest.mark.filterwarnings("ignore:clean accuracy")
 def test_a_chunk_is_broken_off_with_its_answers_kept(evaluate, tmp_path, monkeypatch):
     looks = stopping(monkeypatch, 20)
     options = {"attacks": [Square(eps=1e-6, n_queries=100)], "masking_tests": False, "max_minutes": 1}

@@ -1,9 +1,10 @@
 """How robust a network is: accuracy per attack and in the worst case per example, with tests that the attacks work."""
 
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from robustgen.evaluation.doubts import at_chance, n_classes_of, raise_doubts
 from robustgen.evaluation.kept import anew, kept_in
 from robustgen.evaluation.masking import NOT_RUN, MaskingTest, run_masking_tests
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
-from robustgen.evaluation.stages import OutOfTime
+from robustgen.evaluation.stages import OutOfTime, Stages
 from robustgen.evaluation.suites import SUITES, Stage, suite_of
 from robustgen.model import Model, untouched
 from robustgen.progress import showing
@@ -167,17 +168,12 @@ def evaluate_robustness(
                 finished=take,
             )
             if masking_tests:
+                clean = ~done["clean"].success
                 keep = clock.each(anew if run_dir is None else kept_in(kept_under(run_dir)))
-                try:
-                    with clock.running(DIAGNOSTICS):
-                        clean = ~done["clean"].success
-                        diagnosed = diagnose(model, x, y, chosen, found_by(), done, clean, pgd, span, keep)
-                except OutOfTime:
-                    diagnosed = None
-                if any_process(clock, diagnosed is None, x.device):
-                    raise OutOfTime
+                about = partial(diagnose, model, x, y, chosen, found_by(), done, clean, pgd, span, keep)
+                diagnosed = _in_time(clock, x.device, about)
         except OutOfTime as late:
-            partly, diagnosed = late.partly, None
+            partly = late.partly
 
     clean, found = ~done["clean"].success, found_by()
     unfinished = _unfinished([*jobs, *([DIAGNOSTICS] if masking_tests else [])], done, diagnosed, partly)
@@ -226,11 +222,23 @@ def evaluate_robustness(
     )
 
 
+def _in_time(
+    clock: Stages, device: torch.device, diagnosis: Callable[[], list[MaskingTest]]
+) -> list[MaskingTest] | None:
+    """The diagnosis; None where one of the processes had no time for it."""
+    found = None
+    with suppress(OutOfTime), clock.running(DIAGNOSTICS):
+        found = diagnosis()
+    return None if any_process(clock, found is None, device) else found
+
+
 def _unfinished(
     stages: Sequence[str], done: Mapping[str, Outcome], diagnosed: object, partly: Mapping[str, tuple[int, int]]
 ) -> dict[str, str]:
     """The stages that were not finished, by name, and how far they came."""
     missing = [label for label in stages if label not in done and not (label == DIAGNOSTICS and diagnosed is not None)]
+    if missing == [DIAGNOSTICS]:
+        return {DIAGNOSTICS: "not finished"}
     how_far = {label: f"stopped after {n} of {of} examples" for label, (n, of) in partly.items()}
     return {label.removeprefix("attack: "): how_far.get(label, "not begun") for label in missing}
 
