@@ -57,6 +57,8 @@ READERS = [
     ("detected/report.json", ["report", "{d}/detected"]),
     ("detected/report.json", ["report", "{d}/detected", "--markdown"]),
     ("attacked/chunks/plan.json", ["attack", "--run", "{d}/plain", *ATTACK, "--out", "{d}/attacked", "--resume"]),
+    ("attacked/options.json", ["attack", "--out", "{d}/attacked", "--resume", "--quiet"]),
+    ("attacked/chunks/seconds.json", ["attack", "--out", "{d}/attacked", "--resume", "--quiet"]),
     ("attacked/chunks/*.safetensors", ["attack", "--run", "{d}/plain", *ATTACK, "--out", "{d}/attacked", "--resume"]),
     ("images.npz", ["score", "--run", "{d}/fortified", "--data", "{d}/images.npz", "--quiet"]),
     (

@@ -167,6 +167,7 @@ class Attack(ABC):
                 free=None if reach is None else reach > 0,
                 thorough=self.early_stop,  # in training little hangs on it, and it would be asked at every step
                 journal=engine.journal,
+                watch=engine.watch,
             )
             problem = self._problem(oracle, x, y, ids, radius, reach)
             problem.begin()

@@ -32,6 +32,7 @@ class Engine:
         precision: of the searches: "float32", or "bfloat16", which needs ``prepare`` (inputs stay float32, successes
             are verified in float32).
         journal: of the model's answers, where they are kept in case the search is killed; a stochastic model's are not.
+        watch: told of the passes of the model as they are made, so many forwards and backwards of one input each.
 
     Raises:
         TypeError: slots is not an integer.
@@ -42,6 +43,7 @@ class Engine:
     prepare: bool = True
     precision: str = "float32"
     journal: Journal | None = None
+    watch: Callable[[int, int], None] | None = None
 
     def __post_init__(self) -> None:
         plain_fields(self)

@@ -66,6 +66,7 @@ class Oracle:
     ``free`` (N, ...), bool, or None: the elements that may differ from x; the model sees the others as they are in x.
     ``thorough``: look eight times for a difference, not two, and refuse a model whose logits for an input depend on the
     other inputs in its batch. What a ``journal`` knows the model is not asked again; one that draws is not kept in it.
+    ``watch`` is told of the forwards and backwards of what it is asked.
     """
 
     def __init__(
@@ -78,11 +79,13 @@ class Oracle:
         free: Tensor | None = None,
         thorough: bool = True,
         journal: Journal | None = None,
+        watch: Callable[[int, int], None] | None = None,
     ) -> None:
         self.model = self.searched = model
         self.x, self.slots, self.free = x, slots, free
         self.draws, self._stream = True, RandomStream(seed)
         self.journal: Journal | None = None
+        self._watch = watch
         self.forwards = torch.zeros(len(x), dtype=torch.int64, device=x.device)
         self.backwards = torch.zeros_like(self.forwards)
         few = x[:4].clone()
@@ -152,6 +155,10 @@ class Oracle:
             logits, gradients = self._differentiate(i, z, lambda v: list((-gaps(v, y, beside)).unbind(1)), kind[2])
         return logits, torch.stack(gradients, 1)
 
+    def _tell(self, forwards: int, backwards: int) -> None:
+        if self._watch is not None:
+            self._watch(forwards, backwards)
+
     def _known_or(self, ask: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
         """What the journal knows, or else the answer, which it then keeps."""
         if self.journal is None:
@@ -165,7 +172,9 @@ class Oracle:
     def _forward(self, model: Model, z: Tensor) -> Tensor:
         def ask() -> tuple[Tensor, ...]:
             with torch.no_grad(), self._random():
-                return (logits_of(model(z)),)
+                found = logits_of(model(z))
+            self._tell(len(z), 0)
+            return (found,)
 
         (logits,) = self._known_or(ask)
         if len(logits) != len(z):
@@ -197,6 +206,7 @@ class Oracle:
                     torch.autograd.grad(a, leaf, allow_unused=True, retain_graph=k < len(ascents))[0]
                     for k, a in enumerate(ascents, 1)
                 ]
+            self._tell(len(z), len(z) * len(gradients))
             if any(g is None for g in gradients):
                 raise ValueError("the model's logits do not depend on x through differentiable operations")
             totals = [t + g for t, g in zip(totals, gradients, strict=True)] if totals else gradients

@@ -43,7 +43,9 @@ def _version(
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run the command. Exit codes: 0 done, 1 failed or stopped (Ctrl-C, SIGTERM), 2 wrong use; errors are one line.
+    """Run the command. Exit codes: 0 done, 1 failed or stopped (Ctrl-C, SIGTERM, --max-minutes), 2 wrong use.
+
+    Errors are one line.
 
     ``ROBUSTGEN_DEBUG=1`` in the environment shows the traceback instead.
     """

@@ -1,8 +1,10 @@
 """``robustgen attack``."""
 
 import json
+import shlex
+from contextlib import nullcontext
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +27,7 @@ from robustgen.cli.options import (
     TrustOption,
     WeightsOption,
     command_line,
+    given,
     normalization,
 )
 from robustgen.cli.terminal import say
@@ -33,6 +36,7 @@ __all__ = ["attack"]
 
 
 def attack(
+    context: typer.Context,
     run: RunOption = None,
     model: ModelOption = None,
     weights: WeightsOption = None,
@@ -79,44 +83,65 @@ def attack(
     out: Annotated[
         Path | None, typer.Option("--out", help="Directory of report.json and report.html; finished chunks too.")
     ] = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue the evaluation in --out.")] = False,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Continue the evaluation in --out, with its options: none need be given again."),
+    ] = False,
+    max_minutes: Annotated[
+        float | None,
+        typer.Option(
+            "--max-minutes",
+            help="Stop after so many minutes of attacks and report what was finished, with exit code 1; --resume "
+            "finishes it.",
+        ),
+    ] = None,
     batch_size: Annotated[int, typer.Option("--batch-size")] = 250,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Attack a network and report how robust it is, with tests for gradient masking."""
-    from robustgen.commands import DataSpec, attack_network
+    """Attack a network and report how robust it is, with tests for gradient masking.
+
+    Exit code 1 says that --max-minutes were used up: the report says what was not finished, and --resume goes on.
+    """
+    from robustgen.commands import DataSpec, attack_network, naming_options, resumed_options
     from robustgen.training.distributed import current_world
 
-    means, stds = normalization(mean, std)
-    spec = DataSpec(data, data_root, download, limit, image_reader(size, channels, fit, background))
-    report, guarded, page = attack_network(
-        run=run,
-        model=model,
-        weights=weights,
-        mean=means,
-        std=stds,
-        data=spec,
-        eps=eps,
-        norm=norm,
-        suite=suite,
-        part=split,
-        surrogate=surrogate,
-        trust=trust,
-        masking_tests=masking_tests,
-        detector=detector,
-        fpr=fpr,
-        ood=None if ood is None else spec.of(ood),
-        batch_size=batch_size,
-        seed=seed,
-        device=device,
-        out=out,
-        resume=resume,
-        progress=not quiet,
-        command=command_line(),
-    )
+    known = {"out", "resume", "max_minutes", "trust", "download", "as_json", "quiet"}
+    asked = {name: _plain(value) for name, value in context.params.items() if name not in known}
+    chosen = resumed_options(out, asked, given(context), trust) if resume and out is not None else asked
+    with nullcontext() if out is None or chosen is asked else naming_options(out):
+        means, stds = normalization(chosen["mean"], chosen["std"])
+        images = image_reader(*(chosen[name] for name in ("size", "channels", "fit", "background")))
+        spec = DataSpec(chosen["data"], chosen["data_root"], download, chosen["limit"], images)
+        report, guarded, page = attack_network(
+            run=_path(chosen["run"]),
+            model=chosen["model"],
+            weights=_path(chosen["weights"]),
+            mean=means,
+            std=stds,
+            data=spec,
+            eps=chosen["eps"],
+            norm=chosen["norm"],
+            suite=chosen["suite"],
+            part=chosen["split"],
+            surrogate=_path(chosen["surrogate"]),
+            trust=trust,
+            masking_tests=chosen["masking_tests"],
+            detector=chosen["detector"],
+            fpr=chosen["fpr"],
+            ood=None if chosen["ood"] is None else spec.of(chosen["ood"]),
+            batch_size=chosen["batch_size"],
+            seed=chosen["seed"],
+            device=chosen["device"],
+            out=out,
+            resume=resume,
+            max_minutes=max_minutes,
+            progress=not quiet,
+            command=command_line(),
+            options=chosen,
+        )
     if current_world().rank:
         return  # the first process speaks for all
     if as_json:
@@ -128,3 +153,15 @@ def attack(
             say(guarded)
         if page is not None:
             say(f"report: {page}")
+    if report.unfinished:
+        again = ["robustgen", "attack", "--out", str(out), "--resume"]
+        again += ["--trust"] if trust else [] if chosen["model"] is None else ["--model", chosen["model"]]
+        raise RuntimeError(f"stopped after {max_minutes:g} minutes; to go on: {shlex.join(again)}")
+
+
+def _plain(value: Any) -> Any:
+    return str(value) if isinstance(value, Path) else value
+
+
+def _path(value: str | None) -> Path | None:
+    return None if value is None else Path(value)

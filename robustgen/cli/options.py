@@ -100,6 +100,14 @@ def _numbers(option: str, text: str) -> tuple[float, ...]:
     return found
 
 
+def _bars(context: typer.Context, quiet: bool) -> bool:
+    """Show bars while the command runs, unless it is to be quiet."""
+    from robustgen.progress import showing
+
+    context.with_resource(showing(not quiet))
+    return quiet
+
+
 DataOption = Annotated[
     str | None,
     typer.Option("--data", help="digits, mnist, fashion-mnist, cifar10, svhn, or the path of an .npz or image folder."),
@@ -127,7 +135,7 @@ WeightsOption = Annotated[
 DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.", callback=_bars)]
 LimitOption = Annotated[int | None, typer.Option("--limit", help="Use at most so many examples.")]
 SetOption = Annotated[
     list[str] | None,

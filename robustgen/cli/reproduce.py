@@ -111,6 +111,7 @@ def report(
     path: Annotated[Path, typer.Argument(help="A report.json, or the directory that holds one.")],
     out: Annotated[Path | None, typer.Option("--out", help="Page to write; default: report.html beside it.")] = None,
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables instead.")] = False,
+    quiet: QuietOption = False,
 ) -> None:
     """Draw report.html from a report.json, or print its tables as Markdown."""
     from robustgen.evaluation.report import draw_html, draw_markdown, load_report

@@ -1,6 +1,7 @@
 """What ``robustgen train``, ``attack`` and ``score`` do; ``cli.py`` parses and prints."""
 
 from robustgen.commands.attack import attack_network
+from robustgen.commands.attack_options import naming_options, resumed_options
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.generative import (
     generative_detector,
@@ -24,9 +25,11 @@ __all__ = [
     "attack_network",
     "compare_populations",
     "generative_detector",
+    "naming_options",
     "open_detector",
     "parse_options",
     "remembered_options",
+    "resumed_options",
     "sample_images",
     "score_inputs",
     "train_generative",

@@ -1,7 +1,10 @@
 """``robustgen attack``: how robust a trained network is on a data set."""
 
+import time
 from pathlib import Path
+from typing import Any
 
+from robustgen.commands.attack_options import remember_options
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.runs import by_class_name, data_for, load_run, open_network, saved_detector, usable_device
 from robustgen.data import require_nonempty
@@ -11,6 +14,8 @@ from robustgen.evaluation import (
     evaluate_detector_robustness,
     evaluate_robustness,
 )
+from robustgen.evaluation.stages import OutOfTime
+from robustgen.progress import showing
 from robustgen.training.distributed import join
 
 __all__ = ["attack_network"]
@@ -39,10 +44,15 @@ def attack_network(
     device: str | None = None,
     out: Path | None = None,
     resume: bool = False,
+    max_minutes: float | None = None,
     progress: bool = True,
     command: str | None = None,
+    options: dict[str, Any] | None = None,
 ) -> tuple[RobustnessReport, DetectorRobustness | None, Path | None]:
     """Attack a trained network on a data set and, if asked, the run's detector with it.
+
+    With ``max_minutes`` the attacks stop when these are used up; the report's ``unfinished`` says what is missing, and
+    a detector's attacks that were not finished are not reported. ``options``: what is kept in ``out`` for ``--resume``.
 
     ``trust``: the code that ``run`` and ``surrogate`` name as their networks may run; see :func:`load_run`.
 
@@ -53,13 +63,19 @@ def attack_network(
     """
     if resume and out is None:
         raise ValueError("--resume goes on with the evaluation in --out: pass it")
+    if max_minutes is not None and not 0 < max_minutes < float("inf"):
+        raise ValueError(f"--max-minutes {max_minutes:g}: it is a number of minutes > 0")
+    if max_minutes is not None and out is None:
+        raise ValueError("--max-minutes keeps what is done in --out: pass it")
     if detector and run is None:
         raise ValueError("--detector is about the one that a --run of a fortified network has")
     for option, value in (("--ood", ood), ("--fpr", fpr)):
         if value is not None and not detector:
             raise ValueError(f"{option} is about --detector")
-    if trust and run is None and surrogate is None:
-        raise ValueError("--trust is about the code that a --run or a --surrogate names")
+    if trust and run is None and surrogate is None and not resume:
+        raise ValueError(
+            "--trust is about the code that a --run, a --surrogate or, with --resume, the options in --out name"
+        )
     if device is not None:
         usable_device(device)
     fpr = 0.05 if fpr is None else fpr
@@ -81,7 +97,10 @@ def attack_network(
             module.to(where)
     x, y, ids = dataset.images().to(where), dataset.labels().to(where), dataset.ids.to(where)
     name = f"{model if run is None else run} on {dataset.name}"
-    with world.alone(out, where):
+    with showing(progress), world.alone(out, where):
+        if out is not None and options is not None and world.rank == 0:
+            remember_options(out, options)
+        started = time.perf_counter()
         report = evaluate_robustness(
             network,
             x,
@@ -98,26 +117,42 @@ def attack_network(
             batch_size=batch_size,
             name=name,
             progress=progress,
+            max_minutes=max_minutes,
         )
         guarded = None
         if guard is not None:
-            guarded = evaluate_detector_robustness(
-                network,
-                guard,
-                x,
-                y,
-                eps=eps,
-                norm=norm,
-                fpr=fpr,
-                x_ood=None if x_ood is None else x_ood.to(where),
-                ids=ids,
-                seed=seed,
-                batch_size=batch_size,
-                run_dir=out,
-                resume=resume,
-                name=name,
-                progress=progress,
-            )
+            try:
+                guarded = evaluate_detector_robustness(
+                    network,
+                    guard,
+                    x,
+                    y,
+                    eps=eps,
+                    norm=norm,
+                    fpr=fpr,
+                    x_ood=None if x_ood is None else x_ood.to(where),
+                    ids=ids,
+                    seed=seed,
+                    batch_size=batch_size,
+                    run_dir=out,
+                    resume=resume,
+                    name=name,
+                    progress=progress,
+                    max_minutes=_minutes_left(max_minutes, started, report),
+                )
+            except OutOfTime:
+                report.unfinished["detector"] = "not finished"
+                report.notes.append("the time was used up before the attacks on the detector were finished: not shown")
         if out is None or world.rank:
             return report, guarded, None
         return report, guarded, report.save(out, command=command, guarded=guarded)
+
+
+def _minutes_left(max_minutes: float | None, started: float, report: RobustnessReport) -> float | None:
+    """What is left of the minutes; OutOfTime where that is nothing."""
+    if max_minutes is None:
+        return None
+    left = max_minutes - (time.perf_counter() - started) / 60
+    if report.unfinished or left <= 0:
+        raise OutOfTime
+    return left

@@ -24,6 +24,7 @@ from robustgen.data import ArrayDataset, check_disjoint, noise, preprocessing_fi
 from robustgen.detectors import Detector, ReconstructionError
 from robustgen.evaluation import evaluate_detection
 from robustgen.fortified import FortifiedNetwork, fortify
+from robustgen.progress import track
 from robustgen.turns import seeded
 
 __all__ = ["MADE", "compare_populations", "open_detector"]
@@ -122,7 +123,7 @@ def compare_populations(
                 raise ValueError(f"--against {label} attacks a classifier, and this run holds a generative model")
             attack = training_attack(label, eps, norm, 40, seed)
             assert attack is not None
-            rows = torch.arange(len(x)).split(250)
+            rows = track(torch.arange(len(x)).split(250), f"{label.upper()} attacks")
             found = [attack(detector.model, x[i].to(where), dataset.labels()[i], ids=dataset.ids[i]) for i in rows]
             populations[f"{label.upper()}, {norm} eps {eps:g}"] = torch.cat(found)
         elif label == "heldout":

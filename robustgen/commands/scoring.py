@@ -5,7 +5,7 @@ import io
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
 from typing import Any, TextIO
@@ -23,6 +23,7 @@ from robustgen.data.table import pyarrow_parquet
 from robustgen.detectors import Detector
 from robustgen.files import writing
 from robustgen.printable import as_cell, printable
+from robustgen.progress import bar, showing
 
 __all__ = ["Scoring", "score_inputs", "write_rows"]
 
@@ -84,7 +85,11 @@ class Scoring:
         """Score everything and write it; returns what to print."""
         remarks = Remarks()
         batches = _batches(self._inputs, remarks, None if self._strict else self._skip)
-        write_rows(self._counted(score_inputs(detector, batches, self._fpr)), self._out, self._as_json)
+        total = None if isinstance(self._inputs, Table) else len(self._inputs)  # a table is read as it comes
+        mixed = self._out is None and sys.stdout.isatty()  # rows and bar on one terminal
+        with showing(False) if mixed else nullcontext(), bar(f"scores of {self._inputs.name}", total) as shown:
+            rows = self._counted(score_inputs(detector, batches, self._fpr), shown.update)
+            write_rows(rows, self._out, self._as_json)
         if line := remarks.line():
             self._tell("warning", f"{self._inputs.name}: {line}")
         share = self._flagged / max(1, self._scored)
@@ -106,11 +111,12 @@ class Scoring:
         assert isinstance(self._inputs, ImageFiles)
         return ", ".join(self._inputs.reader.steps())
 
-    def _counted(self, rows: Iterable[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    def _counted(self, rows: Iterable[dict[str, Any]], done: Callable[[], object]) -> Iterator[dict[str, Any]]:
         for row in rows:
             self._scored += 1
             self._flagged += row["flag"]
             yield row
+            done()
 
     def _skip(self, error: ValueError) -> None:
         self._unreadable += 1

@@ -16,6 +16,7 @@ from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
 from robustgen.inputs import MASK, Inputs, are_inputs, check_inputs, count, described, each, named, parted, split
 from robustgen.model import check_rows_alone, naming_inputs, untouched
+from robustgen.progress import track
 from robustgen.structure import check_arguments, check_size, check_structure
 from robustgen.training import Source, as_source
 
@@ -134,7 +135,7 @@ class Detector(ABC):
         with torch.inference_mode(False), torch.no_grad(), untouched(self.model) as stream:
             about = _about_inputs(x for x, _ in self._batches(source))
             with naming_inputs(like := _like(about)):
-                fitted = self._fit(self._batches(source)) | about
+                fitted = self._fit(track(self._batches(source), f"{self._name}, fit", self._n_batches(source))) | about
             self.statistics_ = {name: s.detach().cpu().contiguous() for name, s in fitted.items()}
             self.calibration_ = None
             try:
@@ -164,7 +165,9 @@ class Detector(ABC):
         self._require_fit()
         x = parted(x)[0] if are_inputs(x) else x
         if not isinstance(x, (Tensor, dict)) or (isinstance(x, Tensor) and x.dtype == torch.uint8):
-            return torch.cat([self.score(batch) for batch, _ in self._batches(as_source(x))])
+            source = as_source(x)
+            batches = track(self._batches(source), f"{self._name}, scores", self._n_batches(source))
+            return torch.cat([self.score(batch) for batch, _ in batches])
         x = self._check(x)
         first = next(iter(named(x).values()))
         if not count(x):
@@ -175,7 +178,8 @@ class Detector(ABC):
         chunks = [x] if with_grad else split(x, self.batch_size)
         seed = 0 if "draws" in self.statistics else None
         with untouched(self.model, seed), torch.set_grad_enabled(with_grad):
-            scores = [self._scored(each(chunk, lambda t: t.to(self._device))) for chunk in chunks]
+            parts = track(chunks, f"{self._name}, scores")
+            scores = [self._scored(each(chunk, lambda t: t.to(self._device))) for chunk in parts]
             return torch.cat(scores).to(first.device)
 
     def calibrate(self, x_id: Any) -> "Self":
@@ -190,7 +194,9 @@ class Detector(ABC):
         """
         self._require_fit()
         with torch.no_grad():
-            scores = torch.cat([self.score(x) for x, _ in self._batches(as_source(x_id))])
+            source = as_source(x_id)
+            batches = track(self._batches(source), f"{self._name}, calibration", self._n_batches(source))
+            scores = torch.cat([self.score(x) for x, _ in batches])
         self.calibration_ = ConformalCalibration(scores.cpu())
         return self
 
@@ -347,6 +353,14 @@ class Detector(ABC):
             low, high = (v.item() for v in x.detach().aminmax())
             raise ValueError(f"x has values in [{low:.4g}, {high:.4g}], outside the bounds (0, 1) of the data of fit")
         return x
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def _n_batches(self, source: Source) -> int:
+        """How many batches there are."""
+        return -(-len(source) // self.batch_size)
 
     def _batches(self, source: Source) -> Iterator[tuple[Inputs, Tensor | None]]:
         for indices in torch.arange(len(source)).split(self.batch_size):

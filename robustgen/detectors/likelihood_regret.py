@@ -11,6 +11,7 @@ from torch import Tensor
 
 from robustgen.checks import check_integers, check_numbers, check_positive
 from robustgen.detectors.base import Detector
+from robustgen.progress import track
 
 if TYPE_CHECKING:
     from robustgen.generative.latent import LatentVariableModel
@@ -70,7 +71,7 @@ class LikelihoodRegret(Detector):
         mean, log_std = mean.clone().requires_grad_(), log_std.clone().requires_grad_()
         adam = torch.optim.Adam([mean, log_std], lr=self.lr)
         best, best_elbo = (mean.detach().clone(), log_std.detach().clone()), x.new_full((len(x),), -torch.inf)
-        for step in range(self.steps + 1):
+        for step in track(range(self.steps + 1), "likelihood regret of a batch"):
             elbo = self._elbo(x, mean, log_std, noise)
             better = (elbo.detach() > best_elbo)[:, None]
             best = (torch.where(better, mean.detach(), best[0]), torch.where(better, log_std.detach(), best[1]))

@@ -1,32 +1,33 @@
 """Attacks run chunk by chunk; with a directory, what is done is kept there, and a killed run goes on."""
 
 import json
-import math
 from collections.abc import Callable, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from robustgen.attacks import Attack, AttackResult, Engine, HopSkipJump, NoiseSearch, Square, TransferAttack
+from robustgen.attacks import Attack, AttackResult, Engine, TransferAttack
 from robustgen.evaluation.journal import DiskJournal
+from robustgen.evaluation.stages import GRADIENT_FREE, OutOfTime, Stages, asked, passes
 from robustgen.evaluation.verifier import verify
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
 from robustgen.model import Model, logits_of, untouched
+from robustgen.progress import showing
 from robustgen.training.distributed import World, current_world
 
-__all__ = ["Job", "Outcome", "kept_under", "run_jobs"]
+__all__ = ["Job", "Outcome", "any_process", "kept_under", "run_jobs", "stages_of"]
 
 ASKED = 4  # examples by whose logits a directory knows its models
 WAVES = 4  # chunks are so many batches large: while samples fall, others take their places in the batch
 ANSWERS = 2**28  # bytes of a model's answers that a chunk may keep on the way; it is so small that they suffice
 SCORES = 256  # bytes for an answer without a gradient: more than it has, as it takes a step of the search to repeat it
-GRADIENT_FREE = (NoiseSearch, Square, HopSkipJump)
 
 
 class Job(NamedTuple):
@@ -34,7 +35,7 @@ class Job(NamedTuple):
 
     Of the adversarial inputs the first ``keep`` are kept. ``after`` names jobs whose fallen examples count as fallen
     here too and are not attacked again. ``precision`` of the search. ``checked``: every success is put to the verifier,
-    and what that rejects is none.
+    and what that rejects is none. ``needed``: it runs to its end even where the time is used up.
     """
 
     attack: Attack
@@ -43,6 +44,7 @@ class Job(NamedTuple):
     after: tuple[str, ...] = ()
     precision: str = "float32"
     checked: bool = False
+    needed: bool = False
 
 
 @dataclass(frozen=True)
@@ -71,6 +73,7 @@ def run_jobs(
     about: Mapping[str, Tensor] | None = None,
     progress: bool = False,
     title: str = "attacks",
+    stages: Stages | None = None,
     finished: Callable[[str, Outcome], None] | None = None,
 ) -> dict[str, Outcome]:
     """Run every job, ``batch_size`` examples in a pass, and keep finished chunks and the answers to the one under way.
@@ -80,54 +83,102 @@ def run_jobs(
 
     Where several processes work together (``torch.distributed``), each takes a share of the chunks, and all return the
     same: a chunk does not depend on who runs it. ``about``: what else outcomes depend on, by name. ``finished`` is told
-    of each outcome as soon as it is there.
+    of each outcome as soon as it is there. ``stages``, by default new ones of that title, keep the time of the jobs and
+    say when it is used up.
 
     Raises:
         ValueError: ``run_dir`` holds an evaluation already (without ``resume``), or one of another model, of other
             examples or of other attacks.
         BlockingIOError: another process or thread is writing in ``run_dir``.
+        OutOfTime: the time is used up; a chunk whose answers are kept is broken off, any other comes to its end before.
     """
     if run_dir is not None and not isinstance(model, nn.Module):
         raise ValueError("run_dir needs an nn.Module: a plain function cannot be told from another one on resume")
     world = current_world()
     done: dict[str, Outcome] = {}
-    total = sum(job.n for job in jobs.values())
     with ExitStack() as stack:
         stack.enter_context(world.alone(None if run_dir is None else Path(run_dir), x.device))
         store = None
         if run_dir is not None:
             store = _Store(Path(run_dir), _plan(jobs, model, x, y, ids, batch_size, about or {}), resume, world)
-        bar = stack.enter_context(tqdm(total=total, disable=not progress or world.rank > 0, desc=title, unit="example"))
+        if stages is None:
+            stack.enter_context(showing(progress))
+            stages = stack.enter_context(closing(stages_of(title, run_dir)))
+        stages.recall()
         for k, (label, job) in enumerate(jobs.items()):
+            for later, other in islice(jobs.items(), k, None):
+                stages.expect(later, passes(other.attack), int(_searched(other, jobs, done).sum()))
+            up = partial(_time_is_up, stages, job)
+            if any_process(stages, up(), x.device):
+                raise OutOfTime
             fallen = _fallen([done[name] for name in job.after], job.n)
+            searched = _searched(job, jobs, done) & ~fallen
             rows = (~fallen).nonzero().squeeze(1)
-            bar.update(job.n - len(rows))
-            standing = len(rows)
+            standing, late = len(rows), False
             found: dict[int, AttackResult] = {}
             size, kept = _chunk(job.attack, x, batch_size)
-            for c, part in enumerate(rows.split(size) if len(rows) else ()):
-                bar.set_postfix_str(f"{label}, {standing} standing")
-                result = store.load(k, c, len(part)) if store else None
-                if result is None and c % world.size == world.rank:
-                    i = part.to(x.device)
-                    journal = store.journal(k, c) if store and kept else None
-                    engine = Engine(slots=batch_size, precision=job.precision, journal=journal)
-                    result = _to_cpu(job.attack.run(model, x[i], y[i], ids=ids[i], engine=engine))
-                    if store:
-                        store.save(k, c, result)
-                if result is not None:
-                    found[c] = result
-                    standing -= int(result.success.sum())
-                bar.update(len(part))
-            everyone = world.union({f"{c}/{name}": t for c, r in found.items() for name, t in vars(r).items()})
-            whole = [
-                AttackResult(**{name: everyone[f"{c}/{name}"] for name in AttackResult.__dataclass_fields__})
-                for c in range(-(-len(rows) // size))
-            ]
-            done[label] = _whole(job, model, x, y, rows, fallen, whole)
+            with stages.running(label):
+                for c, part in enumerate(rows.split(size) if len(rows) else ()):
+                    result = store.load(k, c, len(part)) if store else None
+                    measured = result is None
+                    if result is None and c % world.size == world.rank:
+                        if late := up():
+                            break
+                        i = part.to(x.device)
+                        journal = store.journal(k, c, up) if store and kept else None
+                        engine = Engine(slots=batch_size, precision=job.precision, journal=journal, watch=stages.ask)
+                        try:
+                            result = _to_cpu(job.attack.run(model, x[i], y[i], ids=ids[i], engine=engine))
+                        except OutOfTime:
+                            late = True
+                            break
+                        if store:
+                            store.save(k, c, result)
+                    if result is not None:
+                        found[c] = result
+                        standing -= int(result.success.sum())
+                    stages.advance(int(searched[part].sum()), measured=measured, note=f"{standing} standing")
+                everyone = world.union({f"{c}/{name}": t for c, r in found.items() for name, t in vars(r).items()})
+                if any_process(stages, late, x.device):
+                    n = sum(len(t) for name, t in everyone.items() if name.endswith("/success"))
+                    raise OutOfTime({label: (n, len(rows))})
+                whole = [
+                    AttackResult(**{name: everyone[f"{c}/{name}"] for name in AttackResult.__dataclass_fields__})
+                    for c in range(-(-len(rows) // size))
+                ]
+                done[label] = _whole(job, model, x, y, rows, fallen, whole)
             if finished is not None:
                 finished(label, done[label])
     return done
+
+
+def stages_of(title: str, run_dir: str | Path | None, until: float | None = None) -> Stages:
+    """The stages of an evaluation whose jobs are kept in ``run_dir``; the first process keeps their time there."""
+    first = current_world().rank == 0
+    return Stages(title, kept_under(run_dir) / "seconds.json" if first and run_dir is not None else None, until)
+
+
+def any_process(stages: Stages, late: bool, device: torch.device) -> bool:
+    """Whether one of the processes is ``late``: they stop together. Nobody is where the time has no end."""
+    return stages.until is not None and bool(current_world().reduce(torch.tensor(int(late), device=device)))
+
+
+def _time_is_up(stages: Stages, job: Job) -> bool:
+    """Whether there is no time left for a job."""
+    return stages.out_of_time and not job.needed
+
+
+def _searched(job: Job, jobs: Mapping[str, Job], done: Mapping[str, Outcome]) -> Tensor:
+    """The examples of a job, bool (n,), that its attack is expected to search to the end.
+
+    Those that nothing has broken yet in a ball no larger than the job's; every example of an attack that never stops.
+    """
+    searched = torch.ones(job.n, dtype=torch.bool)
+    for name, outcome in done.items():
+        if job.attack.early_stop and (jobs[name].needed or jobs[name].attack.eps <= job.attack.eps):
+            n = min(job.n, len(outcome.success))
+            searched[:n] &= ~outcome.success[:n]
+    return searched
 
 
 def _chunk(attack: Attack, x: Tensor, batch_size: int) -> tuple[int, bool]:
@@ -144,9 +195,7 @@ def _chunk(attack: Attack, x: Tensor, batch_size: int) -> tuple[int, bool]:
 def _answer_bytes(attack: Attack, x: Tensor) -> int:
     """What the answers to an attack on one example come to, by its settings."""
     inner = getattr(attack, "attack", attack)
-    budgets = (getattr(inner, name, 1) for name in ("steps", "search_steps", "restarts", "n_targets", "n_queries"))
-    asked = math.prod(budget for budget in budgets if isinstance(budget, int) and budget > 0)
-    return asked * (SCORES if isinstance(inner, GRADIENT_FREE) else x[0].numel() * x.element_size())
+    return asked(attack) * (SCORES if isinstance(inner, GRADIENT_FREE) else x[0].numel() * x.element_size())
 
 
 def _fallen(before: list[Outcome], n: int) -> Tensor:
@@ -270,9 +319,9 @@ class _Store:
     def _path(self, job: int, chunk: int) -> Path:
         return self.directory / f"{job:03d}-{chunk:06d}.safetensors"
 
-    def journal(self, job: int, chunk: int) -> DiskJournal:
-        """Of the answers to a chunk that is under way."""
-        return DiskJournal(self._path(job, chunk).with_suffix(""))
+    def journal(self, job: int, chunk: int, out_of_time: Callable[[], bool] = lambda: False) -> DiskJournal:
+        """Of the answers to a chunk that is under way, until it is ``out_of_time``."""
+        return DiskJournal(self._path(job, chunk).with_suffix(""), out_of_time)
 
     def load(self, job: int, chunk: int, n: int) -> AttackResult | None:
         """The outcome of a chunk of ``n`` examples, if it is finished."""

@@ -9,6 +9,7 @@ Machine Learning", 2019: out-of-distribution inputs are attacked too, to look in
 
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +17,14 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks import PGD, Attack, JointAttack
-from robustgen.checks import check_evaluation, check_images, eps_spans_bounds, nearest, plain_arguments
+from robustgen.checks import check_evaluation, check_images, check_positive, eps_spans_bounds, nearest, plain_arguments
 from robustgen.detectors import Detector
-from robustgen.evaluation.chunks import Job, run_jobs
+from robustgen.evaluation.chunks import Job, run_jobs, stages_of
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness, GuardedOutcome, ReverseOutcome
 from robustgen.evaluation.doubts import at_chance, n_classes_of, raise_doubts
 from robustgen.evaluation.verifier import verify
 from robustgen.model import Model
+from robustgen.progress import showing
 from robustgen.training.distributed import current_world
 
 __all__ = ["evaluate_detector_robustness"]
@@ -52,6 +54,7 @@ def evaluate_detector_robustness(
     resume: bool = False,
     name: str = "network",
     progress: bool = False,
+    max_minutes: float | None = None,
 ) -> DetectorRobustness:
     """Attack a guarded classifier: ``model``, whose answer counts unless ``detector`` flags the input.
 
@@ -78,7 +81,8 @@ def evaluate_detector_robustness(
         run_dir: where what is done is kept, so that a kill costs seconds.
         resume: continue the evaluation in ``run_dir``: same model, detector, examples and arguments.
         name: of the network in the report.
-        progress: show a progress bar.
+        progress: show a progress bar, with about how long is left.
+        max_minutes: stop when they are used up, with all that is done kept in ``run_dir``: resume it to finish.
 
     Warns:
         UserWarning: as :func:`~robustgen.evaluation.evaluate_robustness`.
@@ -87,7 +91,9 @@ def evaluate_detector_robustness(
         TypeError: not a :class:`~robustgen.detectors.Detector`; otherwise as :meth:`robustgen.attacks.Attack.run`.
         ValueError: no examples, an unknown formulation, none, or one named twice; too few calibration scores for
             ``fpr``; ``run_dir`` of another evaluation; a score that does not depend on x through differentiable
-            operations, or is NaN; otherwise as :meth:`robustgen.attacks.Attack.run`.
+            operations, or is NaN; otherwise as :meth:`robustgen.attacks.Attack.run`; ``max_minutes`` that are not
+            > 0, or without ``run_dir``.
+        OutOfTime: ``max_minutes`` are used up (:mod:`robustgen.evaluation.stages`).
         NotFittedError: a detector that is not fitted and calibrated.
 
     >>> from robustgen import ReconstructionError, fortify
@@ -99,7 +105,12 @@ def evaluate_detector_robustness(
     >>> found.guarded_accuracy <= found.clean_accuracy, found.threshold == detector.calibration.threshold(0.1)
     (True, True)
     """
-    started = time.monotonic()
+    started, began = time.monotonic(), time.perf_counter()
+    if max_minutes is not None:
+        check_positive(max_minutes=max_minutes)
+        if run_dir is None:
+            raise ValueError("max_minutes needs a run_dir, where what is done is kept")
+    until = None if max_minutes is None else began + 60 * max_minutes
     if not isinstance(detector, Detector):
         raise TypeError(f"detector must be a robustgen.detectors.Detector, got {type(detector).__name__}")
     threshold = detector.calibration.threshold(fpr)
@@ -122,10 +133,17 @@ def evaluate_detector_robustness(
     attacks |= {f"joint, {f}": JointAttack(**common, **budget, **known, formulation=f) for f in formulations}
     notes = raise_doubts([eps_spans_bounds(eps, norm, bounds, x[0].numel())])
 
+    stage_seconds: dict[str, float] = {}
+
     def run(
         attacks: Mapping[str, Attack], x: Tensor, y: Tensor, ids: Tensor, scores: Tensor, part: str
     ) -> list[Tensor]:
-        with current_world().alone(None if run_dir is None else Path(run_dir), x.device):
+        kept = None if run_dir is None else Path(run_dir) / part
+        with (
+            showing(progress),
+            current_world().alone(None if run_dir is None else Path(run_dir), x.device),
+            closing(stages_of(f"{name}, detector", kept, until)) as stages,
+        ):
             done = run_jobs(
                 {label: Job(attack, len(x), keep=len(x)) for label, attack in attacks.items()},
                 model,
@@ -133,19 +151,20 @@ def evaluate_detector_robustness(
                 y,
                 ids,
                 batch_size=batch_size,
-                run_dir=None if run_dir is None else Path(run_dir) / part,
+                run_dir=kept,
                 resume=resume,
                 about={"detector's scores": scores},
-                progress=progress,
-                title=name,
+                stages=stages,
             )
+        stage_seconds.update({f"{part}: {label}": seconds for label, seconds in stages.seconds.items()})
         return [result.x_adv.to(x.device) for result in done.values()]
 
     def fooled_at(x_adv: Tensor) -> Tensor:
         return verify(model, x, x_adv, y, **common).accepted.cpu()
 
     def scores_of(x: Tensor) -> Tensor:
-        scores = detector.score(x).detach().double().cpu()
+        with showing(progress):
+            scores = detector.score(x).detach().double().cpu()
         if bad := int(scores.isnan().sum()):
             raise ValueError(f"the detector's score is NaN for {bad} of {len(x)} inputs")
         return scores
@@ -186,4 +205,5 @@ def evaluate_detector_robustness(
         notes=notes,
         seed=seed,
         wall_seconds=time.monotonic() - started,
+        stage_seconds=stage_seconds,
     )

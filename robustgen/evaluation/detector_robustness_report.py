@@ -50,6 +50,7 @@ class DetectorRobustness:
         outcomes: by attack name.
         reverse: of out-of-distribution inputs, where there were any.
         notes: what a reader should doubt before any number.
+        stage_seconds: what each attack took; of a resumed evaluation all its processes together.
         seed, environment, wall_seconds: how it was made.
     """
 
@@ -71,6 +72,7 @@ class DetectorRobustness:
     seed: int = 0
     environment: dict[str, Any] = field(default_factory=environment)
     wall_seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def flagged(self) -> Tensor:
@@ -166,6 +168,7 @@ class DetectorRobustness:
             "command": command,
             "seed": self.seed,
             "wall_seconds": round(self.wall_seconds, 1),
+            "stage_seconds": self.stage_seconds,
             "environment": self.environment,
             "networks": [],
             "detector_robustness": [self.to_dict()],

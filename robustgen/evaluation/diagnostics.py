@@ -13,10 +13,11 @@ from robustgen.evaluation.chunks import Job, Outcome
 from robustgen.evaluation.indicators import indicators_of_failure
 from robustgen.evaluation.kept import Keep, anew
 from robustgen.evaluation.masking import GRADIENT_ATTACKS, NOT_RUN, VIOLATED, MaskingTest, above, at_most
+from robustgen.evaluation.stages import ALONE, passes
 from robustgen.evaluation.verifier import LEVELS, verify
 from robustgen.model import Model
 
-__all__ = ["PROBED", "diagnose", "probe_jobs"]
+__all__ = ["PROBED", "diagnose", "price_and_pieces", "probe_jobs"]
 
 PROBED = 200  # examples that the probes and the verifier see
 TRACED = 20  # examples that are attacked one by one
@@ -61,9 +62,7 @@ def diagnose(
     tests = _probes(torch.stack([clean, *(~r.success for r in found.values())]).all(0), done)
     tests.append(_verified(found))
     tests.append(_eight_bit(model, x, y, pgd, done[_WHOLE]))
-    # The attack that a reader would trust most is the one to question.
-    usable = {k: a for k, a in attacks.items() if isinstance(a, GRADIENT_ATTACKS) and a.eps == pgd.eps}
-    label, attack = max(usable.items(), key=lambda item: getattr(item[1], "steps", 1), default=("PGD", pgd))
+    label, attack = _questioned(attacks, pgd)
     few = slice(0, TRACED)
     indicators = indicators_of_failure(
         model,
@@ -80,6 +79,17 @@ def diagnose(
     )
     binarized = binarization_test(model, x[few], attack, eps=pgd.eps, seed=pgd.seed, keep=keep).to_test()
     return [*tests, *(replace(t, name=f"{label}: {t.name}") for t in (*indicators, binarized))]
+
+
+def price_and_pieces(attacks: Mapping[str, Attack], pgd: PGD, n: int) -> tuple[float, int]:
+    """What :func:`diagnose` asks about single inputs: passes of the model for each piece that is kept, and pieces."""
+    return ALONE * passes(_questioned(attacks, pgd)[1]), 2 * min(n, TRACED)
+
+
+def _questioned(attacks: Mapping[str, Attack], pgd: PGD) -> tuple[str, Attack]:
+    """The attack that a reader would trust most, with its name."""
+    usable = {k: a for k, a in attacks.items() if isinstance(a, GRADIENT_ATTACKS) and a.eps == pgd.eps}
+    return max(usable.items(), key=lambda item: getattr(item[1], "steps", 1), default=("PGD", pgd))
 
 
 def _probes(standing: Tensor, done: Mapping[str, AttackResult]) -> list[MaskingTest]:

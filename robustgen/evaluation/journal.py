@@ -7,12 +7,14 @@ kept. When answers are written is decided by a clock, on which no result depends
 import re
 import time
 from collections import deque
+from collections.abc import Callable
 from contextlib import suppress
 from itertools import count, takewhile
 from pathlib import Path
 
 from torch import Tensor
 
+from robustgen.evaluation.stages import OutOfTime
 from robustgen.files import load_tensors, save_tensors
 
 __all__ = ["DiskJournal"]
@@ -22,10 +24,13 @@ HELD = 2**26  # bytes, at most in memory
 
 
 class DiskJournal:
-    """Answers in files ``<path>.answers-<number>.safetensors``; see :class:`robustgen.attacks.queries.Journal`."""
+    """Answers in files ``<path>.answers-<number>.safetensors``; see :class:`robustgen.attacks.queries.Journal`.
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    ``out_of_time``: whether the search is to be broken off, by OutOfTime once all its answers are written.
+    """
+
+    def __init__(self, path: Path, out_of_time: Callable[[], bool] = lambda: False) -> None:
+        self.path, self.out_of_time = path, out_of_time
         self.files = 0  # read or written
         self.known: deque[tuple[Tensor, ...]] = deque()
         self.new: list[tuple[Tensor, ...]] = []
@@ -43,13 +48,20 @@ class DiskJournal:
         return self.known.popleft() if self.known else None
 
     def keep(self, answer: tuple[Tensor, ...]) -> None:
-        """Add an answer; all new ones are written every few seconds."""
+        """Add an answer; all new ones are written every few seconds.
+
+        Raises:
+            OutOfTime: the search is to be broken off.
+        """
         self.new.append(tuple(t.detach().cpu().clone() for t in answer))  # the search may go on to change it
         self.size += sum(t.numel() * t.element_size() for t in answer)
-        if self.size >= HELD or time.monotonic() - self.written >= EVERY:
+        late = self.out_of_time()
+        if late or self.size >= HELD or time.monotonic() - self.written >= EVERY:
             save_tensors(self._file(self.files), _packed(self.new))
             self.files += 1
             self.new, self.size, self.written = [], 0, time.monotonic()
+        if late:
+            raise OutOfTime
 
     def discard(self) -> None:
         """Remove its files: the attack has come to its end."""

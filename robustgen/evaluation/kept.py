@@ -8,13 +8,13 @@ from torch import Tensor
 
 from robustgen.files import load_tensors, save_tensors
 
-__all__ = ["Keep", "anew", "kept_in"]
+__all__ = ["Keep", "Make", "anew", "kept_in"]
 
-_Make: TypeAlias = Callable[[], dict[str, Tensor]]
-Keep: TypeAlias = Callable[[str, Collection[str], _Make], dict[str, Tensor]]  # name, its tensors, how to make them
+Make: TypeAlias = Callable[[], dict[str, Tensor]]
+Keep: TypeAlias = Callable[[str, Collection[str], Make], dict[str, Tensor]]  # name, its tensors, how to make them
 
 
-def anew(name: str, tensors: Collection[str], make: _Make) -> dict[str, Tensor]:
+def anew(name: str, tensors: Collection[str], make: Make) -> dict[str, Tensor]:
     """What ``make`` makes; nothing is kept."""
     return make()
 
@@ -22,7 +22,7 @@ def anew(name: str, tensors: Collection[str], make: _Make) -> dict[str, Tensor]:
 def kept_in(directory: Path) -> Keep:
     """What was made under a name is kept in ``directory``, which must belong to one evaluation."""
 
-    def keep(name: str, tensors: Collection[str], make: _Make) -> dict[str, Tensor]:
+    def keep(name: str, tensors: Collection[str], make: Make) -> dict[str, Tensor]:
         path = directory / f"{name}.safetensors"
         if not path.exists():
             save_tensors(path, make())

@@ -154,6 +154,7 @@ def run_masking_tests(
     eps: float,
     unbounded: Tensor | None,
     curve: Sequence[tuple[float, Tensor]] | None,
+    why_none: str = "switched off",
 ) -> list[MaskingTest]:
     """All tests that these outcomes allow; the others are listed as not run.
 
@@ -163,6 +164,7 @@ def run_masking_tests(
         eps: of the threat model; attacks at another one are not compared.
         unbounded: bool (n,), what PGD without a bound left; None: not run.
         curve: (eps, bool (n,)) in the order of eps; None: not run.
+        why_none: why those that are None were not run.
     """
 
     searches = {name: a.attack if isinstance(a, AtEps) else a for name, a in attacks.items() if a.eps == eps}
@@ -210,12 +212,12 @@ def run_masking_tests(
         "No number of this report counts until an unbounded attack succeeds.",
     )
     if unbounded is None:
-        tests.append(MaskingTest(name, NOT_RUN, "switched off", advice=advice))
+        tests.append(MaskingTest(name, NOT_RUN, why_none, advice=advice))
     else:
         tests.append(reaches_zero(name, unbounded, advice))
     name, advice = "accuracy falls as eps grows", "PGD loses its way in larger balls: take more steps and restarts."
     if curve is None:
-        tests.append(MaskingTest(name, NOT_RUN, "switched off", advice=advice))
+        tests.append(MaskingTest(name, NOT_RUN, why_none, advice=advice))
     else:
         tests.append(monotone(name, [eps for eps, _ in curve], [s for _, s in curve], advice))
     return tests

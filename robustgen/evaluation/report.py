@@ -20,6 +20,7 @@ from robustgen.evaluation.report_format import FORMAT, check_report
 from robustgen.evaluation.shares import percent
 from robustgen.files import read_json, write_bytes, write_json
 from robustgen.printable import printable
+from robustgen.progress import bar
 from robustgen.turns import warnings_set_to
 
 if TYPE_CHECKING:
@@ -76,6 +77,23 @@ def load_report(path: str | Path) -> dict[str, Any]:
 
 def draw_html(report: dict[str, Any]) -> str:
     """The page, with every picture inside it and nothing loaded from elsewhere."""
+    networks = report["networks"]
+    pictures = sum(bool(network.get("pictures")) for network in networks)
+    figures = any(network["curve"] for network in networks) + len(report.get("detection", [])) + pictures
+    with bar("report, figures", figures) as shown:
+
+        def figure(draw: Callable[[], "Figure"], caption: str) -> str:
+            drawn = _figure(draw, caption)
+            shown.update()
+            return drawn
+
+        body = "\n".join(_body(report, figure))
+    head = f"<meta charset=utf-8><title>robustgen report</title>{_STYLE}"
+    return f"<!doctype html><html lang=en><head>{head}</head>\n<body>{body}</body></html>\n"
+
+
+def _body(report: dict[str, Any], figure: Callable[[Callable[[], "Figure"], str], str]) -> list[str]:
+    """The page's parts in their order; ``figure`` draws with a caption."""
     parts = [f"<h1>{_text(report.get('title', 'Robustness report'))}</h1>"]
     parts += [f"<p>{_text(line)}</p>" for line in report.get("remarks", [])]
     networks, detection = report["networks"], report.get("detection", [])
@@ -86,9 +104,7 @@ def draw_html(report: dict[str, Any]) -> str:
             "Brackets are 95 % Wilson intervals.</p>"
         )
         if any(n["curve"] for n in networks):
-            parts.append(
-                _figure(lambda: _draw_curves(networks), "Accuracy of one fixed network under PGD as eps grows")
-            )
+            parts.append(figure(lambda: _draw_curves(networks), "Accuracy of one fixed network under PGD as eps grows"))
         parts += ["<h2>Do the attacks work?</h2>", _html_table(*_masking_table(networks))]
     if detection:
         parts += ["<h2>Signals off the manifold</h2>", _html_table(*_detection_table(detection))]
@@ -99,7 +115,7 @@ def draw_html(report: dict[str, Any]) -> str:
         )
         for entry in detection:
             caption = f"Scores of {entry['detector']} on {entry['network']}"
-            parts.append(_figure(partial(_draw_detection, entry), caption))
+            parts.append(figure(partial(_draw_detection, entry), caption))
     if guarded := report.get("detector_robustness"):
         parts += ["<h2>Detectors under attack</h2>", _html_doubts(guarded)]
         for entry in guarded:
@@ -111,11 +127,11 @@ def draw_html(report: dict[str, Any]) -> str:
         if network.get("pictures"):
             pictures = network["pictures"]
             parts.append(f"<h2>Adversarial inputs: {_text(network['name'])}</h2>")
-            parts.append(_figure(partial(_draw_pictures, pictures), _pictures_caption(pictures)))
+            parts.append(figure(partial(_draw_pictures, pictures), _pictures_caption(pictures)))
     parts += ["<h2>How it was made</h2>", _html_table(["", ""], _facts(report))]
-    body = "\n".join(parts)
-    head = f"<meta charset=utf-8><title>robustgen report</title>{_STYLE}"
-    return f"<!doctype html><html lang=en><head>{head}</head>\n<body>{body}</body></html>\n"
+    if seconds := report.get("stage_seconds"):
+        parts.append(_html_table(["stage", "time"], [[name, _duration(s)] for name, s in seconds.items()]))
+    return parts
 
 
 _STYLE = """<style>
@@ -186,6 +202,12 @@ def _markdown(value: object) -> str:
 def _facts(report: dict[str, Any]) -> list[list[object]]:
     facts = {name: report.get(name) for name in ("command", "seed")} | report.get("environment", {})
     return [[name, value] for name, value in facts.items() if value is not None]
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.1f} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 _Table = tuple[list[str], list[list[object]]]

@@ -1,8 +1,10 @@
 """How robust a network is: accuracy per attack and in the worst case per example, with tests that the attacks work."""
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +15,23 @@ from robustgen.attacks import APGD, FGSM, PGD, AtEps, Attack, TransferAttack
 from robustgen.attacks.minimal_norm import MinimalNormAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Oracle, Search
-from robustgen.checks import check_evaluation, diameter, eps_spans_bounds, nearest, plain_arguments
-from robustgen.evaluation.chunks import Job, Outcome, kept_under, run_jobs
-from robustgen.evaluation.diagnostics import diagnose, probe_jobs
+from robustgen.checks import check_evaluation, check_positive, diameter, eps_spans_bounds, nearest, plain_arguments
+from robustgen.evaluation.chunks import Job, Outcome, any_process, kept_under, run_jobs, stages_of
+from robustgen.evaluation.diagnostics import diagnose, price_and_pieces, probe_jobs
 from robustgen.evaluation.doubts import at_chance, n_classes_of, raise_doubts
 from robustgen.evaluation.kept import anew, kept_in
-from robustgen.evaluation.masking import run_masking_tests
+from robustgen.evaluation.masking import NOT_RUN, MaskingTest, run_masking_tests
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
+from robustgen.evaluation.stages import OutOfTime, Stages
 from robustgen.evaluation.suites import SUITES, Stage, suite_of
 from robustgen.model import Model, untouched
+from robustgen.progress import showing
 
 __all__ = ["NoAttack", "evaluate_robustness"]
 
 PICTURES, PICTURED_FROM = 8, 64  # so many examples are shown, of so many whose adversarial inputs are kept
+NO_TIME = "the time was used up before"
+DIAGNOSTICS = "diagnostics"  # the stage of what is done to single inputs, in the end
 SWEEP = (0.25, 0.5, 0.75, 1.0, 1.5, 2.0)  # multiples of eps at which accuracy is measured on the one network
 
 
@@ -60,6 +66,7 @@ def evaluate_robustness(
     precision: str = "float32",
     name: str = "network",
     progress: bool = False,
+    max_minutes: float | None = None,
 ) -> RobustnessReport:
     """Attack ``model`` at every (x, y) and report its accuracy, clean, per attack and in the worst case per example.
 
@@ -86,14 +93,19 @@ def evaluate_robustness(
         precision: of the attacks' searches, "float32" or "bfloat16". Every success is verified in float32 on the model;
             what a search in bfloat16 left standing is attacked again by the cheapest gradient attack in float32.
         name: of the network in the report.
-        progress: show a progress bar.
+        progress: show a progress bar, with about how long is left: see :mod:`robustgen.evaluation.stages`.
+        max_minutes: stop when they are used up, with all that is done kept in ``run_dir``, and report what the attacks
+            that were finished found: ``unfinished`` of the report and its ``notes`` say what is missing. The accuracy
+            without attack is always measured. Resume it to finish: the report is then that of one that was not stopped.
+            (Where a kill costs a chunk, the chunk under way is finished.)
 
     Warns:
         UserWarning: an eps that holds every input in the bounds (8 for 8/255), or a clean accuracy not above chance.
 
     Raises:
         TypeError, ValueError: as :meth:`robustgen.attacks.Attack.run`; an empty data set, an unknown suite, an attack
-            in another norm, a ``run_dir`` that holds another evaluation or one already begun without ``resume``.
+            in another norm, ``max_minutes`` that are not > 0 or have no ``run_dir``, a ``run_dir`` that holds another
+            evaluation or one already begun without ``resume``.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 2)
@@ -102,7 +114,12 @@ def evaluate_robustness(
     >>> report.clean_accuracy, report.robust_accuracy <= 1
     (1.0, True)
     """
-    started = time.monotonic()
+    started, began = time.monotonic(), time.perf_counter()
+    if max_minutes is not None:
+        check_positive(max_minutes=max_minutes)
+        if run_dir is None:
+            raise ValueError("max_minutes needs a run_dir, where what is done is kept")
+    until = None if max_minutes is None else began + 60 * max_minutes
     x, y, ids, bounds = check_evaluation(x, y, ids, bounds, eps, batch_size)
     stages = _choose(attacks, suite, eps, norm, bounds, seed, model, x)
     if surrogate is not None:
@@ -114,7 +131,7 @@ def evaluate_robustness(
     pgd = PGD(eps=eps, norm=norm, bounds=bounds, seed=seed)
     span = diameter(bounds, norm, x[0].numel())
     sweep = {m * eps: f"sweep: {m * eps:.6g}" for m in SWEEP if m * eps < span} if masking_tests else {}
-    jobs = {"clean": Job(NoAttack(norm=norm, bounds=bounds, seed=seed), len(x))}
+    jobs = {"clean": Job(NoAttack(norm=norm, bounds=bounds, seed=seed), len(x), needed=True)}
     jobs |= _attack_jobs(stages, len(x), precision)
     chosen = {label: stage.attack for label, stage in stages.items()}
     jobs |= {label: Job(replace(pgd, eps=e), few) for e, label in sweep.items()}
@@ -122,39 +139,64 @@ def evaluate_robustness(
         jobs["unbounded"] = Job(replace(pgd, eps=span, steps=100), few)
         jobs |= probe_jobs(pgd, few)
 
-    def doubt(label: str, outcome: Outcome) -> None:
+    done: dict[str, Outcome] = {}
+
+    def take(label: str, outcome: Outcome) -> None:
+        done[label] = outcome
         if label == "clean":  # said before the hours of attacks
             notes.extend(raise_doubts([at_chance(~outcome.success, y.cpu(), n_classes_of(model, x))]))
 
-    done = run_jobs(
-        jobs,
-        model,
-        x,
-        y,
-        ids,
-        batch_size=batch_size,
-        run_dir=run_dir,
-        resume=resume,
-        progress=progress,
-        title=name,
-        finished=doubt,
-    )
+    def found_by() -> dict[str, Outcome]:
+        return {label: done[f"attack: {label}"] for label in chosen if f"attack: {label}" in done}
 
-    clean = ~done["clean"].success
-    found = {label: done[f"attack: {label}"] for label in chosen}
-    curve = [(0.0, clean[:few]), *((e, ~done[label].success) for e, label in sweep.items())]
+    diagnosed: list[MaskingTest] | None = None
+    partly: dict[str, tuple[int, int]] = {}
+    with showing(progress), closing(stages_of(name, run_dir, until)) as clock:
+        if masking_tests:
+            clock.expect(DIAGNOSTICS, *price_and_pieces(chosen, pgd, len(x)))
+        try:
+            run_jobs(
+                jobs,
+                model,
+                x,
+                y,
+                ids,
+                batch_size=batch_size,
+                run_dir=run_dir,
+                resume=resume,
+                stages=clock,
+                finished=take,
+            )
+            if masking_tests:
+                clean = ~done["clean"].success
+                keep = clock.each(anew if run_dir is None else kept_in(kept_under(run_dir)))
+                about = partial(diagnose, model, x, y, chosen, found_by(), done, clean, pgd, span, keep)
+                diagnosed = _in_time(clock, x.device, about)
+        except OutOfTime as late:
+            partly = late.partly
+
+    clean, found = ~done["clean"].success, found_by()
+    unfinished = _unfinished([*jobs, *([DIAGNOSTICS] if masking_tests else [])], done, diagnosed, partly)
+    if unfinished:
+        assert max_minutes is not None
+        notes.append(_cut_short(max_minutes, chosen, found, unfinished))
+    swept = bool(sweep) and all(label in done for label in sweep.values())
+    curve = [(0.0, clean[:few]), *((e, ~done[label].success) for e, label in sweep.items())] if swept else []
     masking = run_masking_tests(
-        chosen,
+        {label: chosen[label] for label in found},
         # what fell to an earlier attack is no success of one that was not run on it
-        {label: ~(found[label].success & found[label].attacked) for label in chosen},
+        {label: ~(outcome.success & outcome.attacked) for label, outcome in found.items()},
         eps=eps,
-        unbounded=~done["unbounded"].success if masking_tests else None,
-        curve=curve if sweep else None,
+        unbounded=~done["unbounded"].success if "unbounded" in done else None,
+        curve=curve if swept else None,
+        why_none=NO_TIME if unfinished and masking_tests else "switched off",
     )
-    if masking_tests:
-        keep = anew if run_dir is None else kept_in(kept_under(run_dir))
-        masking += diagnose(model, x, y, chosen, found, done, clean, pgd, span, keep)
-    shown = _to_show(clean, torch.stack([~r.success for r in found.values()]).all(0))
+    if diagnosed is not None:
+        masking += diagnosed
+    elif masking_tests:
+        masking.append(MaskingTest("the diagnostics of the attacks", NOT_RUN, NO_TIME))
+    standing = torch.stack([clean, *(~r.success for r in found.values())]).all(0)
+    shown = _to_show(clean, standing)
     return RobustnessReport(
         name=name,
         eps=eps,
@@ -165,16 +207,57 @@ def evaluate_robustness(
         clean=clean,
         outcomes={
             label: AttackOutcome(attack.describe(), r.success, r.distance, r.forwards, r.backwards, r.attacked)
-            for label, attack in chosen.items()
-            for r in (found[label],)
+            for label, r in found.items()
+            for attack in (chosen[label],)
         },
-        curve=curve if sweep else [],
+        curve=curve,
         masking=masking,
         examples=(x[shown.to(x.device)].cpu(), _first_successes(x, shown, list(found.values()))),
         shown=shown,
         notes=notes,
+        unfinished=unfinished,
         seed=seed,
         wall_seconds=time.monotonic() - started,
+        stage_seconds=clock.seconds,
+    )
+
+
+def _in_time(
+    clock: Stages, device: torch.device, diagnosis: Callable[[], list[MaskingTest]]
+) -> list[MaskingTest] | None:
+    """The diagnosis; None where one of the processes had no time for it."""
+    found = None
+    with suppress(OutOfTime), clock.running(DIAGNOSTICS):
+        found = diagnosis()
+    return None if any_process(clock, found is None, device) else found
+
+
+def _unfinished(
+    stages: Sequence[str], done: Mapping[str, Outcome], diagnosed: object, partly: Mapping[str, tuple[int, int]]
+) -> dict[str, str]:
+    """The stages that were not finished, by name, and how far they came."""
+    missing = [label for label in stages if label not in done and not (label == DIAGNOSTICS and diagnosed is not None)]
+    if missing == [DIAGNOSTICS]:
+        return {DIAGNOSTICS: "not finished"}
+    how_far = {label: f"stopped after {n} of {of} examples" for label, (n, of) in partly.items()}
+    return {label.removeprefix("attack: "): how_far.get(label, "not begun") for label in missing}
+
+
+def _cut_short(
+    minutes: float, chosen: Mapping[str, Attack], found: Mapping[str, Outcome], unfinished: Mapping[str, str]
+) -> str:
+    """What a reader must know of an evaluation that was stopped."""
+    left = [f"{label} ({unfinished[label]})" for label in chosen if label in unfinished]
+    left += ["tests of the attacks"] if len(left) < len(unfinished) else []
+    finished = ", ".join(found) if found else "none"
+    line = f"cut short after {minutes:g} minutes: attacks finished: {finished}; left: {', '.join(left)}"
+    if len(found) == len(chosen):
+        return f"{line}; the accuracies are those of a finished evaluation"
+    if not found:
+        return f"{line}; no attack was finished, so the worst case is the accuracy without attack and no robustness"
+    return (
+        f"{line}; the worst case is an upper bound from the finished attacks alone: examples that only the others "
+        "would break are counted as standing"
     )
 
 

@@ -53,6 +53,9 @@ class RobustnessReport:
             attack that succeeded found, x where none did.
         shown: int64 (n,), which rows they are.
         notes: what a reader should doubt before any number.
+        unfinished: the stages that an evaluation of limited time has not finished, and how far each came; those
+            attacks are not among the outcomes.
+        stage_seconds: what each stage took; of a resumed evaluation all its processes together.
         seed, environment, wall_seconds: how it was made.
     """
 
@@ -69,9 +72,11 @@ class RobustnessReport:
     examples: tuple[Tensor, Tensor] | None = None
     shown: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.int64))
     notes: list[str] = field(default_factory=list)
+    unfinished: dict[str, str] = field(default_factory=dict)
     seed: int = 0
     environment: dict[str, Any] = field(default_factory=environment)
     wall_seconds: float = 0.0
+    stage_seconds: dict[str, float] = field(default_factory=dict)
 
     @property
     def clean_accuracy(self) -> float:
@@ -89,11 +94,15 @@ class RobustnessReport:
         return self.standing.double().mean().item()
 
     def to_dict(self) -> dict[str, Any]:
-        """JSON-able: threat model, every number with its interval, settings, per-example outcomes."""
+        """JSON-able: threat model, every number with its interval, settings, per-example outcomes.
+
+        Of equal evaluations it differs in ``wall_seconds`` and ``environment`` alone: what each stage took is no part.
+        """
         return {
             "name": self.name,
             "threat_model": {"norm": self.norm, "eps": self.eps, "bounds": list(self.bounds)},
             "notes": self.notes,
+            "unfinished": self.unfinished,
             "clean_accuracy": share(self.clean),
             "worst_case_accuracy": share(self.standing),
             "attacks": {
@@ -136,6 +145,7 @@ class RobustnessReport:
             "command": command,
             "seed": self.seed,
             "wall_seconds": round(self.wall_seconds, 1),
+            "stage_seconds": self.stage_seconds | ({} if guarded is None else guarded.stage_seconds),
             "environment": self.environment,
             "networks": [self.to_dict()],
             "detector_robustness": [] if guarded is None else [guarded.to_dict()],

@@ -1,7 +1,8 @@
 """Where fortified layers go: the names a user gives, or the rule behind "auto", checked on an example."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn.utils.rnn import PackedSequence
 from robustgen.inputs import call_model
 from robustgen.layers import features_last, find_layer, first_tensor, watching
 from robustgen.model import output_tensor, untouched
+from robustgen.progress import bar
 
 __all__ = ["Placement", "auto_layers", "place"]
 
@@ -37,6 +39,22 @@ class Placement:
     kind: str
     features: int
     batch_dim: int
+
+
+@contextmanager
+def _showing_passes(modules: Sequence[nn.Module], n: int) -> Iterator[None]:
+    """A bar of ``n`` passes of a model, by the calls of its modules that have ended."""
+    with bar("placement of fortified layers", n * len(modules)) as shown:
+
+        def ended(*_: object) -> None:
+            shown.update()
+
+        hooks = [] if shown.disable else [module.register_forward_hook(ended) for module in modules]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 def _doubled(example: Any) -> Any:
@@ -75,7 +93,7 @@ def auto_layers(model: nn.Module, example: Any) -> tuple[str, ...]:
         ValueError: no candidate: name the layers yourself.
     """
     modules = {name: m for name, m in model.named_modules() if name}
-    with untouched(model), torch.no_grad(), watching(modules) as calls:
+    with untouched(model), torch.no_grad(), watching(modules) as calls, _showing_passes([*modules.values()], 1):
         call_model(model, example)
     readouts = [k for k, c in enumerate(calls) if isinstance(modules[c.name], nn.Linear | nn.modules.conv._ConvNd)]
     before = calls[: readouts[-1]] if readouts else calls
@@ -135,7 +153,7 @@ def place(model: nn.Module, layers: Sequence[str], example: Any, batch_dim: int 
     modules = _resolve(model, layers)
     layers = list(modules)  # as the network itself calls them
     everything = {name: m for name, m in model.named_modules() if name} | modules
-    with untouched(model):
+    with untouched(model), _showing_passes([*everything.values()], 3):
         with torch.enable_grad(), watching(everything) as all_calls:
             n = len(output_tensor(call_model(model, example)))
         calls = [call for call in all_calls if call.name in modules]
