@@ -39,7 +39,7 @@ def test_eps_is_a_number_or_a_fraction(capsys, tmp_path):
     for k, (eps, value) in enumerate((("8/255", 8 / 255), ("0.1", 0.1), ("1e-3", 1e-3))):
         code, _, err = run(capsys, *common, "--run", tmp_path / str(k), "--eps", eps)
         assert code == 0, err
-        assert json.loads((tmp_path / str(k) / "run.json").read_text())["attack"]["eps"] == value
+        assert json.loads((tmp_path / str(k) / "run.json").read_text())["training"]["eps"] == value
     for command in (common, ["attack", "--run", tmp_path], ["score", "--run", tmp_path, "--data", "digits"]):
         for wrong in ("8/0", "nan", "-1", "0", "inf", "8/", "/8", "1/2/3", "eight", "8:255"):
             where = ["--run", tmp_path / "new"] if command is common else []

@@ -108,7 +108,7 @@ def test_wrong_use_is_one_line(vae_run, tmp_path, capsys):
         (["train", "--run", new, "--lr", "nan"], "lr must be a finite number"),
         ([*checkpoint, "--checkpoint", vae_run], "Likelihood is of one model"),
         (["train", "vae", "--run", new, "--attack", "fgsm"], "--attack is an option of a classifier"),
-        (["train", "--run", new, "--ema", "0.9"], "--ema is an option of a generative model"),
+        (["train", "--run", new, "--precision", "bfloat16"], "--precision is an option of a generative model"),
         (["train", "vae", "--run", vae_run, *SMALL, *BINARY], "already holds a run"),
         (["sample", "--checkpoint", vae_run, "--out", tmp_path / "a.gif"], "name it .png or .npz"),
         (["sample", "--checkpoint", tmp_path, "--out", tmp_path / "a.png"], "no checkpoint here"),

@@ -173,3 +173,27 @@ def test_wrong_settings():
     trainer = Trainer(lambda model, batch, step: {"loss": model(batch.x).mean()}, guard=guard, progress=False)
     with pytest.raises(ValueError, match="needs labels"):
         trainer.fit(nn.Linear(1, 2), examples()[0])
+
+
+def test_with_another_objective_the_run_goes_on(tmp_path):
+    """From the weights of before, to its planned end, with the objective that the guard has in hand; also resumed."""
+    steps = []
+
+    class Instead(ClassifierObjective):
+        def __call__(self, model, batch, step):
+            steps.append(step)
+            return super().__call__(model, batch, step)
+
+    guard = OverfittingGuard(weak=GUARD.weak, strong=GUARD.strong, every=5, instead=Instead(PGD(eps=EPS, steps=3), 0.0))
+    with pytest.warns(UserWarning, match=r"overfitting at step 15: .* goes on with a multi-step attack .* step 10"):
+        whole, history = fit(13, guard=guard, run_dir=tmp_path / "whole")
+    assert steps == list(range(15, 24))
+    assert history[-1]["step"] == 24
+    assert history[-1]["kept_step"] == 10
+    assert whole.ripple.item() == 0  # of step 10, and nothing has moved it since
+    with pytest.warns(UserWarning, match="goes on"):
+        fit(13, epochs=5, guard=guard, run_dir=tmp_path / "cut")
+    with pytest.warns(UserWarning, match="goes on"):
+        resumed, again = fit(13, guard=guard, run_dir=tmp_path / "cut", resume=True)
+    assert same(state(resumed), state(whole))
+    assert again == history

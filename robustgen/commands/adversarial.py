@@ -30,6 +30,16 @@ def chosen_recipe(
     Raises:
         ValueError: a recipe for other inputs or another method, or several that fit the data.
     """
+    trained_by = find(recipe).method if recipe is not None else method
+    if "beta" in asked and trained_by not in ("trades", "mart"):
+        raise ValueError("--beta weighs the second term of --adversarial trades or mart")
+    if "clean_weight" in asked and trained_by not in ("fgsm", "pgd"):
+        chosen = f"--recipe {recipe}" if recipe is not None else f"--adversarial {method}"
+        raise ValueError(
+            "--clean-weight weighs the clean half of an adversarial loss: pass an attack (--attack fgsm or pgd)"
+            if trained_by is None
+            else f"{chosen} chooses attack and loss: leave out --attack and --clean-weight"
+        )
     shape, name = tuple(dataset.x.shape[1:]), canonical_name(data.source or "")
     if recipe is not None:
         found = find(recipe)

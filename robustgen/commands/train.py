@@ -69,8 +69,6 @@ def train_network(
     rest, train, held_back = parts(whole, hold_out, labelled=True)
     chosen, line = settled(*chosen_recipe(recipe, method, asked, data, whole), asked)
     _check_options(chosen, awp, fortified, weights)
-    if line and is_first():
-        say(line)
     make = makes(fortified, awp)
     trained_shape = tuple(rest.x.shape[1:])
     spec = NetworkSpec(chosen.model, trained_shape, rest.n_classes, chosen.width, chosen.activation, mean=mean, std=std)
@@ -95,6 +93,8 @@ def train_network(
     batch = chosen.batch_size
     objective = chosen.objective(len(train), seed=seed, make=make)
     _try(network, fortified, objective, train, batch_size=batch, n_classes=few, seed=seed)
+    if line and progress and is_first():
+        say(line)
     with claim(run, info, resume):  # only now: what is refused above leaves nothing
         if isinstance(network, FortifiedNetwork) and frozen:
             history = network.fit_autoencoders(
@@ -115,9 +115,8 @@ def train_network(
             history = trainer.fit(network, train, chosen.watched(held_back) if chosen.adversarial else None)
         if not is_first():
             return {}
-        found: dict[str, Any] = {"run": str(run), "epochs": len(history)} | {
-            k: v for k, v in history[-1].items() if k not in ("epoch", "step")
-        }
+        found: dict[str, Any] = {"run": str(run)} | ({"training": line} if line else {}) | {"epochs": len(history)}
+        found |= {k: v for k, v in history[-1].items() if k not in ("epoch", "step")}
         if (best := best_checkpoint(run)) is not None:
             load_state(network, load_checkpoint(run, best=True).model_state, best)
             row = next(row for row in history if row[BEST] == max(row[BEST] for row in history))

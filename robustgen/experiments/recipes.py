@@ -1,6 +1,8 @@
 """The recipes that the library offers, each trained and attacked: what a user gets who types nothing else."""
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import torch
@@ -8,10 +10,11 @@ import torch
 from robustgen.data import split
 from robustgen.evaluation import evaluate_robustness
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row, counted, epochs_of
+from robustgen.experiments.runner import read_cells
 from robustgen.experiments.workshop import Workshop
 from robustgen.training.recipes import RECIPES, Recipe
 
-__all__ = ["EXPERIMENT"]
+__all__ = ["EXPERIMENT", "measured_of"]
 
 _SUITE = "standard"
 _N_TEST = {"cifar10": 500}  # attacks on its larger network take longer
@@ -95,3 +98,21 @@ class RecipeTable(Experiment):
 
 
 EXPERIMENT = RecipeTable()
+
+
+def measured_of(out: Path) -> dict[str, dict[str, Any]]:
+    """What ``robustgen train --list-recipes`` shows, means over the seeds that are kept in ``out``."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for scale in ("cpu", "full"):
+        for record in read_cells(out, EXPERIMENT, scale).values():
+            found.setdefault(record["row"], []).append(record["numbers"])
+    return {
+        name: {
+            "clean": round(mean(n["clean"]["value"] for n in numbers), 2),
+            "robust": round(mean(n["standard"]["value"] for n in numbers), 2),
+            "n": int(numbers[0]["standard"]["n"]),
+            "core_minutes": round(mean(n["core-minutes of training"]["value"] for n in numbers), 1),
+            "seeds": len(numbers),
+        }
+        for name, numbers in found.items()
+    }
