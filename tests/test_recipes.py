@@ -365,7 +365,7 @@ class TestTheCommand:
         assert (code, "training was" in err) == (2, True)
 
     def test_a_generative_run_remembers_too(self, capsys, tmp_path):
-        begun = ["vae", "--epochs", "1", "--set", "latent=2", "--set", "quantization=stochastic", "--ema", "0.5"]
+        begun = ["vae", "--epochs", "1", "--set", "latent_dim=2", "--set", "quantization=stochastic", "--ema", "0.5"]
         assert run(capsys, "train", *begun, "--run", tmp_path, *DIGITS)[0] == 0
         code, out, err = run(capsys, "train", "--run", tmp_path, "--resume", "--epochs", "2", "--quiet")
         assert code == 0, err
