@@ -92,6 +92,10 @@ def train(
         str | None, typer.Option("--fortify", help="Layers to fortify: auto, or names separated by commas.")
     ] = None,
     hidden: Annotated[int | None, typer.Option("--hidden", help="Units or channels of each autoencoder.")] = None,
+    autoencoder_init: Annotated[
+        str | None,
+        typer.Option("--autoencoder-init", help="identity (default where there is one) or random (the source's)."),
+    ] = None,
     autoencoder_activation: Annotated[
         str, typer.Option("--autoencoder-activation", help="leaky_relu, relu, tanh or linear.")
     ] = "leaky_relu",
@@ -177,6 +181,7 @@ def train(
     if fortify is not None:
         spec = FortifySpec(
             layers=fortify,
+            init=autoencoder_init,
             hidden=hidden,
             activation=autoencoder_activation,
             decoder_activation=decoder_activation,

@@ -167,6 +167,7 @@ def _fortify(network: nn.Module, spec: FortifySpec, example: torch.Tensor) -> Fo
         noise_std=spec.noise_std,
         noise_at_test=spec.noise_at_test,
         input_autoencoder=spec.input_autoencoder,
+        init=spec.init,
     )
 
 

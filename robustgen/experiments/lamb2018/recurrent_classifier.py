@@ -89,7 +89,7 @@ class _Recurrent(Experiment):
         )
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 2))
-            net = fortify(view, ["model.rnn"], example_input=e[:2])
+            net = fortify(view, ["model.rnn"], example_input=e[:2], init="random")
         net.fit_autoencoders((e_train,), epochs=s["epochs"], seed=cell.seed, progress=workshop.progress, **AUTOENCODER)
         net.eval()
         detector = ReconstructionError(net, relative=True).fit((e_train,)).calibrate(e_calibration)
