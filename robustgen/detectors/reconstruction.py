@@ -5,7 +5,6 @@ reconstruct badly, which is a signal of an attack or of a shift of domain. How l
 standardising each one by its in-distribution mean and deviation is this library's choice.
 """
 
-import warnings
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
@@ -14,6 +13,7 @@ from torch import Tensor
 
 from robustgen.checks import check_flags, nearest
 from robustgen.detectors.base import Detector
+from robustgen.fortified.autoencoder import warn_of_identities
 from robustgen.inputs import Inputs, call_model
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ class ReconstructionError(Detector):
     >>> from torch import nn
     >>> from robustgen.fortified import fortify
     >>> x = torch.rand(100, 8, generator=torch.Generator().manual_seed(0))
-    >>> net = fortify(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), "auto", example_input=x)
-    >>> history = net.fit_autoencoders(x[:50], epochs=1, progress=False)
+    >>> net = fortify(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), "auto", example_input=x,
+    ...     init="random")
     >>> detector = ReconstructionError(net).fit(x[:50]).calibrate(x[50:])
     >>> detector.flag(100 * x[:3], fpr=0.05)
     tensor([True, True, True])
@@ -79,12 +79,7 @@ class ReconstructionError(Detector):
         return torch.stack([errors[name] for name in self.layers], dim=1)  # (N, L)
 
     def _fit(self, batches: Iterable[tuple[Inputs, Tensor | None]]) -> dict[str, Tensor]:
-        if any(autoencoder.is_identity for autoencoder in getattr(self.net, "autoencoders", list)()):
-            warnings.warn(
-                "the autoencoders are still the identity that they start as, so that reconstruction errors are rounding "
-                "noise: train the network, or call its fit_autoencoders",
-                stacklevel=4,
-            )
+        warn_of_identities(getattr(self.net, "autoencoders", list)(), stacklevel=4)
         errors = torch.cat([self._errors(x).double() for x, _ in batches])  # (N, L)
         mean, std = errors.mean(0), errors.std(0, correction=0)
         # a layer with a constant error must not blow up rounding noise, nor divide by zero

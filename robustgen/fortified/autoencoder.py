@@ -4,8 +4,9 @@ Lamb, "Generative Models: A Critical Review", 2018, section 2.5, equation 2.5: h
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ClassVar
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "DenseAutoencoder",
     "PositionAutoencoder",
     "check_activations",
+    "warn_of_identities",
 ]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -38,6 +40,16 @@ def check_activations(*names: str) -> None:
     for name in names:
         if name not in ACTIVATIONS:
             raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+
+
+def warn_of_identities(autoencoders: "Iterable[DenoisingAutoencoder]", stacklevel: int) -> None:
+    """Warn where one of them has learned nothing yet: what is read off its errors would be rounding noise."""
+    if any(autoencoder.is_identity for autoencoder in autoencoders):
+        warnings.warn(
+            "the autoencoders are still the identity that they start as, so that reconstruction errors are rounding "
+            "noise: train the network, or call its fit_autoencoders",
+            stacklevel=stacklevel + 1,
+        )
 
 
 class DenoisingAutoencoder(nn.Module, ABC):
@@ -105,14 +117,8 @@ class DenoisingAutoencoder(nn.Module, ABC):
         """The identity or, with fewer units, the projection on ``directions``, at the centre of each kernel."""
         options = (self.activation, self.decoder_activation, self.nonnegative)
         units = identity_weight(self.features, self.hidden, *options, directions)
-        if units is None:
-            raise ValueError(
-                f"no identity to start from with hidden={self.hidden}, activation={self.activation!r} and "
-                f"decoder_activation={self.decoder_activation!r}"
-                f"{'' if self.nonnegative else ' on states that may be negative'}: pass init='random'"
-            )
         weight = torch.zeros(self.hidden, self.features, *self.kernel)
-        weight[(..., *(k // 2 for k in self.kernel))] = units
+        weight[(slice(None), slice(None), *(k // 2 for k in self.kernel))] = units
         return weight
 
     @property
@@ -123,6 +129,8 @@ class DenoisingAutoencoder(nn.Module, ABC):
     @property
     def is_identity(self) -> bool:
         """Whether it still is the exact identity that it started as, whose reconstruction errors are rounding noise."""
+        if self.noise_at_test and self.noise_std > 0:
+            return False
         if self.init != "identity" or self.projects or not is_exact(self.activation, self.decoder_activation):
             return False
         return not self.is_trained and torch.equal(self.weight, self._identity().to(self.weight))

@@ -12,7 +12,7 @@ from torch import Tensor
 
 __all__ = ["identity_weight", "is_exact", "kept_directions", "principal_directions"]
 
-# Below zero; tanh is taken for linear, which it nearly is around zero: with it the start is near the identity, not on it.
+# Below zero. Tanh is taken for linear, which it nearly is around zero: with it the start is only near the identity.
 _SLOPES = {"leaky_relu": 0.01, "relu": 0.0, "tanh": 1.0, "linear": 1.0}
 
 
@@ -64,7 +64,7 @@ def identity_weight(
     decoder_activation: str,
     nonnegative: bool,
     directions: Tensor | None = None,
-) -> Tensor | None:
+) -> Tensor:
     """W (hidden, features): the identity or, with fewer units than it needs, the projection on some directions.
 
     Units beyond what is needed share the work of others, in unequal parts: rows of zeros would never get a gradient,
@@ -74,8 +74,8 @@ def identity_weight(
         directions: orthonormal rows (k, features), the most important one first; None: drawn at random, for as long as
             no states have been seen. Not used where the width suffices.
 
-    Returns:
-        None where no such weight is near the identity.
+    Raises:
+        ValueError: no such weight is near the identity.
 
     >>> identity_weight(2, 4, "relu", "linear", nonnegative=False)
     tensor([[ 1.,  0.],
@@ -85,7 +85,10 @@ def identity_weight(
     """
     scales, kept = _plan(features, hidden, activation, decoder_activation, nonnegative)
     if not kept:
-        return None
+        raise ValueError(
+            f"no identity to start from with hidden={hidden}, activation={activation!r} and decoder_activation="
+            f"{decoder_activation!r}{'' if nonnegative else ' on states that may be negative'}: pass init='random'"
+        )
     if kept == features:
         directions = torch.eye(features)
     else:
@@ -108,7 +111,7 @@ def _orthonormal(known: Tensor, n: int) -> Tensor:
 
 
 def _shared(rows: Tensor, hidden: int) -> Tensor:
-    """As many rows as ``hidden``: the squares of those that share one of ``rows`` are as 1 : 2 : 3 ..., and sum to one."""
+    """As many rows as ``hidden``: the squares of those that share one of ``rows`` are as 1 : 2 : 3 ... and sum to 1."""
     unit = torch.arange(hidden, device=rows.device)
     place, copies = unit // len(rows) + 1, (hidden - 1 - unit % len(rows)) // len(rows) + 1
     return rows[unit % len(rows)] * (2 * place / (copies * (copies + 1))).sqrt()[:, None]

@@ -448,5 +448,8 @@ def _build_layer(spec: dict[str, Any], options: dict[str, Any]) -> FortifiedLaye
     if spec["hidden"] is None:
         return FortifiedLayer(spec["name"], None, spec["batch_dim"])
     start = {name: spec[name] for name in ("init", "nonnegative") if name in spec}
-    autoencoder = _KINDS[spec["kind"]](spec["features"], spec["hidden"], **options, **start)
+    try:
+        autoencoder = _KINDS[spec["kind"]](spec["features"], spec["hidden"], **options, **start)
+    except ValueError as error:
+        raise ValueError(f"layer {spec['name']!r}: {error}") from None
     return FortifiedLayer(spec["name"], autoencoder, spec["batch_dim"])

@@ -32,8 +32,8 @@ class Placement:
     """One layer to fortify: its name, the shape of its states and which dimension counts examples.
 
     ``kind``: "conv" of maps (N, C, H, W), "positions" of states (N, C, L), "dense" of features in the last dimension.
-    ``nonnegative``: the states are what an nn.ReLU, or another module that gives nothing negative, gave: the layer's own
-    kind, or that of the last module in it. States that are not negative on the example alone may be so by chance.
+    ``nonnegative``: the states are what an nn.ReLU, or another module that gives nothing negative, gave: the layer is
+    one, or ends in one. States that are not negative on the example alone may be so by chance.
     """
 
     name: str
@@ -175,8 +175,10 @@ def _is_nonnegative(calls: Sequence[Call], rectifiers: set[str], name: str) -> b
         state = first_tensor(call.output)
         if state is not None and call.name in rectifiers:
             given.append(state)
-        if call.name == name and not (any(state is known for known in given) and bool((state >= 0).all())):
-            return False  # not negative at the end either: a module may work in place on what a ReLU gave
+        if call.name == name and not any(state is known for known in given):
+            return False
+        if call.name == name and state is not None and not bool((state >= 0).all()):
+            return False  # some module has worked in place on what a ReLU gave
     return True
 
 
