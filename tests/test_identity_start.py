@@ -8,10 +8,8 @@ import torch
 from torch import nn
 
 from robustgen import data
-from robustgen.commands import FortifySpec
-from robustgen.commands.data_spec import DataSpec
+from robustgen.cli import main
 from robustgen.commands.runs import load_run
-from robustgen.commands.train import train_network
 from robustgen.detectors import ReconstructionError
 from robustgen.fortified import (
     ConvAutoencoder,
@@ -393,44 +391,49 @@ class TestSaved:
 
 class TestCommand:
     @staticmethod
-    def train(run, **options):
-        return train_network(
-            run=run,
-            data=DataSpec("digits", None, False, 200),
-            model="mlp",
-            width=16,
-            fortified=FortifySpec(layers="auto", **options),
-            epochs=1,
-            progress=False,
-        )
+    def train(run, *options):
+        common = [
+            "--data",
+            "digits",
+            "--limit",
+            "200",
+            "--model",
+            "mlp",
+            "--width",
+            "16",
+            "--fortify",
+            "auto",
+            "--quiet",
+        ]
+        return main(["train", *common, "--run", str(run), *options])
 
     def test_the_start_is_an_option_that_the_run_remembers(self, tmp_path):
-        for init, expected in ((None, "identity"), ("identity", "identity"), ("random", "random")):
-            run = tmp_path / str(init)
-            self.train(run, init=init)
-            assert json.loads((run / "run.json").read_text())["fortify"]["init"] == init
-            network, _ = load_run(run)
+        for options, expected in (
+            ([], "identity"),
+            (["--autoencoder-init", "identity"], "identity"),
+            (["--autoencoder-init", "random"], "random"),
+        ):
+            run = tmp_path / "".join(options).replace("--", "run")
+            assert self.train(run, "--epochs", "1", *options) == 0
+            network, info = load_run(run)
+            assert info["fortify"]["init"] == (expected if options else None)
             assert {ae.init for ae in network.autoencoders()} == {expected}
 
-    def test_a_run_from_before_goes_on_at_random(self, tmp_path):
-        self.train(tmp_path / "run", init="random")
-        path = tmp_path / "run" / "run.json"
-        info = json.loads(path.read_text())
-        del info["fortify"]["init"]
-        path.write_text(json.dumps(info))
-        with pytest.raises(ValueError, match="other settings"):
-            self.resume(tmp_path / "run", None)
-        assert self.resume(tmp_path / "run", "random")["epochs"] == 2
+    def test_one_that_cannot_be_is_one_line(self, tmp_path, capsys):
+        options = ["--epochs", "1", "--autoencoder-init"]
+        assert self.train(tmp_path / "a", *options, "zeros") == 2
+        assert "unknown init 'zeros'; known: identity, random" in capsys.readouterr().err
+        assert self.train(tmp_path / "b", *options, "identity", "--hidden", "1") == 2
+        assert "no identity to start from with hidden=1" in (said := capsys.readouterr().err)
+        assert said.count("\n") == 1
+        assert not (tmp_path / "b").exists()
 
-    @staticmethod
-    def resume(run, init):
-        return train_network(
-            run=run,
-            data=DataSpec("digits", None, False, 200),
-            model="mlp",
-            width=16,
-            fortified=FortifySpec(layers="auto", init=init),
-            epochs=2,
-            progress=False,
-            resume=True,
-        )
+    def test_a_run_from_before_goes_on_at_random(self, tmp_path, capsys):
+        run = tmp_path / "run"
+        self.train(run, "--epochs", "1", "--autoencoder-init", "random")
+        info = json.loads((run / "run.json").read_text())
+        del info["fortify"]["init"]
+        (run / "run.json").write_text(json.dumps(info))
+        assert self.train(run, "--epochs", "2", "--resume") == 2
+        assert "other settings" in capsys.readouterr().err
+        assert self.train(run, "--epochs", "2", "--resume", "--autoencoder-init", "random") == 0

@@ -29,6 +29,7 @@ from robustgen.files import write_json
 from robustgen.fortified import FortifiedNetwork, fortify
 from robustgen.model import evaluating, logits_of, naming_inputs
 from robustgen.training import Objective, Trainer
+from robustgen.training.collapse import COLLAPSED
 from robustgen.turns import seeded
 
 __all__ = ["train_network"]
@@ -116,6 +117,8 @@ def train_network(
             history = trainer.fit(network, train)
         if not is_first():
             return {}
+        if history[-1].get(COLLAPSED):
+            info[COLLAPSED] = True
         write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
         network.eval()
         found: dict[str, Any] = {"run": str(run), "epochs": len(history)} | {

@@ -56,6 +56,7 @@ class _Exact(nn.Module):
 
 class _Spheres(Experiment):
     name = "lamb-2018/adversarial-spheres"
+    n_classes = 2
     title = "concentric spheres, attacks on and off the manifold"
     source = f"{LAMB_2018}, section 2.8.4 (no numbers), after Gilmer et al. 2018"
     metric = "accuracy under attack, %"
