@@ -392,20 +392,8 @@ class TestSaved:
 class TestCommand:
     @staticmethod
     def train(run, *options):
-        common = [
-            "--data",
-            "digits",
-            "--limit",
-            "200",
-            "--model",
-            "mlp",
-            "--width",
-            "16",
-            "--fortify",
-            "auto",
-            "--quiet",
-        ]
-        return main(["train", *common, "--run", str(run), *options])
+        common = ["--data", "digits", "--limit", "200", "--model", "mlp", "--width", "16", "--fortify", "auto"]
+        return main(["train", *common, "--quiet", "--run", str(run), *options])
 
     def test_the_start_is_an_option_that_the_run_remembers(self, tmp_path):
         for options, expected in (

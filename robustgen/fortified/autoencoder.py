@@ -118,7 +118,8 @@ class DenoisingAutoencoder(nn.Module, ABC):
         options = (self.activation, self.decoder_activation, self.nonnegative)
         units = identity_weight(self.features, self.hidden, *options, directions)
         weight = torch.zeros(self.hidden, self.features, *self.kernel)
-        weight[(slice(None), slice(None), *(k // 2 for k in self.kernel))] = units
+        centre = (slice(None), slice(None), *(k // 2 for k in self.kernel))
+        weight[centre] = units
         return weight
 
     @property
