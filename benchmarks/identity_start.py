@@ -8,7 +8,6 @@ PGD (on the network as it was) on some of them. Nothing is fitted in 0 epochs: t
 """
 
 import argparse
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -74,12 +73,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", type=Path, required=True)
     parser.add_argument("--out", type=Path)
-    parser.add_argument("--n", type=int, default=6000, help="training images")
+    parser.add_argument("--n", type=int, default=20_000, help="training images")
     parser.add_argument("--few", type=int, default=500, help="test images that are attacked")
     parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=4, help="of the network")
+    parser.add_argument("--epochs", type=int, default=5, help="of the network")
     parser.add_argument("--eps", type=float, default=0.1)
-    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--seeds", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
     rows = [
@@ -90,7 +89,7 @@ def main() -> None:
     ]
     if options.out is not None:
         scale = {k: v for k, v in vars(options).items() if k not in ("data_root", "out")}
-        command = " ".join(["python benchmarks/identity_start.py --data-root DIR", *sys.argv[1:][2:]])
+        command = " ".join(["python benchmarks/identity_start.py", *(f"--{k} {v}" for k, v in scale.items())])
         record = {"rows": rows, "scale": scale, "command": command, "environment": environment()}
         write_json(options.out / "identity_start.json", record)
 

@@ -76,8 +76,8 @@ class TestTraining:
 
         cut = Trainer(ClassifierObjective(), run_dir=tmp_path / "cut", **options | {"epochs": 1})
         cut.fit(dead(), (X, Y))
+        again = Trainer(ClassifierObjective(), run_dir=tmp_path / "cut", resume=True, **options)
         with pytest.warns(UserWarning, match=WARNING):
-            again = Trainer(ClassifierObjective(), run_dir=tmp_path / "cut", resume=True, **options)
             resumed = again.fit(dead(), (X, Y))
         assert resumed == history
 
