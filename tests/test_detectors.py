@@ -158,7 +158,7 @@ def _basis() -> torch.Tensor:
 def _fortified() -> nn.Module:
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 3)).double()
-    return fortify(net, ["0", "2"], example_input=torch.zeros(4, 8).double())
+    return fortify(net, ["0", "2"], example_input=torch.zeros(4, 8).double(), init="random")
 
 
 def _centres() -> torch.Tensor:
@@ -794,7 +794,7 @@ def test_constant_errors_stay_finite():
 
 def test_a_stochastic_network_is_refused():
     net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-    net = fortify(net, ["1"], example_input=torch.zeros(4, 8), noise_at_test=True)
+    net = fortify(net, ["1"], example_input=torch.zeros(4, 8), noise_at_test=True, init="random")
     detector = ReconstructionError(net)
     with pytest.raises(ValueError, match="stochastic"):
         detector.fit(torch.rand(20, 8))

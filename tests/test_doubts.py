@@ -99,7 +99,7 @@ def test_doubts_are_warned_of_and_kept(setting, tmp_path):
 
 def test_doubts_about_a_guarded_network(setting, tmp_path):
     net, x, y = setting
-    net = fortify(net, ["1"], example_input=x[:2])
+    net = fortify(net, ["1"], example_input=x[:2], init="random")
     detector = ReconstructionError(net).fit(x[:40]).calibrate(x[40:80])
     y = (net(x[80:]).argmax(1) + 1) % 3
     with pytest.warns(UserWarning, match="eps 2|not above chance") as found:

@@ -55,7 +55,7 @@ def test_every_experiment_runs_on_digits(name, tmp_path):
         assert len(losses) > 1
         assert losses[-1] < losses[0], "the loss does not fall"
     summary = json.loads((out / name / "smoke.json").read_text())
-    assert sum(len(group["values"]) for group in summary["cells"]) == len(kept)
+    assert sum(len(group["values"] + group.get("collapsed", [])) for group in summary["cells"]) == len(kept)
     page = draw_experiment(experiment, out, ("smoke",))
     assert experiment.source in page
     assert all(row.title in page for row in experiment.rows)

@@ -383,7 +383,7 @@ class TestFortify:
         assert net.reconstruction_errors(**example)["act"].shape == (4,)
 
     def test_reconstruction_errors_follow_the_input_s_gradient_flag(self):
-        net = fortify(small(), "auto", example_input=X).train()
+        net = fortify(small(), "auto", example_input=X, init="random").train()
         assert not net.reconstruction_errors(X)["3"].requires_grad
         x = X.clone().requires_grad_(True)
         (gradient,) = torch.autograd.grad(net.reconstruction_errors(x)["5"].sum(), x)
@@ -533,7 +533,7 @@ class TestInputAutoencoder:
         assert torch.equal(logits, model(X))
 
     def test_without_layers_the_loss_is_on_pixels(self):
-        net = fortify(small(), [], example_input=X, input_autoencoder=True).eval()
+        net = fortify(small(), [], example_input=X, input_autoencoder=True, init="random").eval()
         assert net.layers == ("input",)
         expected = (net.autoencoders()[0](X) - X).square().flatten(1).mean(1)
         assert torch.allclose(net.reconstruction_errors(X)["input"], expected)
@@ -550,7 +550,7 @@ class TestObjective:
     batch = Batch(X.double(), Y, torch.arange(6))
 
     def net(self, **options):
-        return fortify(small().double(), "auto", example_input=X.double(), noise_std=0.0, **options)
+        return fortify(small().double(), "auto", example_input=X.double(), noise_std=0.0, init="random", **options)
 
     def test_is_its_formula(self):
         net, attack = self.net(), FGSM(eps=0.1, early_stop=False)

@@ -178,7 +178,7 @@ def test_a_compiled_network_is_fortified_inside(tmp_path):
     logits = []
     for model, layers in ((net, ["2"]), (fast, ["2"]), (fast, ["_orig_mod.2"]), (fast, "auto")):
         torch.manual_seed(1)
-        fortified = fortify(model, layers, example_input=x).eval()
+        fortified = fortify(model, layers, example_input=x, init="random").eval()
         assert fortified.layers == ("2",)
         logits.append(fortified(x))
         fortified.save(tmp_path)
@@ -343,7 +343,7 @@ class Cast(nn.Module):
 def test_a_network_in_half_precision_is_fortified_in_single_precision(dtype, tmp_path):
     net = built(lambda: Cast(dtype))
     x = torch.rand(60, 3, 2, 2)
-    fortified = fortify(net, ["net.2"], example_input=x).eval()
+    fortified = fortify(net, ["net.2"], example_input=x, init="random").eval()
     (autoencoder,) = fortified.autoencoders()
     assert {p.dtype for p in autoencoder.parameters()} == {torch.float32}
     assert fortified.backbone.net[1].weight.dtype == dtype

@@ -52,7 +52,7 @@ class SequenceFirst(CharLM):
 def language_model(kind, form):
     """An untrained fortified language model in float64; ``form`` is batch_first, sequence_first or cell."""
     model = SequenceFirst(kind, 8) if form == "sequence_first" else CharLM(kind, 8, stepwise=form == "cell")
-    return fortify(model.double(), ["rnn"], example_input=symbols(3, 4)).eval()
+    return fortify(model.double(), ["rnn"], example_input=symbols(3, 4), init="random").eval()
 
 
 def watch(monitor, tokens):
@@ -235,7 +235,7 @@ class TestObjective:
     def net(self, stepwise=False, noise_std=0.0):
         torch.manual_seed(0)
         model = CharLM("lstm", 6, stepwise=stepwise).double()
-        return fortify(model, ["embedding", "rnn"], example_input=symbols(2, 4), noise_std=noise_std)
+        return fortify(model, ["embedding", "rnn"], example_input=symbols(2, 4), noise_std=noise_std, init="random")
 
     @pytest.mark.parametrize("stepwise", [False, True])
     def test_is_its_formula(self, stepwise):

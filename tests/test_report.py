@@ -37,7 +37,9 @@ ODD = [
 def whole():
     """A report with every section, as it reads back."""
     torch.manual_seed(0)
-    net = fortify(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval(), ["1"], example_input=torch.rand(2, 1, 4, 4))
+    net = fortify(
+        nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval(), ["1"], example_input=torch.rand(2, 1, 4, 4), init="random"
+    )
     x = torch.rand(100, 1, 4, 4)
     y = net(x).argmax(1)
     robustness = evaluate_robustness(net, x, y, eps=0.1, attacks=[FGSM(eps=0.1)], sweep_examples=20)

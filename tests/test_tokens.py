@@ -72,7 +72,11 @@ def some(x, rows):
 def fortified(nested=False, **options):
     torch.manual_seed(0)
     return fortify(
-        Transformer(nested).eval(), ["encoder.layers.0", "encoder.layers.1"], example_input=batch(5), **options
+        Transformer(nested).eval(),
+        ["encoder.layers.0", "encoder.layers.1"],
+        example_input=batch(5),
+        init="random",
+        **options,
     )
 
 

@@ -11,8 +11,8 @@ attack() { $robustgen attack --data mnist --data-root "$root" --eps 0.3 --surrog
 score() { $robustgen score --data mnist --data-root "$root" --against fashion-mnist --against noise --against fgsm --eps 0.3 --quiet "$@"; }
 
 train --run runs/mnist-plain --epochs 5
-train --run runs/mnist-afterwards --weights runs/mnist-plain --fortify auto --freeze-backbone --epochs 5
-train --run runs/mnist-fortified-fgsm --attack fgsm --eps 0.3 --fortify 5 --activation leaky_relu \
+train --run runs/mnist-afterwards --weights runs/mnist-plain --fortify auto --autoencoder-init random --freeze-backbone --epochs 5
+train --run runs/mnist-fortified-fgsm --attack fgsm --eps 0.3 --fortify 5 --autoencoder-init random --activation leaky_relu \
   --epochs 10 --batch-size 32 --lr 2e-3 --schedule cosine
 train --run runs/mnist-pgd --limit 20000 --attack pgd --eps 0.3 --steps 7 --epochs 6 --batch-size 64 --lr 1e-3 \
   --schedule cosine

@@ -8,6 +8,7 @@ a sparse step (:meth:`~robustgen.attacks.ball.Ball.step`).
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,6 +59,13 @@ class PGD(Attack):
     loss: str = "ce"
     eot_samples: int = 1
     start_in_bounds: bool = True
+
+    def describe(self) -> dict[str, Any]:
+        """The attack's name and every hyperparameter, as JSON-able values."""
+        described = super().describe()
+        if self.start_in_bounds:
+            del described["start_in_bounds"]  # cells and runs were kept before there was a choice
+        return described
 
     def __post_init__(self) -> None:
         super().__post_init__()

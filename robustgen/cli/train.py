@@ -135,6 +135,10 @@ def train(
         str | None, typer.Option("--fortify", help="Layers to fortify: auto, or names separated by commas.")
     ] = None,
     hidden: Annotated[int | None, typer.Option("--hidden", help="Units or channels of each autoencoder.")] = None,
+    autoencoder_init: Annotated[
+        str | None,
+        typer.Option("--autoencoder-init", help="identity (default where there is one) or random (the source's)."),
+    ] = None,
     autoencoder_activation: Annotated[
         str, typer.Option("--autoencoder-activation", help="leaky_relu, relu, tanh or linear.")
     ] = "leaky_relu",
@@ -225,6 +229,7 @@ def train(
     spec = None
     if o.fortify is not None:
         spec = FortifySpec(
+            init=o.autoencoder_init,
             layers=o.fortify,
             hidden=o.hidden,
             activation=o.autoencoder_activation,

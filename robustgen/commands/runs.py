@@ -73,6 +73,7 @@ class FortifySpec:
     """Which layers to fortify and how; see :func:`robustgen.fortify` and :class:`robustgen.FortifiedObjective`."""
 
     layers: str
+    init: str | None = None
     hidden: int | None = None
     activation: str = "leaky_relu"
     decoder_activation: str = "linear"
@@ -120,6 +121,8 @@ def _remember(run: Path, info: dict[str, Any], resume: bool) -> None:
         for name in ("command", "options", "best"):
             side.pop(name, None)
         side["training"].pop("epochs")
+        if side.get("fortify"):  # a run that says nothing of it is from before there was a choice
+            side["fortify"] = {"init": "random"} | side["fortify"]
         side["data"] = {k: v for k, v in side["data"].items() if k not in ("root", "download")}
     different = [
         f"{name} was {_short(found.get(name))}, now {_short(wanted[name])}"

@@ -27,6 +27,7 @@ from robustgen.files import load_state, write_json
 from robustgen.fortified import FortifiedNetwork, fortify
 from robustgen.model import evaluating, logits_of, naming_inputs
 from robustgen.training import Objective, best_checkpoint, load_checkpoint
+from robustgen.training.collapse import COLLAPSED
 from robustgen.training.recipes.recipe import BEST, Recipe
 from robustgen.turns import seeded
 
@@ -122,6 +123,8 @@ def train_network(
             row = next(row for row in history if row[BEST] == max(row[BEST] for row in history))
             info["best"] = {"epoch": row["epoch"], "step": row["step"], BEST: row[BEST]}
             found["best epoch"] = row["epoch"]
+        if history[-1].get(COLLAPSED):
+            info[COLLAPSED] = True
         write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
         network.eval()
         found["held-back accuracy"] = accuracy(network, held_back)
@@ -193,6 +196,7 @@ def _fortify(network: nn.Module, spec: FortifySpec, example: torch.Tensor) -> Fo
         noise_std=spec.noise_std,
         noise_at_test=spec.noise_at_test,
         input_autoencoder=spec.input_autoencoder,
+        init=spec.init,
     )
 
 

@@ -40,4 +40,5 @@ def try_autoencoders(network: FortifiedNetwork, data: ArrayDataset, batch_size: 
 def try_detector(network: FortifiedNetwork, data: ArrayDataset) -> None:
     """ValueError for a network of which no detector can be made: one that is stochastic in eval mode, for one."""
     few = data.take(_FEW)
-    ReconstructionError(copy.deepcopy(network).eval(), relative=True).fit(few).calibrate(few)
+    with warnings_set_to("ignore"):  # nothing is trained yet
+        ReconstructionError(copy.deepcopy(network).eval(), relative=True).fit(few).calibrate(few)

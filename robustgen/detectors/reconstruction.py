@@ -13,6 +13,7 @@ from torch import Tensor
 
 from robustgen.checks import check_flags, nearest
 from robustgen.detectors.base import Detector
+from robustgen.fortified.autoencoder import warn_of_identities
 from robustgen.inputs import Inputs, call_model
 
 if TYPE_CHECKING:
@@ -27,7 +28,8 @@ class ReconstructionError(Detector):
     The mean is over the units of the state, of a sequence whose padding is told by an ``attention_mask`` over those at
     the positions that count. m_k and s_k are the mean and standard deviation of e_k on the data of ``fit``. The score
     is in standard deviations, unbounded above; with one layer it only shifts and scales the error. The autoencoders
-    must have been trained, and only the clean state's own reconstruction is seen: a defence that pulls attacked states
+    must have been trained: of those that still are the identity that they start as, errors are rounding noise, and
+    ``fit`` warns. Only the clean state's own reconstruction is seen: a defence that pulls attacked states
     back to clean ones weakens this signal.
 
     Args:
@@ -43,7 +45,8 @@ class ReconstructionError(Detector):
     >>> from torch import nn
     >>> from robustgen.fortified import fortify
     >>> x = torch.rand(100, 8, generator=torch.Generator().manual_seed(0))
-    >>> net = fortify(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), "auto", example_input=x)
+    >>> net = fortify(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), "auto", example_input=x,
+    ...     init="random")
     >>> detector = ReconstructionError(net).fit(x[:50]).calibrate(x[50:])
     >>> detector.flag(100 * x[:3], fpr=0.05)
     tensor([True, True, True])
@@ -76,6 +79,7 @@ class ReconstructionError(Detector):
         return torch.stack([errors[name] for name in self.layers], dim=1)  # (N, L)
 
     def _fit(self, batches: Iterable[tuple[Inputs, Tensor | None]]) -> dict[str, Tensor]:
+        warn_of_identities(getattr(self.net, "autoencoders", list)(), stacklevel=4)
         errors = torch.cat([self._errors(x).double() for x, _ in batches])  # (N, L)
         mean, std = errors.mean(0), errors.std(0, correction=0)
         # a layer with a constant error must not blow up rounding noise, nor divide by zero

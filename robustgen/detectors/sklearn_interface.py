@@ -42,7 +42,7 @@ def as_sklearn(
     >>> from robustgen.fortified import fortify
     >>> x = torch.rand(100, 8, generator=torch.Generator().manual_seed(0)).numpy()
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
-    >>> net = fortify(net, "auto", example_input=torch.ones(2, 8))
+    >>> net = fortify(net, "auto", example_input=torch.ones(2, 8), init="random")
     >>> as_sklearn(ReconstructionError(net)).fit(x).predict(100 * x[:3])
     array([-1, -1, -1])
     """

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from torch import Tensor
 
 from robustgen.checks import nearest
+from robustgen.training.collapse import COLLAPSED, is_at_chance
 
 if TYPE_CHECKING:
     from robustgen.experiments.workshop import Workshop
@@ -127,7 +128,8 @@ def accuracies(standing: Mapping[str, Tensor]) -> dict[str, dict[str, float]]:
 
 def epochs_of(history: list[dict[str, float]]) -> dict[str, list[float]]:
     """``history``: one list an entry, of what a trainer logged in every epoch."""
-    everywhere = [name for name in history[0] if all(name in row for row in history) and name not in ("epoch", "step")]
+    left_out = ("epoch", "step", COLLAPSED)  # what has collapsed is read off the losses, of older cells too
+    everywhere = [name for name in history[0] if all(name in row for row in history) and name not in left_out]
     return {name: [round(row[name], 6) for row in history] for name in everywhere}
 
 
@@ -145,6 +147,7 @@ class Experiment(ABC):
         as_lines: the table is drawn with a line for each column, and the mean and median over rows at its end.
         levels: numbers that every column of a row shares, drawn as lines of their own in such a table.
         notes: what a reader has to know of the whole.
+        n_classes: of the classifiers behind the cells; what one that has learned nothing is told by.
     """
 
     name: str
@@ -158,6 +161,7 @@ class Experiment(ABC):
     as_lines: bool = False
     levels: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    n_classes: int = 10
 
     @abstractmethod
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
@@ -178,6 +182,15 @@ class Experiment(ABC):
             kept_of: the kept cells of another experiment, at the same scale.
         """
         return ""
+
+    def has_collapsed(self, record: Mapping[str, Any]) -> bool:
+        """Whether the network of a kept cell has learned nothing, by the losses of its last epoch of training."""
+        last = {name: values[-1] for name, values in record["history"].items() if values}
+        return is_at_chance(last, self.n_classes)
+
+    def living(self, kept: Kept) -> dict[str, dict[str, Any]]:
+        """The kept cells but for those that have collapsed, which no mean and no verdict counts."""
+        return {name: record for name, record in kept.items() if not self.has_collapsed(record)}
 
     def row(self, key: str) -> Row:
         """The row called ``key``; ValueError for another."""

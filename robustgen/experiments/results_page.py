@@ -1,7 +1,6 @@
 """RESULTS.md and what the command prints: tables drawn from the files under results/, never by hand."""
 
 import statistics
-from functools import partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -33,6 +32,8 @@ def draw_page(out: Path) -> str:
         "0.1.",
         "Scale `cpu` is small, in networks and in training sets, so its numbers are to be compared with each other "
         "before they are compared with published ones.",
+        "Collapsed: networks that have learned nothing, so that their last training losses are within 1 % of log C, "
+        "those of guessing. They are counted beside the others of their seeds, and are in no mean and no verdict.",
     ]
     parts += [draw_experiment(e, out) for e in table().values()]
     return "\n\n".join(parts) + "\n"
@@ -62,12 +63,13 @@ def draw_experiment(experiment: Experiment, out: Path, scales: tuple[str, ...] =
 
 def _tables(experiment: Experiment, scale: str, kept: dict[str, dict[str, Any]], out: Path) -> list[str]:
     groups = {(cell["row"], cell["column"]): cell for cell in summarise(experiment, scale, kept)["cells"]}
+    living = experiment.living(kept)
     return [
         _how(experiment, scale, list(kept.values())),
         _lines_table(experiment, groups) if experiment.as_lines else _main_table(experiment, groups),
-        experiment.remarks(kept, partial(read_cells, out, scale=scale)),
-        _all_numbers(experiment, groups, kept),
-        _verdicts(experiment, kept),
+        experiment.remarks(living, lambda other: other.living(read_cells(out, other, scale))),
+        _all_numbers(experiment, groups, living),
+        _verdicts(experiment, living, len(kept) - len(living)),
     ]
 
 
@@ -154,9 +156,11 @@ def _ours(experiment: Experiment, groups: Groups, row: Row, column: str) -> str:
     if row.columns is not None and column not in row.columns:
         return ""
     found = groups.get((row.key, column))
-    return (
-        NOT_MEASURED if found is None else spread(found["mean"], found["sd"], len(found["values"]), experiment.digits)
-    )
+    if found is None:
+        return NOT_MEASURED
+    parts = [spread(found["mean"], found["sd"], len(found["values"]), experiment.digits)] if found["values"] else []
+    parts += [f"collapsed ({len(found['collapsed'])})"] if "collapsed" in found else []
+    return ", ".join(parts)
 
 
 def spread(mean: float, sd: float | None, n: int, digits: int) -> str:
@@ -183,16 +187,19 @@ def _all_numbers(experiment: Experiment, groups: Groups, kept: dict[str, dict[st
     lines += [_line(["", "", *head]), _line(["---"] * (2 + len(counts)))]
     for (row, column), found in groups.items():
         numbers = found["numbers"]
+        if not numbers:
+            continue  # all collapsed, as the table says
         cells = [f"{numbers[name]['mean']:.{experiment.digits}f}" if name in numbers else "" for name in counts]
         lines.append(_line([experiment.row(row).title, titles[column], *cells]))
     return "\n".join([*lines, "", "</details>"])
 
 
-def _verdicts(experiment: Experiment, kept: dict[str, dict[str, Any]]) -> str:
+def _verdicts(experiment: Experiment, kept: dict[str, dict[str, Any]], collapsed: int) -> str:
     names = list(dict.fromkeys(v["name"] for r in kept.values() for v in r["verdicts"]))
     if not names:
         return ""
-    lines = ["Tests of the attacks themselves, over all cells above:", ""]
+    but = f" but for {collapsed} of collapsed networks" if collapsed else ""
+    lines = [f"Tests of the attacks themselves, over all cells above{but}:", ""]
     for name in names:
         found = [(cell, v) for cell, r in kept.items() for v in r["verdicts"] if v["name"] == name]
         bad = [(cell, v) for cell, v in found if v["verdict"] == "violated"]

@@ -182,10 +182,19 @@ def _settings(experiment: Experiment, cell: Cell, scale: str) -> dict[str, Any]:
 
 
 def summarise(experiment: Experiment, scale: str, kept: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """For each row and column every seed's value, their mean and deviation, the published number; how it was made."""
+    """For each row and column every seed's value, their mean and deviation, the published number; how it was made.
+
+    Seeds whose network has collapsed are named apart, without their values.
+    """
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    collapsed: dict[tuple[str, str], list[int]] = {}
     for record in kept.values():
-        groups.setdefault((record["row"], record["column"]), []).append(record)
+        place = record["row"], record["column"]
+        groups.setdefault(place, [])
+        if experiment.has_collapsed(record):
+            collapsed.setdefault(place, []).append(record["seed"])
+        else:
+            groups[place].append(record)
     return {
         "format": FORMAT,
         "experiment": experiment.name,
@@ -205,9 +214,10 @@ def summarise(experiment: Experiment, scale: str, kept: dict[str, dict[str, Any]
             | {
                 "numbers": {
                     name: _spread([r["numbers"][name]["value"] for r in records if name in r["numbers"]])
-                    for name in records[0]["numbers"]
+                    for name in (records[0]["numbers"] if records else ())
                 }
             }
+            | ({"collapsed": collapsed[row, column]} if (row, column) in collapsed else {})
             for (row, column), records in groups.items()
         ],
         "commands": sorted({r["command"] for r in kept.values() if r["command"]}),
@@ -218,7 +228,10 @@ def summarise(experiment: Experiment, scale: str, kept: dict[str, dict[str, Any]
 
 
 def _spread(values: list[float]) -> dict[str, Any]:
-    return {"mean": statistics.fmean(values), "sd": statistics.stdev(values) if len(values) > 1 else None}
+    return {
+        "mean": statistics.fmean(values) if values else None,
+        "sd": statistics.stdev(values) if len(values) > 1 else None,
+    }
 
 
 def _distinct(items: list[dict[str, Any]]) -> list[dict[str, Any]]:

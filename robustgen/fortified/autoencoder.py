@@ -4,14 +4,27 @@ Lamb, "Generative Models: A Critical Review", 2018, section 2.5, equation 2.5: h
 """
 
 import math
+import warnings
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-__all__ = ["ACTIVATIONS", "ConvAutoencoder", "DenoisingAutoencoder", "DenseAutoencoder", "PositionAutoencoder"]
+from robustgen.fortified.identity import identity_weight, is_exact, kept_directions
+
+__all__ = [
+    "ACTIVATIONS",
+    "INITS",
+    "ConvAutoencoder",
+    "DenoisingAutoencoder",
+    "DenseAutoencoder",
+    "PositionAutoencoder",
+    "check_activations",
+    "warn_of_identities",
+]
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky_relu": F.leaky_relu,
@@ -19,6 +32,24 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "tanh": torch.tanh,
     "linear": lambda h: h,
 }
+INITS = ("identity", "random")
+
+
+def check_activations(*names: str) -> None:
+    """ValueError for an activation that an autoencoder does not have."""
+    for name in names:
+        if name not in ACTIVATIONS:
+            raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+
+
+def warn_of_identities(autoencoders: "Iterable[DenoisingAutoencoder]", stacklevel: int) -> None:
+    """Warn where one of them has learned nothing yet: what is read off its errors would be rounding noise."""
+    if any(autoencoder.is_identity for autoencoder in autoencoders):
+        warnings.warn(
+            "the autoencoders are still the identity that they start as, so that reconstruction errors are rounding "
+            "noise: train the network, or call its fit_autoencoders",
+            stacklevel=stacklevel + 1,
+        )
 
 
 class DenoisingAutoencoder(nn.Module, ABC):
@@ -32,14 +63,21 @@ class DenoisingAutoencoder(nn.Module, ABC):
             its range.
         noise_std: standard deviation of the corruption noise, in units of ``scale``.
         noise_at_test: corrupt in eval mode too, which makes the network stochastic.
+        init: "random", or "identity": without noise the states come back as they are, see
+            :mod:`robustgen.fortified.identity`. With tanh they come back nearly so; with fewer units than an identity
+            needs they are projected, on random directions until :meth:`follow` has seen states.
+        nonnegative: the states are never negative, as those after a ReLU: an identity needs half the units.
 
     ``scale`` is 1 until :meth:`FortifiedNetwork.fit_autoencoders` sets it to the root mean square of the states of a
     pretrained network, so that one noise level suits states of any size. ``moments`` of Adam are left by that fit for
     the next one; they are in no state dict.
+
+    Raises:
+        ValueError: a value out of range, or an identity where there is none.
     """
 
+    kernel: ClassVar[tuple[int, ...]] = ()  # of each unit and feature, (height, width)
     scale: Tensor
-    weight: nn.Parameter
 
     def __init__(
         self,
@@ -50,11 +88,13 @@ class DenoisingAutoencoder(nn.Module, ABC):
         decoder_activation: str = "linear",
         noise_std: float = 0.1,
         noise_at_test: bool = False,
+        init: str = "random",
+        nonnegative: bool = False,
     ) -> None:
         super().__init__()
-        for name in (activation, decoder_activation):
-            if name not in ACTIVATIONS:
-                raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
+        if init not in INITS:
+            raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
+        check_activations(activation, decoder_activation)
         if hidden < 1:
             raise ValueError(f"hidden must be at least 1, got {hidden}")
         if not 0 <= noise_std < math.inf:
@@ -62,10 +102,50 @@ class DenoisingAutoencoder(nn.Module, ABC):
         self.features, self.hidden = features, hidden
         self.activation, self.decoder_activation = activation, decoder_activation
         self.noise_std, self.noise_at_test = noise_std, noise_at_test
+        self.init, self.nonnegative = init, nonnegative
         self.encoder_bias = nn.Parameter(torch.zeros(hidden))
         self.decoder_bias = nn.Parameter(torch.zeros(features))
+        self.weight = nn.Parameter(self._random() if init == "random" else self._identity())
         self.register_buffer("scale", torch.ones(()))
         self.moments: dict[str, dict[str, Tensor]] = {}  # of each parameter, by name
+
+    def _random(self) -> Tensor:
+        bound = (math.prod(self.kernel) * (self.features + self.hidden)) ** -0.5
+        return torch.empty(self.hidden, self.features, *self.kernel).uniform_(-bound, bound)
+
+    def _identity(self, directions: Tensor | None = None) -> Tensor:
+        """The identity or, with fewer units, the projection on ``directions``, at the centre of each kernel."""
+        options = (self.activation, self.decoder_activation, self.nonnegative)
+        units = identity_weight(self.features, self.hidden, *options, directions)
+        weight = torch.zeros(self.hidden, self.features, *self.kernel)
+        centre = (slice(None), slice(None), *(k // 2 for k in self.kernel))
+        weight[centre] = units
+        return weight
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it has been trained: biases begin at zero, and a step moves them."""
+        return bool(self.encoder_bias.any() or self.decoder_bias.any())
+
+    @property
+    def is_identity(self) -> bool:
+        """Whether it still is the exact identity that it started as, whose reconstruction errors are rounding noise."""
+        if self.noise_at_test and self.noise_std > 0:
+            return False
+        if self.init != "identity" or self.projects or not is_exact(self.activation, self.decoder_activation):
+            return False
+        return not self.is_trained and torch.equal(self.weight, self._identity().to(self.weight))
+
+    @property
+    def projects(self) -> bool:
+        """Whether an identity start has too few units for an identity, and projects the states."""
+        options = (self.activation, self.decoder_activation, self.nonnegative)
+        return self.init == "identity" and kept_directions(self.features, self.hidden, *options) < self.features
+
+    @torch.no_grad()
+    def follow(self, directions: Tensor) -> None:
+        """Start over from the projection on orthonormal ``directions`` (k, features), the most important one first."""
+        self.weight.copy_(self._identity(directions.cpu()))
 
     def keep_moments(self, adam: torch.optim.Optimizer) -> None:
         """Remember the state of an optimizer that has trained this autoencoder."""
@@ -78,6 +158,10 @@ class DenoisingAutoencoder(nn.Module, ABC):
                 adam.state[p] = {
                     k: v.clone() if k == "step" else v.to(p, copy=True) for k, v in self.moments[name].items()
                 }
+
+    def rows(self, h: Tensor) -> Tensor:
+        """States as (..., features): what each unit sees at one place."""
+        return h
 
     @abstractmethod
     def encode(self, h: Tensor) -> Tensor:
@@ -111,16 +195,14 @@ class DenseAutoencoder(DenoisingAutoencoder):
     torch.Size([2, 5, 6])
     """
 
-    def __init__(self, features: int, hidden: int, **options: object) -> None:
-        super().__init__(features, hidden, **options)  # type: ignore[arg-type]
-        bound = (features + hidden) ** -0.5
-        self.weight = nn.Parameter(torch.empty(hidden, features).uniform_(-bound, bound))
-
     def encode(self, h: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](F.linear(h, self.weight, self.encoder_bias))
 
     def decode(self, z: Tensor) -> Tensor:
         return ACTIVATIONS[self.decoder_activation](F.linear(z, self.weight.t(), self.decoder_bias))
+
+    def rows(self, h: Tensor) -> Tensor:
+        return h.flatten(1) if h.ndim == 4 and h.shape[1:] == (self.features, 1, 1) else h
 
     def forward(self, h: Tensor) -> Tensor:
         if h.ndim == 4 and h.shape[1:] == (self.features, 1, 1):
@@ -138,6 +220,9 @@ class PositionAutoencoder(DenseAutoencoder):
     def forward(self, h: Tensor) -> Tensor:
         return super().forward(h.transpose(1, 2)).transpose(1, 2)
 
+    def rows(self, h: Tensor) -> Tensor:
+        return h.transpose(1, 2)
+
 
 class ConvAutoencoder(DenoisingAutoencoder):
     """For maps (N, C, H, W): 5x5 kernels, stride 1, size-preserving padding; the decoder is the exact transpose.
@@ -146,10 +231,10 @@ class ConvAutoencoder(DenoisingAutoencoder):
     torch.Size([2, 3, 7, 9])
     """
 
-    def __init__(self, features: int, hidden: int, **options: object) -> None:
-        super().__init__(features, hidden, **options)  # type: ignore[arg-type]
-        bound = (25 * (features + hidden)) ** -0.5
-        self.weight = nn.Parameter(torch.empty(hidden, features, 5, 5).uniform_(-bound, bound))
+    kernel = (5, 5)
+
+    def rows(self, h: Tensor) -> Tensor:
+        return h.movedim(1, -1)
 
     def encode(self, h: Tensor) -> Tensor:
         return ACTIVATIONS[self.activation](F.conv2d(h, self.weight, self.encoder_bias, padding=2))

@@ -11,15 +11,18 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.fortified.autoencoder import DenoisingAutoencoder
+from robustgen.fortified.identity import principal_directions
 from robustgen.inputs import call_model, count, each, mask_of, split
 from robustgen.model import evaluating, naming_inputs, untouched
 from robustgen.training import Batch, Trainer, as_source, unwrap
-from robustgen.turns import taking_turns, training_alone
+from robustgen.turns import seeded, taking_turns, training_alone
 
 if TYPE_CHECKING:
     from robustgen.fortified.network import FortifiedNetwork
 
 __all__ = ["fit_autoencoders"]
+
+_ROWS = 256  # of a batch's states, evenly spaced, that directions are found from
 
 
 class _AutoencoderObjective:
@@ -53,8 +56,8 @@ def fit_autoencoders(
     """See :meth:`FortifiedNetwork.fit_autoencoders`."""
     if net.input_layer is not None and net.config["layers"]:
         raise ValueError("an input autoencoder with its loss in hidden states is trained with FortifiedObjective")
-    trained = [name for name, autoencoder in _by_layer(net).items() if _is_trained(autoencoder)]
-    _measure_scales(net, data, batch_size, keep=trained)
+    trained = [name for name, autoencoder in _by_layer(net).items() if autoencoder.is_trained]
+    _measure_states(net, data, batch_size, seed, keep=trained)
     before = _errors(net, data, batch_size) if trained else {}
     weights = {name: copy.deepcopy(_by_layer(net)[name].state_dict()) for name in trained}
     made: list[torch.optim.Optimizer] = []
@@ -104,11 +107,6 @@ def _frozen(module: nn.Module) -> Iterator[None]:
                     p.requires_grad_(flag)
 
 
-def _is_trained(autoencoder: DenoisingAutoencoder) -> bool:
-    """Whether it has been trained: biases begin at zero, and a step moves them."""
-    return bool(autoencoder.encoder_bias.any() or autoencoder.decoder_bias.any())
-
-
 def _by_layer(net: "FortifiedNetwork") -> dict[str, DenoisingAutoencoder]:
     return dict(zip(net.layers, net.autoencoders(), strict=True))
 
@@ -143,23 +141,33 @@ def _warn_of_disagreement(net: "FortifiedNetwork", data: Any, batch_size: int, m
         )
 
 
-def _measure_scales(
-    net: "FortifiedNetwork", data: Any, batch_size: int, keep: Sequence[str], batches: int = 10
+def _measure_states(
+    net: "FortifiedNetwork", data: Any, batch_size: int, seed: int, keep: Sequence[str], batches: int = 10
 ) -> None:
-    """Set each scale, but for layers to ``keep``: an autoencoder that is trained already would be another one."""
+    """Set each scale and, of an identity start with too few units, the directions; not of layers to ``keep``: an
+    autoencoder that is trained already would be another one.
+    """
     device = next(net.parameters()).device
     squares = {name: torch.zeros((), dtype=torch.float64, device=device) for name in net.layers}
     counts = dict.fromkeys(net.layers, 0)
+    autoencoders = {name: a for name, a in _by_layer(net).items() if name not in keep}
+    seen: dict[str, list[Tensor]] = {name: [] for name, a in autoencoders.items() if a.projects}
     with evaluating(net), torch.no_grad():
         for few in split(as_source(data).sample(batches * batch_size)[0], batch_size):
             x = each(few, lambda t: t.to(device))
             with naming_inputs(x):
                 _, states = call_model(net, x, return_states=True, replace=False)
             for name, (state, _) in states.items():
+                layer = name.split("#")[0]
                 values = net.per_example(name, state.double().square(), mask_of(x))
-                squares[name.split("#")[0]] += values.sum()
-                counts[name.split("#")[0]] += values.numel()
-    for name, autoencoder in _by_layer(net).items():
-        if name not in keep:
-            rms = (squares[name] / max(1, counts[name])).sqrt()
-            autoencoder.scale.copy_(torch.where(rms > 0, rms, torch.ones_like(rms)))
+                squares[layer] += values.sum()
+                counts[layer] += values.numel()
+                if layer in seen:
+                    rows = autoencoders[layer].rows(state).flatten(0, -2)
+                    seen[layer].append(rows[:: -(-len(rows) // _ROWS)].float())
+    for name, autoencoder in autoencoders.items():
+        rms = (squares[name] / max(1, counts[name])).sqrt()
+        autoencoder.scale.copy_(torch.where(rms > 0, rms, torch.ones_like(rms)))
+    with seeded(seed):
+        for name, rows in seen.items():
+            autoencoders[name].follow(principal_directions(torch.cat(rows), autoencoders[name].hidden))

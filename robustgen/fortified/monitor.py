@@ -14,6 +14,7 @@ from torch import Tensor
 
 from robustgen.calibration import ConformalCalibration
 from robustgen.counter_rng import derive_seed
+from robustgen.fortified.autoencoder import warn_of_identities
 from robustgen.fortified.network import FortifiedNetwork
 from robustgen.fortified.recurrent import recurrent_layer, traced
 from robustgen.model import untouched
@@ -82,7 +83,7 @@ class SequenceMonitor:
     >>> from robustgen.fortified import fortify
     >>> from robustgen.recurrent_networks import CharLM
     >>> tokens = torch.randint(27, (20, 12), generator=torch.Generator().manual_seed(0))
-    >>> net = fortify(CharLM("lstm", units=8), ["rnn"], example_input=tokens)
+    >>> net = fortify(CharLM("lstm", units=8), ["rnn"], example_input=tokens, init="random")
     >>> monitor, state = SequenceMonitor(net, tokens, window=4), None
     >>> for t in range(4):
     ...     reading = monitor.step(tokens[:2, t : t + 1], state)
@@ -107,6 +108,8 @@ class SequenceMonitor:
             if value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self._layer = recurrent_layer(net, layer)
+        if self._layer.autoencoder is not None:
+            warn_of_identities([self._layer.autoencoder], stacklevel=2)
         self.net, self.layer = net, self._layer.name
         self.window, self.relative, self.fpr, self.seed = window, relative, fpr, seed
         errors = self._calibration_errors(calibration, batch_size)

@@ -1,6 +1,7 @@
 """``fortify`` an existing network: denoising autoencoders replace the outputs of the layers that the user names."""
 
 import copy as copying
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -12,7 +13,15 @@ from torch import Tensor, nn
 
 from robustgen.checks import plain_arguments
 from robustgen.files import load_state, load_tensors, read_json, save_tensors, write_json
-from robustgen.fortified.autoencoder import ConvAutoencoder, DenoisingAutoencoder, DenseAutoencoder, PositionAutoencoder
+from robustgen.fortified.autoencoder import (
+    INITS,
+    ConvAutoencoder,
+    DenoisingAutoencoder,
+    DenseAutoencoder,
+    PositionAutoencoder,
+    check_activations,
+)
+from robustgen.fortified.identity import kept_directions
 from robustgen.fortified.layer import FortifiedLayer, Tape, recording
 from robustgen.fortified.placement import Placement, auto_layers, place
 from robustgen.inputs import MASK, call_model
@@ -26,8 +35,10 @@ __all__ = ["FortifiedNetwork", "fortify"]
 
 _KINDS = {"conv": ConvAutoencoder, "dense": DenseAutoencoder, "positions": PositionAutoencoder}
 _LAYER = {"name": str, "kind": str, "features": POSITIVE, "batch_dim": range(3), "hidden": (None, POSITIVE)}
+_LAYER |= {"init?": str, "nonnegative?": bool}  # missing: a random start, as all were once
 _OPTIONS = {"activation": str, "decoder_activation": str, "noise_std": float, "noise_at_test": bool}
 _CONFIG = {"layers": [_LAYER], "input": (None, _LAYER), "options": _OPTIONS}
+_MOST_WEIGHTS = 2**26  # of an autoencoder whose width nobody chose: 256 MiB
 INPUT = "input"  # the name under which an input autoencoder without hidden layers reports
 
 
@@ -44,12 +55,14 @@ def fortify(
     noise_at_test: bool = False,
     batch_dim: int | None = None,
     input_autoencoder: bool = False,
+    init: str | None = None,
     copy: bool = True,
 ) -> "FortifiedNetwork":
     """Put a denoising autoencoder on the output of each named layer of ``model``; later layers see the decoded state.
 
-    Lamb, "Generative Models: A Critical Review", 2018, section 2.5. The autoencoders start at random: train the
-    network jointly with :class:`FortifiedObjective`, or keep a pretrained one and call ``fit_autoencoders``.
+    Lamb, "Generative Models: A Critical Review", 2018, section 2.5. The autoencoders start as the identity, so that
+    the network answers as before: then train it jointly with :class:`FortifiedObjective`, or keep a pretrained one and
+    call ``fit_autoencoders``. Before that, reconstruction errors are rounding noise.
 
     Args:
         model: any ``nn.Module``; x (N, ...) -> logits (N, C), or an object with ``.logits``. Of what ``torch.compile``
@@ -61,7 +74,9 @@ def fortify(
         example_input: what the model is called with to find the shapes: a tensor, a tuple of positional or a dict of
             keyword arguments. It is called on it five times ("auto" is one of them), once of these on the example twice
             over and once with a backward pass; no more is needed than a few inputs.
-        hidden: units (channels) of each autoencoder; None means 2 D up to 1024 but at least min(D, 1024) for dense
+        hidden: units (channels) of each autoencoder of states of D features (channels); None means 2 D, or D
+            behind a ReLU, with which an identity is exact. Where there is none, where it would have more than 64
+            million weights and with ``init="random"``, it means 2 D up to 1024 but at least min(D, 1024) for dense
             states and C for maps.
         activation, decoder_activation: leaky_relu, relu, tanh or linear.
         noise_std: of the corruption noise on the states.
@@ -71,12 +86,17 @@ def fortify(
         input_autoencoder: one autoencoder on the input instead; ``layers`` (may be empty) then only say where its
             loss is measured: between the state of the clean and that of the reconstructed input (Liao et al.,
             "Defense against Adversarial Attacks Using High-Level Representation Guided Denoiser", 2018).
+        init: what the autoencoders start as. "identity": without noise net(x) is model(x), to float rounding; near it
+            where an activation is tanh, and with a smaller ``hidden`` once ``fit_autoencoders`` has seen states, whose
+            principal directions it then keeps. "random", as in the source. None: "identity" where there is one; no
+            decoder that ends in a ReLU gives back states that may be negative. Which states never are is known from
+            the layer's kind (nn.ReLU, or a block that ends in one).
         copy: False fortifies ``model`` itself instead of a copy.
 
     Raises:
         TypeError: model is not an nn.Module.
         ValueError: a layer that cannot be fortified (unknown, never called, wrong output, inside a part that is
-            compiled or scripted by itself), or a wrong option.
+            compiled or scripted by itself), or a wrong option, ``init="identity"`` where there is none among them.
 
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> fortified = fortify(net, ["1"], example_input=torch.zeros(2, 8))
@@ -93,6 +113,9 @@ def fortify(
         layers = [layers]
     if not layers and not input_autoencoder:
         raise ValueError("no layers to fortify: name at least one, or pass 'auto'")
+    check_activations(activation, decoder_activation)
+    if init not in (None, *INITS):
+        raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
     placements = place(model, layers, example_input, batch_dim)
     options = {
         "activation": activation,
@@ -101,10 +124,10 @@ def fortify(
         "noise_at_test": noise_at_test,
     }
     if input_autoencoder:
-        layer_specs = [_spec(p, hidden, observe_only=True) for p in placements]
-        input_spec = _spec(_input_placement(example_input), hidden)
+        layer_specs = [_observed(p) for p in placements]
+        input_spec = _spec(_input_placement(example_input), hidden, init, activation, decoder_activation)
     else:
-        layer_specs = [_spec(p, hidden) for p in placements]
+        layer_specs = [_spec(p, hidden, init, activation, decoder_activation) for p in placements]
         input_spec = None
     config = {"layers": layer_specs, "input": input_spec, "options": options}
     with taking_turns(model):  # another thread may have it frozen just now
@@ -115,12 +138,32 @@ def fortify(
     return net
 
 
-def _spec(placement: Placement, hidden: int | None, observe_only: bool = False) -> dict[str, Any]:
+def _observed(placement: Placement) -> dict[str, Any]:
+    """JSON-able description of a layer without an autoencoder."""
+    record = asdict(placement) | {"hidden": None}
+    del record["nonnegative"]
+    return record
+
+
+def _spec(
+    placement: Placement, hidden: int | None, init: str | None, activation: str, decoder_activation: str
+) -> dict[str, Any]:
     """JSON-able description of one fortified layer."""
+    record, features, kernel = _observed(placement), placement.features, _KINDS[placement.kind].kernel
+    options = (activation, decoder_activation, placement.nonnegative)
     if hidden is None:
-        wide = max(min(2 * placement.features, 1024), min(placement.features, 1024))
-        hidden = placement.features if placement.kind == "conv" else wide
-    return asdict(placement) | {"hidden": None if observe_only else hidden}
+        wide = features if placement.nonnegative else 2 * features
+        exact = init != "random" and kept_directions(features, wide, *options) == features
+        if exact and wide * features * math.prod(kernel) <= _MOST_WEIGHTS:
+            hidden = wide
+        elif placement.kind == "conv":
+            hidden = features
+        else:
+            hidden = max(min(2 * features, 1024), min(features, 1024))
+    record["hidden"] = hidden
+    if init == "random" or (init is None and not kept_directions(features, hidden, *options)):
+        return record
+    return record | {"init": "identity", "nonnegative": placement.nonnegative}
 
 
 def _input_placement(x: object) -> Placement:
@@ -404,5 +447,9 @@ def _named(entries: list[tuple[FortifiedLayer, Tensor, Tensor]]) -> dict[str, tu
 def _build_layer(spec: dict[str, Any], options: dict[str, Any]) -> FortifiedLayer:
     if spec["hidden"] is None:
         return FortifiedLayer(spec["name"], None, spec["batch_dim"])
-    autoencoder = _KINDS[spec["kind"]](spec["features"], spec["hidden"], **options)
+    start = {name: spec[name] for name in ("init", "nonnegative") if name in spec}
+    try:
+        autoencoder = _KINDS[spec["kind"]](spec["features"], spec["hidden"], **options, **start)
+    except ValueError as error:
+        raise ValueError(f"layer {spec['name']!r}: {error}") from None
     return FortifiedLayer(spec["name"], autoencoder, spec["batch_dim"])

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from robustgen.inputs import call_model
-from robustgen.layers import features_last, find_layer, first_tensor, watching
+from robustgen.layers import Call, features_last, find_layer, first_tensor, watching
 from robustgen.model import output_tensor, untouched
 from robustgen.progress import bar
 
@@ -26,6 +26,7 @@ _ACTIVATION_MODULES = tuple(
 
 
 _NORMS = (nn.LayerNorm, nn.RMSNorm)
+_NEVER_NEGATIVE = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
 
 
 @dataclass(frozen=True)
@@ -33,12 +34,15 @@ class Placement:
     """One layer to fortify: its name, the shape of its states and which dimension counts examples.
 
     ``kind``: "conv" of maps (N, C, H, W), "positions" of states (N, C, L), "dense" of features in the last dimension.
+    ``nonnegative``: the states are what an nn.ReLU, or another module that gives nothing negative, gave: the layer is
+    one, or ends in one. States that are not negative on the example alone may be so by chance.
     """
 
     name: str
     kind: str
     features: int
     batch_dim: int
+    nonnegative: bool = False
 
 
 @contextmanager
@@ -164,6 +168,7 @@ def place(model: nn.Module, layers: Sequence[str], example: Any, batch_dim: int 
                 doubles = len(output_tensor(call_model(model, _doubled(example)))) == 2 * n
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError):  # one that cannot simply be doubled
             doubles = False
+    rectifiers = {n for n, m in everything.items() if isinstance(m, _NEVER_NEGATIVE) and not m._forward_hooks}
     seen: dict[str, list[Any]] = defaultdict(list)
     for call in calls:
         seen[call.name].append(call.output)
@@ -174,10 +179,25 @@ def place(model: nn.Module, layers: Sequence[str], example: Any, batch_dim: int 
             when = "" if with_grad == without else f" {'with' if with_grad == 0 else 'without'} grad"
             raise ValueError(f"layer {name!r} is never called as a module{when}, so it cannot be fortified")
     doubled = {call.name: first_tensor(call.output) for call in reversed(double_calls)} if doubles else {}
-    return [
+    found = [
         _placement(name, seen[name], features_last(all_calls, everything, name), doubled.get(name), n, batch_dim)
         for name in layers
     ]
+    return [replace(p, nonnegative=_is_nonnegative(all_calls, rectifiers, p.name)) for p in found]
+
+
+def _is_nonnegative(calls: Sequence[Call], rectifiers: set[str], name: str) -> bool:
+    """Whether each output of layer ``name`` is the very tensor that one of the ``rectifiers`` has given before."""
+    given: list[Tensor] = []
+    for call in calls:
+        state = first_tensor(call.output)
+        if state is not None and call.name in rectifiers:
+            given.append(state)
+        if call.name == name and not any(state is known for known in given):
+            return False
+        if call.name == name and state is not None and not bool((state >= 0).all()):
+            return False  # some module has worked in place on what a ReLU gave
+    return True
 
 
 def _placement(

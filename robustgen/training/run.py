@@ -5,6 +5,7 @@ import re
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,6 +24,7 @@ from robustgen.training.checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
+from robustgen.training.collapse import COLLAPSED, collapse_of
 from robustgen.training.distributed import World
 from robustgen.training.ema import EMA
 from robustgen.training.interrupt import Interrupt, Stopped
@@ -108,7 +110,16 @@ class Run:
             self.ema.apply()
         if self.watch is not None and self.watch.fired and self.world.rank == 0:
             warnings.warn(self.watch.fired, stacklevel=4)
+        if self.history[-1].get(COLLAPSED) and self.world.rank == 0:
+            warnings.warn(collapse_of(self.history, self._n_classes), stacklevel=4)
         return self.history
+
+    @cached_property
+    def _n_classes(self) -> int:
+        """As a sample of the labels numbers them; 0 where there are none."""
+        with seeded(derive_seed(self.trainer.seed, 3)):  # a data set may augment at random
+            y = self.source.sample(500)[1]
+        return 0 if y is None or y.ndim != 1 else int(y.max()) + 1
 
     def _acted(self) -> bool:
         """Whether the guard has put weights back."""
@@ -185,6 +196,8 @@ class Run:
         if (best := self.trainer.best) is not None and best not in row:
             raise ValueError(f"best={best!r} is no entry of the history; it has {', '.join(row)}")
         self.history.append(row)
+        if collapse_of(self.history, self._n_classes):
+            row[COLLAPSED] = True
         if self.world.rank == 0:
             if self.trainer.run_dir is not None:
                 write_rows(self.trainer.run_dir / "metrics.jsonl", self.history)

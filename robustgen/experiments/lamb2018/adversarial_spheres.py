@@ -56,6 +56,7 @@ class _Exact(nn.Module):
 
 class _Spheres(Experiment):
     name = "lamb-2018/adversarial-spheres"
+    n_classes = 2
     title = "concentric spheres, attacks on and off the manifold"
     source = f"{LAMB_2018}, section 2.8.4 (no numbers), after Gilmer et al. 2018"
     metric = "accuracy under attack, %"
@@ -125,7 +126,7 @@ class _Spheres(Experiment):
             torch.manual_seed(derive_seed(cell.seed, 2))
             net: nn.Module = mlp(s["dim"], [s["units"]] * 2, 2)
             if weights is not None:
-                net = fortify(net, ["2", "4"], example_input=examples[0][:2])
+                net = fortify(net, ["2", "4"], example_input=examples[0][:2], init="random")
         objective = ClassifierObjective(attack) if weights is None else FortifiedObjective(attack, **weights)
         described = None if attack is None else attack.describe()
         training = (

@@ -120,7 +120,7 @@ def _fortified(plain: nn.Module, space: str, cell: Cell, train: ArrayDataset) ->
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(cell.seed, 1))
         example = train.batch(torch.arange(2))[0]
-        return fortify(plain, SPACES[space], example_input=example, hidden=int(cell.column))
+        return fortify(plain, SPACES[space], example_input=example, hidden=int(cell.column), init="random")
 
 
 def _measured(

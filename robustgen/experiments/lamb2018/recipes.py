@@ -187,6 +187,7 @@ def _build(recipe: Recipe, budget: Budget, seed: int, example: Tensor, n_classes
                 noise_std=recipe.noise_std,
                 noise_at_test=recipe.noise_at_test,
                 input_autoencoder=recipe.on_input,
+                init="random",  # as in the source
             )
     return network
 

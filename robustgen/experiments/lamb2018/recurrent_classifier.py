@@ -48,6 +48,7 @@ SCALES = {
 
 class _Recurrent(Experiment):
     name = "lamb-2018/recurrent-classifier"
+    n_classes = 3
     title = "a recurrent classifier attacked in embedding space, and its detector"
     source = "no counterpart in the source"
     metric = "accuracy under PGD in embedding space, %"
@@ -74,7 +75,7 @@ class _Recurrent(Experiment):
         test, y = test[: s["n_test"]].to(workshop.device), y[: s["n_test"]].to(workshop.device)
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 1))
-            classifier = TextClassifier(self.row(cell.row).data, s["units"], n_classes=3)
+            classifier = TextClassifier(self.row(cell.row).data, s["units"], n_classes=self.n_classes)
         training = (
             {"recurrent classifier": cell.row, "seed": cell.seed, "length": LENGTH, "parts": PARTS} | s | TRAINING
         )
@@ -89,7 +90,7 @@ class _Recurrent(Experiment):
         )
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 2))
-            net = fortify(view, ["model.rnn"], example_input=e[:2])
+            net = fortify(view, ["model.rnn"], example_input=e[:2], init="random")
         net.fit_autoencoders((e_train,), epochs=s["epochs"], seed=cell.seed, progress=workshop.progress, **AUTOENCODER)
         net.eval()
         detector = ReconstructionError(net, relative=True).fit((e_train,)).calibrate(e_calibration)

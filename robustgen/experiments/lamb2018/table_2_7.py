@@ -148,7 +148,7 @@ class _Table(Experiment):
         options, objective = self.row(cell.row).data
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 1))
-            net = fortify(CharLM(units=s["units"], **options), ["rnn"], example_input=train[:2, :4])
+            net = fortify(CharLM(units=s["units"], **options), ["rnn"], example_input=train[:2, :4], init="random")
         history = workshop.train(
             {"table": self.name} | self._training(cell, s),
             net,
