@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustgen.checks import ROUNDING, check_ids, check_images, check_labels
+from robustgen.spacing import evenly_spaced
 
 __all__ = ["ArrayDataset", "require_nonempty"]
 
@@ -127,10 +128,24 @@ class ArrayDataset(Dataset[Any]):
         )
 
     def take(self, n: int) -> "ArrayDataset":
-        """The first n examples (all of them where there are fewer); ValueError for a negative n."""
+        """n examples, evenly spaced, so that a set sorted by class keeps its shares; all of them where there are fewer.
+
+        Raises:
+            ValueError: a negative n.
+
+        >>> ArrayDataset(torch.rand(10, 2), name="noise").take(4).ids
+        tensor([0, 3, 6, 9])
+        """
+        return self.subset(evenly_spaced(len(self), self._at_most(n)))
+
+    def first(self, n: int) -> "ArrayDataset":
+        """The first n examples, for sets in random order; otherwise as :meth:`take`."""
+        return self.subset(torch.arange(self._at_most(n)))
+
+    def _at_most(self, n: int) -> int:
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
-        return self.subset(torch.arange(min(n, len(self)), device=self.x.device))
+        return min(n, len(self))
 
     def _check(self, indices: Tensor) -> Tensor:
         if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:

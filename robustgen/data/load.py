@@ -14,7 +14,6 @@ from robustgen.data.image_reader import Background, ImageReader, image_suffixes
 from robustgen.data.npz import load_npz
 from robustgen.data.table import Table, is_table
 from robustgen.data.vision import VISION, load_vision
-from robustgen.spacing import evenly_spaced
 
 __all__ = ["canonical_name", "image_files", "load", "names_images", "path_of"]
 
@@ -49,7 +48,7 @@ def load(
         download: fetch a missing named set into root.
         channels, size, fit, background: of images in files, see :class:`ImageReader`.
         layout, ignore: for ``.npz`` files, see :func:`load_npz`; layout for ``.npy`` too.
-        n: at most n examples: the first of a named set, evenly spaced ones of a path (which may be sorted by class).
+        n: at most n examples: the first of a named set, whose classes are mixed; evenly spaced ones of a path.
 
     Raises:
         FileNotFoundError: the set is not in root.
@@ -81,7 +80,7 @@ def load(
         raise ValueError(f"{name}: pass --data-root, the folder that holds it in torchvision's layout")
     else:
         dataset = load_vision(name, root, split, download)
-    return dataset if n is None else dataset.take(n)
+    return dataset if n is None else dataset.first(n)
 
 
 def canonical_name(source: str | Path) -> str | None:
@@ -163,6 +162,4 @@ def _from_file(path: Path, layout: str | None, ignore: int | None, n: int | None
             f"{path}: a data set is an .npz file, a table (.csv, .parquet, .npy), an image folder, an image, or a .txt "
             "list of images"
         )
-    if n is None or n >= len(dataset):
-        return dataset
-    return dataset.subset(evenly_spaced(len(dataset), n))  # it may be sorted by class
+    return dataset if n is None else dataset.take(n)

@@ -22,7 +22,7 @@ _CUT, _ORDER = 1, 2  # random streams: which part an example falls in, and where
 def split(
     dataset: ArrayDataset, fractions: Sequence[float], seed: int, stratified: bool = True
 ) -> tuple[ArrayDataset, ...]:
-    """Cut a data set at random into disjoint parts, each in random order (so ``take(n)`` of one is a random sample).
+    """Cut a data set at random into disjoint parts, each in random order (so n of one, by ``take`` or ``first``, are a random sample).
 
     The cuts fall at round(N * (f_1 + ... + f_i)): fractions that sum to 1 leave nothing out, and a part of a whole
     number of examples has exactly that number. What is drawn depends on (seed, ids), not on the order of the examples.
