@@ -289,7 +289,7 @@ def test_headers_that_promise_more_than_the_file_holds(tmp_path):
 
 
 def test_files_that_unpack_to_far_more_than_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("robustgen.data.npz._ROOM", 2**20)
+    monkeypatch.setattr("robustgen.data.npz_arrays._ROOM", 2**20)
     member(tmp_path / "a.npz", (2**14, 16, 16), bytes(2**22))
     with pytest.raises(ValueError, match=r"a\.npz: .* unpacked, more than 100 times the file: .* np\.savez, not"):
         load_npz(tmp_path / "a.npz")

@@ -126,7 +126,10 @@ DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, c
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
-LimitOption = Annotated[int | None, typer.Option("--limit", help="At most so many examples: evenly spaced ones of files, the first of a named set.")]
+LimitOption = Annotated[
+    int | None,
+    typer.Option("--limit", help="At most so many examples: evenly spaced ones of files, the first of a named set."),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

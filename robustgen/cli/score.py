@@ -39,7 +39,7 @@ def score(
         str,
         typer.Option(
             "--data",
-            help="What to score: a named set, an .npz file, a folder of images, an image, a .txt list.",
+            help="What to score: a named set, an .npz file (pixels or tokens), a folder, an image, a .txt list.",
         ),
     ],
     run: RunOption = None,
@@ -192,7 +192,9 @@ def score(
 
             found = {"title": f"Scores of {scored} on {data}", "command": command_line(), "seed": seed}
             found |= {"environment": environment(), "networks": [], "detection": [entry]}
-            say(f"report: {write_report(found, report)}")
+            page = write_report(found, report)
+            if not as_json:
+                say(f"report: {page}")
     if scoring is not None:
         scoring.finish()
 

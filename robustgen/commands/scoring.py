@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor
 
-from robustgen.commands.data_spec import DataSpec, Inputs, fitted
+from robustgen.commands.data_spec import DataSpec, fitted
+from robustgen.commands.data_spec import Inputs as Source
 from robustgen.commands.run_info import recorded_data
 from robustgen.commands.runs import device_of
 from robustgen.data import ImageFiles, Table
@@ -22,6 +22,7 @@ from robustgen.data.image_reader import NOTHING_ASKED
 from robustgen.data.table import pyarrow_parquet
 from robustgen.detectors import Detector
 from robustgen.files import writing
+from robustgen.inputs import Inputs, each
 from robustgen.printable import as_cell, printable
 
 __all__ = ["Scoring", "score_inputs", "write_rows"]
@@ -133,8 +134,8 @@ class Scoring:
 
 
 def _batches(
-    inputs: Inputs, remarks: Remarks, skip: Callable[[ValueError], None] | None = None
-) -> Iterator[tuple[list[str] | list[int], Tensor]]:
+    inputs: Source, remarks: Remarks, skip: Callable[[ValueError], None] | None = None
+) -> Iterator[tuple[list[str] | list[int], Inputs]]:
     """The name (file, or id) of each input and x (B, ...), batch by batch.
 
     ``remarks`` and ``skip`` are as in :meth:`ImageFiles.batches`.
@@ -152,12 +153,12 @@ def _batches(
 
 
 def score_inputs(
-    detector: Detector, batches: Iterable[tuple[list[str] | list[int], Tensor]], fpr: float = 0.05
+    detector: Detector, batches: Iterable[tuple[list[str] | list[int], Inputs]], fpr: float = 0.05
 ) -> Iterator[dict[str, Any]]:
     """One dict for each input: input (file or id), score, p_value and flag."""
     where = device_of(detector.model)
     for names, x in batches:
-        scores = detector.score(x.to(where))
+        scores = detector.score(each(x, lambda t: t.to(where)))
         p, flags = detector.calibration.p_value(scores), detector.calibration.flag(scores, fpr)
         for name, score, p_value, flag in zip(names, scores.tolist(), p.tolist(), flags.tolist(), strict=True):
             yield {"input": name, "score": score, "p_value": p_value, "flag": flag}

@@ -3,7 +3,7 @@
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,6 +13,8 @@ from robustgen.checks import ROUNDING, check_ids, check_images, check_labels
 from robustgen.spacing import evenly_spaced
 
 __all__ = ["ArrayDataset", "require_nonempty"]
+
+_Set = TypeVar("_Set", bound=Any)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -92,6 +94,11 @@ class ArrayDataset(Dataset[Any]):
         return f"ArrayDataset({self.name!r}, {len(self)} x {tuple(self.x.shape[1:])} {kind}, {labels})"
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        return tuple(self.x.shape[1:])
+
+    @property
     def n_classes(self) -> int:
         return len(self.classes)
 
@@ -153,8 +160,8 @@ class ArrayDataset(Dataset[Any]):
         return indices.to(self.x.device)
 
 
-def require_nonempty(dataset: ArrayDataset) -> ArrayDataset:
-    """Return ``dataset``; ValueError if it holds no example.
+def require_nonempty(dataset: _Set) -> _Set:
+    """Return ``dataset``, of any kind; ValueError if it holds no example.
 
     >>> require_nonempty(ArrayDataset(torch.zeros(0, 2), name="mine"))
     Traceback (most recent call last):

@@ -13,6 +13,7 @@ from robustgen.data.image_files import ImageFiles, Remarks
 from robustgen.data.image_reader import Background, ImageReader, image_suffixes
 from robustgen.data.npz import load_npz
 from robustgen.data.table import Table, is_table
+from robustgen.data.tokens import holds_tokens
 from robustgen.data.vision import VISION, load_vision
 
 __all__ = ["canonical_name", "image_files", "load", "names_images", "path_of"]
@@ -155,6 +156,8 @@ def _from_file(path: Path, layout: str | None, ignore: int | None, n: int | None
         raise ValueError(f"unknown data set {str(path)!r}, and no such path exists; {hint}")
     if is_table(path):
         dataset = Table(path, layout).read()
+    elif holds_tokens(path):
+        raise ValueError(f"{path}: holds tokens: load_tokens reads them")
     elif path.suffix == ".npz":
         dataset = load_npz(path, layout=layout, ignore=ignore)
     else:
