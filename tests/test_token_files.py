@@ -30,7 +30,10 @@ class Net(nn.Module):
 def net():
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return Net()
+        found = Net()
+    with torch.no_grad():
+        found.embed.weight[1:10] = torch.ones(8) + 0.1 * found.embed.weight[1:10]  # so that these are alike
+    return found
 """
 
 
@@ -100,7 +103,7 @@ def test_texts_are_scored_and_told_apart(capsys, texts):
     assert code == 0, err
     named = [int(row["input"]) for row in csv.DictReader(out.splitlines())]
     assert (len(named), named[0], named[-1]) == (20, 0, 39)
-    code, out, err = run(capsys, *chosen, "--against", "other.npz", "--json", "--report", "report")
+    code, out, err = run(capsys, *chosen, "--epochs", 60, "--against", "other.npz", "--json", "--report", "report")
     assert code == 0, err
     assert json.loads(out)["populations"]["other.npz"]["auroc"] > 0.9
     assert (texts / "report" / "report.html").is_file()
