@@ -111,6 +111,7 @@ def score(
         MADE,
         DataSpec,
         Scoring,
+        Unreadable,
         compare_populations,
         generative_detector,
         open_detector,
@@ -137,15 +138,15 @@ def score(
     for label, other in others.items():
         if label not in MADE:
             other.require()
-    scoring = None
+    scoring, unreadable = None, Unreadable(complain, strict)
     if out is not None or not against:
-        scoring = Scoring(spec, split, out=out, as_json=as_json, fpr=fpr, strict=strict, tell=complain)
+        scoring = Scoring(spec, split, out=out, as_json=as_json, fpr=fpr, unreadable=unreadable, tell=complain)
     else:
         spec.require()
     checked = {} if scoring is None else {"before_fit": scoring.fit_to}
     if checkpoint:
         detector, shape, info = generative_detector(
-            checkpoint, detector_name, parse_options(set_ or ()), device=device, **checked
+            checkpoint, detector_name, parse_options(set_ or ()), device=device, fpr=fpr, **checked
         )
     else:
         detector, shape, info = open_detector(
@@ -184,6 +185,7 @@ def score(
             eps=eps,
             norm=norm,
             seed=seed,
+            skip=unreadable.skip,
         )
         _print_detection(entry, as_json)
         if report is not None:
@@ -195,8 +197,7 @@ def score(
             page = write_report(found, report)
             if not as_json:
                 say(f"report: {page}")
-    if scoring is not None:
-        scoring.finish()
+    unreadable.finish()
 
 
 def _print_detection(entry: dict[str, Any], as_json: bool) -> None:

@@ -1,6 +1,7 @@
 """Which data a command is about."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias, cast
 
@@ -72,23 +73,30 @@ class DataSpec:
             raise ValueError(f"{files.name}: the data set is empty")
         return files
 
-    def read(self, part: str, shape: tuple[int, ...] | None = None) -> ArrayDataset:
-        """Read the "train" or "test" part; images in files with channels and size of ``shape`` (C, H, W)."""
+    def read(
+        self, part: str, shape: tuple[int, ...] | None = None, skip: Callable[[ValueError], None] | None = None
+    ) -> ArrayDataset:
+        """Read the "train" or "test" part; images in files with channels and size of ``shape`` (C, H, W).
+
+        ``skip`` is called with the error of each file that cannot be read, which is then left out; None raises it.
+        """
         self._check_options()
         if self._holds_tokens():
             raise ValueError(f"{self._named} holds tokens: of the commands, only score takes them")
         reader = asdict(self.images.or_else(_for_network(shape)))
-        found = load(self._named, split=part, root=self.root, download=self.download, n=self.limit, **reader)
+        found = load(self._named, split=part, root=self.root, download=self.download, n=self.limit, skip=skip, **reader)
         require_nonempty(found)
         _check_shape(found.name, found.shape, shape)
         if self.images.size is None and (said := [step for step in found.preprocessing if step.startswith("resized")]):
             warnings.warn(f"{found.name}: {said[0]}, as the network takes them; see --size and --fit", stacklevel=2)
         return found
 
-    def read_tokens_too(self, part: str, shape: tuple[int, ...] | None = None) -> ArrayDataset | TokenDataset:
+    def read_tokens_too(
+        self, part: str, shape: tuple[int, ...] | None = None, skip: Callable[[ValueError], None] | None = None
+    ) -> ArrayDataset | TokenDataset:
         """As :meth:`read`; from an .npz file also tokens, the inputs of shape (-1,)."""
         if not self._holds_tokens():
-            return self.read(part, shape)
+            return self.read(part, shape, skip)
         self._check_options()
         found = load_tokens(path_of(self._named))
         found = found if self.limit is None else found.take(self.limit)

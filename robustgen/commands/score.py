@@ -63,7 +63,7 @@ def open_detector(
 
     A run of a fortified network has its detector. For another network, autoencoders are fitted on ``fit_data`` and
     calibrated on a tenth of it that was kept back. ``before_fit`` is called with shape and run.json before anything is
-    fitted, and may refuse; so is a tenth that is too small for the false-alarm rate ``fpr``.
+    fitted, and may refuse; so may too few calibration scores for the false-alarm rate ``fpr``.
     """
     if trust and run is None:
         raise ValueError("--trust is about the code that a --run names")
@@ -72,7 +72,10 @@ def open_detector(
     move(network, device)
     if run is not None and isinstance(network, FortifiedNetwork):
         before_fit(shape, info)
-        return saved_detector(run, network), shape, info
+        saved = saved_detector(run, network)
+        if fpr is not None:
+            check_rate(fpr, len(saved.calibration))
+        return saved, shape, info
     if fit_data is None:
         raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
     if info:
@@ -111,16 +114,18 @@ def compare_populations(
     eps: float = 0.3,
     norm: str = "Linf",
     seed: int = 0,
+    skip: Callable[[ValueError], None] | None = None,
 ) -> dict[str, Any]:
     """How well the detector tells ``data`` from other populations; see :func:`evaluate_detection`.
 
     ``seen`` is what the detector's models were trained on: data that share an example with it are refused. A population
     is a data set or one of "noise" (uniform), "fgsm" and "pgd" (every labelled input of ``data``,
-    attacked, whether it succeeds or not) and "heldout" (the classes in ``data`` that the run held out).
+    attacked, whether it succeeds or not) and "heldout" (the classes in ``data`` that the run held out). ``skip`` is
+    called with the error of each file that cannot be read, which is then left out; None raises it.
     """
     where = device_of(detector.model)
     data = data_for(data, info)
-    dataset = data.read_tokens_too(part, shape)
+    dataset = data.read_tokens_too(part, shape, skip)
     left_out = None
     if isinstance(dataset, ArrayDataset) and info.get("classes") and dataset.y is not None:
         dataset, left_out = by_class_name(dataset, info)
@@ -135,7 +140,7 @@ def compare_populations(
             called, made = _made(label, dataset, left_out, detector, info, eps=eps, norm=norm, seed=seed)
             populations[called] = made.to(where)
             continue
-        other = spec.read_like(data.images).read_tokens_too(part, dataset.shape)
+        other = spec.read_like(data.images).read_tokens_too(part, dataset.shape, skip)
         for known in (dataset, *seen):
             check_disjoint(other, known)
         _warn_of_preprocessing(other, dataset)

@@ -16,6 +16,7 @@ from robustgen.commands.data_spec import DataSpec, fitted
 from robustgen.commands.data_spec import Inputs as Source
 from robustgen.commands.run_info import recorded_data
 from robustgen.commands.runs import device_of
+from robustgen.commands.unreadable import Unreadable
 from robustgen.data import ImageFiles, Table
 from robustgen.data.image_files import Remarks
 from robustgen.data.image_reader import NOTHING_ASKED
@@ -30,7 +31,6 @@ __all__ = ["Scoring", "score_inputs", "write_rows"]
 _FIELDS = ("input", "score", "p_value", "flag")
 _TABLES = (".csv", ".jsonl", ".parquet")
 _IMAGES, _EXAMPLES = 256, 1000  # in a batch
-_REPORTED = 20  # files that cannot be read, each by a line; further ones are counted
 
 
 class Scoring:
@@ -41,7 +41,7 @@ class Scoring:
         out: a file for the rows; None: stdout.
         as_json: rows to stdout are JSON.
         fpr: nominal false-alarm rate of the flag.
-        strict: stop at the first file that cannot be read, instead of going on without it.
+        unreadable: takes the files that cannot be read.
         tell: called with a kind and a line, what the user is to know meanwhile.
 
     Raises:
@@ -56,15 +56,15 @@ class Scoring:
         out: Path | None = None,
         as_json: bool = False,
         fpr: float = 0.05,
-        strict: bool = False,
+        unreadable: Unreadable,
         tell: Callable[[str, object], None],
     ) -> None:
         _check_out(out)
         if not 0 < fpr < 1:
             raise ValueError(f"fpr must be in (0, 1), got {fpr}")
         self._inputs = data.open(part)
-        self._out, self._as_json, self._fpr, self._strict, self._tell = out, as_json, fpr, strict, tell
-        self._scored = self._flagged = self._unreadable = 0
+        self._out, self._as_json, self._fpr, self._unreadable, self._tell = out, as_json, fpr, unreadable, tell
+        self._scored = self._flagged = 0
 
     def fit_to(self, shape: tuple[int, ...] | None, info: dict[str, Any]) -> None:
         """See that the inputs are such as the network takes, and say how images are read.
@@ -84,23 +84,15 @@ class Scoring:
     def write(self, detector: Detector) -> dict[str, Any]:
         """Score everything and write it; returns what to print."""
         remarks = Remarks()
-        batches = _batches(self._inputs, remarks, None if self._strict else self._skip)
+        batches = _batches(self._inputs, remarks, self._unreadable.skip)
         write_rows(self._counted(score_inputs(detector, batches, self._fpr)), self._out, self._as_json)
         if line := remarks.line():
             self._tell("warning", f"{self._inputs.name}: {line}")
         share = self._flagged / max(1, self._scored)
         found: dict[str, Any] = {"inputs": self._scored, "flagged": share, "nominal": self._fpr}
         if isinstance(self._inputs, ImageFiles):
-            found |= {"images": self._how_read, "unreadable": self._unreadable}
+            found |= {"images": self._how_read, "unreadable": len(self._unreadable)}
         return found | {"written": str(self._out)}
-
-    def finish(self) -> None:
-        """RuntimeError where files could not be read."""
-        if self._unreadable and isinstance(self._inputs, ImageFiles):
-            raise RuntimeError(
-                f"{self._inputs.name}: {self._unreadable} of {len(self._inputs)} files could not be read, the others "
-                "are scored"
-            )
 
     @property
     def _how_read(self) -> str:
@@ -113,13 +105,6 @@ class Scoring:
             self._flagged += row["flag"]
             yield row
 
-    def _skip(self, error: ValueError) -> None:
-        self._unreadable += 1
-        if self._unreadable <= _REPORTED:
-            self._tell("skipped", error)
-        if self._unreadable == _REPORTED + 1:
-            self._tell("skipped", "further files that cannot be read are counted")
-
     def _try_images(self, files: ImageFiles) -> None:
         """Read the first file that can be, lest a detector be fitted for nothing."""
         for name in files.names:
@@ -127,7 +112,7 @@ class Scoring:
                 files.reader.read(files.root / name)
                 return
             except ValueError as error:
-                if self._strict or len(files) == 1:
+                if self._unreadable.strict or len(files) == 1:
                     raise
                 last = error
         raise ValueError(f"{files.name}: none of the {len(files)} files could be read; the last: {last}")

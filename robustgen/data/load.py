@@ -1,6 +1,7 @@
 """One way in: a data set by name or by path."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -34,6 +35,7 @@ def load(
     background: Background | None = None,
     layout: str | None = None,
     ignore: int | None = None,
+    skip: Callable[[ValueError], None] | None = None,
 ) -> ArrayDataset:
     """Load a data set.
 
@@ -49,6 +51,7 @@ def load(
         download: fetch a missing named set into root.
         channels, size, fit, background: of images in files, see :class:`ImageReader`.
         layout, ignore: for ``.npz`` files, see :func:`load_npz`; layout for ``.npy`` too.
+        skip: called with the error of each image file that cannot be read, which is then left out; None raises it.
         n: at most n examples: the first of a named set, whose classes are mixed; evenly spaced ones of a path.
 
     Raises:
@@ -70,9 +73,9 @@ def load(
         path = path_of(source)
         if path.is_dir():
             options: dict[str, Any] = {"channels": channels, "size": size, "fit": fit, "background": background}
-            dataset = _from_folder(path, split, n=n, **options)
+            dataset = _from_folder(path, split, n=n, skip=skip, **options)
         elif (files := image_files(source, split, ImageReader(channels, size, fit, background))) is not None:
-            dataset = _from_images(files, n)
+            dataset = _from_images(files, n, skip)
         else:
             dataset = _from_file(path, layout, ignore, n)
     elif name == "digits":
@@ -133,10 +136,10 @@ def _listed(path: Path, reader: ImageReader) -> ImageFiles:
     return ImageFiles(path.parent, names, path.name, reader)
 
 
-def _from_images(files: ImageFiles, n: int | None) -> ArrayDataset:
+def _from_images(files: ImageFiles, n: int | None, skip: Callable[[ValueError], None] | None) -> ArrayDataset:
     chosen, ids = files.evenly(n)
     remarks = Remarks()
-    dataset = chosen.array(remarks, ids)
+    dataset = chosen.array(remarks, ids, skip)
     if line := remarks.line():
         warnings.warn(f"{files.name}: {line}", stacklevel=3)
     return dataset
