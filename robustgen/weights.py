@@ -95,7 +95,8 @@ def unwrapped(tensors: Mapping[str, Tensor], names: Iterable[str], source: str |
 
     ``names``: of the network's own tensors. A prefix that all of them have is theirs and stays.
 
-    >>> with warnings.catch_warnings(action="ignore"):
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
     ...     unwrapped({"module.w": torch.zeros(1)}, ["w"], "w.pth")
     {'w': tensor([0.])}
     """

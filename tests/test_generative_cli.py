@@ -214,6 +214,8 @@ def test_a_hopeless_rate_is_refused_before_a_detector_is_fitted(vae_run, tmp_pat
     scored = ["score", "--checkpoint", vae_run, "--data", "digits", "--fpr", "0.001"]
     monkeypatch.setattr(PCAResidual, "fit", never)
     assert run(capsys, "score", "--checkpoint", vae_run, "--data", "digits", "--out", tmp_path / "rows.csv")[0] == 0
+    code, _, err = run(capsys, *scored, "--detector", "likelihod")
+    assert (code, "unknown detector 'likelihod'; did you mean 'likelihood'" in err) == (2, True)
     for detector in ("likelihood", "pca-residual"):  # one is kept in the run
         code, out, err = run(capsys, *scored, "--detector", detector)
         assert (code, out) == (2, "")

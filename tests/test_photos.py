@@ -194,7 +194,7 @@ def test_what_stops_the_scoring(capsys, fortified_run, photos, tmp_path):
         (["--data", photos, "--fit", "stretch"], "fit must be 'squash' or 'crop'"),
         (["--data", photos, "--background", "whit"], "background must be"),
         (["--data", "digits", "--size", "8"], "digits holds none"),
-        (["--data", photos, "--limit", "0"], "empty"),
+        (["--data", photos, "--limit", "0"], "Invalid value for '--limit'"),
         (["--data", photos, "--fpr", "1.5"], "fpr must be in (0, 1)"),
     ):
         code, text, err = run(capsys, "score", "--run", fortified_run, *arguments, "--out", out)

@@ -128,7 +128,9 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object 
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.")]
 LimitOption = Annotated[
     int | None,
-    typer.Option("--limit", help="At most so many examples: evenly spaced ones of files, the first of a named set."),
+    typer.Option(
+        "--limit", min=1, help="At most so many examples: evenly spaced ones of files, the first of a named set."
+    ),
 ]
 SetOption = Annotated[
     list[str] | None,

@@ -169,7 +169,8 @@ def score(
     if scoring is not None:
         found = scoring.write(detector)
         if out is not None:
-            print_found(found, as_json)
+            rates = {} if as_json else {name: f"{found[name]:.1%}" for name in ("flagged", "nominal")}
+            print_found(found | rates, as_json)
     if against:
         scored = str(checkpoint[0] if checkpoint else model if run is None else run)
         entry = compare_populations(

@@ -78,7 +78,7 @@ def train_generative(
 
     A tenth of the training data is kept from training: its loss is logged, and detectors are calibrated on it.
     """
-    kind = _class_called(model, model_classes(), _ALIASES)
+    kind = _class_called(model, "model", model_classes(), _ALIASES)
     if lr is not None:
         check_positive(lr=lr)
     whole = require_nonempty(data.read("train"))
@@ -170,7 +170,7 @@ def generative_detector(
     """
     models, info = [_trained(run) for run in runs], read_info(runs[0])
     default = "likelihood" if models[0].log_prob_kind is not None else "discriminator"
-    kind = _class_called(default if name is None else name, _detector_classes(), {})
+    kind = _class_called(default if name is None else name, "detector", _detector_classes(), {})
     for model in models:
         move(model, device)
     if any(model.shape != models[0].shape for model in models):
@@ -244,14 +244,14 @@ def _detector_classes() -> dict[str, type[Detector]]:
     return {c.__name__: c for c in found if isinstance(c, type) and issubclass(c, Detector) and c is not Detector}
 
 
-def _class_called(name: str, known: dict[str, type], aliases: dict[str, str]) -> type[Any]:
+def _class_called(name: str, what: str, known: dict[str, type], aliases: dict[str, str]) -> type[Any]:
     """The class that is meant, however it is spelled: ``pixel-cnn`` is PixelCNN."""
     plain = name.lower().replace("-", "").replace("_", "")
     by_plain = {c.lower(): kind for c, kind in known.items()}
     plain = aliases.get(plain, plain)
     if plain not in by_plain:
         spelled = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", c).lower() for c in known]
-        raise ValueError(f"unknown {name!r}; {nearest(name.lower(), spelled)}")
+        raise ValueError(f"unknown {what} {name!r}; {nearest(name.lower(), spelled)}")
     return by_plain[plain]
 
 

@@ -159,7 +159,7 @@ def _check_out(out: Path | None) -> None:
         pyarrow_parquet()
     if out.is_dir():
         raise ValueError(f"{out}: a folder, name a file")
-    there = next(p for p in out.absolute().parents if p.exists())
+    there = next(p for p in out.parents if p.exists())
     if not there.is_dir():
         raise ValueError(f"{out}: {there} is no folder")
 

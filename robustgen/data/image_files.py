@@ -164,4 +164,7 @@ def _room(path: Path, n: int, shape: tuple[int, ...]) -> np.ndarray:
         return np.empty((n, *shape), dtype=np.uint8)
     except MemoryError:
         needed = n * int(np.prod(shape)) / 2**30
-        raise ValueError(f"{path}: {n} images {shape} take {needed:.0f} GiB: pass size=(height, width) or n") from None
+        raise ValueError(
+            f"{path}: {n} images {shape} take {needed:.0f} GiB: pass size=(height, width) or n (in the "
+            "command: --size, --limit)"
+        ) from None

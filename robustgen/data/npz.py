@@ -78,8 +78,8 @@ def _layout(shape: tuple[int, ...]) -> str:
     if (first and not last) or shape[1] < shape[3]:
         return "NCHW"
     raise ValueError(
-        f"x {shape} may have its channels first or last: pass layout='NCHW' or layout='NHWC', or add an array "
-        "'layout' that says so to the file"
+        f"x {shape} may have its channels first or last: add an array 'layout' that says 'NCHW' or 'NHWC' to the file "
+        "(Python also: layout='NCHW')"
     )
 
 
@@ -107,8 +107,8 @@ def numbered(y: torch.Tensor) -> tuple[str, ...]:
         if found != label:
             gap = f" but none of {label}..{found - 1}" if found > label + 1 else f" but no {label}" if found > 0 else ""
             raise ValueError(
-                f"y has the label {found}{gap}: name every class in an array 'classes', in the order of the labels, or "
-                f"pass ignore={found} if it says of no class"
+                f"y has the label {found}{gap}: name every class in an array 'classes', in the order of the labels; if "
+                f"{found} says of no class, leave its examples out of the file (Python also: ignore={found})"
             )
     return tuple(map(str, present))
 

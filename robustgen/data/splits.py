@@ -121,7 +121,7 @@ def check_disjoint(*datasets: ArrayDataset | TokenDataset) -> None:
     >>> a, b = torch.zeros(2, 3), torch.tensor([[1.0, 1, 1], [0, 0, 0]])
     >>> check_disjoint(ArrayDataset(a, name="a"), ArrayDataset(b, name="b"))
     Traceback (most recent call last):
-    ValueError: 2 of the 2 examples of a are also in b, first at indices 0, 1 of a (data.drop_shared leaves them out)
+    ValueError: 2 of the 2 examples of a are also in b, first at indices 0, 1 of a: leave them out (Python: drop_shared)
     """
     digests = [_digests(d) for d in datasets]
     for (a, of_a), (b, of_b) in combinations(zip(datasets, digests, strict=True), 2):
@@ -131,7 +131,7 @@ def check_disjoint(*datasets: ArrayDataset | TokenDataset) -> None:
             first = ", ".join(map(str, shared[:5]))
             raise ValueError(
                 f"{len(shared)} of the {len(a)} examples of {a.name} are also in {b.name}, "
-                f"first at indices {first} of {a.name} (data.drop_shared leaves them out)"
+                f"first at indices {first} of {a.name}: leave them out (Python: drop_shared)"
             )
 
 
