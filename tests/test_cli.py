@@ -305,7 +305,7 @@ def test_methods_of_adversarial_training(capsys, tmp_path, method):
         "mart": lambda: ClassifierObjective(pgd, loss=Mart(beta=2.0)),
         "fast": lambda: ClassifierObjective(fast, clean_weight=0.0),
     }[method]()
-    train, _ = split(data.digits("train").take(100), (0.9, 0.1), seed=0)
+    train, _ = split(data.digits("train").first(100), (0.9, 0.1), seed=0)
     torch.manual_seed(0)
     network = convnet(1, 10, 8, width=4)
     Trainer(AWP(objective, gamma=0.01), epochs=1, guard=guard, progress=False).fit(network, train)
