@@ -126,8 +126,8 @@ def main() -> None:
     }
     spread = f"{row['ratio, median']:.2f} ({ratios[0]:.2f} to {ratios[-1]:.2f})"
     print(
-        f"{options.images} images: scoring {row['seconds, scoring']:.1f} s, {spread} times decoding and answers (target "
-        f"{TARGET}); peak memory {memory[str(options.images)]:.0f} MiB"
+        f"{options.images} images: scoring {row['seconds, scoring']:.1f} s, {spread} times decoding and answers "
+        f"(target {TARGET}); peak memory {memory[str(options.images)]:.0f} MiB"
     )
     if options.out is not None:
         command = shlex.join(["python", *sys.argv])

@@ -161,7 +161,10 @@ def test_mixed_photos_are_scored_as_the_network_takes_them(capsys, fortified_run
     assert cropped[1] != pytest.approx(float(rows[1]["score"]))
     (photos / "05b.jpg").unlink()
     x = load(photos, channels=1, size=(8, 8))
-    assert run(capsys, *scored, "--out", tmp_path / "rows.csv")[0] == 0
+    code, out, _ = run(capsys, *scored, "--out", tmp_path / "rows.csv")
+    assert code == 0
+    flagged = sum(row["flag"] == "True" for row in csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
+    assert f"flagged: {flagged / 16:.1%}\nnominal: 5.0%\n" in out
     from robustgen.commands.runs import load_run, saved_detector
 
     network = load_run(fortified_run)[0]
