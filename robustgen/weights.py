@@ -63,7 +63,7 @@ def _unpickled(path: Path) -> Any:
         raise ValueError(f"{path}: {line}") from None
     except Exception as error:  # whatever a damaged pickle comes to
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a complete file of torch.save ({reason})") from None
+        raise ValueError(f"{path}: damaged, or a pickle that torch.save did not write ({reason})") from None
 
 
 def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
