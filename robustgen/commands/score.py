@@ -81,11 +81,10 @@ def open_detector(
     if info:
         fit_data = fit_data.read_like(recorded_data(info).images)
     known = fit_data.read_tokens_too("train", shape)
-    if isinstance(known, TokenDataset) and mean is not None:
-        raise ValueError(f"--mean and --std are of pixels, and {known.name} holds tokens")
-    if (
-        isinstance(known, ArrayDataset) and info.get("classes") and known.y is not None
-    ):  # not the classes that the run held out
+    if isinstance(known, TokenDataset):
+        if mean is not None:
+            raise ValueError(f"--mean and --std are of pixels, and {known.name} holds tokens")
+    elif info.get("classes") and known.y is not None:  # not the classes that the run held out
         known = require_nonempty(by_class_name(known, info)[0])
     shape = known.shape
     before_fit(shape, info)
