@@ -212,7 +212,7 @@ def test_classes_are_matched_by_name_and_training_data_are_refused(capsys, tmp_p
     assert json.loads(text)["clean_accuracy"]["value"] > 0.6
 
     one = tmp_path / "all.npz"
-    data.save_npz(one, digits.take(400))
+    data.save_npz(one, digits.first(400))
     assert (
         run(capsys, "train", "--run", tmp_path / "s", "--data", one, "--hold-out", "0", *DIGITS[2:], "--epochs", "1")[0]
         == 0

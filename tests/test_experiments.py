@@ -243,7 +243,7 @@ def test_recipes_train_the_same_networks_from_the_same_seed(tmp_path):
     budget = Budget(data="digits", n_train=100, width=4, epochs=1)
     recipe = Recipe(layers="last", lambda_rec=0.1, activation="tanh").against("fgsm", 0.1)
     shop = workshop(tmp_path)
-    train = shop.images("digits", "train").take(100)
+    train = shop.images("digits", "train").first(100)
     nets = [train_recipe(recipe, budget, 0, shop, train)[0] for _ in range(2)]
     nets.append(train_recipe(recipe, budget, 0, workshop(tmp_path / "elsewhere"), train)[0])
     for other in nets[1:]:

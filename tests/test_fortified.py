@@ -736,7 +736,7 @@ class TestFitAutoencoders:
 
     def test_a_network_that_was_trained_jointly_goes_on_too(self):
         torch.manual_seed(0)
-        train = data.digits("train").take(300)
+        train = data.digits("train").first(300)
         net = fortify(convnet(1, 10, 8, width=4), "auto", example_input=X)
         Trainer(FortifiedObjective(), epochs=3, batch_size=20, progress=False).fit(net, train)
         before = self.errors(net, train.images())
