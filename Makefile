@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint types check smoke dist clean
+.PHONY: install demo test lint types check smoke dist lowest clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -35,6 +35,15 @@ dist: install
 	empty="$$(mktemp -d)" && trap 'rm -rf "$$empty"' EXIT && $(PYTHON) -m venv "$$empty/env" \
 	&& "$$empty/env/bin/python" -m pip install --quiet --disable-pip-version-check dist/*.whl \
 	&& cd "$$empty" && env/bin/robustgen demo --smoke --quiet --out report && env/bin/robustgen --version
+
+# The tests with the lowest versions that pyproject.toml allows: make lowest PYTHON=python3.10. These use what newer
+# versions of their own dependencies deprecate.
+lowest:
+	empty="$$(mktemp -d)" && trap 'rm -rf "$$empty"' EXIT && $(PYTHON) -m venv "$$empty/env" \
+	&& sed -n '/^dependencies/,/^]/p; /^dev =/p' pyproject.toml | grep -o '"[a-z-]*>=[0-9.]*"' | tr -d '"' \
+	| sed 's/>=/==/' > "$$empty/lowest.txt" \
+	&& "$$empty/env/bin/python" -m pip install --quiet --disable-pip-version-check -r "$$empty/lowest.txt" \
+	&& PYTHONPATH=. "$$empty/env/bin/python" -m pytest -p no:cacheprovider -W ignore::DeprecationWarning
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-report build dist *.egg-info

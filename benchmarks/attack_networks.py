@@ -94,10 +94,10 @@ def prepared(name: str, work: Path, root: Path | None, smoke: bool, n: int) -> t
         objective = ClassifierObjective(
             attack
         )  # clean inputs too: from attacked ones alone it would not begin to learn
-        data = train.take(512 if smoke else recipe.n_train)
+        data = train.first(512 if smoke else recipe.n_train)
         Trainer(objective, epochs=4 if smoke else recipe.epochs, progress=False).fit(net, data)
         save_tensors(path, net.state_dict())
-    test = test.take(n)
+    test = test.first(n)
     return net.eval(), test.images(), test.y
 
 

@@ -196,7 +196,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=4)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    net, data = network(), digits("test").take(options.samples)
+    net, data = network(), digits("test").first(options.samples)
     x, y = data.images(), data.y
     rows, versions = [], {}
     for library, pairs in LIBRARIES.items():

@@ -2,6 +2,7 @@
 
 import difflib
 import functools
+import re
 from collections.abc import Callable, Iterable
 from dataclasses import fields
 from typing import Any, ParamSpec, TypeVar
@@ -24,6 +25,7 @@ __all__ = [
     "check_shape",
     "diameter",
     "eps_spans_bounds",
+    "hint_of_levels",
     "nearest",
     "plain",
     "plain_arguments",
@@ -124,9 +126,19 @@ def _outside(low: float, high: float, bounds: tuple[float, float], beyond: float
     """What to say of values in [low, high] that leave the bounds by ``beyond``, in digits that show it."""
     outside = f"outside the bounds {tuple(bounds)}"
     if beyond > 1e-3 * (bounds[1] - bounds[0]):
-        return f"has values in [{low:.4g}, {high:.4g}], {outside}"
+        return f"has values in [{low:.4g}, {high:.4g}], {outside}{hint_of_levels(low, high, bounds)}"
     clamped = f"x.clamp({bounds[0]:g}, {bounds[1]:g})"
     return f"has values in [{low!r}, {high!r}], {outside} by {beyond:.2g}: clamp them first, {clamped}"
+
+
+def hint_of_levels(low: float, high: float, bounds: tuple[float, float]) -> str:
+    """What to add to a line on values in [low, high] that may be the levels of 8 bits.
+
+    >>> hint_of_levels(0.0, 255.0, (0.0, 1.0))
+    ': divide pixels of 0..255 by 255'
+    """
+    levels = tuple(bounds) == (0, 1) and low >= 0 and 2 < high <= 255
+    return ": divide pixels of 0..255 by 255" if levels else ""
 
 
 def check_integers(at_least: int = 1, **values: object) -> None:
@@ -145,10 +157,17 @@ def check_integers(at_least: int = 1, **values: object) -> None:
 
 
 def check_numbers(**values: object) -> None:
-    """TypeError unless each argument, by its name, is an int or a float; its range is for the caller to check."""
+    """TypeError unless each argument, by its name, is an int or a float; its range is for the caller to check.
+
+    >>> check_numbers(eps="8/255")
+    Traceback (most recent call last):
+    TypeError: eps must be a number, got '8/255', a text: write eps=8/255, without the quotes
+    """
     for name, value in values.items():
         if isinstance(plain(value), bool) or not isinstance(plain(value), (int, float)):
-            raise TypeError(f"{name} must be a number, got {value!r}")
+            quoted = isinstance(value, str) and re.fullmatch(r"\s*[\d.eE+-]+\s*(/\s*[\d.eE+-]+\s*)?", value)
+            hint = f", a text: write {name}={value}, without the quotes" if quoted else ""
+            raise TypeError(f"{name} must be a number, got {value!r}{hint}")
 
 
 def check_positive(**values: float) -> None:

@@ -63,7 +63,7 @@ def _unpickled(path: Path) -> Any:
         raise ValueError(f"{path}: {line}") from None
     except Exception as error:  # whatever a damaged pickle comes to
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
-        raise ValueError(f"{path}: not a complete file of torch.save ({reason})") from None
+        raise ValueError(f"{path}: damaged, or a pickle that torch.save did not write ({reason})") from None
 
 
 def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:
@@ -95,7 +95,8 @@ def unwrapped(tensors: Mapping[str, Tensor], names: Iterable[str], source: str |
 
     ``names``: of the network's own tensors. A prefix that all of them have is theirs and stays.
 
-    >>> with warnings.catch_warnings(action="ignore"):
+    >>> with warnings.catch_warnings():
+    ...     warnings.simplefilter("ignore")
     ...     unwrapped({"module.w": torch.zeros(1)}, ["w"], "w.pth")
     {'w': tensor([0.])}
     """

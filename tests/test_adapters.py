@@ -560,7 +560,7 @@ def parity():
 
 @pytest.fixture(scope="module")
 def digits_network(parity):
-    data = parity["digits"]("test").take(80)
+    data = parity["digits"]("test").first(80)
     return parity["network"](), data.images(), data.y
 
 

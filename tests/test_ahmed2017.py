@@ -78,7 +78,7 @@ def test_every_contender_is_one_of_the_library():
 
 def test_detectors_share_trainings_and_other_data_do_not(tmp_path):
     shop = workshop(tmp_path)
-    images = digits().take(100)
+    images = digits().first(100)
     for _ in range(2):
         trained = Trained(shop, recipes.MNIST["smoke"], images, 0)
         for key in ("vae", "vae-typicality", "pixelcnn", "pixelcnn-waic"):
@@ -94,12 +94,12 @@ def test_detectors_share_trainings_and_other_data_do_not(tmp_path):
 def test_a_share_of_all_updates_is_that_of_the_training(tmp_path):
     recipe = recipes.MNIST["smoke"]["vae"]  # 3 epochs, batches of 50
     recipe = replace(recipe, options={**recipe.options, "kl_warmup": 0.5})
-    model = Trained(workshop(tmp_path), {"vae": recipe}, digits().take(100), 0).model("vae")
+    model = Trained(workshop(tmp_path), {"vae": recipe}, digits().first(100), 0).model("vae")
     assert model.kl_warmup == 3  # of 3 x 2 updates on 90 images
 
 
 def test_kept_epochs_are_the_models_of_these_epochs(tmp_path):
-    trained = Trained(workshop(tmp_path), recipes.MNIST["smoke"], digits().take(100), 0)
+    trained = Trained(workshop(tmp_path), recipes.MNIST["smoke"], digits().first(100), 0)
     last, *kept = (trained.model(name) for name in ("pixelcnn", "pixelcnn@1", "pixelcnn@2", "pixelcnn@3"))
     x = trained.validation.images()
     nll = [-model.log_prob(x).mean().item() for model in kept]

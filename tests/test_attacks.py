@@ -351,6 +351,9 @@ class TestWork:
                 make(name, model, **wrong)
         with pytest.raises(TypeError):
             make(name, model, epsilon=0.1)
+        if name not in MINIMAL_NORM:
+            with pytest.raises(TypeError, match="got '8/255', a text: write eps=8/255, without the quotes"):
+                make(name, model, eps="8/255")
 
     @pytest.mark.parametrize(
         ("x", "y", "error", "message"),

@@ -212,7 +212,7 @@ def test_classes_are_matched_by_name_and_training_data_are_refused(capsys, tmp_p
     assert json.loads(text)["clean_accuracy"]["value"] > 0.6
 
     one = tmp_path / "all.npz"
-    data.save_npz(one, digits.take(400))
+    data.save_npz(one, digits.first(400))
     assert (
         run(capsys, "train", "--run", tmp_path / "s", "--data", one, "--hold-out", "0", *DIGITS[2:], "--epochs", "1")[0]
         == 0
@@ -306,7 +306,7 @@ def test_methods_of_adversarial_training(capsys, tmp_path, method):
         "mart": lambda: ClassifierObjective(pgd, loss=Mart(beta=2.0)),
         "fast": lambda: ClassifierObjective(fast, clean_weight=0.0),
     }[method]()
-    train, _ = split(data.digits("train").take(100), (0.9, 0.1), seed=0)
+    train, _ = split(data.digits("train").first(100), (0.9, 0.1), seed=0)
     torch.manual_seed(0)
     network = convnet(1, 10, 8, width=4)
     Trainer(AWP(objective, gamma=0.01), epochs=1, guard=guard, progress=False).fit(network, train)
@@ -371,14 +371,14 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
         (["train", "--run", "{tmp}/r", "--epochs", "0", "--width", "4"], "epochs must be at least 1"),
         (["train", "--run", "{tmp}/r", "--hold-out", "77"], "77"),
         (["train", "--run", "{tmp}/r", "--data", "{tmp}/empty"], "empty"),
-        (["train", "--run", "{tmp}/r", "--limit", "0"], "empty"),
+        (["train", "--run", "{tmp}/r", "--limit", "0"], "Invalid value for '--limit'"),
         (["attack", "--eps", "0.1"], "say which network"),
         (["attack", "--run", "{tmp}/nothing"], "no finished robustgen run"),
         (["attack", "--model", "convnet", "--data", "digits"], "module:function"),
         (["attack", "--run", "{fortified}", "--suite", "huge", "--limit", "10"], "unknown suite 'huge'"),
         (["attack", "--run", "{fortified}", "--eps", "-1", "--limit", "10"], "eps"),
         (["attack", "--run", "{fortified}", "--norm", "L3", "--limit", "10"], "Linf, L2 or L1"),
-        (["attack", "--run", "{fortified}", "--limit", "0"], "empty"),
+        (["attack", "--run", "{fortified}", "--limit", "0"], "Invalid value for '--limit'"),
         (["score", "--run", "{fortified}", "--data", "{tmp}/broken.npz"], "broken.npz"),
         (["score", "--run", "{fortified}", "--data", "{tmp}/large.npz"], "the network takes (1, 8, 8)"),
         (["score", "--run", "{fortified}", "--data", "digits", "--out", "{tmp}/x.txt"], ".csv, .jsonl or .parquet"),

@@ -85,7 +85,8 @@ def test_zero_is_no_default(capsys, tmp_path):
         (["--width", -1], "width must be at least 1, got -1"),
         (["--fortify", "auto", "--hidden", 0], "hidden must be at least 1"),
         (["--fortify", ""], "no layers to fortify"),
-        (["--limit", 0], "empty"),
+        (["--limit", 0], "Invalid value for '--limit'"),
+        (["--limit", -5], "Invalid value for '--limit'"),
         (["--epochs", 0], "epochs must be at least 1"),
         (["--batch-size", 0], "batch_size must be at least 1"),
         (["--lr", 0], "lr must be"),
@@ -131,7 +132,10 @@ def test_what_cannot_be_trained_leaves_nothing(capsys, tmp_path, monkeypatch):
     for arguments, message in (
         (["--data", tmp_path / "one.npz"], "one.npz: all examples to train on are of the class '0'"),
         (["--data", tmp_path / "two.npz", "--hold-out", 1], "two.npz: all examples to train on are of the class '0'"),
-        (["--limit", 1], "digits/train: 1 examples leave no tenth"),
+        (
+            ["--limit", 1],
+            "digits/train: 1 example leaves no tenth to keep from training: pass more data, or a larger --limit",
+        ),
         (["--device", "meta"], "--device meta: "),
         (["--device", "cuda:99"], "--device cuda:99: "),
         (["--device", "fridge"], "--device fridge: "),
@@ -147,7 +151,7 @@ def test_what_cannot_be_trained_leaves_nothing(capsys, tmp_path, monkeypatch):
         assert message in refused(capsys, "train", "--run", tmp_path / "r", *model, *arguments)
         assert not (tmp_path / "r").exists()
     vae = ["train", "vae", "--run", tmp_path / "r", "--quiet", "--set", "quantization=nearest"]
-    assert "--device meta: " in refused(capsys, *vae, "--device", "meta")
+    assert "--device meta: it holds no numbers" in refused(capsys, *vae, "--device", "meta")
     for command in (["attack"], ["score", "--fit-data", "digits"]):
         arguments = [*command, "--run", tmp_path / "mlp", "--data", "digits", "--limit", 5, "--device", "meta"]
         assert "--device meta: " in refused(capsys, *arguments)
@@ -219,3 +223,34 @@ def test_weights_in_another_format_are_called_what_they_are(capsys, tmp_path):
     save_tensors(tmp_path / "whole.safetensors", whole)
     err = refused(capsys, "train", "--run", tmp_path / "s", *SMALL, "--weights", tmp_path / "whole.safetensors")
     assert "1.weight is torch.int64, the network has torch.float32" in err
+
+
+def test_a_function_that_needs_arguments_is_no_network(capsys, tmp_path, monkeypatch):
+    (tmp_path / "own_builders.py").write_text(
+        "from torch import nn\n"
+        "def wide(width, *, depth, bias=True):\n    return nn.Linear(64, width)\n"
+        "def any_of(*args, **kwargs):\n    return 5\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = refused(capsys, "attack", "--model", "own_builders:wide", "--data", "digits")
+    assert "--model own_builders:wide: wide needs arguments (width, depth): name a function that needs none" in found
+    assert "returned int" in refused(capsys, "attack", "--model", "own_builders:any_of", "--data", "digits")
+
+
+def test_messages_on_files_say_what_to_change_in_the_file(capsys, tmp_path):
+    levels = np.arange(50 * 64).reshape(50, 8, 8) % 256
+    wrong = {
+        "floats": ({"x": levels.astype(np.float32)}, "divide pixels of 0..255 by 255"),
+        "gap": (
+            {"x": levels.astype(np.uint8), "y": np.array([0, 2] * 25)},
+            "if 2 says of no class, leave its examples out of the file",
+        ),
+        "cube": (
+            {"x": np.zeros((5, 8, 8, 8), np.uint8)},
+            "add an array 'layout' that says 'NCHW' or 'NHWC' to the file",
+        ),
+    }
+    for name, (arrays, message) in wrong.items():
+        np.savez(tmp_path / f"{name}.npz", **arrays)
+        assert message in refused(capsys, "train", "--run", tmp_path / "r", "--data", tmp_path / f"{name}.npz")

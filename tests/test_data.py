@@ -94,11 +94,19 @@ def test_subset_and_take_keep_ids_labels_and_sources():
     assert part.y.tolist() == [0, 2, 2]
     assert part.sources == ("0.png", "2.png", "2.png")
     assert torch.equal(part.x, data.x[[0, 2, 2]])
-    assert data.take(2).ids.tolist() == [0, 1]
-    assert len(data.take(9)) == 3
-    assert len(data.take(0)) == 0
-    with pytest.raises(ValueError, match="must not be negative, got -1"):
-        data.take(-1)
+    assert data.take(2).ids.tolist() == [0, 2]
+    assert data.first(2).ids.tolist() == [0, 1]
+    for some in (data.take, data.first):
+        assert some(9).ids.tolist() == [0, 1, 2]
+        assert len(some(0)) == 0
+        with pytest.raises(ValueError, match="must not be negative, got -1"):
+            some(-1)
+
+
+def test_a_few_of_what_is_sorted_by_class_are_of_all_its_classes():
+    data = ArrayDataset(torch.rand(30, 2), torch.arange(3).repeat_interleave(10), tuple("abc"))
+    assert data.take(6).labels().tolist() == [0, 0, 1, 1, 2, 2]
+    assert data.first(6).labels().tolist() == [0] * 6
 
 
 def test_a_set_is_a_torch_dataset():

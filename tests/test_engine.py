@@ -246,7 +246,8 @@ class TestJointAttack:
                 constraints={"type": "ineq", "fun": lambda z: threshold - 100 * ((z[5:] - self.centre) ** 2).mean()},
                 method="SLSQP",
             )
-            found.append(best.fun < 0 and threshold - 100 * ((best.x[5:] - self.centre) ** 2).mean() > -1e-6)
+            passes = threshold - 100 * ((best.x[5:] - self.centre) ** 2).mean() > -1e-6
+            found.append(bool(best.fun < 0 and passes))
         return torch.tensor(found)
 
     @pytest.mark.parametrize("formulation", ["sum", "max", "selective", "orthogonal", "score"])

@@ -256,7 +256,7 @@ def test_masking_compares_attacks_at_one_eps(linear):
 
 
 def test_the_report_is_json_first_and_self_contained(tmp_path):
-    digits = data.digits("test").take(40)
+    digits = data.digits("test").first(40)
     model = mlp(64, [16], 10)
     x, y = digits.images(), model(digits.images()).argmax(1)
     report = evaluate_robustness(model, x, y, eps=0.1, sweep_examples=20, name="<b>&me")

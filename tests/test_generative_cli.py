@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from robustgen import cli, data
-from robustgen.detectors import Typicality
+from robustgen.detectors import PCAResidual, Typicality
 from robustgen.generative import VAE, load
 
 SMALL = ["--set", "architecture=mlp", "--set", "width=64", "--set", "latent_dim=4"]
@@ -73,7 +73,7 @@ def test_scores_of_known_and_unknown_inputs(vae_run, capsys):
     kept.write_text("{}")  # damaged: it is fitted again
     code, again, err = run(capsys, *arguments, "--limit", 5)
     assert (code, again) == (0, out), err
-    x = data.load("digits").take(5).images()
+    x = data.load("digits").first(5).images()
     expected = -load(vae_run).log_prob(x)
     torch.testing.assert_close(torch.tensor([row["score"] for row in rows]), expected.detach())
 
@@ -188,7 +188,7 @@ def test_baselines_on_the_pixels_of_a_run(vae_run, capsys):
 
 @pytest.mark.filterwarnings("always")
 def test_otherwise_made_pixels_are_told(vae_run, tmp_path, capsys):
-    x = data.load("digits").take(50).images()
+    x = data.load("digits").first(50).images()
     data.save_npz(tmp_path / "paler.npz", data.ArrayDataset(0.9 * x))
     code, _, err = run(
         capsys, "score", "--checkpoint", vae_run, "--data", "digits", "--against", tmp_path / "paler.npz"
@@ -205,3 +205,18 @@ def test_colour_images_train_with_the_defaults(tmp_path, capsys, channels):
     code, _, err = run(capsys, "train", "pixelcnn", "--run", tmp_path / "run", *shared, "--set", "layers=1")
     assert code == 0, err
     assert load(tmp_path / "run").width == 64
+
+
+def test_a_hopeless_rate_is_refused_before_a_detector_is_fitted(vae_run, tmp_path, capsys, monkeypatch):
+    def never(*_, **__):
+        raise AssertionError("fitted")
+
+    scored = ["score", "--checkpoint", vae_run, "--data", "digits", "--fpr", "0.001"]
+    monkeypatch.setattr(PCAResidual, "fit", never)
+    assert run(capsys, "score", "--checkpoint", vae_run, "--data", "digits", "--out", tmp_path / "rows.csv")[0] == 0
+    code, _, err = run(capsys, *scored, "--detector", "likelihod")
+    assert (code, "unknown detector 'likelihod'; did you mean 'likelihood'" in err) == (2, True)
+    for detector in ("likelihood", "pca-residual"):  # one is kept in the run
+        code, out, err = run(capsys, *scored, "--detector", detector)
+        assert (code, out) == (2, "")
+        assert "cannot give a false-alarm rate of 0.001" in err

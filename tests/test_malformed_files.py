@@ -141,7 +141,7 @@ def changed_tensors(path, draw):
     if kind == "renamed":
         tensors["\x1b[31mother"] = other
     elif kind in ("shape", "dtype"):
-        tensors[name] = torch.zeros(3, 2) if kind == "shape" else other.to(draw.choice([torch.int32, torch.complex64]))
+        tensors[name] = torch.zeros(3, 2) if kind == "shape" else other.to(draw.choice([torch.int32, torch.int16]))
     save_tensors(path, {} if kind == "empty" else tensors)
 
 

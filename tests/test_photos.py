@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 from robustgen import cli
-from robustgen.commands import DataSpec, Scoring, write_rows
+from robustgen.commands import DataSpec, Scoring, Unreadable, write_rows
 from robustgen.commands.run_info import recorded_data
 from robustgen.data import ImageFiles, ImageReader, load
 from robustgen.data.image_files import Remarks
@@ -75,7 +75,10 @@ def test_squash_stretches_and_crop_takes_the_centre(tmp_path):
 @pytest.mark.parametrize("suffix", ["png", "tif", "pgm"])
 def test_16_bit_greys_keep_their_scale(tmp_path, suffix):
     values = np.array([[0, 128, 257, 32768, 65535, 65407]], np.uint16)
-    Image.fromarray(values).save(tmp_path / f"a.{suffix}")
+    if suffix == "pgm":  # older versions of Pillow read it, but do not write it
+        (tmp_path / "a.pgm").write_bytes(b"P5 6 1 65535\n" + values.astype(">u2").tobytes())
+    else:
+        Image.fromarray(values).save(tmp_path / f"a.{suffix}")
     with pytest.warns(UserWarning, match=r"16-bit greys, 0\.\.65535, rounded to 8 bits: 1 \(a\."):
         data = load(tmp_path, channels=3)
     assert data.x[0, 0].tolist() == np.round(values / 65535 * 255).tolist()
@@ -150,7 +153,7 @@ def test_mixed_photos_are_scored_as_the_network_takes_them(capsys, fortified_run
     assert "note: photos: 17 image files, converted to L, resized to 8x8, bilinear" in err
     assert err.count("robustgen: skipped: ") == 1
     assert "05b.jpg: not a readable image" in err
-    assert err.endswith("robustgen: error: photos: 1 of 17 files could not be read, the others are scored\n")
+    assert err.endswith("robustgen: error: 1 file could not be read, the others are scored\n")
     code, out, _ = run(capsys, *scored, "--out", tmp_path / "rows.jsonl", "--fit", "crop", "--json")
     assert code == 1
     found = json.loads(out)
@@ -161,7 +164,10 @@ def test_mixed_photos_are_scored_as_the_network_takes_them(capsys, fortified_run
     assert cropped[1] != pytest.approx(float(rows[1]["score"]))
     (photos / "05b.jpg").unlink()
     x = load(photos, channels=1, size=(8, 8))
-    assert run(capsys, *scored, "--out", tmp_path / "rows.csv")[0] == 0
+    code, out, _ = run(capsys, *scored, "--out", tmp_path / "rows.csv")
+    assert code == 0
+    flagged = sum(row["flag"] == "True" for row in csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
+    assert f"flagged: {flagged / 16:.1%}\nnominal: 5.0%\n" in out
     from robustgen.commands.runs import load_run, saved_detector
 
     network = load_run(fortified_run)[0]
@@ -194,7 +200,7 @@ def test_what_stops_the_scoring(capsys, fortified_run, photos, tmp_path):
         (["--data", photos, "--fit", "stretch"], "fit must be 'squash' or 'crop'"),
         (["--data", photos, "--background", "whit"], "background must be"),
         (["--data", "digits", "--size", "8"], "digits holds none"),
-        (["--data", photos, "--limit", "0"], "empty"),
+        (["--data", photos, "--limit", "0"], "Invalid value for '--limit'"),
         (["--data", photos, "--fpr", "1.5"], "fpr must be in (0, 1)"),
     ):
         code, text, err = run(capsys, "score", "--run", fortified_run, *arguments, "--out", out)
@@ -208,6 +214,41 @@ def test_what_stops_the_scoring(capsys, fortified_run, photos, tmp_path):
     code, _, err = run(capsys, "score", "--run", fortified_run, *white, "--out", out)
     assert "icon.png" not in err
     assert "laid on (255, 255, 255)" in err
+
+
+@pytest.mark.filterwarnings("always:.*resized to 8x8")
+def test_other_populations_skip_what_cannot_be_read_too(capsys, fortified_run, photos, tmp_path):
+    others = tmp_path / "others"
+    others.mkdir()
+    for k in range(5):
+        Image.fromarray(pixels(100 + k, 8, 8)).save(others / f"{k}.png")
+    (others / "bad.png").write_text("no")
+    chosen = ["score", "--run", fortified_run, "--data", photos, "--against", others, "--json"]
+    for more in ([], ["--out", tmp_path / "rows.csv"]):
+        code, out, err = run(capsys, *chosen, *more)
+        assert code == 1
+        assert err.count("robustgen: skipped: ") == 2  # each once, though --data are read twice
+        assert err.endswith("robustgen: error: 2 files could not be read, the others are scored\n")
+        found = json.loads(out.splitlines()[-1])
+        assert len(found["in_distribution"]) == 16
+        assert found["populations"]["others"]["n"] == 5
+    (photos / "05b.jpg").unlink()
+    code, out, err = run(capsys, *chosen, "--strict")
+    assert (code, out) == (2, "")
+    assert "bad.png: not a readable image" in err
+
+
+def test_labels_stay_with_their_files_where_some_are_skipped(tmp_path):
+    for k, name in enumerate("ab"):
+        (tmp_path / name).mkdir()
+        for i in range(3):
+            Image.fromarray(pixels(10 * k + i, 4, 4)).save(tmp_path / name / f"{i}.png")
+    (tmp_path / "a" / "0.png").write_text("no")
+    skipped = []
+    found = load(tmp_path, skip=skipped.append)
+    assert (found.labels().tolist(), found.ids.tolist()) == ([0, 0, 1, 1, 1], [1, 2, 3, 4, 5])
+    assert found.sources[0] == "a/1.png"
+    assert ["0.png: not a readable image" in str(error) for error in skipped] == [True]
 
 
 def test_everything_is_looked_at_before_a_detector_is_fitted(capsys, photos, tmp_path, monkeypatch):
@@ -264,7 +305,8 @@ def test_runs_on_photos_remember_how_they_were_read(capsys, tmp_path):
     other.mkdir()
     Image.fromarray(pixels(0, 20, 12)).save(other / "1.png")
     found = []
-    scoring = Scoring(DataSpec(str(other)), "test", tell=lambda kind, line: found.append(line))
+    tell = lambda kind, line: found.append(line)
+    scoring = Scoring(DataSpec(str(other)), "test", unreadable=Unreadable(tell), tell=tell)
     scoring.fit_to((1, 6, 5), info)
     assert found == ["other: 1 image files, converted to L, resized to 6x5, bilinear, after a centre crop"]
     assert DataSpec("digits").record() == {"source": "digits", "root": None, "download": False, "limit": None}

@@ -121,7 +121,7 @@ def test_networks_and_damaged_files_are_called_what_they_are(tmp_path):
         "numpy.pt": "holds numpy",
         "jit.pt": "a network of torch.jit with its code; save torch.jit.load(",
         "cut.pt": "a damaged or incomplete archive (",
-        "cut_old.pt": "not a complete file of torch.save (",
+        "cut_old.pt": "damaged, or a pickle that torch.save did not write",
         "pickle.pt": "damaged, or a pickle that torch.save did not write",
         "text.pt": "not a complete safetensors file",
         "bomb.pt": "a compressed archive, which torch.save does not write",

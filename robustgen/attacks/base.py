@@ -23,6 +23,7 @@ from robustgen.checks import (
     check_images,
     check_integers,
     check_labels,
+    check_numbers,
     eps_spans_bounds,
     plain_fields,
 )
@@ -88,8 +89,9 @@ class Attack(ABC):
         name = type(self).__name__
         if self.norm not in self.norms:
             raise ValueError(f"{name} supports norm {' or '.join(self.norms)}, not {self.norm!r}")
-        if isinstance(self.eps, bool) or not isinstance(self.eps, int | float):
-            raise TypeError(f"eps must be a number (a tensor (N,) goes to the call), got {type(self.eps).__name__}")
+        if isinstance(self.eps, Tensor):
+            raise TypeError("eps must be a number; a tensor (N,) goes to the call")
+        check_numbers(eps=self.eps)
         if not 0 <= self.eps < float("inf"):
             raise ValueError(f"eps must be a finite number >= 0, got {self.eps}")
         object.__setattr__(self, "bounds", check_bounds(self.bounds))

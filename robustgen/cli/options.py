@@ -136,7 +136,12 @@ DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, c
 SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of everything random.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.", callback=_bars)]
-LimitOption = Annotated[int | None, typer.Option("--limit", help="Use at most so many examples.")]
+LimitOption = Annotated[
+    int | None,
+    typer.Option(
+        "--limit", min=1, help="At most so many examples: evenly spaced ones of files, the first of a named set."
+    ),
+]
 SetOption = Annotated[
     list[str] | None,
     typer.Option(

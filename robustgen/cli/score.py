@@ -39,7 +39,7 @@ def score(
         str,
         typer.Option(
             "--data",
-            help="What to score: a named set, an .npz file, a folder of images, an image, a .txt list.",
+            help="What to score: a named set, an .npz file (pixels or tokens), a folder, an image, a .txt list.",
         ),
     ],
     run: RunOption = None,
@@ -111,6 +111,7 @@ def score(
         MADE,
         DataSpec,
         Scoring,
+        Unreadable,
         compare_populations,
         generative_detector,
         open_detector,
@@ -137,15 +138,15 @@ def score(
     for label, other in others.items():
         if label not in MADE:
             other.require()
-    scoring = None
+    scoring, unreadable = None, Unreadable(complain, strict)
     if out is not None or not against:
-        scoring = Scoring(spec, split, out=out, as_json=as_json, fpr=fpr, strict=strict, tell=complain)
+        scoring = Scoring(spec, split, out=out, as_json=as_json, fpr=fpr, unreadable=unreadable, tell=complain)
     else:
         spec.require()
     checked = {} if scoring is None else {"before_fit": scoring.fit_to}
     if checkpoint:
         detector, shape, info = generative_detector(
-            checkpoint, detector_name, parse_options(set_ or ()), device=device, **checked
+            checkpoint, detector_name, parse_options(set_ or ()), device=device, fpr=fpr, **checked
         )
     else:
         detector, shape, info = open_detector(
@@ -168,7 +169,8 @@ def score(
     if scoring is not None:
         found = scoring.write(detector)
         if out is not None:
-            print_found(found, as_json)
+            rates = {} if as_json else {name: f"{found[name]:.1%}" for name in ("flagged", "nominal")}
+            print_found(found | rates, as_json)
     if against:
         scored = str(checkpoint[0] if checkpoint else model if run is None else run)
         entry = compare_populations(
@@ -184,6 +186,7 @@ def score(
             eps=eps,
             norm=norm,
             seed=seed,
+            skip=unreadable.skip,
         )
         _print_detection(entry, as_json)
         if report is not None:
@@ -192,9 +195,10 @@ def score(
 
             found = {"title": f"Scores of {scored} on {data}", "command": command_line(), "seed": seed}
             found |= {"environment": environment(), "networks": [], "detection": [entry]}
-            say(f"report: {write_report(found, report)}")
-    if scoring is not None:
-        scoring.finish()
+            page = write_report(found, report)
+            if not as_json:
+                say(f"report: {page}")
+    unreadable.finish()
 
 
 def _print_detection(entry: dict[str, Any], as_json: bool) -> None:

@@ -15,6 +15,7 @@ from robustgen.commands.runs import FortifySpec, remembered_options
 from robustgen.commands.score import MADE, compare_populations, open_detector
 from robustgen.commands.scoring import Scoring, score_inputs, write_rows
 from robustgen.commands.train import train_network
+from robustgen.commands.unreadable import Unreadable
 
 __all__ = [
     "MADE",
@@ -22,6 +23,7 @@ __all__ = [
     "FortifySpec",
     "NetworkSpec",
     "Scoring",
+    "Unreadable",
     "attack_network",
     "compare_populations",
     "generative_detector",

@@ -1,19 +1,30 @@
 """Which data a command is about."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from typing import Any, TypeAlias, cast
 
-from robustgen.data import ArrayDataset, ImageFiles, ImageReader, Table, load, require_nonempty
+from robustgen.data import (
+    ArrayDataset,
+    ImageFiles,
+    ImageReader,
+    Table,
+    TokenDataset,
+    load,
+    load_tokens,
+    require_nonempty,
+)
 from robustgen.data.folder import folder_parts
 from robustgen.data.image_reader import NOTHING_ASKED
 from robustgen.data.load import canonical_name, image_files, names_images, path_of
 from robustgen.data.table import is_table
+from robustgen.data.tokens import holds_tokens
 
 __all__ = ["DataSpec", "Inputs", "fitted"]
 
 #: Inputs to score: in memory, or in files that are read bit by bit.
-Inputs: TypeAlias = ArrayDataset | ImageFiles | Table
+Inputs: TypeAlias = ArrayDataset | TokenDataset | ImageFiles | Table
 
 
 @dataclass(frozen=True)
@@ -56,22 +67,44 @@ class DataSpec:
             path = path_of(self._named)
             if self.limit is None and canonical_name(self._named) is None and is_table(path) and path.is_file():
                 return Table(path)
-            return self.read(part)
+            return self.read_tokens_too(part)
         files, _ = files.evenly(self.limit)
         if not len(files):
             raise ValueError(f"{files.name}: the data set is empty")
         return files
 
-    def read(self, part: str, shape: tuple[int, ...] | None = None) -> ArrayDataset:
-        """Read the "train" or "test" part; images in files with channels and size of ``shape`` (C, H, W)."""
+    def read(
+        self, part: str, shape: tuple[int, ...] | None = None, skip: Callable[[ValueError], None] | None = None
+    ) -> ArrayDataset:
+        """Read the "train" or "test" part; images in files with channels and size of ``shape`` (C, H, W).
+
+        ``skip`` is called with the error of each file that cannot be read, which is then left out; None raises it.
+        """
         self._check_options()
+        if self._holds_tokens():
+            raise ValueError(f"{self._named} holds tokens: of the commands, only score takes them")
         reader = asdict(self.images.or_else(_for_network(shape)))
-        found = load(self._named, split=part, root=self.root, download=self.download, n=self.limit, **reader)
+        found = load(self._named, split=part, root=self.root, download=self.download, n=self.limit, skip=skip, **reader)
         require_nonempty(found)
-        _check_shape(found.name, tuple(found.x.shape[1:]), shape)
+        _check_shape(found.name, found.shape, shape)
         if self.images.size is None and (said := [step for step in found.preprocessing if step.startswith("resized")]):
             warnings.warn(f"{found.name}: {said[0]}, as the network takes them; see --size and --fit", stacklevel=2)
         return found
+
+    def read_tokens_too(
+        self, part: str, shape: tuple[int, ...] | None = None, skip: Callable[[ValueError], None] | None = None
+    ) -> ArrayDataset | TokenDataset:
+        """As :meth:`read`; from an .npz file also tokens, the inputs of shape (-1,)."""
+        if not self._holds_tokens():
+            return self.read(part, shape, skip)
+        self._check_options()
+        found = load_tokens(path_of(self._named))
+        found = found if self.limit is None else found.take(self.limit)
+        _check_shape(found.name, found.shape, shape)
+        return require_nonempty(found)
+
+    def _holds_tokens(self) -> bool:
+        return canonical_name(self._named) is None and holds_tokens(path_of(self._named))
 
     def _check_options(self) -> None:
         if self.images != NOTHING_ASKED and not names_images(self._named):
@@ -102,16 +135,13 @@ def fitted(inputs: Inputs, shape: tuple[int, ...] | None, like: ImageReader) -> 
     Raises:
         ValueError: it does not take them.
     """
-    if isinstance(inputs, ArrayDataset):
-        _check_shape(inputs.name, tuple(inputs.x.shape[1:]), shape)
-        return inputs
-    if isinstance(inputs, Table):
+    if isinstance(inputs, ArrayDataset | Table | TokenDataset):
         _check_shape(inputs.name, inputs.shape, shape)
         return inputs
     files = cast(ImageFiles, inputs)  # torch's Dataset, a base of the others, is of no type
     reader = files.reader.or_else(like).or_else(_for_network(shape))
     if reader.size is None or reader.channels is None:
-        raise ValueError(f"{inputs.name} holds images, the network takes {shape}")
+        raise ValueError(f"{files.name} holds images, the network takes {_shown(shape)}")
     _check_shape(inputs.name, (reader.channels, *reader.size), shape)
     return replace(files, reader=reader)
 
@@ -125,4 +155,9 @@ def _for_network(shape: tuple[int, ...] | None) -> ImageReader:
 
 def _check_shape(name: str, held: tuple[int, ...], shape: tuple[int, ...] | None) -> None:
     if shape is not None and held != shape:
-        raise ValueError(f"{name} holds inputs of shape {held}, the network takes {shape}")
+        inputs = "tokens" if held == TokenDataset.shape else f"inputs of shape {held}"
+        raise ValueError(f"{name} holds {inputs}, the network takes {_shown(shape)}")
+
+
+def _shown(shape: tuple[int, ...] | None) -> str:
+    return "tokens" if shape == TokenDataset.shape else str(shape)

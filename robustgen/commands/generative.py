@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from robustgen import detectors as detector_room
+from robustgen.calibration import check_rate
 from robustgen.checks import check_positive, nearest
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.run_info import read_info, recorded_data
@@ -82,7 +83,7 @@ def train_generative(
         settings: of the model's class.
         options: of the command, for a resumed one to remember.
     """
-    kind = _class_called(model, model_classes(), _ALIASES)
+    kind = _class_called(model, "model", model_classes(), _ALIASES)
     if lr is not None:
         check_positive(lr=lr)
     whole = require_nonempty(data.read("train"))
@@ -163,17 +164,19 @@ def generative_detector(
     options: dict[str, Any],
     *,
     device: str | None = None,
+    fpr: float | None = None,
     before_fit: Callable[[tuple[int, ...] | None, dict[str, Any]], None] = lambda shape, info: None,
 ) -> tuple[Detector, tuple[int, ...] | None, dict[str, Any]]:
     """A detector over the model of the first run (and the others, where it compares several), fitted and calibrated.
 
     It is fitted on training data of the first run and calibrated on what that kept from training, or both on halves of
     the latter where it is fitted on fresh data; at most ``SCORED`` inputs each. It is kept in the run. The shape of its
-    inputs and run.json come with it; ``before_fit`` is called with them before anything is fitted, and may refuse.
+    inputs and run.json come with it; ``before_fit`` is called with them before anything is fitted, and may refuse; so
+    may too few calibration inputs for the false-alarm rate ``fpr``.
     """
     models, info = [_trained(run) for run in runs], read_info(runs[0])
     default = "likelihood" if models[0].log_prob_kind is not None else "discriminator"
-    kind = _class_called(default if name is None else name, _detector_classes(), {})
+    kind = _class_called(default if name is None else name, "detector", _detector_classes(), {})
     for model in models:
         move(model, device)
     if any(model.shape != models[0].shape for model in models):
@@ -189,19 +192,19 @@ def generative_detector(
         detector = _construct(kind, model_argument.default, options=options)
     before_fit(models[0].shape, info)
     place = runs[0] / "detectors" / kind.__name__
-    if (place / "detector.json").is_file():
-        try:
-            kept = kind.load(place, model=detector.model)
-            if kept.config == detector.config:
-                return kept, models[0].shape, info
-        except (FileNotFoundError, ValueError):
-            pass  # damaged, or fitted on other weights: the run was resumed since, or another background given
+    if (kept := _kept(place, detector)) is not None:
+        if fpr is not None:
+            check_rate(fpr, len(kept.calibration))
+        return kept, models[0].shape, info
     _, train, held_back = _parts_of_run(runs[0], info, models[0].shape)
     if kind.fit_on_fresh:
         fresh, held_back = split(held_back, (0.5, 0.5), seed=0, stratified=False)
         if not len(fresh) or not len(held_back):
             raise ValueError(f"{runs[0]} kept too few examples from training to fit and calibrate {kind.__name__} on")
-    detector.fit((fresh if kind.fit_on_fresh else train).take(SCORED)).calibrate(held_back.take(SCORED))
+    held_back = held_back.take(SCORED)
+    if fpr is not None:
+        check_rate(fpr, len(held_back))
+    detector.fit((fresh if kind.fit_on_fresh else train).take(SCORED)).calibrate(held_back)
     try:
         if place.parent.is_symlink() or place.is_symlink():  # what it leads to is not to be changed
             raise OSError(f"{place} is a link, or in one")
@@ -209,6 +212,15 @@ def generative_detector(
     except OSError as error:
         warnings.warn(f"the fitted detector cannot be kept: {error}", stacklevel=2)
     return detector, models[0].shape, info
+
+
+def _kept(place: Path, detector: Detector) -> Detector | None:
+    """The detector of the same settings that was fitted before; None where it is damaged, or about other weights."""
+    try:
+        kept = type(detector).load(place, model=detector.model)
+    except (FileNotFoundError, ValueError):  # the run was resumed since, or another background given
+        return None
+    return kept if kept.config == detector.config else None
 
 
 def _trained(run: Path) -> GenerativeModel:
@@ -238,14 +250,14 @@ def _detector_classes() -> dict[str, type[Detector]]:
     return {c.__name__: c for c in found if isinstance(c, type) and issubclass(c, Detector) and c is not Detector}
 
 
-def _class_called(name: str, known: dict[str, type], aliases: dict[str, str]) -> type[Any]:
+def _class_called(name: str, what: str, known: dict[str, type], aliases: dict[str, str]) -> type[Any]:
     """The class that is meant, however it is spelled: ``pixel-cnn`` is PixelCNN."""
     plain = name.lower().replace("-", "").replace("_", "")
     by_plain = {c.lower(): kind for c, kind in known.items()}
     plain = aliases.get(plain, plain)
     if plain not in by_plain:
         spelled = [re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", c).lower() for c in known]
-        raise ValueError(f"unknown {name!r}; {nearest(name.lower(), spelled)}")
+        raise ValueError(f"unknown {what} {name!r}; {nearest(name.lower(), spelled)}")
     return by_plain[plain]
 
 

@@ -1,11 +1,12 @@
 """Which network a command is about: by name, with weights, and what run.json says of it."""
 
 import importlib
+import inspect
 import os
 import sys
 import warnings
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -110,7 +111,7 @@ def import_model(spec: str) -> nn.Module:
     """Call the function that ``module:function`` names, with no arguments; it returns the network.
 
     Raises:
-        ValueError: the module or the function is not there, or what it returns is not an nn.Module.
+        ValueError: the module or the function is not there, it needs arguments, or what it returns is not an nn.Module.
     """
     module_name, _, function = spec.partition(":")
     if os.getcwd() not in sys.path:
@@ -119,12 +120,25 @@ def import_model(spec: str) -> nn.Module:
         module = importlib.import_module(module_name)
     except ModuleNotFoundError as error:
         raise ValueError(f"--model {spec}: cannot import {module_name!r} from here ({error})") from None
-    if not callable(getattr(module, function, None)):
+    build = getattr(module, function, None)
+    if not callable(build):
         raise ValueError(f"--model {spec}: {module_name} has no function {function!r}")
-    network = getattr(module, function)()
+    if needed := _needed_arguments(build):
+        raise ValueError(f"--model {spec}: {function} needs arguments ({needed}): name a function that needs none")
+    network = build()
     if not isinstance(network, nn.Module):
         raise ValueError(f"--model {spec}: returned {type(network).__name__}, not an nn.Module")
     return network
+
+
+def _needed_arguments(function: Callable[..., Any]) -> str:
+    """The names of the arguments without a default, as far as they are known."""
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except ValueError:
+        return ""
+    several = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    return ", ".join(p.name for p in parameters if p.default is p.empty and p.kind not in several)
 
 
 def load_weights(network: nn.Module, source: str | Path) -> None:

@@ -273,7 +273,8 @@ def parts(
         rest, _ = heldout_classes(whole, numbers)
     train, held_back = split(rest, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=rest.y is not None)
     if not len(held_back):
-        raise ValueError(f"{rest.name}: {len(rest)} examples leave no tenth to keep from training")
+        examples = "1 example leaves" if len(rest) == 1 else f"{len(rest)} examples leave"
+        raise ValueError(f"{rest.name}: {examples} no tenth to keep from training: pass more data, or a larger --limit")
     if labelled and len(found := train.labels().unique()) < 2:
         only = ", ".join(repr(train.classes[k]) for k in found.tolist())
         raise ValueError(f"{rest.name}: all examples to train on are of the class {only}; a classifier needs two")
@@ -288,6 +289,8 @@ def move(network: nn.Module, device: str | None) -> None:
 
 def usable_device(device: str) -> torch.device:
     """The device called ``device``; ValueError where there is none of that name, or one that computes nothing."""
+    if device.startswith("meta"):
+        raise ValueError(f"--device {device}: it holds no numbers and computes nothing; pass cpu, cuda, ...")
     try:
         torch.ones((), device=device).item()
     except (AssertionError, ImportError, RuntimeError) as error:

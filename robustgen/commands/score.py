@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from robustgen.calibration import check_rate
 from robustgen.commands.adversarial import training_attack
@@ -20,10 +21,19 @@ from robustgen.commands.runs import (
     open_network,
     saved_detector,
 )
-from robustgen.data import ArrayDataset, check_disjoint, noise, preprocessing_fingerprint, require_nonempty, split
+from robustgen.data import (
+    ArrayDataset,
+    TokenDataset,
+    check_disjoint,
+    noise,
+    preprocessing_fingerprint,
+    require_nonempty,
+    split,
+)
 from robustgen.detectors import Detector, ReconstructionError
 from robustgen.evaluation import evaluate_detection
 from robustgen.fortified import FortifiedNetwork, fortify
+from robustgen.inputs import Inputs, each
 from robustgen.progress import track
 from robustgen.turns import seeded
 
@@ -54,7 +64,7 @@ def open_detector(
 
     A run of a fortified network has its detector. For another network, autoencoders are fitted on ``fit_data`` and
     calibrated on a tenth of it that was kept back. ``before_fit`` is called with shape and run.json before anything is
-    fitted, and may refuse; so is a tenth that is too small for the false-alarm rate ``fpr``.
+    fitted, and may refuse; so may too few calibration scores for the false-alarm rate ``fpr``.
     """
     if trust and run is None:
         raise ValueError("--trust is about the code that a --run names")
@@ -63,15 +73,21 @@ def open_detector(
     move(network, device)
     if run is not None and isinstance(network, FortifiedNetwork):
         before_fit(shape, info)
-        return saved_detector(run, network), shape, info
+        saved = saved_detector(run, network)
+        if fpr is not None:
+            check_rate(fpr, len(saved.calibration))
+        return saved, shape, info
     if fit_data is None:
         raise ValueError("this network has no detector: pass --fit-data, in-distribution inputs to fit one on")
     if info:
         fit_data = fit_data.read_like(recorded_data(info).images)
-    known = fit_data.read("train", shape)
-    if info.get("classes") and known.y is not None:  # not the classes that the run held out
+    known = fit_data.read_tokens_too("train", shape)
+    if isinstance(known, TokenDataset):
+        if mean is not None:
+            raise ValueError(f"--mean and --std are of pixels, and {known.name} holds tokens")
+    elif info.get("classes") and known.y is not None:  # not the classes that the run held out
         known = require_nonempty(by_class_name(known, info)[0])
-    shape = tuple(known.x.shape[1:])
+    shape = known.shape
     before_fit(shape, info)
     train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=known.y is not None)
     if fpr is not None:
@@ -92,53 +108,84 @@ def compare_populations(
     *,
     part: str,
     shape: tuple[int, ...] | None,
-    seen: Sequence[ArrayDataset] = (),
+    seen: Sequence[ArrayDataset | TokenDataset] = (),
     name: str,
     fpr: float = 0.05,
     eps: float = 0.3,
     norm: str = "Linf",
     seed: int = 0,
+    skip: Callable[[ValueError], None] | None = None,
 ) -> dict[str, Any]:
     """How well the detector tells ``data`` from other populations; see :func:`evaluate_detection`.
 
     ``seen`` is what the detector's models were trained on: data that share an example with it are refused. A population
     is a data set or one of "noise" (uniform), "fgsm" and "pgd" (every labelled input of ``data``,
-    attacked, whether it succeeds or not) and "heldout" (the classes in ``data`` that the run held out).
+    attacked, whether it succeeds or not) and "heldout" (the classes in ``data`` that the run held out). ``skip`` is
+    called with the error of each file that cannot be read, which is then left out; None raises it.
     """
     where = device_of(detector.model)
     data = data_for(data, info)
-    dataset = data.read(part, shape)
+    dataset = data.read_tokens_too(part, shape, skip)
     left_out = None
-    if info.get("classes") and dataset.y is not None:
+    if isinstance(dataset, ArrayDataset) and info.get("classes") and dataset.y is not None:
         dataset, left_out = by_class_name(dataset, info)
     for known in seen:  # of what was trained on, too few are flagged
         check_disjoint(dataset, known)
-    x = require_nonempty(dataset).images()
-    populations = {}
+    x = _inputs(require_nonempty(dataset), where)
+    populations: dict[str, Inputs] = {}
     for label, spec in others.items():
-        if label == "noise":
-            populations["uniform noise"] = noise(len(x), tuple(x.shape[1:]), seed=seed).images().to(where)
-        elif label in ("fgsm", "pgd"):
-            if "generative" in info:
-                raise ValueError(f"--against {label} attacks a classifier, and this run holds a generative model")
-            attack = training_attack(label, eps, norm, 40, seed)
-            assert attack is not None
-            rows = track(torch.arange(len(x)).split(250), f"{label.upper()} attacks")
-            found = [attack(detector.model, x[i].to(where), dataset.labels()[i], ids=dataset.ids[i]) for i in rows]
-            populations[f"{label.upper()}, {norm} eps {eps:g}"] = torch.cat(found)
-        elif label == "heldout":
-            if left_out is None or not len(left_out):
-                raise ValueError(f"{dataset.name} holds no example of a class that the run held out")
-            populations[f"held-out {', '.join(info['held_out'])}"] = left_out.images().to(where)
-        else:
-            other = spec.read_like(data.images).read(part, shape)
-            for known in (dataset, *seen):
-                check_disjoint(other, known)
-            if preprocessing_fingerprint(other) != preprocessing_fingerprint(dataset):
-                warnings.warn(
-                    f"{other.name} ({preprocessing_fingerprint(other)}) is preprocessed otherwise than {dataset.name} "
-                    f"({preprocessing_fingerprint(dataset)}): the score may tell that difference",
-                    stacklevel=2,
-                )
-            populations[label if other.name in populations else other.name] = other.images().to(where)
-    return evaluate_detection(detector, x.to(where), populations, network=name, fpr=fpr)
+        if label in MADE:
+            if isinstance(dataset, TokenDataset):
+                raise ValueError(f"--against {label} is made of pixels, and {dataset.name} holds tokens")
+            called, made = _made(label, dataset, left_out, detector, info, eps=eps, norm=norm, seed=seed)
+            populations[called] = made.to(where)
+            continue
+        other = spec.read_like(data.images).read_tokens_too(part, dataset.shape, skip)
+        for known in (dataset, *seen):
+            check_disjoint(other, known)
+        _warn_of_preprocessing(other, dataset)
+        populations[label if other.name in populations else other.name] = _inputs(other, where)
+    return evaluate_detection(detector, x, populations, network=name, fpr=fpr)
+
+
+def _made(
+    label: str,
+    dataset: ArrayDataset,
+    left_out: ArrayDataset | None,
+    detector: Detector,
+    info: dict[str, Any],
+    *,
+    eps: float,
+    norm: str,
+    seed: int,
+) -> tuple[str, Tensor]:
+    """What a population that is made of ``dataset`` is called in the report, and its inputs."""
+    if label == "noise":
+        return "uniform noise", noise(len(dataset), tuple(dataset.x.shape[1:]), seed=seed).images()
+    if label == "heldout":
+        if left_out is None or not len(left_out):
+            raise ValueError(f"{dataset.name} holds no example of a class that the run held out")
+        return f"held-out {', '.join(info['held_out'])}", left_out.images()
+    if "generative" in info:
+        raise ValueError(f"--against {label} attacks a classifier, and this run holds a generative model")
+    attack = training_attack(label, eps, norm, 40, seed)
+    x, y, where = dataset.images(), dataset.labels(), device_of(detector.model)
+    rows = track(torch.arange(len(dataset)).split(250), f"{label.upper()} attacks")
+    found = [attack(detector.model, x[i].to(where), y[i], ids=dataset.ids[i]) for i in rows]
+    return f"{label.upper()}, {norm} eps {eps:g}", torch.cat(found)
+
+
+def _warn_of_preprocessing(other: ArrayDataset | TokenDataset, dataset: ArrayDataset | TokenDataset) -> None:
+    if isinstance(other, TokenDataset) or isinstance(dataset, TokenDataset):
+        return
+    theirs, ours = preprocessing_fingerprint(other), preprocessing_fingerprint(dataset)
+    if theirs != ours:
+        warnings.warn(
+            f"{other.name} ({theirs}) is preprocessed otherwise than {dataset.name} ({ours}): the score may tell that "
+            "difference",
+            stacklevel=3,
+        )
+
+
+def _inputs(dataset: ArrayDataset | TokenDataset, device: torch.device) -> Inputs:
+    return each(dataset.batch(torch.arange(len(dataset)))[0], lambda t: t.to(device))

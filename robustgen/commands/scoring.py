@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any, TextIO
 
 import torch
-from torch import Tensor
 
-from robustgen.commands.data_spec import DataSpec, Inputs, fitted
+from robustgen.commands.data_spec import DataSpec, fitted
+from robustgen.commands.data_spec import Inputs as Source
 from robustgen.commands.run_info import recorded_data
 from robustgen.commands.runs import device_of
+from robustgen.commands.unreadable import Unreadable
 from robustgen.data import ImageFiles, Table
 from robustgen.data.image_files import Remarks
 from robustgen.data.image_reader import NOTHING_ASKED
 from robustgen.data.table import pyarrow_parquet
 from robustgen.detectors import Detector
 from robustgen.files import writing
+from robustgen.inputs import Inputs, each
 from robustgen.printable import as_cell, printable
 from robustgen.progress import bar, showing
 
@@ -30,7 +32,6 @@ __all__ = ["Scoring", "score_inputs", "write_rows"]
 _FIELDS = ("input", "score", "p_value", "flag")
 _TABLES = (".csv", ".jsonl", ".parquet")
 _IMAGES, _EXAMPLES = 256, 1000  # in a batch
-_REPORTED = 20  # files that cannot be read, each by a line; further ones are counted
 
 
 class Scoring:
@@ -41,7 +42,7 @@ class Scoring:
         out: a file for the rows; None: stdout.
         as_json: rows to stdout are JSON.
         fpr: nominal false-alarm rate of the flag.
-        strict: stop at the first file that cannot be read, instead of going on without it.
+        unreadable: takes the files that cannot be read.
         tell: called with a kind and a line, what the user is to know meanwhile.
 
     Raises:
@@ -56,15 +57,15 @@ class Scoring:
         out: Path | None = None,
         as_json: bool = False,
         fpr: float = 0.05,
-        strict: bool = False,
+        unreadable: Unreadable,
         tell: Callable[[str, object], None],
     ) -> None:
         _check_out(out)
         if not 0 < fpr < 1:
             raise ValueError(f"fpr must be in (0, 1), got {fpr}")
         self._inputs = data.open(part)
-        self._out, self._as_json, self._fpr, self._strict, self._tell = out, as_json, fpr, strict, tell
-        self._scored = self._flagged = self._unreadable = 0
+        self._out, self._as_json, self._fpr, self._unreadable, self._tell = out, as_json, fpr, unreadable, tell
+        self._scored = self._flagged = 0
 
     def fit_to(self, shape: tuple[int, ...] | None, info: dict[str, Any]) -> None:
         """See that the inputs are such as the network takes, and say how images are read.
@@ -84,7 +85,7 @@ class Scoring:
     def write(self, detector: Detector) -> dict[str, Any]:
         """Score everything and write it; returns what to print."""
         remarks = Remarks()
-        batches = _batches(self._inputs, remarks, None if self._strict else self._skip)
+        batches = _batches(self._inputs, remarks, self._unreadable.skip)
         total = None if isinstance(self._inputs, Table) else len(self._inputs)  # a table is read as it comes
         mixed = self._out is None and sys.stdout.isatty()  # rows and bar on one terminal
         with showing(False) if mixed else nullcontext(), bar(f"scores of {self._inputs.name}", total) as shown:
@@ -95,16 +96,8 @@ class Scoring:
         share = self._flagged / max(1, self._scored)
         found: dict[str, Any] = {"inputs": self._scored, "flagged": share, "nominal": self._fpr}
         if isinstance(self._inputs, ImageFiles):
-            found |= {"images": self._how_read, "unreadable": self._unreadable}
+            found |= {"images": self._how_read, "unreadable": len(self._unreadable)}
         return found | {"written": str(self._out)}
-
-    def finish(self) -> None:
-        """RuntimeError where files could not be read."""
-        if self._unreadable and isinstance(self._inputs, ImageFiles):
-            raise RuntimeError(
-                f"{self._inputs.name}: {self._unreadable} of {len(self._inputs)} files could not be read, the others "
-                "are scored"
-            )
 
     @property
     def _how_read(self) -> str:
@@ -118,13 +111,6 @@ class Scoring:
             yield row
             done()
 
-    def _skip(self, error: ValueError) -> None:
-        self._unreadable += 1
-        if self._unreadable <= _REPORTED:
-            self._tell("skipped", error)
-        if self._unreadable == _REPORTED + 1:
-            self._tell("skipped", "further files that cannot be read are counted")
-
     def _try_images(self, files: ImageFiles) -> None:
         """Read the first file that can be, lest a detector be fitted for nothing."""
         for name in files.names:
@@ -132,15 +118,15 @@ class Scoring:
                 files.reader.read(files.root / name)
                 return
             except ValueError as error:
-                if self._strict or len(files) == 1:
+                if self._unreadable.strict or len(files) == 1:
                     raise
                 last = error
         raise ValueError(f"{files.name}: none of the {len(files)} files could be read; the last: {last}")
 
 
 def _batches(
-    inputs: Inputs, remarks: Remarks, skip: Callable[[ValueError], None] | None = None
-) -> Iterator[tuple[list[str] | list[int], Tensor]]:
+    inputs: Source, remarks: Remarks, skip: Callable[[ValueError], None] | None = None
+) -> Iterator[tuple[list[str] | list[int], Inputs]]:
     """The name (file, or id) of each input and x (B, ...), batch by batch.
 
     ``remarks`` and ``skip`` are as in :meth:`ImageFiles.batches`.
@@ -158,12 +144,12 @@ def _batches(
 
 
 def score_inputs(
-    detector: Detector, batches: Iterable[tuple[list[str] | list[int], Tensor]], fpr: float = 0.05
+    detector: Detector, batches: Iterable[tuple[list[str] | list[int], Inputs]], fpr: float = 0.05
 ) -> Iterator[dict[str, Any]]:
     """One dict for each input: input (file or id), score, p_value and flag."""
     where = device_of(detector.model)
     for names, x in batches:
-        scores = detector.score(x.to(where))
+        scores = detector.score(each(x, lambda t: t.to(where)))
         p, flags = detector.calibration.p_value(scores), detector.calibration.flag(scores, fpr)
         for name, score, p_value, flag in zip(names, scores.tolist(), p.tolist(), flags.tolist(), strict=True):
             yield {"input": name, "score": score, "p_value": p_value, "flag": flag}
@@ -179,7 +165,7 @@ def _check_out(out: Path | None) -> None:
         pyarrow_parquet()
     if out.is_dir():
         raise ValueError(f"{out}: a folder, name a file")
-    there = next(p for p in out.absolute().parents if p.exists())
+    there = next(p for p in out.parents if p.exists())
     if not there.is_dir():
         raise ValueError(f"{out}: {there} is no folder")
 

@@ -13,6 +13,7 @@ from robustgen.data.splits import check_disjoint, drop_shared, heldout_classes, 
 from robustgen.data.synthetic import noise
 from robustgen.data.table import Table
 from robustgen.data.text import TEXT8, babble, decode, encode, load_text, normalise, split_text, windows
+from robustgen.data.tokens import TokenDataset, load_tokens
 from robustgen.data.vision import load_vision
 
 __all__ = [
@@ -21,6 +22,7 @@ __all__ = [
     "ImageFiles",
     "ImageReader",
     "Table",
+    "TokenDataset",
     "babble",
     "check_disjoint",
     "check_same_preprocessing",
@@ -33,6 +35,7 @@ __all__ = [
     "load_folder",
     "load_npz",
     "load_text",
+    "load_tokens",
     "load_vision",
     "noise",
     "normalise",

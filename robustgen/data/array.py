@@ -3,15 +3,18 @@
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustgen.checks import ROUNDING, check_ids, check_images, check_labels
+from robustgen.spacing import evenly_spaced
 
 __all__ = ["ArrayDataset", "require_nonempty"]
+
+_Set = TypeVar("_Set", bound=Any)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -91,6 +94,11 @@ class ArrayDataset(Dataset[Any]):
         return f"ArrayDataset({self.name!r}, {len(self)} x {tuple(self.x.shape[1:])} {kind}, {labels})"
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one example."""
+        return tuple(self.x.shape[1:])
+
+    @property
     def n_classes(self) -> int:
         return len(self.classes)
 
@@ -127,10 +135,24 @@ class ArrayDataset(Dataset[Any]):
         )
 
     def take(self, n: int) -> "ArrayDataset":
-        """The first n examples (all of them where there are fewer); ValueError for a negative n."""
+        """n examples, evenly spaced, so that a set sorted by class keeps its shares; all of them where there are fewer.
+
+        Raises:
+            ValueError: a negative n.
+
+        >>> ArrayDataset(torch.rand(10, 2), name="noise").take(4).ids
+        tensor([0, 3, 6, 9])
+        """
+        return self.subset(evenly_spaced(len(self), self._at_most(n)))
+
+    def first(self, n: int) -> "ArrayDataset":
+        """The first n examples, for sets in random order; otherwise as :meth:`take`."""
+        return self.subset(torch.arange(self._at_most(n)))
+
+    def _at_most(self, n: int) -> int:
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
-        return self.subset(torch.arange(min(n, len(self)), device=self.x.device))
+        return min(n, len(self))
 
     def _check(self, indices: Tensor) -> Tensor:
         if not isinstance(indices, Tensor) or indices.dtype != torch.int64 or indices.ndim != 1:
@@ -138,8 +160,8 @@ class ArrayDataset(Dataset[Any]):
         return indices.to(self.x.device)
 
 
-def require_nonempty(dataset: ArrayDataset) -> ArrayDataset:
-    """Return ``dataset``; ValueError if it holds no example.
+def require_nonempty(dataset: _Set) -> _Set:
+    """Return ``dataset``, of any kind; ValueError if it holds no example.
 
     >>> require_nonempty(ArrayDataset(torch.zeros(0, 2), name="mine"))
     Traceback (most recent call last):

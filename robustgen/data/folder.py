@@ -2,7 +2,7 @@
 
 import unicodedata
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import combinations
 from pathlib import Path
@@ -29,6 +29,7 @@ def load_folder(
     n: int | None = None,
     background: Background | None = None,
     classes: Sequence[str] | None = None,
+    skip: Callable[[ValueError], None] | None = None,
 ) -> ArrayDataset:
     """Read every image below a folder into one uint8 tensor (N, C, H, W), in sorted order.
 
@@ -44,6 +45,7 @@ def load_folder(
         channels, size, fit, background: how the images are read, see :class:`~robustgen.data.ImageReader`; without a
             size all images must have one.
         n: read at most n images, evenly spaced in the sorted list (``ids`` says which): each class keeps its share.
+        skip: called with the error of each file that cannot be read, which is then left out; None raises it.
         classes: the name of each label, where another folder has numbered them; default: those that are here.
 
     Raises:
@@ -57,11 +59,11 @@ def load_folder(
     listing = _Listing.of(Path(path))
     labels, names = listing.numbered(classes)
     files, chosen = listing.images(reader).evenly(n)
-    dataset = files.array(listing.remarks, chosen)
+    dataset = files.array(listing.remarks, chosen, skip)
     listing.warn()
     if not names:
         return dataset
-    return replace(dataset, y=torch.tensor([labels[i] for i in chosen], dtype=torch.int64), classes=names)
+    return replace(dataset, y=torch.tensor([labels[i] for i in dataset.ids.tolist()], dtype=torch.int64), classes=names)
 
 
 def folder_images(path: Path, reader: ImageReader) -> ImageFiles:

@@ -78,18 +78,26 @@ class ImageFiles:
         chosen = range(len(self)) if n is None or n >= len(self) else [i * len(self) // n for i in range(n)]
         return replace(self, names=tuple(self.names[i] for i in chosen)), list(chosen)
 
-    def array(self, remarks: Remarks, ids: list[int]) -> ArrayDataset:
-        """All of them as one unlabelled data set in memory.
+    def array(self, remarks: Remarks, ids: list[int], skip: Callable[[ValueError], None] | None = None) -> ArrayDataset:
+        """All of them as one unlabelled data set in memory; ``remarks`` and ``skip`` are as in :meth:`batches`.
 
         Raises:
             ValueError: a file that cannot be read, or whose image has another shape than the first one; it is named.
+                With ``skip``, where none can be read.
         """
         x: np.ndarray = np.empty((0, self.reader.channels or 1, *(self.reader.size or (1, 1))), dtype=np.uint8)
+        kept: list[int] = []
         for i, name in enumerate(self.names):
-            image, said = self.reader.read(self.root / name)  # (C, H, W)
+            try:
+                image, said = self.reader.read(self.root / name)  # (C, H, W)
+            except ValueError as error:
+                if skip is None:
+                    raise
+                skip(error)
+                continue
             for kind in said:
                 remarks.add(kind, name)
-            if i == 0:
+            if not kept:
                 x = _room(self.root, len(self), image.shape)
             elif image.shape != x.shape[1:]:
                 raise ValueError(
@@ -97,12 +105,15 @@ class ImageFiles:
                     f"{x.shape[1:]}; pass size=(height, width) to resize, channels=1 or 3 to convert (in the command: "
                     "--size, --channels)"
                 )
-            x[i] = image
+            x[len(kept)] = image
+            kept.append(i)
+        if self.names and not kept:
+            raise ValueError(f"{self.name}: none of the {len(self)} files could be read")
         return ArrayDataset(
-            x=torch.from_numpy(x),
+            x=torch.from_numpy(x[: len(kept)]),
             name=self.name,
-            ids=torch.tensor(ids, dtype=torch.int64),
-            sources=self.names,
+            ids=torch.tensor([ids[i] for i in kept], dtype=torch.int64),
+            sources=tuple(self.names[i] for i in kept),
             preprocessing=self.reader.steps(resized=RESIZED in remarks),
         )
 
@@ -153,4 +164,7 @@ def _room(path: Path, n: int, shape: tuple[int, ...]) -> np.ndarray:
         return np.empty((n, *shape), dtype=np.uint8)
     except MemoryError:
         needed = n * int(np.prod(shape)) / 2**30
-        raise ValueError(f"{path}: {n} images {shape} take {needed:.0f} GiB: pass size=(height, width) or n") from None
+        raise ValueError(
+            f"{path}: {n} images {shape} take {needed:.0f} GiB: pass size=(height, width) or n (in the "
+            "command: --size, --limit)"
+        ) from None

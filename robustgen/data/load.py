@@ -1,6 +1,7 @@
 """One way in: a data set by name or by path."""
 
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from robustgen.data.image_files import ImageFiles, Remarks
 from robustgen.data.image_reader import Background, ImageReader, image_suffixes
 from robustgen.data.npz import load_npz
 from robustgen.data.table import Table, is_table
+from robustgen.data.tokens import holds_tokens
 from robustgen.data.vision import VISION, load_vision
-from robustgen.spacing import evenly_spaced
 
 __all__ = ["canonical_name", "image_files", "load", "names_images", "path_of"]
 
@@ -34,6 +35,7 @@ def load(
     background: Background | None = None,
     layout: str | None = None,
     ignore: int | None = None,
+    skip: Callable[[ValueError], None] | None = None,
 ) -> ArrayDataset:
     """Load a data set.
 
@@ -49,7 +51,8 @@ def load(
         download: fetch a missing named set into root.
         channels, size, fit, background: of images in files, see :class:`ImageReader`.
         layout, ignore: for ``.npz`` files, see :func:`load_npz`; layout for ``.npy`` too.
-        n: at most n examples: the first of a named set, evenly spaced ones of a path (which may be sorted by class).
+        skip: called with the error of each image file that cannot be read, which is then left out; None raises it.
+        n: at most n examples: the first of a named set, whose classes are mixed; evenly spaced ones of a path.
 
     Raises:
         FileNotFoundError: the set is not in root.
@@ -70,9 +73,9 @@ def load(
         path = path_of(source)
         if path.is_dir():
             options: dict[str, Any] = {"channels": channels, "size": size, "fit": fit, "background": background}
-            dataset = _from_folder(path, split, n=n, **options)
+            dataset = _from_folder(path, split, n=n, skip=skip, **options)
         elif (files := image_files(source, split, ImageReader(channels, size, fit, background))) is not None:
-            dataset = _from_images(files, n)
+            dataset = _from_images(files, n, skip)
         else:
             dataset = _from_file(path, layout, ignore, n)
     elif name == "digits":
@@ -81,7 +84,7 @@ def load(
         raise ValueError(f"{name}: pass --data-root, the folder that holds it in torchvision's layout")
     else:
         dataset = load_vision(name, root, split, download)
-    return dataset if n is None else dataset.take(n)
+    return dataset if n is None else dataset.first(n)
 
 
 def canonical_name(source: str | Path) -> str | None:
@@ -133,10 +136,10 @@ def _listed(path: Path, reader: ImageReader) -> ImageFiles:
     return ImageFiles(path.parent, names, path.name, reader)
 
 
-def _from_images(files: ImageFiles, n: int | None) -> ArrayDataset:
+def _from_images(files: ImageFiles, n: int | None, skip: Callable[[ValueError], None] | None) -> ArrayDataset:
     chosen, ids = files.evenly(n)
     remarks = Remarks()
-    dataset = chosen.array(remarks, ids)
+    dataset = chosen.array(remarks, ids, skip)
     if line := remarks.line():
         warnings.warn(f"{files.name}: {line}", stacklevel=3)
     return dataset
@@ -156,6 +159,8 @@ def _from_file(path: Path, layout: str | None, ignore: int | None, n: int | None
         raise ValueError(f"unknown data set {str(path)!r}, and no such path exists; {hint}")
     if is_table(path):
         dataset = Table(path, layout).read()
+    elif holds_tokens(path):
+        raise ValueError(f"{path}: holds tokens: load_tokens reads them")
     elif path.suffix == ".npz":
         dataset = load_npz(path, layout=layout, ignore=ignore)
     else:
@@ -163,6 +168,4 @@ def _from_file(path: Path, layout: str | None, ignore: int | None, n: int | None
             f"{path}: a data set is an .npz file, a table (.csv, .parquet, .npy), an image folder, an image, or a .txt "
             "list of images"
         )
-    if n is None or n >= len(dataset):
-        return dataset
-    return dataset.subset(evenly_spaced(len(dataset), n))  # it may be sorted by class
+    return dataset if n is None else dataset.take(n)

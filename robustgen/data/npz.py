@@ -1,10 +1,7 @@
 """Data sets in NumPy's ``.npz`` files, read and written without pickle."""
 
 import io
-import math
 import warnings
-import zipfile
-import zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,14 +9,13 @@ import numpy as np
 import torch
 
 from robustgen.data.array import ArrayDataset
+from robustgen.data.npz_arrays import read_arrays
 from robustgen.files import write_bytes
 
-__all__ = ["load_npz", "pixels", "save_npz"]
+__all__ = ["load_npz", "numbered", "pixels", "save_npz", "whole_numbers"]
 
 _KEYS = ("x", "y", "classes", "ids", "layout", "preprocessing")
 _AS_IS = "as is"  # the layout of what save_npz wrote
-_ROOM, _RATIO = 2**30, 100  # what a file may unpack to: so many bytes, or more in proportion to its size
-_DAMAGE = (ValueError, EOFError, OSError, KeyError, RuntimeError, OverflowError, zipfile.BadZipFile, zlib.error)
 
 
 def load_npz(path: str | Path, *, layout: str | None = None, ignore: int | None = None) -> ArrayDataset:
@@ -43,58 +39,18 @@ def load_npz(path: str | Path, *, layout: str | None = None, ignore: int | None 
             :class:`ArrayDataset` refuses; it names the file.
     """
     path = Path(path)
-    arrays = _read(path)
+    arrays = read_arrays(path, _KEYS, needed="x")
     try:
         dataset = ArrayDataset(
             x=torch.from_numpy(np.ascontiguousarray(pixels(arrays, layout))),
             classes=tuple(map(str, arrays["classes"].reshape(-1))) if "classes" in arrays else (),
             name=path.name,
-            ids=_whole(arrays["ids"], "ids", "ids") if "ids" in arrays else None,
+            ids=whole_numbers(arrays["ids"], "ids", "ids") if "ids" in arrays else None,
             preprocessing=tuple(map(str, arrays["preprocessing"].reshape(-1))) if "preprocessing" in arrays else (),
         )
-        return _labelled(dataset, _whole(arrays["y"], "y", "labels"), ignore) if "y" in arrays else dataset
+        return _labelled(dataset, whole_numbers(arrays["y"], "y", "labels"), ignore) if "y" in arrays else dataset
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}: {str(error).removeprefix(f'{path.name}: ')}") from None
-
-
-def _read(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of the file that a data set has, each read once its size is known to be as its header says."""
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    try:
-        with zipfile.ZipFile(path) as archive:  # np.load would also take .npy and bare pickles
-            members = {info.filename.removesuffix(".npy"): info for info in archive.infolist()}
-            unpacked = sum(members[key].file_size for key in _KEYS if key in members)
-            fits = unpacked <= max(_ROOM, _RATIO * path.stat().st_size)
-            arrays = {key: _array(archive, members[key]) for key in _KEYS if key in members and fits}
-    except _DAMAGE as error:
-        if "bject arrays" in str(error):
-            raise ValueError(f"{path}: holds an object array; those are pickled, and refused") from None
-        raise ValueError(f"{path}: not a complete .npz file ({error})") from None
-    if not fits:
-        raise ValueError(
-            f"{path}: {unpacked / 2**30:.0f} GiB unpacked, more than {_RATIO} times the file: if that is meant, write "
-            "it with np.savez, not np.savez_compressed"
-        )
-    if "x" not in arrays:
-        raise ValueError(f"{path}: no array 'x'; it holds {', '.join(map(repr, members)) or 'nothing'}")
-    return arrays
-
-
-def _array(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-        raise ValueError(f"{info.filename} is compressed otherwise than NumPy does it")
-    with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
-        header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-        shape, _, dtype = header(file)
-        held = info.file_size - file.tell()
-    if math.prod(shape) == 0 and max(shape) > 2**31:
-        raise ValueError(f"{info.filename}: {shape} holds nothing and claims to be large")
-    if not dtype.hasobject and math.prod(shape) * dtype.itemsize != held:
-        raise ValueError(f"{info.filename}: {held} bytes for {shape} of {dtype}")
-    with archive.open(info) as file:
-        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def pixels(arrays: dict[str, np.ndarray], layout: str | None) -> np.ndarray:
@@ -122,12 +78,13 @@ def _layout(shape: tuple[int, ...]) -> str:
     if (first and not last) or shape[1] < shape[3]:
         return "NCHW"
     raise ValueError(
-        f"x {shape} may have its channels first or last: pass layout='NCHW' or layout='NHWC', or add an array "
-        "'layout' that says so to the file"
+        f"x {shape} may have its channels first or last: add an array 'layout' that says 'NCHW' or 'NHWC' to the file "
+        "(Python also: layout='NCHW')"
     )
 
 
-def _whole(values: np.ndarray, name: str, what: str) -> torch.Tensor:
+def whole_numbers(values: np.ndarray, name: str, what: str) -> torch.Tensor:
+    """The array called ``name`` as int64; ValueError where its ``what`` are no integers."""
     if values.dtype.kind not in "iu":
         raise ValueError(f"{name} is {values.dtype}; {what} must be integers")
     return torch.from_numpy(values.astype(np.int64))
@@ -140,18 +97,18 @@ def _labelled(dataset: ArrayDataset, y: torch.Tensor, ignore: int | None) -> Arr
         left_out = f"left out {len(y) - len(kept)} of {len(y)} examples, labelled {ignore}"
         warnings.warn(f"{dataset.name}: {left_out}", stacklevel=3)
         dataset, y = dataset.subset(kept), y[kept]
-    return replace(dataset, y=y, classes=dataset.classes or _numbered(y))
+    return replace(dataset, y=y, classes=dataset.classes or numbered(y))
 
 
-def _numbered(y: torch.Tensor) -> tuple[str, ...]:
+def numbered(y: torch.Tensor) -> tuple[str, ...]:
     """The classes "0", "1", ... of labels that are 0..C-1, each of them there."""
     present = y.unique().tolist()
     for label, found in enumerate(present):
         if found != label:
             gap = f" but none of {label}..{found - 1}" if found > label + 1 else f" but no {label}" if found > 0 else ""
             raise ValueError(
-                f"y has the label {found}{gap}: name every class in an array 'classes', in the order of the labels, or "
-                f"pass ignore={found} if it says of no class"
+                f"y has the label {found}{gap}: name every class in an array 'classes', in the order of the labels; if "
+                f"{found} says of no class, leave its examples out of the file (Python also: ignore={found})"
             )
     return tuple(map(str, present))
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import combinations, pairwise
 from numbers import Integral
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -13,16 +14,17 @@ from torch import Tensor
 from robustgen.checks import nearest
 from robustgen.counter_rng import integers
 from robustgen.data.array import ArrayDataset
+from robustgen.data.tokens import TokenDataset
 
 __all__ = ["check_disjoint", "drop_shared", "heldout_classes", "split"]
+
+_Set = TypeVar("_Set", ArrayDataset, TokenDataset)
 
 _CUT, _ORDER = 1, 2  # random streams: which part an example falls in, and where in the part
 
 
-def split(
-    dataset: ArrayDataset, fractions: Sequence[float], seed: int, stratified: bool = True
-) -> tuple[ArrayDataset, ...]:
-    """Cut a data set at random into disjoint parts, each in random order (so ``take(n)`` of one is a random sample).
+def split(dataset: _Set, fractions: Sequence[float], seed: int, stratified: bool = True) -> tuple[_Set, ...]:
+    """Cut a data set at random into disjoint parts, each in random order: any n of one are a random sample.
 
     The cuts fall at round(N * (f_1 + ... + f_i)): fractions that sum to 1 leave nothing out, and a part of a whole
     number of examples has exactly that number. What is drawn depends on (seed, ids), not on the order of the examples.
@@ -108,8 +110,8 @@ def _label(dataset: ArrayDataset, which: int | str) -> int:
     return int(which)
 
 
-def check_disjoint(*datasets: ArrayDataset) -> None:
-    """Refuse data sets that share an example: the same pixel values, whatever the ids, labels and dtype.
+def check_disjoint(*datasets: ArrayDataset | TokenDataset) -> None:
+    """Refuse data sets that share an example: the same pixel values (or tokens), whatever the ids, labels and dtype.
 
     :func:`drop_shared` takes what is shared out of one of them.
 
@@ -119,7 +121,7 @@ def check_disjoint(*datasets: ArrayDataset) -> None:
     >>> a, b = torch.zeros(2, 3), torch.tensor([[1.0, 1, 1], [0, 0, 0]])
     >>> check_disjoint(ArrayDataset(a, name="a"), ArrayDataset(b, name="b"))
     Traceback (most recent call last):
-    ValueError: 2 of the 2 examples of a are also in b, first at indices 0, 1 of a (data.drop_shared leaves them out)
+    ValueError: 2 of the 2 examples of a are also in b, first at indices 0, 1 of a: leave them out (Python: drop_shared)
     """
     digests = [_digests(d) for d in datasets]
     for (a, of_a), (b, of_b) in combinations(zip(datasets, digests, strict=True), 2):
@@ -129,7 +131,7 @@ def check_disjoint(*datasets: ArrayDataset) -> None:
             first = ", ".join(map(str, shared[:5]))
             raise ValueError(
                 f"{len(shared)} of the {len(a)} examples of {a.name} are also in {b.name}, "
-                f"first at indices {first} of {a.name} (data.drop_shared leaves them out)"
+                f"first at indices {first} of {a.name}: leave them out (Python: drop_shared)"
             )
 
 
@@ -151,10 +153,17 @@ def drop_shared(dataset: ArrayDataset, *others: ArrayDataset) -> ArrayDataset:
     return dataset.subset(torch.tensor(kept, dtype=torch.int64))
 
 
-def _digests(dataset: ArrayDataset) -> list[bytes]:
-    """A 128-bit hash of each example's float32 values, so that uint8 and float sets can be compared."""
+def _digests(dataset: ArrayDataset | TokenDataset) -> list[bytes]:
+    """A 128-bit hash of each example."""
     return [
         hashlib.blake2b(row, digest_size=16).digest()
         for part in torch.arange(len(dataset)).split(4096)
-        for row in (dataset.batch(part)[0].flatten(1) + 0.0).cpu().numpy()  # -0.0 and 0.0 are the same value
+        for row in _rows(dataset, part)
     ]
+
+
+def _rows(dataset: ArrayDataset | TokenDataset, indices: Tensor) -> Any:
+    """The tokens of each text, or the float32 values of each image, so that uint8 and float sets can be compared."""
+    if isinstance(dataset, TokenDataset):
+        return dataset.texts(indices)
+    return (dataset.batch(indices)[0].flatten(1) + 0.0).cpu().numpy()  # -0.0 and 0.0 are the same value

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.calibration import ConformalCalibration
-from robustgen.checks import check_images, check_integers, plain
+from robustgen.checks import check_images, check_integers, hint_of_levels, plain
 from robustgen.counter_rng import integers, uniform
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
@@ -351,7 +351,8 @@ class Detector(ABC):
             )
         if "in_unit_range" in self.statistics and isinstance(x, Tensor) and not _in_unit_range(x):
             low, high = (v.item() for v in x.detach().aminmax())
-            raise ValueError(f"x has values in [{low:.4g}, {high:.4g}], outside the bounds (0, 1) of the data of fit")
+            outside = f"outside the bounds (0, 1) of the data of fit{hint_of_levels(low, high, (0, 1))}"
+            raise ValueError(f"x has values in [{low:.4g}, {high:.4g}], {outside}")
         return x
 
     @property

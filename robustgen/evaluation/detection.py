@@ -7,18 +7,19 @@ from torch import Tensor
 
 from robustgen.detectors import Detector
 from robustgen.evaluation.metrics import detection_metrics
+from robustgen.inputs import Inputs, count
 
 __all__ = ["evaluate_detection", "rounded"]
 
 
 def evaluate_detection(
-    detector: Detector, x_id: Tensor, populations: Mapping[str, Tensor], *, network: str = "network", fpr: float = 0.05
+    detector: Detector, x_id: Inputs, populations: Mapping[str, Inputs], *, network: str = "network", fpr: float = 0.05
 ) -> dict[str, Any]:
     """Score in-distribution inputs and every other population with a fitted, calibrated detector.
 
     Args:
         detector: higher scores are more anomalous.
-        x_id: (N, ...) in-distribution inputs on which it was neither fitted nor calibrated.
+        x_id: in-distribution inputs (N, ...), or a dict of them, on which it was neither fitted nor calibrated.
         populations: inputs by name; each in turn is the positive class.
         network: name in the report.
         fpr: nominal false-alarm rate of the flags.
@@ -31,7 +32,7 @@ def evaluate_detection(
         ValueError: an empty population, or one that the detector does not take.
     """
     for name, x in {"in-distribution": x_id, **populations}.items():
-        if not len(x):
+        if not count(x):
             raise ValueError(f"population {name!r} is empty")
     known = detector.score(x_id).detach().cpu()
     entry: dict[str, Any] = {
@@ -48,7 +49,7 @@ def evaluate_detection(
         except ValueError as error:
             raise ValueError(f"population {name!r}: {error}") from None
         entry["populations"][name] = {
-            "n": len(x),
+            "n": count(x),
             "scores": rounded(scores),
             **detection_metrics(known, scores),
             "flagged": detector.calibration.flag(scores, fpr).double().mean().item(),

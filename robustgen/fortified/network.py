@@ -95,8 +95,9 @@ def fortify(
 
     Raises:
         TypeError: model is not an nn.Module.
-        ValueError: a layer that cannot be fortified (unknown, never called, wrong output, inside a part that is
-            compiled or scripted by itself), or a wrong option, ``init="identity"`` where there is none among them.
+        ValueError: a network that is fortified already, a layer that cannot be fortified (unknown, never called, wrong
+            output, inside a part that is compiled or scripted by itself), or a wrong option, ``init="identity"`` where
+            there is none among them.
 
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> fortified = fortify(net, ["1"], example_input=torch.zeros(2, 8))
@@ -107,6 +108,7 @@ def fortify(
         raise TypeError(f"fortify needs an nn.Module, got {type(model).__name__}")
     model = uncompiled(model)
     check_hooks(model)
+    _check_not_fortified(model)
     if layers == "auto":
         layers = auto_layers(model, example_input)
     elif isinstance(layers, str):
@@ -185,6 +187,13 @@ def _warn_of_ignored_layers(net: "FortifiedNetwork", example: Any) -> None:
                 "(does the model read an RNN's final state instead of its output?)",
                 stacklevel=4,
             )
+
+
+def _check_not_fortified(model: nn.Module) -> None:
+    for module in model.modules():
+        hooked = any(isinstance(getattr(h, "__self__", None), FortifiedLayer) for h in module._forward_hooks.values())
+        if hooked or isinstance(module, FortifiedNetwork):
+            raise ValueError("this network is fortified already: name all layers at once, or fortify net.unfortified()")
 
 
 class FortifiedNetwork(nn.Module):

@@ -78,7 +78,7 @@ class _Table(HeldoutTable):
     ) -> dict[str, Any]:
         dataset = train.name.partition("/")[0]
         other = replace(test, x=255 - test.x) if dataset == "digits" else workshop.images(_OTHER[dataset], "test")
-        other = shuffled(replace(other, name=_OTHER[dataset])).take(len(test))
+        other = shuffled(replace(other, name=_OTHER[dataset])).first(len(test))
         found = unseen_datasets(make, train, test, {"other": other}, seed=cell.seed, fpr=FPR, calibration=CALIBRATION)
         return found | found.pop("populations")["other"]
 

@@ -129,7 +129,7 @@ class HeldoutTable(Experiment):
             trained.append(Trained(workshop, self.recipes[scale], images, cell.seed))
             return made.make(trained[-1])
 
-        judged = shuffled(test).take(made.n_test) if made.n_test else test
+        judged = shuffled(test).first(made.n_test) if made.n_test else test
         found = self.judge(make, train, judged, cell, workshop)
         return as_measurement(found, trained[-1].history, self.value)
 

@@ -31,7 +31,7 @@ def trained_on(
     """Models of a budget's training images, and its test images."""
     train = workshop.images(budget.data, "train", budget.n_train)
     test = shuffled(workshop.images(budget.data, "test"))  # drawn: those in front are the easier ones
-    return Trained(workshop, dict(recipes), train, seed), test.take(budget.n_test or len(test))
+    return Trained(workshop, dict(recipes), train, seed), test.first(budget.n_test or len(test))
 
 
 def measured(model: Any, test: Tensor, importance_samples: int = 0) -> tuple[float, dict[str, dict[str, float]]]:

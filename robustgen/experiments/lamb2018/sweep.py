@@ -102,7 +102,7 @@ class _Sweep(Experiment):
     def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
         budget = SCALES[scale]
         images = workshop.images(budget.data, "train")
-        train = images.take(budget.n_train)
+        train = images.first(budget.n_train)
         n = min(budget.n_test, len(images) - len(train))
         x, y = workshop.put(images.subset(torch.arange(len(images) - n, len(images))))
         recipe = self.recipe(cell)
