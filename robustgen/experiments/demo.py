@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robustgen import data
-from robustgen.attacks import FGSM, PGD
+from robustgen.attacks import FGSM, PGD, Attack
 from robustgen.detectors import ReconstructionError
 from robustgen.evaluation import (
     DetectorRobustness,
@@ -24,7 +24,9 @@ from robustgen.evaluation.masking import VIOLATED, paired
 from robustgen.files import environment
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
 from robustgen.networks import convnet, mlp
-from robustgen.training import ClassifierObjective, Trainer
+from robustgen.training import ClassificationLoss, ClassifierObjective, Objective, Trainer
+from robustgen.training.recipes import Make, find
+from robustgen.training.recipes.recipe import classifier
 
 __all__ = ["Scale", "run_demo"]
 
@@ -38,15 +40,25 @@ class Scale:
     """How much work the demo does."""
 
     epochs: int = 40
+    recipe_epochs: int = 30
     width: int = 16
-    pgd_steps: int = 5
+    pgd_steps: int = 7
     test_examples: int = 400
     sweep_examples: int = 300
     guarded_examples: int = 100
     joint_steps: int = 100
 
 
-SMOKE = Scale(epochs=2, width=8, pgd_steps=2, test_examples=60, sweep_examples=40, guarded_examples=20, joint_steps=5)
+SMOKE = Scale(
+    epochs=2,
+    recipe_epochs=2,
+    width=8,
+    pgd_steps=2,
+    test_examples=60,
+    sweep_examples=40,
+    guarded_examples=20,
+    joint_steps=5,
+)
 
 
 def run_demo(
@@ -79,11 +91,24 @@ def run_demo(
     n_classes = rest.n_classes
     x, y = test.images()[: scale.test_examples], test.labels()[: scale.test_examples]
 
-    def fit(objective: Any, network: nn.Module, stage: str) -> nn.Module:
+    recipe = replace(find("digits-madry"), epochs=scale.recipe_epochs, width=scale.width, steps=scale.pgd_steps)
+
+    def fit(trainer: Trainer, network: nn.Module, stage: str) -> nn.Module:
         if progress:
             say(f"training: {stage}")
-        Trainer(objective, epochs=scale.epochs, batch_size=64, seed=seed, progress=progress).fit(network, train)
+        trainer.fit(network, train, recipe.watched(calibration) if trainer.best else None)
         return network.eval()
+
+    def plainly() -> Trainer:
+        return Trainer(ClassifierObjective(), epochs=scale.epochs, batch_size=64, seed=seed, progress=progress)
+
+    def by_recipe(make: Make) -> Trainer:
+        return recipe.trainer(len(train), seed=seed, make=make, progress=progress)
+
+    # Detached: the autoencoder losses cannot shrink the states, and the autoencoders learn to tell what is off.
+    def fortified_loss(attack: Attack | None, clean_weight: float, loss: ClassificationLoss | None) -> Objective:
+        weights: dict[str, Any] = {"clean_weight": clean_weight, "lambda_rec": 1.0, "lambda_adv": 1.0}
+        return FortifiedObjective(attack, loss=loss, detach_states=True, **weights)
 
     def backbone(k: int) -> nn.Module:
         with torch.random.fork_rng():
@@ -95,19 +120,16 @@ def run_demo(
             torch.manual_seed(seed * 1000 + 100 + k)
             return fortify(network, LAYERS, example_input=x[:2])
 
-    attack = PGD(eps=EPS, steps=scale.pgd_steps, early_stop=False)
-    plain = fit(ClassifierObjective(), backbone(0), "plain network")
-    adversarial = fit(ClassifierObjective(attack), backbone(1), "adversarially trained network")
+    plain = fit(plainly(), backbone(0), "plain network")
+    adversarial = fit(by_recipe(classifier), backbone(1), "adversarially trained network, by its recipe")
     joint = fortified(backbone(1), 1)  # the same initial weights as its unfortified twin
-    # Detached: the autoencoder losses cannot shrink the states, and the autoencoders learn to tell what is off.
-    fortified_objective = FortifiedObjective(attack, lambda_rec=1.0, lambda_adv=1.0, detach_states=True)
-    fit(fortified_objective, joint, "fortified, adversarially trained network")
+    fit(by_recipe(fortified_loss), joint, "fortified, adversarially trained network")
     afterwards = fortified(plain, 0)
     afterwards.fit_autoencoders(train, epochs=scale.epochs, batch_size=64, seed=seed, progress=progress)
     with torch.random.fork_rng():
         torch.manual_seed(seed * 1000 + 2)
         substitute = mlp(64, [128, 128], n_classes)
-    fit(ClassifierObjective(), substitute, "substitute of the black-box attacker")
+    fit(plainly(), substitute, "substitute of the black-box attacker")
 
     networks = {
         "plain": plain,
