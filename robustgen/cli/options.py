@@ -114,7 +114,10 @@ DataOption = Annotated[
 ]
 RootOption = Annotated[str | None, typer.Option("--data-root", help="Folder of the named sets (torchvision's layout).")]
 DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch a missing named set into --data-root.")]
-RunOption = Annotated[Path | None, typer.Option("--run", help="Directory of a run of `robustgen train`.")]
+RunOption = Annotated[
+    Path | None,
+    typer.Option("--run", help="Directory of a run of `robustgen train`; or example:digits, example:mnist."),
+]
 ModelOption = Annotated[
     str | None,
     typer.Option(

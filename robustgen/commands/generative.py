@@ -20,6 +20,7 @@ from robustgen.commands.runs import claim, is_first, move, parts
 from robustgen.commands.trial import try_objective
 from robustgen.data import ArrayDataset, require_nonempty, split
 from robustgen.detectors import Detector
+from robustgen.examples import run_directory
 from robustgen.files import write_bytes, write_json
 from robustgen.generative import GenerativeModel, GenerativeObjective, load, model_classes
 from robustgen.generative.pictures import Pictures, grid_png
@@ -233,6 +234,7 @@ def _trained(run: Path) -> GenerativeModel:
 
 def training_data(run: Path, shape: tuple[int, ...] | None) -> ArrayDataset:
     """All that a run, of whatever network, was trained or calibrated on."""
+    run = run_directory(run)
     return _parts_of_run(run, read_info(run), shape)[0]
 
 

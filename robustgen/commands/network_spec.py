@@ -21,6 +21,7 @@ from robustgen.commands.model_libraries import (
     own_weights,
     with_weights,
 )
+from robustgen.examples import run_directory
 from robustgen.files import load_state
 from robustgen.model import Normalize
 from robustgen.networks import build
@@ -148,7 +149,7 @@ def load_weights(network: nn.Module, source: str | Path) -> None:
 
 def _tensors(source: str | Path) -> dict[str, Tensor]:
     """The tensors of a file of weights; of a run, those of its network without what normalises for it."""
-    source = Path(source)
+    source = run_directory(Path(source))
     if not source.is_dir():
         return read_weights(source)
     tensors = load_checkpoint(source, best=True).model_state

@@ -22,6 +22,7 @@ from robustgen.commands.run_info import read_info, recorded_data
 from robustgen.data import ArrayDataset, split
 from robustgen.data.splits import heldout_classes
 from robustgen.detectors import ReconstructionError
+from robustgen.examples import run_directory
 from robustgen.files import load_state, write_json
 from robustgen.fortified import FortifiedNetwork
 from robustgen.locks import alone
@@ -117,6 +118,7 @@ def _remember(run: Path, info: dict[str, Any], resume: bool) -> None:
     if not resume:
         raise ValueError(f"{run} already holds a run: pass --resume or another --run")
     found, wanted = read_info(run), json.loads(json.dumps(info))
+    info["command"] = found.get("command")  # the one that began the run says more than "--resume"
     for side in (found, wanted):  # what a resumed run may change; the trainer refuses fewer epochs
         for name in ("command", "options", "best"):
             side.pop(name, None)
@@ -167,6 +169,7 @@ def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[
         FileNotFoundError: no finished run there.
         ValueError: damaged files, a run of a generative model, or one of code that nobody but the file has named.
     """
+    run = run_directory(run)
     if not (run / "run.json").is_file() or latest_checkpoint(run) is None:
         raise FileNotFoundError(f"{run}: no finished robustgen run here")
     info, path = read_info(run), run / "run.json"
@@ -236,6 +239,7 @@ def saved_detector(run: Path, network: nn.Module) -> ReconstructionError:
     """
     if not isinstance(network, FortifiedNetwork):
         raise ValueError(f"{run} has no detector: its network is not fortified")
+    run = run_directory(run)
     if not (run / "detector" / "detector.json").is_file():
         raise ValueError(f"{run} has no detector: its training was not finished, or its noise stays on at test")
     return ReconstructionError.load(run / "detector", model=network)
