@@ -79,7 +79,7 @@ class RecipeTable(Experiment):
         return Measurement(value=numbers["standard"]["value"], numbers=numbers, history=epochs_of(history))
 
     def describe(self, scale: str) -> str:
-        return "All training images but a tenth; 1,000 test images, 500 of CIFAR-10." if scale != "smoke" else ""
+        return "All training images but a tenth; 1,000 test images, 500 of CIFAR-10" if scale != "smoke" else ""
 
     def _recipe(self, cell: Cell, scale: str) -> Recipe:
         recipe: Recipe = self.row(cell.row).data
