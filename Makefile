@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint types check smoke dist clean
+.PHONY: install demo test lint types check smoke dist accelerator accelerator-smoke clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -35,6 +35,12 @@ dist: install
 	empty="$$(mktemp -d)" && trap 'rm -rf "$$empty"' EXIT && $(PYTHON) -m venv "$$empty/env" \
 	&& "$$empty/env/bin/python" -m pip install --quiet --disable-pip-version-check dist/*.whl \
 	&& cd "$$empty" && env/bin/robustgen demo --smoke --quiet --out report && env/bin/robustgen --version
+
+# On a GPU, eight minutes: make accelerator ARGS="--data-root DIR". An interpreter that has torch is used as it is,
+# without .venv: where nothing can be installed, make accelerator PYTHON=python3.
+accelerator accelerator-smoke:
+	@if $(PYTHON) -c "import torch" 2> /dev/null; then python=$(PYTHON); else $(MAKE) install; python=$(BIN)/python; fi; \
+	PYTHONPATH=. $$python benchmarks/accelerator.py $(if $(findstring smoke,$@),--smoke) $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-report build dist *.egg-info

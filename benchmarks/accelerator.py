@@ -1,12 +1,12 @@
 """What a GPU is asked to show, in a few minutes: ``python benchmarks/accelerator.py [--data-root DIR] [--minutes 8]``.
 
 Part after part, each in a process of its own with a share of the time, so that one that fails or hangs costs no other;
-what a part leaves of its time goes to those after it. A part's numbers are in ``results/accelerator/<card>/<part>.json``
-as soon as it ends, and a line says how it went. The exit code is 1 if any part failed. ``--smoke`` rehearses all on the
-CPU with the embedded digits, within two minutes.
+what a part leaves of its time goes to those after it. When a part ends, its numbers are written into
+``results/accelerator/<card>/<part>.json`` and a line says how it went. The exit code is 1 if any part failed.
+``--smoke`` rehearses all of them on the CPU with the embedded digits, in some two minutes.
 
-A part is a function here or beside and an entry in ``PARTS``. It has ``task.left()`` seconds, and notes what it finds
-as soon as it knows; what is noted is kept even where it is killed.
+A part is a function and an entry in ``PARTS``. It has ``task.left()`` seconds, and notes what it finds as soon as it is
+known: what is noted is kept even where the part is killed.
 
 DIR may hold ``cifar10-jpeg``, a folder of images, and the named data sets; parts without data are skipped.
 """
@@ -24,45 +24,21 @@ import time
 import xml.etree.ElementTree
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
+from accelerator_task import Skipped, Task
 
 from robustgen.files import environment, read_json, write_json
 
 ROOT = Path(__file__).resolve().parents[1]
 NEEDED = ("numpy", "scipy", "sklearn", "safetensors", "torchvision", "tqdm")  # by every part
 GRACE = 10.0  # seconds of a part's time that are kept for it to stop in
+LATE = "out of time"
 SEED = 0
-
-
-class Skipped(Exception):
-    """There is nothing to measure with; says what is missing."""
-
-
-@dataclass
-class Task:
-    """What a part is given: a device, folders, and time until ``until`` (of ``time.monotonic``)."""
-
-    device: torch.device
-    smoke: bool
-    data_root: Path | None
-    work: Path
-    until: float
-    notes: Path
-    found: dict[str, Any] = field(default_factory=dict)
-
-    def left(self) -> float:
-        """Seconds, at least 1."""
-        return max(1.0, self.until - time.monotonic())
-
-    def note(self, line: str, **found: Any) -> None:
-        """Keep what is known by now; ``line`` says it in a few words."""
-        self.found |= {"line": line} | found
-        write_json(self.notes, self.found)
 
 
 @dataclass(frozen=True)
@@ -112,31 +88,33 @@ def attacks(task: Task) -> None:
         raise Skipped("no --data-root")
     out = task.work / "attacks"
     options = ["--device", task.device.type, "--work", str(out / "networks"), "--rounds", "3"]
-    options += ["--smoke"] if task.smoke else ["--data-root", str(task.data_root), "--samples", "512"]
+    options += ["--smoke"] if task.smoke else ["--data-root", str(task.data_root), "--samples", "256"]
     few = ["convnet", "convnet, adversarially trained"]
     calls = [
         ["--tables", "1", "2", *(["--networks", few[0], "small resnet with batch norm"] if task.smoke else [])],
         ["--tables", "3", "--rounds-autoattack", "1", "--networks", *few[: 1 if task.smoke else 2]],
     ]
     measured: dict[str, Any] = {}
-    codes = []
     for k, call in enumerate(calls):
         into = out / f"call{k}"
         for old in into.glob("*.json"):
             old.unlink()
-        codes.append(_call([sys.executable, "benchmarks/attacks.py", *options, *call, "--out", str(into)], task))
+        code = _call([sys.executable, "benchmarks/attacks.py", *options, *call, "--out", str(into)], task)
         for path in sorted(into.glob("*.json")):
             measured.setdefault(path.stem, []).extend(read_json(path, {"tables": list})["tables"])
-        task.note(f"{len(measured)} networks", networks=measured)
-    if any(codes):
-        raise RuntimeError(f"benchmarks/attacks.py ended with {codes}, see {task.work / 'attacks.log'}")
+        line = f"{len(measured)} networks, {sum(map(len, measured.values()))} tables"
+        task.note(f"{line}, out of time" if code == LATE else line, networks=measured)
+        if code not in (0, LATE) or (code == LATE and not measured):
+            raise RuntimeError(f"benchmarks/attacks.py ended with {code}, see {task.work / 'attacks.log'}")
+        if code == LATE or not measured:
+            break
     if not measured:
         raise Skipped("no data set of its networks in --data-root")
 
 
 def cifar10(task: Task) -> None:
     """The recipe ``cifar10-resnet18``, trained for as long as is left and attacked."""
-    from accelerator_cifar10 import train_and_attack
+    from accelerator_cifar10 import train_and_attack  # not before the packages that it needs are known to be there
 
     train_and_attack(task)
 
@@ -149,14 +127,14 @@ PARTS = {
 
 
 def _call(command: list[str], task: Task) -> int | str:
-    """Run a command of the project, its output in a log, and return its exit code; "out of time" where it was killed."""
+    """Run a command of the project, its output in a log; its exit code, or ``LATE`` where it was killed."""
     with open(task.work / f"{task.notes.stem}.log", "a") as log:
         log.write(f"\n{shlex.join(command)}\n")
         log.flush()
         try:
             return subprocess.run(command, cwd=ROOT, stdout=log, stderr=log, timeout=task.left()).returncode
         except subprocess.TimeoutExpired:
-            return "out of time"
+            return LATE
 
 
 # --- one part, in a process of its own ---------------------------------------------------------------------------
@@ -165,8 +143,10 @@ def _call(command: list[str], task: Task) -> int | str:
 def run_part(name: str, options: argparse.Namespace) -> None:
     """Run a part here; its notes say how it ended: "state" is done, skipped or failed."""
     device = torch.device("cpu" if options.smoke else "cuda")
-    until = time.monotonic() + options.seconds
-    task = Task(device, options.smoke, options.data_root, options.work, until, options.work / f"{name}.json")
+    if options.smoke:
+        torch.set_num_threads(1)  # its networks are small, and the computer may be busy
+    notes = options.work / f"{name}.json"
+    task = Task(device, options.smoke, options.data_root, options.work, options.until, notes)
     state = "failed"
     try:
         PARTS[name].run(task)
@@ -209,11 +189,14 @@ def run_all(options: argparse.Namespace, out: Path) -> bool:
 
 
 def _run(name: str, options: argparse.Namespace, allowed: float) -> dict[str, Any]:
-    """What the part has noted within the ``allowed`` seconds; stopped gently shortly before their end, then killed."""
+    """What the part has noted within the ``allowed`` seconds. It is asked to stop, then killed, before they end.
+
+    Its process is the script that was started, again: one that has parts of its own may call ``main`` too.
+    """
     notes, log = options.work / f"{name}.json", options.work / f"{name}.log"
     notes.unlink(missing_ok=True)
     grace = min(GRACE, allowed / 10)
-    command = [sys.executable, __file__, "--only", name, "--seconds", str(max(1.0, allowed - 2 * grace))]
+    command = [sys.executable, sys.argv[0], "--only", name, "--until", str(time.time() + allowed - 2 * grace)]
     command += ["--work", str(options.work), *(["--smoke"] if options.smoke else [])]
     command += ["--data-root", str(options.data_root)] if options.data_root is not None else []
     paths = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
@@ -267,7 +250,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder of the results; default results/accelerator/<card>")
     parser.add_argument("--smoke", action="store_true", help="on the CPU; work and results go into temporary folders")
     parser.add_argument("--only", choices=PARTS, help=argparse.SUPPRESS)
-    parser.add_argument("--seconds", type=float, help=argparse.SUPPRESS)
+    parser.add_argument("--until", type=float, help=argparse.SUPPRESS)
     options = parser.parse_args()
     for name in ("data_root", "work", "out"):
         if (path := getattr(options, name)) is not None:

@@ -123,7 +123,7 @@ def main() -> None:
     for name in options.networks:
         recipe, device = NETWORKS[name], torch.device(options.device)
         few = 8 if options.smoke else options.samples
-        n, n_autoattack = (k if few is None else min(k, few) for k in recipe.samples)
+        n, n_autoattack = (k if few is None or not k else few for k in recipe.samples)
         try:
             n_all = max(n, n_autoattack)
             net, x, y = prepared(name, options.work, options.data_root, options.smoke, n_all, device)

@@ -4,7 +4,12 @@ The tests marked ``cuda`` are skipped without a GPU; ``--accelerator cpu`` rehea
 """
 
 import copy
+import json
+import os
 import signal
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +24,7 @@ from robustgen.generative import fit
 from robustgen.recurrent_networks import TextClassifier
 from robustgen.training import ClassifierObjective, Trainer, load_checkpoint
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")
 SEARCHES = [case for case in CASES if case[0] not in ADAPTERS]  # other libraries draw from torch's generators
 SCORES = [pytest.param(f, id=f"{n}-{i}") for n in DETECTORS for i, f in enumerate(FACTORIES.get(n, []))]
@@ -221,3 +227,63 @@ def test_some_are_rehearsed_on_the_cpu(tmp_path):
     test_a_detector_gives_the_same_scores(FACTORIES["Mahalanobis"][0], CPU)
     test_a_generative_model_says_the_same(SMALL["PixelCNN"][0], CPU)
     test_a_training_that_was_stopped_resumes(False, CPU, tmp_path)
+
+
+def run(script, out, *options):
+    paths = [str(BENCHMARKS), str(BENCHMARKS.parent)]
+    command = [sys.executable, str(script), "--smoke", "--out", str(out), "--work", str(out / "work"), *options]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
+    return subprocess.run(command, capture_output=True, text=True, env=environment)
+
+
+def test_the_recipe_is_planned_trained_and_attacked(tmp_path):
+    done = run(BENCHMARKS / "accelerator.py", tmp_path, "--parts", "cifar10-resnet18")
+    assert done.returncode == 0, done.stdout + done.stderr
+    found = json.loads((tmp_path / "cifar10-resnet18.json").read_text())
+    assert (found["state"], found["scale"], found["suite finished"]) == ("done", "smoke", True)
+    assert len(found["history"]) == found["recipe"]["epochs"] == found["plan"]["epochs"]
+    assert 0 <= found["accuracy under the suite"] <= found["clean accuracy"] <= 1
+    assert "torch" in found["environment"]
+
+
+def test_a_part_that_fails_or_hangs_costs_no_other(tmp_path):
+    script = tmp_path / "parts.py"
+    script.write_text("""
+import time
+import accelerator
+from accelerator import Part, Skipped
+
+def hangs(task):
+    task.note("so far", number=3)
+    time.sleep(600)
+
+def fails(task):
+    raise ValueError("no good")
+
+def skips(task):
+    raise Skipped("nothing here")
+
+def works(task):
+    task.note("well", number=4)
+
+accelerator.PARTS = {
+    "hangs": Part(hangs, 0.05), "fails": Part(fails, 0.3), "lacks": Part(works, 0.1, ("no_such_package",)),
+    "skips": Part(skips, 0.3), "works": Part(works, 0.2),
+}
+accelerator.main()
+""")
+    done = run(script, tmp_path, "--minutes", "2")
+    assert done.returncode == 1
+    found = {path.stem: json.loads(path.read_text()) for path in tmp_path.glob("*.json")}
+    states = {name: (record["state"], record["what"]) for name, record in found.items()}
+    assert states.pop("hangs")[0] == "failed"
+    assert states == {
+        "fails": ("failed", "ValueError: no good"),
+        "lacks": ("failed", "needs no_such_package"),
+        "skips": ("skipped", "nothing here"),
+        "works": ("done", "well"),
+    }
+    assert found["works"]["number"] == 4
+    first, *lines = done.stdout.splitlines()
+    assert first == "missing packages: no_such_package; the parts that need them will fail"
+    assert [line.split()[0] for line in lines] == ["hangs", "fails", "lacks", "skips", "works"]
