@@ -39,7 +39,8 @@ dist: install
 # On a GPU, eight minutes: make accelerator ARGS="--data-root DIR". An interpreter that has torch is used as it is,
 # without .venv: where nothing can be installed, make accelerator PYTHON=python3.
 accelerator accelerator-smoke:
-	@if $(PYTHON) -c "import torch" 2> /dev/null; then python=$(PYTHON); else $(MAKE) install; python=$(BIN)/python; fi; \
+	@set -e; if $(PYTHON) -c "import torch" 2> /dev/null; then python=$(PYTHON); \
+	else $(MAKE) install; python=$(BIN)/python; fi; \
 	PYTHONPATH=. $$python benchmarks/accelerator.py $(if $(findstring smoke,$@),--smoke) $(ARGS)
 
 clean:

@@ -65,7 +65,7 @@ def tests(task: Task) -> None:
         command += ["-k", "APGD or random_numbers or recurrent or Mahalanobis or PixelCNN or resumes"]
     code = _call(command, task)
     if not log.is_file():
-        raise RuntimeError(f"pytest ended with {code} and no report, see {task.work / 'tests.log'}")
+        raise RuntimeError(f"pytest ended with {code} and no report, see tests.log")
     suite = next(xml.etree.ElementTree.parse(log).iter("testsuite"))
     number = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
     wrong = number["failures"] + number["errors"]
@@ -79,7 +79,7 @@ def tests(task: Task) -> None:
     line = f"{passed} passed, {wrong} failed, {number['skipped']} skipped"
     task.note(line, passed=passed, skipped=number["skipped"], failed=failed)
     if code or not passed:
-        raise RuntimeError(f"{line}, see {task.work / 'tests.log'}")
+        raise RuntimeError(f"{line}, see tests.log")
 
 
 def attacks(task: Task) -> None:
@@ -105,7 +105,7 @@ def attacks(task: Task) -> None:
         line = f"{len(measured)} networks, {sum(map(len, measured.values()))} tables"
         task.note(f"{line}, out of time" if code == LATE else line, networks=measured)
         if code not in (0, LATE) or (code == LATE and not measured):
-            raise RuntimeError(f"benchmarks/attacks.py ended with {code}, see {task.work / 'attacks.log'}")
+            raise RuntimeError(f"benchmarks/attacks.py ended with {code}, see attacks.log")
         if code == LATE or not measured:
             break
     if not measured:
@@ -213,7 +213,7 @@ def _run(name: str, options: argparse.Namespace, allowed: float) -> dict[str, An
         with suppress(ProcessLookupError):  # what it has started may have outlived it
             os.killpg(child.pid, signal.SIGKILL)
         child.wait()
-    found = {"line": f"no result, see {log}"}
+    found = {"line": f"no result, see {log.name}"}
     with suppress(FileNotFoundError):
         found |= read_json(notes, dict)
     if child.returncode or "state" not in found:
