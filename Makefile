@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint types check smoke dist lowest clean
+.PHONY: install demo test lint types check smoke dist lowest accelerator accelerator-smoke clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -44,6 +44,13 @@ lowest:
 	| sed 's/>=/==/' > "$$empty/lowest.txt" \
 	&& "$$empty/env/bin/python" -m pip install --quiet --disable-pip-version-check -r "$$empty/lowest.txt" \
 	&& PYTHONPATH=. "$$empty/env/bin/python" -m pytest -p no:cacheprovider -W ignore::DeprecationWarning
+
+# On a GPU, eight minutes: make accelerator ARGS="--data-root DIR". An interpreter that has torch is used as it is,
+# without .venv: where nothing can be installed, make accelerator PYTHON=python3.
+accelerator accelerator-smoke:
+	@set -e; if $(PYTHON) -c "import torch" 2> /dev/null; then python=$(PYTHON); \
+	else $(MAKE) install; python=$(BIN)/python; fi; \
+	PYTHONPATH=. $$python benchmarks/accelerator.py $(if $(findstring smoke,$@),--smoke) $(ARGS)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-report build dist *.egg-info

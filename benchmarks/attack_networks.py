@@ -74,8 +74,10 @@ NETWORKS = {
 }
 
 
-def prepared(name: str, work: Path, root: Path | None, smoke: bool, n: int) -> tuple[nn.Module, Tensor, Tensor]:
-    """The trained network in eval mode and ``n`` test images with their labels.
+def prepared(
+    name: str, work: Path, root: Path | None, smoke: bool, n: int, device: torch.device
+) -> tuple[nn.Module, Tensor, Tensor]:
+    """The network, trained on ``device``, in eval mode, and ``n`` test images with their labels, all of them there.
 
     Raises:
         FileNotFoundError, ValueError: its data set is not to be had.
@@ -85,7 +87,7 @@ def prepared(name: str, work: Path, root: Path | None, smoke: bool, n: int) -> t
     _, channels, size, _ = train.x.shape
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        net = recipe.build(channels, size)
+        net = recipe.build(channels, size).to(device)
     path = work / f"{slug(name)}{'-smoke' if smoke else ''}.safetensors"
     if path.is_file():
         load_state(net, load_tensors(path), path)
@@ -98,7 +100,7 @@ def prepared(name: str, work: Path, root: Path | None, smoke: bool, n: int) -> t
         Trainer(objective, epochs=4 if smoke else recipe.epochs, progress=False).fit(net, data)
         save_tensors(path, net.state_dict())
     test = test.first(n)
-    return net.eval(), test.images(), test.y
+    return net.eval(), test.images().to(device), test.labels().to(device)
 
 
 def slug(name: str) -> str:

@@ -110,7 +110,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="folder for the results")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--tables", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3])
-    parser.add_argument("--samples", type=int, help="at most; default: each network's own numbers")
+    parser.add_argument("--samples", type=int, help="attacked; default: each network's own numbers")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--rounds-autoattack", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -123,14 +123,15 @@ def main() -> None:
     for name in options.networks:
         recipe, device = NETWORKS[name], torch.device(options.device)
         few = 8 if options.smoke else options.samples
-        n, n_autoattack = (k if few is None else min(k, few) for k in recipe.samples)
+        n, n_autoattack = (k if few is None or not k else few for k in recipe.samples)
         try:
-            net, x, y = prepared(name, options.work, options.data_root, options.smoke, max(n, n_autoattack))
+            n_all = max(n, n_autoattack)
+            net, x, y = prepared(name, options.work, options.data_root, options.smoke, n_all, device)
         except (FileNotFoundError, ValueError) as error:
             print(f"\n{name}: skipped: {error}")
             continue
         steps = 3 if options.smoke else recipe.steps
-        whole = Case(net.to(device), x.to(device), y.to(device), recipe.eps, steps)
+        whole = Case(net, x, y, recipe.eps, steps)
         case = replace(whole, x=whole.x[:n], y=whole.y[:n])
         tables: list[dict[str, Any]] = []
         skipped: dict[str, str] = {}

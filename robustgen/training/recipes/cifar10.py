@@ -1,4 +1,9 @@
-"""CIFAR-10 at Linf 8/255: a small residual network, and a ResNet-18 for an accelerator."""
+"""CIFAR-10 at Linf 8/255: a small residual network, and a ResNet-18 for an accelerator.
+
+The latter's PGD, of 10 steps of 2/255, and weight decay are those of Rice, Wong and Kolter, "Overfitting in
+adversarially robust deep learning", 2020; the cyclic rate up to 0.2, over few epochs, that of Wong, Rice and Kolter,
+"Fast is better than free", 2020, section 5.2.
+"""
 
 from dataclasses import replace
 
@@ -22,4 +27,17 @@ FAST = Recipe(
 )
 MADRY = replace(FAST, name="cifar10-madry", method="madry")
 TRADES = replace(FAST, name="cifar10-trades", method="trades")
-RESNET18 = replace(FAST, name="cifar10-resnet18", method="madry")
+RESNET18 = replace(
+    FAST,
+    name="cifar10-resnet18",
+    method="madry",
+    steps=10,
+    step_size=2 / 255,
+    model="resnet18",
+    width=64,
+    epochs=15,
+    batch_size=256,
+    lr=0.2,
+    optimizer="sgd",
+    weight_decay=5e-4,
+)
