@@ -103,7 +103,9 @@ def test_a_run_remembers_library_and_normalisation(capsys, tmp_path, photos):
     assert all(torch.equal(v, inside[k]) for k, v in bare.state_dict().items())
     assert run(capsys, *common, tmp_path / "s", "--weights", tmp_path / "r", *normal)[0] == 0
     assert run(capsys, *common, tmp_path / "r", *normal, "--resume")[0] == 0
-    assert "network was" in refused(capsys, *common, tmp_path / "r", "--resume")
+    assert run(capsys, *common, tmp_path / "r", "--resume")[0] == 0  # what is not given is remembered
+    other = ["--mean", "0.5", "--std", "0.5"]
+    assert "network was" in refused(capsys, *common, tmp_path / "r", "--resume", *other)
 
 
 def test_a_run_of_other_weights_keeps_their_outputs(capsys, tmp_path, photos):

@@ -98,7 +98,9 @@ def test_time_left_is_said_as_roughly_as_it_is_known(seconds, words):
 
 
 def detector():
-    net = fortify(nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), ["1"], example_input=torch.rand(2, 8))
+    net = fortify(
+        nn.Sequential(nn.Linear(8, 6), nn.ReLU(), nn.Linear(6, 3)), ["1"], example_input=torch.rand(2, 8), init="random"
+    )
     return ReconstructionError(net.eval(), batch_size=10)
 
 

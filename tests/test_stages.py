@@ -259,7 +259,8 @@ def test_pieces_are_not_begun_when_the_time_is_up(monkeypatch):
 
 def test_attacks_on_a_detector_stop_and_go_on(tmp_path, monkeypatch):
     x = torch.rand(60, 8)
-    net = fortify(nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3)), "auto", example_input=x).eval()
+    backbone = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
+    net = fortify(backbone, "auto", example_input=x, init="random").eval()
     detector = ReconstructionError(net).fit(x[:20]).calibrate(x[20:40])
     y = net(x[40:]).argmax(1)
 

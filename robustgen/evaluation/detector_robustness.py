@@ -99,7 +99,7 @@ def evaluate_detector_robustness(
     >>> from robustgen import ReconstructionError, fortify
     >>> x = torch.rand(60, 8, generator=torch.Generator().manual_seed(0))
     >>> net = fortify(torch.nn.Sequential(torch.nn.Linear(8, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3)), "auto",
-    ...               example_input=x).eval()
+    ...               example_input=x, init="random").eval()
     >>> detector = ReconstructionError(net).fit(x[:20]).calibrate(x[20:40])
     >>> found = evaluate_detector_robustness(net, detector, x[40:], net(x[40:]).argmax(1), eps=0.1, fpr=0.1, steps=5)
     >>> found.guarded_accuracy <= found.clean_accuracy, found.threshold == detector.calibration.threshold(0.1)
