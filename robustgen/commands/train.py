@@ -71,8 +71,8 @@ def train_network(
     chosen, line = settled(*chosen_recipe(recipe, method, asked, data, whole), asked)
     _check_options(chosen, awp, fortified, weights)
     make = makes(fortified, awp)
-    trained_shape = tuple(rest.x.shape[1:])
-    spec = NetworkSpec(chosen.model, trained_shape, rest.n_classes, chosen.width, chosen.activation, mean=mean, std=std)
+    shape, n_classes = tuple(rest.x.shape[1:]), rest.n_classes
+    spec = NetworkSpec(chosen.model, shape, n_classes, chosen.width, chosen.activation, mean=mean, std=std)
     with seeded(seed):
         network, spec = spec.open(weights)
         if fortified is not None:
@@ -90,10 +90,8 @@ def train_network(
         "options": dict(options or {}),
     }
     frozen = fortified is not None and fortified.freeze_backbone
-    few = rest.n_classes
-    batch = chosen.batch_size
     objective = chosen.objective(len(train), seed=seed, make=make)
-    _try(network, fortified, objective, train, batch_size=batch, n_classes=few, seed=seed)
+    _try(network, fortified, objective, train, batch_size=chosen.batch_size, n_classes=n_classes, seed=seed)
     if line and progress and is_first():
         say(line)
     with claim(run, info, resume):  # only now: what is refused above leaves nothing
@@ -102,7 +100,7 @@ def train_network(
                 train,
                 lr=chosen.lr,
                 epochs=chosen.epochs,
-                batch_size=batch,
+                batch_size=chosen.batch_size,
                 seed=seed,
                 progress=progress,
                 run_dir=run,
