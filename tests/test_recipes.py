@@ -237,9 +237,11 @@ class TestTheBestEpoch:
 
     def test_an_unknown_entry_is_refused(self, tmp_path):
         x, y = torch.rand(8, 4), torch.arange(8) % 2
-        trainer = Trainer(ClassifierObjective(), best="val_accuracy", progress=False)
-        with pytest.raises(ValueError, match="best='val_accuracy' is no entry of the history; it has epoch, step, acc"):
-            trainer.fit(nn.Linear(4, 2), (x, y))
+        trainer = Trainer(ClassifierObjective(), best="val_height", progress=False)
+        with pytest.raises(ValueError, match="best='val_height' is no entry of the history; it has epoch, step, acc"):
+            trainer.fit(nn.Linear(4, 2), (x, y), (x, y))
+        with pytest.raises(ValueError, match="best='val_adv_accuracy' is found on validation data: pass val"):
+            Recipe(method="fast").trainer(8, progress=False).fit(nn.Linear(4, 2), (x, y))
 
     def test_a_run_without_one_loads_its_latest(self, tmp_path):
         x, y = torch.rand(8, 4), torch.arange(8) % 2
@@ -382,6 +384,44 @@ class TestTheCommand:
         (tmp_path / "run.json").write_text(json.dumps(info))
         code, _, err = run(capsys, "train", "--run", tmp_path, "--resume")
         assert (code, "options.epochs" in err) == (2, True)
+
+    def test_nothing_else_is_believed_of_the_options(self, capsys, tmp_path):
+        """What a file may not ask for is not looked at; what contradicts the rest of it is refused."""
+        assert run(capsys, "train", "--run", tmp_path, *DIGITS, "--epochs", "1", "--width", "4")[0] == 0
+        path = tmp_path / "run.json"
+        info = json.loads(path.read_text())
+        for option in ({"download": True}, {"device": "cuda:99"}, {"trust": True}, {"run": "elsewhere"}):
+            path.write_text(json.dumps(info | {"options": info["options"] | option}))
+            assert run(capsys, "train", "--run", tmp_path, "--resume", "--quiet")[0] == 0
+            assert not option.items() <= json.loads(path.read_text())["options"].items()
+        for option, message in {("width", 10**9): "network.width 4", ("data", 7): "options.data"}.items():
+            path.write_text(json.dumps(info | {"options": info["options"] | dict([option])}))
+            code, _, err = run(capsys, "train", "--run", tmp_path, "--resume", "--quiet")
+            assert (code, message in err) == (2, True), err
+
+    @pytest.mark.parametrize(
+        ("options", "message"),
+        [
+            (["--run", "{tmp}/nothing", "--resume"], "holds no run to resume"),
+            (["--run", "example:digits", "--data", "digits"], "comes with the package"),
+            (
+                ["--run", "{tmp}/r", "--data", "digits", "--augment"],
+                "8x8 pixels are too small to be shifted",
+            ),
+            (["--run", "{tmp}/r", "--data", "digits", "--adversarial", "pgd"], "unknown method 'pgd'"),
+        ],
+    )
+    def test_what_would_train_something_else_is_refused(self, capsys, tmp_path, options, message):
+        code, _, err = run(capsys, "train", *(option.format(tmp=tmp_path) for option in options), "--quiet")
+        assert (code, message in err) == (2, True), err
+        assert not list(tmp_path.iterdir())
+
+    def test_mart_is_not_called_trades(self, capsys, tmp_path):
+        few = ["--adversarial", "mart", "--epochs", "1", "--width", "4"]
+        code, out, err = run(capsys, "train", "--run", tmp_path, *DIGITS, *few)
+        assert code == 0, err
+        assert "mart with the settings of digits-trades, not measured" in out
+        assert json.loads((tmp_path / "run.json").read_text())["training"]["name"].startswith("mart with")
 
     def test_the_list_says_what_was_measured_and_what_not(self, capsys):
         code, out, _ = run(capsys, "train", "--list-recipes")

@@ -188,11 +188,16 @@ def train(
         train_generative,
         train_network,
     )
+    from robustgen.examples import PREFIX
 
     own = given(context)
     asked = {name: context.params[name] for name in own}
+    if str(run).startswith(PREFIX):
+        raise ValueError(f"--run {run} is a run that comes with the package: train in a directory of your own")
     if resume:
-        asked = remembered_options(run, asked)
+        asked = remembered_options(run, asked, context.params.keys() - _NOT_KEPT)
+        if asked.keys() <= _NOT_KEPT and not (run / "run.json").exists():
+            raise ValueError(f"{run} holds no run to resume; to begin one there, pass its options, --data at least")
     o = SimpleNamespace(**(context.params | asked))
     foreign = asked.keys() - _COMMON - _GENERATIVE if o.generative is not None else asked.keys() & _GENERATIVE
     if foreign:
@@ -287,6 +292,8 @@ _NOT_KEPT = {"run", "resume", "as_json", "quiet", "device", "download"}
 
 def _method(options: SimpleNamespace) -> str | None:
     """The method of training that --adversarial or --attack names."""
+    if options.adversarial not in (None, "madry", "trades", "mart", "fast"):
+        raise ValueError(f"unknown method {options.adversarial!r}; known: madry, trades, mart, fast")
     if options.attack == "none":
         return None if options.adversarial is None else str(options.adversarial)
     named = "--recipe" if options.recipe is not None else f"--adversarial {options.adversarial}"

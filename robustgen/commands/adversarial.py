@@ -58,8 +58,6 @@ def chosen_recipe(
         return Recipe(method=method), f"no recipe is for {asked['norm']}: plain settings, not tuned"
     fit = fitting(method, name, shape, dataset.n_classes)
     if not fit:
-        if method not in ("fast", "madry", "trades", "mart"):
-            raise ValueError(f"unknown method {method!r}; known: madry, trades, mart, fast")
         return Recipe(method=method), (
             f"no recipe is for inputs {_size(shape)} in {dataset.n_classes} classes: plain settings, not tuned "
             "(robustgen train --list-recipes)"
@@ -67,9 +65,10 @@ def chosen_recipe(
     if len(fit) > 1:
         raise ValueError(f"several recipes fit {dataset.name}: pass --recipe {' or '.join(r.name for r in fit)}")
     found = fit[0]
-    if method == "mart":
-        found = replace(found, method="mart", beta=None)
     about = "" if name == found.data else f", by shape and classes of {dataset.name}"
+    if method == "mart":
+        settings = f"mart with the settings of {found.name}"
+        return replace(found, name=settings, method="mart", beta=None), f"{settings}, not measured{about}"
     return found, f"recipe {found.name}{about}"
 
 

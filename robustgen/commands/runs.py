@@ -6,7 +6,7 @@ fortified network, a calibrated detector.
 
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -140,21 +140,31 @@ def _short(value: Any) -> str:
     return text if len(text) <= 150 else f"{text[:150]}..."
 
 
-def remembered_options(run: Path, asked: Mapping[str, Any]) -> dict[str, Any]:
+def remembered_options(run: Path, asked: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
     """The options that a run was begun with, and those that are asked for now, which go before them.
 
+    Args:
+        known: the options that a run remembers; others in the file are not looked at.
+
     Raises:
-        ValueError: a damaged run.json, or one that names code as its network: only the user may.
+        ValueError: a damaged run.json, one that contradicts itself, or one that names code as its network: only the
+            user may.
     """
     if not (run / "run.json").is_file():
         return dict(asked)
-    path = run / "run.json"
-    kept = read_info(run).get("options", {})
+    path, info = run / "run.json", read_info(run)
+    kept = {name: value for name, value in info.get("options", {}).items() if name in known}
     scalar = (str | int | float | bool | None, [str])
     check_structure(kept, {str: scalar}, path, "options")
+    text = dict.fromkeys(("data?", "data_root?", "model?", "weights?", "fortify?", "generative?"), str)
+    check_structure(kept, text, path, "options")
     model = kept.get("model")
     if model is not None and "model" not in asked and NetworkSpec(str(model)).is_code:
         raise ValueError(f"{path}: names code as its network, {model!r}: if it is yours, pass --model {model}")
+    network = info.get("network", {})
+    for name in ("model", "width", "activation"):  # nothing is built that the run does not hold
+        if name in kept and network and kept[name] != network.get(name):
+            raise ValueError(f"{path}: options.{name} is {kept[name]!r}, network.{name} {network.get(name)!r}")
     return kept | dict(asked)
 
 

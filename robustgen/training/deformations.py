@@ -108,11 +108,11 @@ class CropAndFlip:
         pad: largest shift along each axis, in pixels, >= 0.
 
     Raises:
-        ValueError: a negative shift.
+        ValueError: a negative shift; at the call, no images, or a shift of more than a quarter of them.
 
-    >>> x = torch.ones(8, 1, 6, 6)
+    >>> x = torch.ones(8, 1, 8, 8)
     >>> moved = CropAndFlip(pad=2)(x)
-    >>> moved.shape == x.shape, bool((moved.sum((1, 2, 3)) >= 16).all())
+    >>> moved.shape == x.shape, bool((moved.sum((1, 2, 3)) >= 36).all())
     (True, True)
     """
 
@@ -124,7 +124,13 @@ class CropAndFlip:
 
     def __call__(self, x: Tensor) -> Tensor:
         """Images of x (N, C, H, W), of the same shape."""
+        if x.ndim != 4:
+            raise ValueError(f"CropAndFlip takes images (N, C, H, W), got shape {tuple(x.shape)}")
         n, channels, height, width = x.shape
+        if 4 * self.pad > min(height, width):
+            raise ValueError(
+                f"images of {height}x{width} pixels are too small to be shifted by up to {self.pad}: train without"
+            )
         padded = F.pad(x, (self.pad,) * 4)
         top, left = torch.randint(2 * self.pad + 1, (2, n, 1), device=x.device)
         rows = top + torch.arange(height, device=x.device)  # (n, height)

@@ -139,7 +139,7 @@ class Trainer:
         Raises:
             ValueError: an empty data set, no parameter to train, a ``run_dir`` that already holds a run (without
                 ``resume``), or a run with other settings or another architecture (each difference is named), or a
-                model that was saved without its run; a ``best`` that is no entry of the history.
+                model that was saved without its run; a ``best`` that is no entry of the history or needs ``val``.
             FloatingPointError: the loss or the weights are no longer finite; the last good checkpoint stays. A resumed
                 run has the same settings: start another, in another ``run_dir``, at a lower learning rate or clipped.
             BlockingIOError: another process or thread is writing in ``run_dir``.
@@ -148,6 +148,8 @@ class Trainer:
             KeyboardInterrupt: Ctrl-C or SIGTERM, after the step is completed and a checkpoint written; a second Ctrl-C
                 at once. A handler for SIGTERM of the caller's own stays in place instead.
         """
+        if val is None and self.best is not None and self.best.startswith("val_"):
+            raise ValueError(f"best={self.best!r} is found on validation data: pass val")
         source, val_source = as_source(data), None if val is None else as_source(val)
         world, device = join(self.device, model)
         with ExitStack() as stack:
