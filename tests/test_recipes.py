@@ -394,6 +394,8 @@ class TestTheCommand:
             path.write_text(json.dumps(info | {"options": info["options"] | option}))
             assert run(capsys, "train", "--run", tmp_path, "--resume", "--quiet")[0] == 0
             assert not option.items() <= json.loads(path.read_text())["options"].items()
+        path.write_text(json.dumps(info | {"options": ["--download"]}))
+        assert "options must be" in run(capsys, "train", "--run", tmp_path, "--resume", "--quiet")[2]
         for option, message in {("width", 10**9): "network.width 4", ("data", 7): "options.data"}.items():
             path.write_text(json.dumps(info | {"options": info["options"] | dict([option])}))
             code, _, err = run(capsys, "train", "--run", tmp_path, "--resume", "--quiet")

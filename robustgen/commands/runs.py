@@ -153,6 +153,7 @@ def remembered_options(run: Path, asked: Mapping[str, Any], known: Collection[st
     if not (run / "run.json").is_file():
         return dict(asked)
     path, info = run / "run.json", read_info(run)
+    check_structure(info, {"options?": dict}, path)
     kept = {name: value for name, value in info.get("options", {}).items() if name in known}
     scalar = (str | int | float | bool | None, [str])
     check_structure(kept, {str: scalar}, path, "options")
