@@ -91,7 +91,7 @@ class RecipeTable(Experiment):
             "width": 4,
             "steps": 2,
         }
-        return replace(recipe, data="digits", shape=(1, 8, 8), warm_up_epochs=0, **few)
+        return replace(recipe, data="digits", shape=(1, 8, 8), warm_up_epochs=0, augment=False, **few)
 
     def _n_test(self, recipe: Recipe, scale: str) -> int:
         return 40 if scale == "smoke" else _N_TEST.get(recipe.data, 359 if recipe.data == "digits" else 1000)
