@@ -1,6 +1,7 @@
 """Training the autoencoders of a pretrained network, the backbone frozen."""
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,20 +26,54 @@ __all__ = ["fit_autoencoders"]
 _ROWS = 256  # of a batch's states, evenly spaced, that directions are found from
 
 
+#: Of the error without noise, beside the one with it, of an autoencoder that starts as the identity.
+_CLEAN_WEIGHT = 2.0
+
+
 class _AutoencoderObjective:
-    """Sum over layers of the mean squared error, in units of the layer's scale, on the original network's states."""
+    """Sum over layers of the mean squared error, in units of the layer's scale, on the original network's states.
+
+    Corrupted states alone pull every state towards the mean, which costs an identity the decisions that it began with:
+    there the error of states as they are, at test time, is added, ``clean_weight`` times.
+    """
+
+    def __init__(self, clean_weight: float | None) -> None:
+        self.clean_weight = clean_weight
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
         net: Any = unwrap(model)
         net.backbone.eval()  # batch statistics and dropout of the frozen network stay as they are
         _, states = call_model(model, batch.x, return_states=True, detach_states=True, replace=False)
-        scales, mask = dict(zip(net.layers, (a.scale for a in net.autoencoders()), strict=True)), mask_of(batch.x)
-        losses = {
-            n: net.per_example(n, ((d - s) / scales[n.split("#")[0]]).square(), mask).mean()
-            for n, (s, d) in states.items()
-        }
-        total = torch.stack(list(losses.values())).sum()
-        return {"loss": total} | {f"relative_error/{n}": loss.detach() for n, loss in losses.items()}
+        autoencoders, mask = _by_layer(net), mask_of(batch.x)
+        losses, terms = {}, []
+        for name, (state, decoded) in states.items():
+            autoencoder = autoencoders[name.split("#")[0]]
+            losses[name] = _squared_error(net, name, autoencoder, state, decoded, mask)
+            terms.append(losses[name])
+            if weight := self._clean(autoencoder):
+                with evaluating(autoencoder):
+                    clean = autoencoder(state)
+                terms.append(weight * _squared_error(net, name, autoencoder, state, clean, mask))
+        total = torch.stack(terms).sum()
+        return {"loss": total} | {f"relative_error/{name}": loss.detach() for name, loss in losses.items()}
+
+    def _clean(self, autoencoder: DenoisingAutoencoder) -> float:
+        if autoencoder.noise_at_test:
+            return 0.0  # its states are never without noise
+        if self.clean_weight is not None:
+            return self.clean_weight
+        return _CLEAN_WEIGHT if autoencoder.init == "identity" else 0.0
+
+
+def _squared_error(
+    net: "FortifiedNetwork",
+    name: str,
+    autoencoder: DenoisingAutoencoder,
+    state: Tensor,
+    decoded: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    return net.per_example(name, ((decoded - state) / autoencoder.scale).square(), mask).mean()
 
 
 def fit_autoencoders(
@@ -49,11 +84,14 @@ def fit_autoencoders(
     lr: float,
     batch_size: int,
     seed: int,
+    clean_weight: float | None,
     progress: bool,
     run_dir: str | Path | None,
     resume: bool,
 ) -> list[dict[str, float]]:
     """See :meth:`FortifiedNetwork.fit_autoencoders`."""
+    if clean_weight is not None and not 0 <= clean_weight < math.inf:
+        raise ValueError(f"clean_weight must be a finite number >= 0, got {clean_weight}")
     if net.input_layer is not None and net.config["layers"]:
         raise ValueError("an input autoencoder with its loss in hidden states is trained with FortifiedObjective")
     trained = [name for name, autoencoder in _by_layer(net).items() if autoencoder.is_trained]
@@ -69,7 +107,7 @@ def fit_autoencoders(
         return made[-1]
 
     trainer = Trainer(
-        _AutoencoderObjective(),
+        _AutoencoderObjective(clean_weight),
         optimizer=adam,
         epochs=epochs,
         batch_size=batch_size,
