@@ -18,11 +18,13 @@ FAST = Recipe(
     n_classes=10,
     method="fast",
     eps=8 / 255,
-    model="resnet",
-    width=16,
+    model="resnet8",
+    width=32,
     epochs=20,
-    lr=5e-3,
+    lr=0.1,
     schedule="cyclic",
+    optimizer="sgd",
+    weight_decay=5e-4,
     augment=True,
 )
 MADRY = replace(FAST, name="cifar10-madry", method="madry")
@@ -38,6 +40,4 @@ RESNET18 = replace(
     epochs=15,
     batch_size=256,
     lr=0.2,
-    optimizer="sgd",
-    weight_decay=5e-4,
 )
