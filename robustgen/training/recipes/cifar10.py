@@ -21,10 +21,8 @@ FAST = Recipe(
     model="resnet8",
     width=32,
     epochs=20,
-    lr=0.1,
+    lr=5e-3,
     schedule="cyclic",
-    optimizer="sgd",
-    weight_decay=5e-4,
     augment=True,
 )
 MADRY = replace(FAST, name="cifar10-madry", method="madry")
@@ -40,4 +38,6 @@ RESNET18 = replace(
     epochs=15,
     batch_size=256,
     lr=0.2,
+    optimizer="sgd",
+    weight_decay=5e-4,
 )
