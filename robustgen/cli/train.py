@@ -65,8 +65,8 @@ def train(
         str | None,
         typer.Option(
             "--model",
-            help="convnet (default), strided, mlp, resnet, resnet8, resnet18; torchvision:NAME, timm:NAME, hf:FOLDER; or "
-            "module:function of your own.",
+            help="convnet (default), strided, mlp, resnet, resnet8, resnet18; torchvision:NAME, timm:NAME, hf:FOLDER; "
+            "or module:function of your own.",
         ),
     ] = None,
     width: Annotated[
