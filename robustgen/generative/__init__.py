@@ -2,6 +2,7 @@
 
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.dcgan import DCGAN
+from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
 from robustgen.generative.energy import EnergyModel
 from robustgen.generative.fitting import GenerativeObjective, fit
 from robustgen.generative.gated_pixelcnn import GatedPixelCNN
@@ -23,6 +24,8 @@ __all__ = [
     "LSGAN",
     "VAE",
     "WGANGP",
+    "Denoiser",
+    "DenoisingObjective",
     "EnergyModel",
     "GatedPixelCNN",
     "GenerativeModel",
