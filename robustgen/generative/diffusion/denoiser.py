@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from robustgen.checks import check_images, check_integers, check_positive
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.unet import UNet
-from robustgen.model import evaluating, logits_of
+from robustgen.model import logits_of, untouched
 from robustgen.training import Batch, unwrap
 
 __all__ = ["Denoiser", "DenoisingObjective"]
@@ -150,7 +150,7 @@ class DenoisingObjective:
         x = own.check(batch.x)
         noisy, level = own.noised(x)
         denoised = own._denoise(noisy, level)
-        with evaluating(self.classifier):
+        with untouched(self.classifier, None):
             with torch.no_grad():
                 answers = logits_of(self.classifier(x)).argmax(1)
             consistency = F.cross_entropy(logits_of(self.classifier(denoised)), answers)
