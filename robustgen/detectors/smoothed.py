@@ -72,7 +72,7 @@ class SmoothedDetector(Detector):
         self.statistics_ = detector.statistics_
         self.noise = Gaussian(sigma)
         check_integers(n=n)
-        check_integers(-(2**63), seed=seed)
+        check_integers(0, seed=seed)
         check_level(alpha)
         self.sigma, self.n, self.alpha, self.seed = sigma, n, alpha, seed
         self.fit_on_fresh = detector.fit_on_fresh  # type: ignore[misc]
