@@ -8,7 +8,7 @@ from robustgen import data
 from robustgen.fingerprint import model_fingerprint
 from robustgen.fortified import smooth
 from robustgen.generative import Denoiser, DenoisingObjective, fit
-from robustgen.generative.blocks.unet import UNet
+from robustgen.generative.diffusion.unet import UNet
 from robustgen.networks import mlp
 from robustgen.training import Batch, Trainer
 

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from robustgen.checks import check_images, check_integers, check_positive
 from robustgen.generative.base import GenerativeModel
-from robustgen.generative.blocks.unet import UNet
+from robustgen.generative.diffusion.unet import UNet
 from robustgen.model import logits_of, untouched
 from robustgen.training import Batch, unwrap
 

@@ -9,7 +9,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from robustgen.generative.heuristics import HeuristicGAN
+from robustgen.generative.adversarial.heuristics import HeuristicGAN
 
 __all__ = ["LSGAN", "discriminator_loss", "generator_loss"]
 

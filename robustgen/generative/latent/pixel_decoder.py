@@ -5,10 +5,10 @@ from abc import abstractmethod
 import torch
 from torch import Tensor
 
-from robustgen.generative.blocks.conditional_pixelcnn import ConditionalPixelCNN
 from robustgen.generative.blocks.gated import Condition
 from robustgen.generative.blocks.pixel_likelihood import PixelLikelihood
-from robustgen.generative.latent import LatentVariableModel
+from robustgen.generative.latent.base import LatentVariableModel
+from robustgen.generative.latent.conditional_pixelcnn import ConditionalPixelCNN
 
 __all__ = ["PixelCNNDecoder"]
 

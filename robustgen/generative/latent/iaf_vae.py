@@ -9,10 +9,10 @@ import math
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, nearest
-from robustgen.generative.blocks.autoregressive_flow import MADE, InverseAutoregressiveStep, MaskedConvNet
-from robustgen.generative.blocks.coders import stage_sizes
-from robustgen.generative.latent import Posterior, gaussian_posterior
-from robustgen.generative.vae import VAE
+from robustgen.generative.latent.autoregressive_flow import MADE, InverseAutoregressiveStep, MaskedConvNet
+from robustgen.generative.latent.base import Posterior, gaussian_posterior
+from robustgen.generative.latent.coders import stage_sizes
+from robustgen.generative.latent.vae import VAE
 
 __all__ = ["IAFVAE"]
 

@@ -7,12 +7,12 @@ p(x | z) = product over pixels i of p(x_i | x_1 ... x_(i-1), z), in the bound of
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, nearest
-from robustgen.generative.blocks.coders import ConvDecoder, ConvEncoder
-from robustgen.generative.blocks.conditional_pixelcnn import ConditionalPixelCNN
 from robustgen.generative.blocks.gated import Condition
 from robustgen.generative.blocks.softmax import discrete_likelihood
-from robustgen.generative.latent import Posterior, gaussian_posterior
-from robustgen.generative.pixel_decoder import PixelCNNDecoder
+from robustgen.generative.latent.base import Posterior, gaussian_posterior
+from robustgen.generative.latent.coders import ConvDecoder, ConvEncoder
+from robustgen.generative.latent.conditional_pixelcnn import ConditionalPixelCNN
+from robustgen.generative.latent.pixel_decoder import PixelCNNDecoder
 from robustgen.generative.pixels import Pixels
 
 __all__ = ["PixelVAE"]
@@ -35,9 +35,9 @@ class PixelVAE(PixelCNNDecoder):
         first_kernel_size, kernel_size: of the first of them and of the others, odd.
         width: features, at least C, of each layer and of encoder and decoder at image resolution.
         levels, quantization: see :class:`Pixels`.
-        free_bits, kl_warmup, importance_samples: see :class:`~robustgen.generative.latent.LatentVariableModel`. The
-            authors trained with a warm-up of 10,000 steps: without one, many autoregressive layers learn to do without
-            z.
+        free_bits, kl_warmup, importance_samples: see :class:`~robustgen.generative.latent.base.LatentVariableModel`.
+            The authors trained with a warm-up of 10,000 steps: without one, many autoregressive layers learn to do
+            without z.
 
     Raises:
         ValueError: an unknown conditioning or an argument out of range.

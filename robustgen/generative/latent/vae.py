@@ -7,10 +7,10 @@ Gaussian, p(z) = N(0, I), and the KL between them in closed form (appendix B).
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, nearest
-from robustgen.generative.blocks.coders import ConvDecoder, ConvEncoder, mlp_decoder, mlp_encoder
 from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
 from robustgen.generative.blocks.pixel_likelihood import Bernoulli, Gaussian, PixelLikelihood
-from robustgen.generative.latent import LatentVariableModel, Posterior, gaussian_posterior
+from robustgen.generative.latent.base import LatentVariableModel, Posterior, gaussian_posterior
+from robustgen.generative.latent.coders import ConvDecoder, ConvEncoder, mlp_decoder, mlp_encoder
 from robustgen.generative.pixels import Pixels
 
 __all__ = ["VAE"]

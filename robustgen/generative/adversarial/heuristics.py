@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_flags, check_integers, check_numbers
-from robustgen.generative.adversarial import AdversarialModel
-from robustgen.generative.blocks.historical_average import HistoricalAverage
-from robustgen.generative.blocks.strided import Discriminator, Generator
-from robustgen.generative.blocks.virtual_batch_norm import VirtualBatchNorm, WithReference
+from robustgen.generative.adversarial.base import AdversarialModel
+from robustgen.generative.adversarial.historical_average import HistoricalAverage
+from robustgen.generative.adversarial.strided import Discriminator, Generator
+from robustgen.generative.adversarial.virtual_batch_norm import VirtualBatchNorm, WithReference
 
 __all__ = ["HeuristicGAN"]
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustgen.generative.heuristics import HeuristicGAN
+from robustgen.generative.adversarial.heuristics import HeuristicGAN
 
 __all__ = ["DCGAN", "discriminator_loss", "generator_loss"]
 

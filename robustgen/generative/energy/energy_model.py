@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_numbers, check_positive
 from robustgen.generative.base import GenerativeModel
-from robustgen.generative.blocks.langevin import langevin, reflect
+from robustgen.generative.energy.langevin import langevin, reflect
 from robustgen.training import Batch
 
 __all__ = ["EnergyModel", "denoising_score_matching"]

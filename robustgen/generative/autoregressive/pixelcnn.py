@@ -4,7 +4,7 @@ and 3.5, table 1)."""
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_shape
-from robustgen.generative.autoregressive import AutoregressiveModel
+from robustgen.generative.autoregressive.base import AutoregressiveModel
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.masked_conv import MaskedConv2d, MaskedHead
 from robustgen.generative.blocks.softmax import discrete_likelihood

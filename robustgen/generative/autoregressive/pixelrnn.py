@@ -4,11 +4,11 @@ Diagonal BiLSTM (sections 3.1 to 3.4, table 1)."""
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_shape, nearest
-from robustgen.generative.autoregressive import AutoregressiveModel
+from robustgen.generative.autoregressive.base import AutoregressiveModel
+from robustgen.generative.autoregressive.spatial_lstm import DiagonalBiLSTM, RowLSTM
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.masked_conv import MaskedConv2d, MaskedHead
 from robustgen.generative.blocks.softmax import discrete_likelihood
-from robustgen.generative.blocks.spatial_lstm import DiagonalBiLSTM, RowLSTM
 from robustgen.generative.pixels import Pixels
 
 __all__ = ["PixelRNN"]

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers
+from robustgen.generative.adversarial.minibatch_discrimination import MinibatchDiscrimination
 from robustgen.generative.base import GenerativeModel
-from robustgen.generative.blocks.minibatch_discrimination import MinibatchDiscrimination
 from robustgen.training import Batch
 
 __all__ = ["AdversarialModel"]

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from robustgen.checks import check_integers, check_shape
-from robustgen.generative.autoregressive import AutoregressiveModel
+from robustgen.generative.autoregressive.base import AutoregressiveModel
 from robustgen.generative.blocks.gated import Condition, GatedStack
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.masked_conv import MaskedHead

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_shape
-from robustgen.generative.blocks.conditional_pixelcnn import ConditionalPixelCNN
 from robustgen.generative.blocks.gated import Condition
 from robustgen.generative.blocks.gaussian import bounded_log_std, gaussian_kl, gaussian_log_prob
-from robustgen.generative.blocks.residual import ResidualBlock
 from robustgen.generative.blocks.softmax import discrete_likelihood
-from robustgen.generative.latent import Posterior, gaussian_posterior
-from robustgen.generative.pixel_decoder import PixelCNNDecoder
+from robustgen.generative.latent.base import Posterior, gaussian_posterior
+from robustgen.generative.latent.conditional_pixelcnn import ConditionalPixelCNN
+from robustgen.generative.latent.pixel_decoder import PixelCNNDecoder
+from robustgen.generative.latent.residual import ResidualBlock
 from robustgen.generative.pixels import Pixels
 
 __all__ = ["HierarchicalPixelVAE"]
@@ -48,7 +48,7 @@ class HierarchicalPixelVAE(PixelCNNDecoder):
         layers: autoregressive ones over the pixels; 0: independent pixels given z_1.
         prior_layers: autoregressive ones over z_1; 0: independent points given z_2.
         levels, quantization: see :class:`Pixels`.
-        free_bits, kl_warmup, importance_samples: see :class:`~robustgen.generative.latent.LatentVariableModel`.
+        free_bits, kl_warmup, importance_samples: see :class:`~robustgen.generative.latent.base.LatentVariableModel`.
 
     Raises:
         ValueError: an argument out of range.

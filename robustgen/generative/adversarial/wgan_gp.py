@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_numbers, check_positive
-from robustgen.generative.adversarial import AdversarialModel
-from robustgen.generative.blocks.strided import Discriminator, Generator
+from robustgen.generative.adversarial.base import AdversarialModel
+from robustgen.generative.adversarial.strided import Discriminator, Generator
 
 __all__ = ["WGANGP", "critic_loss", "generator_loss", "gradient_penalty"]
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import weight_norm
 
 from robustgen.checks import check_integers, check_numbers, check_shape
-from robustgen.generative.autoregressive import AutoregressiveModel
+from robustgen.generative.autoregressive.base import AutoregressiveModel
 from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
 from robustgen.generative.blocks.incremental import Incremental, WindowConv2d
 from robustgen.generative.pixels import Pixels
