@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustgen.data import digits
-from robustgen.generative import DCGAN, LSGAN, WGANGP, GenerativeObjective, dcgan, fit, lsgan, wgan_gp
+from robustgen.generative import DCGAN, LSGAN, WGANGP, GenerativeObjective, fit
+from robustgen.generative.adversarial import dcgan, lsgan, wgan_gp
 from robustgen.generative.adversarial.historical_average import HistoricalAverage
 from robustgen.generative.adversarial.minibatch_discrimination import MinibatchDiscrimination
 from robustgen.generative.adversarial.strided import Discriminator, Generator
