@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,10 +18,9 @@ from robustgen.model import evaluating, naming_inputs, untouched
 from robustgen.training import Batch, Trainer, as_source, unwrap
 from robustgen.turns import seeded, taking_turns, training_alone
 
-if TYPE_CHECKING:
-    from robustgen.fortified.network import FortifiedNetwork
-
 __all__ = ["fit_autoencoders"]
+
+FortifiedNetwork: TypeAlias = Any  # the class in network.py, which calls this file
 
 _ROWS = 256  # of a batch's states, evenly spaced, that directions are found from
 
@@ -66,7 +65,7 @@ class _AutoencoderObjective:
 
 
 def _squared_error(
-    net: "FortifiedNetwork",
+    net: FortifiedNetwork,
     name: str,
     autoencoder: DenoisingAutoencoder,
     state: Tensor,
@@ -77,7 +76,7 @@ def _squared_error(
 
 
 def fit_autoencoders(
-    net: "FortifiedNetwork",
+    net: FortifiedNetwork,
     data: Any,
     *,
     epochs: int,
@@ -145,11 +144,11 @@ def _frozen(module: nn.Module) -> Iterator[None]:
                     p.requires_grad_(flag)
 
 
-def _by_layer(net: "FortifiedNetwork") -> dict[str, DenoisingAutoencoder]:
+def _by_layer(net: FortifiedNetwork) -> dict[str, DenoisingAutoencoder]:
     return dict(zip(net.layers, net.autoencoders(), strict=True))
 
 
-def _errors(net: "FortifiedNetwork", data: Any, batch_size: int) -> dict[str, float]:
+def _errors(net: FortifiedNetwork, data: Any, batch_size: int) -> dict[str, float]:
     """The mean relative error of each layer over all of the data, on the states of the original network."""
     source, device = as_source(data), next(net.parameters()).device
     totals = dict.fromkeys(net.layers, 0.0)
@@ -161,7 +160,7 @@ def _errors(net: "FortifiedNetwork", data: Any, batch_size: int) -> dict[str, fl
     return {name: total / len(source) for name, total in totals.items()}
 
 
-def _warn_of_disagreement(net: "FortifiedNetwork", data: Any, batch_size: int, most: float = 0.01) -> None:
+def _warn_of_disagreement(net: FortifiedNetwork, data: Any, batch_size: int, most: float = 0.01) -> None:
     """Warn where the fortified predictions differ from the original network's on too many of a sample of the inputs."""
     device, n, different = next(net.parameters()).device, 0, 0
     with evaluating(net), torch.no_grad():
@@ -180,7 +179,7 @@ def _warn_of_disagreement(net: "FortifiedNetwork", data: Any, batch_size: int, m
 
 
 def _measure_states(
-    net: "FortifiedNetwork", data: Any, batch_size: int, seed: int, keep: Sequence[str], batches: int = 10
+    net: FortifiedNetwork, data: Any, batch_size: int, seed: int, keep: Sequence[str], batches: int = 10
 ) -> None:
     """Set each scale and, of an identity start with too few units, the directions; not of layers to ``keep``: an
     autoencoder that is trained already would be another one.

@@ -21,6 +21,7 @@ from robustgen.fortified.autoencoder import (
     PositionAutoencoder,
     check_activations,
 )
+from robustgen.fortified.fit import fit_autoencoders
 from robustgen.fortified.identity import kept_directions
 from robustgen.fortified.layer import FortifiedLayer, Tape, recording
 from robustgen.fortified.placement import Placement, auto_layers, place
@@ -375,8 +376,6 @@ class FortifiedNetwork(nn.Module):
             ValueError: no data, a weight out of range, or a network whose autoencoder sits on the input with its loss
                 in hidden states.
         """
-        from robustgen.fortified.fit import fit_autoencoders
-
         return fit_autoencoders(
             self,
             data,
