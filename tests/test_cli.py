@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from robustgen import cli, data
-from robustgen.commands.runs import load_run
+from robustgen.commands.opening import load_run
 from robustgen.detectors import ReconstructionError
 from robustgen.files import save_tensors
 from robustgen.networks import convnet
@@ -184,7 +184,7 @@ def test_a_pretrained_network_is_fortified_afterwards(capsys, plain_run, tmp_pat
     code, _, err = run(capsys, "train", "--run", where, *DIGITS, "--weights", plain_run, "--fortify", "auto",
                           "--freeze-backbone", "--epochs", "30", "--batch-size", "32")  # fmt: skip
     assert code == 0, err
-    from robustgen.commands.runs import load_run
+    from robustgen.commands.opening import load_run
 
     network, _ = load_run(where)
     original, _ = load_run(plain_run)

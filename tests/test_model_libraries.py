@@ -12,7 +12,7 @@ from torchvision import models
 from robustgen import Normalize, cli
 from robustgen.commands.model_libraries import of_library, outputs_of_weights
 from robustgen.commands.network_spec import NetworkSpec, load_weights
-from robustgen.commands.runs import load_run, open_network
+from robustgen.commands.opening import load_run, open_network
 from robustgen.data import ArrayDataset
 from robustgen.data.npz import save_npz
 from robustgen.files import save_tensors

@@ -289,7 +289,7 @@ class TestTheCommand:
         assert all(torch.equal(v, two[k]) for k, v in one.items())
 
     def test_the_best_epoch_is_attacked(self, capsys, tmp_path):
-        from robustgen.commands.runs import load_run
+        from robustgen.commands.opening import load_run
 
         few = ["--adversarial", "fast", "--epochs", "6", "--width", "4"]
         assert run(capsys, "train", "--run", tmp_path, *DIGITS, *few)[0] == 0

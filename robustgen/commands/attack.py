@@ -6,7 +6,8 @@ from typing import Any
 
 from robustgen.commands.attack_options import remember_options
 from robustgen.commands.data_spec import DataSpec
-from robustgen.commands.runs import by_class_name, data_for, load_run, open_network, saved_detector, usable_device
+from robustgen.commands.opening import load_run, open_network, saved_detector, usable_device
+from robustgen.commands.runs import by_class_name, data_for
 from robustgen.data import require_nonempty
 from robustgen.evaluation import (
     DetectorRobustness,

@@ -15,8 +15,9 @@ from robustgen import detectors as detector_room
 from robustgen.calibration import check_rate
 from robustgen.checks import check_positive, nearest
 from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.opening import move
 from robustgen.commands.run_info import read_info, recorded_data
-from robustgen.commands.runs import claim, is_first, move, parts
+from robustgen.commands.runs import claim, is_first, parts
 from robustgen.commands.trial import try_objective
 from robustgen.data import ArrayDataset, require_nonempty, split
 from robustgen.detectors import Detector

@@ -11,16 +11,10 @@ from torch import Tensor
 from robustgen.calibration import check_rate
 from robustgen.commands.adversarial import training_attack
 from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.fortify_spec import FortifySpec
+from robustgen.commands.opening import device_of, move, open_network, saved_detector
 from robustgen.commands.run_info import recorded_data
-from robustgen.commands.runs import (
-    CALIBRATION,
-    by_class_name,
-    data_for,
-    device_of,
-    move,
-    open_network,
-    saved_detector,
-)
+from robustgen.commands.runs import CALIBRATION, by_class_name, data_for
 from robustgen.data import (
     ArrayDataset,
     TokenDataset,
@@ -32,7 +26,7 @@ from robustgen.data import (
 )
 from robustgen.detectors import Detector, ReconstructionError
 from robustgen.evaluation import evaluate_detection
-from robustgen.fortified import FortifiedNetwork, fortify
+from robustgen.fortified import FortifiedNetwork
 from robustgen.inputs import Inputs, each
 from robustgen.progress import track
 from robustgen.turns import seeded
@@ -92,9 +86,8 @@ def open_detector(
     train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=known.y is not None)
     if fpr is not None:
         check_rate(fpr, len(calibration))
-    names = layers if layers == "auto" else layers.split(",")
     with seeded(seed):
-        fortified = fortify(network, names, example_input=train.batch(torch.arange(2))[0])
+        fortified = FortifySpec(layers).fortified(network, train.batch(torch.arange(2))[0])
     move(fortified, device)
     fortified.fit_autoencoders(train, epochs=epochs, batch_size=batch_size, seed=seed, progress=progress)
     return ReconstructionError(fortified.eval(), relative=True).fit(train).calibrate(calibration), shape, info

@@ -14,8 +14,8 @@ import torch
 
 from robustgen.commands.data_spec import DataSpec, fitted
 from robustgen.commands.data_spec import Inputs as Source
+from robustgen.commands.opening import device_of
 from robustgen.commands.run_info import recorded_data
-from robustgen.commands.runs import device_of
 from robustgen.commands.unreadable import Unreadable
 from robustgen.data import ImageFiles, Table
 from robustgen.data.image_files import Remarks

@@ -11,20 +11,15 @@ from torch import nn
 
 from robustgen.commands.adversarial import chosen_recipe, makes, settled
 from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.fortify_spec import FortifySpec
 from robustgen.commands.network_spec import NetworkSpec
-from robustgen.commands.runs import (
-    FortifySpec,
-    claim,
-    device_of,
-    is_first,
-    move,
-    parts,
-)
+from robustgen.commands.opening import device_of, move
+from robustgen.commands.runs import claim, is_first, parts
 from robustgen.commands.trial import try_autoencoders, try_detector, try_objective
 from robustgen.data import ArrayDataset
 from robustgen.detectors import ReconstructionError
 from robustgen.files import load_state, write_json
-from robustgen.fortified import FortifiedNetwork, fortify
+from robustgen.fortified import FortifiedNetwork
 from robustgen.model import evaluating, logits_of, naming_inputs
 from robustgen.training import Objective, best_checkpoint, load_checkpoint
 from robustgen.training.collapse import COLLAPSED
@@ -76,7 +71,7 @@ def train_network(
     with seeded(seed):
         network, spec = spec.open(weights)
         if fortified is not None:
-            network = _fortify(network, fortified, train.batch(torch.arange(2))[0])
+            network = fortified.fortified(network, train.batch(torch.arange(2))[0])
     move(network, device)
     info: dict[str, Any] = {
         "format": 1,
@@ -181,21 +176,6 @@ def _try(
         try_objective(network, objective, data, batch_size, seed)
     if isinstance(network, FortifiedNetwork) and fortified is not None and not fortified.noise_at_test:
         try_detector(network, data)
-
-
-def _fortify(network: nn.Module, spec: FortifySpec, example: torch.Tensor) -> FortifiedNetwork:
-    return fortify(
-        network,
-        "auto" if spec.layers == "auto" else [name for name in spec.layers.split(",") if name],
-        example_input=example,
-        hidden=spec.hidden,
-        activation=spec.activation,
-        decoder_activation=spec.decoder_activation,
-        noise_std=spec.noise_std,
-        noise_at_test=spec.noise_at_test,
-        input_autoencoder=spec.input_autoencoder,
-        init=spec.init,
-    )
 
 
 def accuracy(network: nn.Module, dataset: ArrayDataset, batch_size: int = 500) -> float:
