@@ -1,5 +1,6 @@
 """How a network is opened: of a run, of a library, or of the user's own code; and the device that it is on."""
 
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,13 +10,13 @@ from torch import nn
 
 from robustgen.commands.model_libraries import is_of_library, own_weights
 from robustgen.commands.network_spec import NetworkSpec, weights_inside
-from robustgen.commands.run_info import read_info
+from robustgen.commands.run_info import read_info, stopped_early
 from robustgen.detectors import ReconstructionError
 from robustgen.examples import run_directory
 from robustgen.files import load_state
 from robustgen.fortified import FortifiedNetwork
 from robustgen.rebuilding import rebuild
-from robustgen.training import latest_checkpoint, load_checkpoint
+from robustgen.training import Checkpoint, latest_checkpoint, load_checkpoint
 from robustgen.turns import seeded
 
 __all__ = ["device_of", "load_run", "move", "open_network", "saved_detector", "usable_device"]
@@ -32,7 +33,7 @@ def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[
         FileNotFoundError: no finished run there.
         ValueError: damaged files, a run of a generative model, or one of code that nobody but the file has named.
     """
-    run = run_directory(run)
+    named, run = run, run_directory(run)
     if not (run / "run.json").is_file() or latest_checkpoint(run) is None:
         raise FileNotFoundError(f"{run}: no finished robustgen run here")
     info, path = read_info(run), run / "run.json"
@@ -47,6 +48,9 @@ def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[
             "pass --trust, or for a --run name it with --model"
         )
     checkpoint = load_checkpoint(run, best=True)
+    _check_best(checkpoint, info, path)
+    if line := stopped_early(named):
+        warnings.warn(line, stacklevel=2)
     fortified = info["fortify"] is not None
     tensors = weights_inside("backbone.", checkpoint.model_state) if fortified else checkpoint.model_state
     if spec.is_code:
@@ -56,6 +60,17 @@ def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[
     else:
         network = rebuild(spec.build_ours, tensors, settings=path, weights=checkpoint.path)
     return (FortifiedNetwork.load(checkpoint.path, model=network) if fortified else network).eval(), info
+
+
+def _check_best(checkpoint: Checkpoint, info: dict[str, Any], path: Path) -> None:
+    """ValueError where a checkpoint is not of the epoch that run.json, at ``path``, calls the best."""
+    best = info.get("best")
+    resumed = len(checkpoint.training_state.get("history", [])) > info["training"]["epochs"]  # and is not finished
+    if best is not None and checkpoint.step != best["step"] and not resumed:
+        raise ValueError(
+            f"{path}: the best epoch is {best['epoch']}, at step {best['step']}; {checkpoint.path} is of step "
+            f"{checkpoint.step}"
+        )
 
 
 def _of_others(model: str) -> str:

@@ -18,6 +18,7 @@ from robustgen.commands.network_spec import NetworkSpec
 from robustgen.commands.run_info import read_info, recorded_data
 from robustgen.data import ArrayDataset, split
 from robustgen.data.splits import heldout_classes
+from robustgen.differences import differences
 from robustgen.files import write_json
 from robustgen.locks import alone
 from robustgen.structure import check_structure
@@ -77,24 +78,14 @@ def _remember(run: Path, info: dict[str, Any], resume: bool) -> None:
     found, wanted = read_info(run), json.loads(json.dumps(info))
     info["command"] = found.get("command")  # the one that began the run says more than "--resume"
     for side in (found, wanted):  # what a resumed run may change; the trainer refuses fewer epochs
-        for name in ("command", "options", "best"):
+        for name in ("command", "options", "best", "held_back"):
             side.pop(name, None)
         side["training"].pop("epochs")
         if side.get("fortify"):  # a run that says nothing of it is from before there was a choice
             side["fortify"] = {"init": "random"} | side["fortify"]
         side["data"] = {k: v for k, v in side["data"].items() if k not in ("root", "download")}
-    different = [
-        f"{name} was {_short(found.get(name))}, now {_short(wanted[name])}"
-        for name in wanted
-        if found.get(name) != wanted[name]
-    ]
-    if different:
+    if different := differences({name: found.get(name) for name in wanted}, wanted):
         raise ValueError(f"{run} holds a run with other settings: {'; '.join(different)}; take another --run")
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 150 else f"{text[:150]}..."
 
 
 def remembered_options(run: Path, asked: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustgen.attacks import FGSM, PGD
 from robustgen.calibration import check_rate
-from robustgen.commands.adversarial import training_attack
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.fortify_spec import FortifySpec
 from robustgen.commands.opening import device_of, move, open_network, saved_detector
@@ -161,7 +161,8 @@ def _made(
         return f"held-out {', '.join(info['held_out'])}", left_out.images()
     if "generative" in info:
         raise ValueError(f"--against {label} attacks a classifier, and this run holds a generative model")
-    attack = training_attack(label, eps, norm, 40, seed)
+    kind = {"fgsm": FGSM, "pgd": PGD}[label]
+    attack = kind(eps=eps, norm=norm, seed=seed, early_stop=False)  # each input as far as the attack goes
     x, y, where = dataset.images(), dataset.labels(), device_of(detector.model)
     rows = track(torch.arange(len(dataset)).split(250), f"{label.upper()} attacks")
     found = [attack(detector.model, x[i].to(where), y[i], ids=dataset.ids[i]) for i in rows]

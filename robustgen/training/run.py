@@ -13,12 +13,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from robustgen.counter_rng import derive_seed, integers
+from robustgen.differences import differences
 from robustgen.files import load_state
 from robustgen.model import evaluating
 from robustgen.structure import check_structure
 from robustgen.training.batches import Batch, Source, epoch_order
 from robustgen.training.checkpoint import (
     Checkpoint,
+    best_checkpoint,
     keep_as_best,
     latest_checkpoint,
     load_checkpoint,
@@ -28,7 +30,7 @@ from robustgen.training.collapse import COLLAPSED, collapse_of
 from robustgen.training.distributed import World
 from robustgen.training.ema import EMA
 from robustgen.training.interrupt import Interrupt, Stopped
-from robustgen.training.metrics import Means, write_rows
+from robustgen.training.metrics import Means, best_row, write_rows
 from robustgen.training.objective import Objective, describe
 from robustgen.training.overfitting import Watch
 from robustgen.training.players import Players
@@ -108,9 +110,17 @@ class Run:
             self.ema.apply()
         if self.watch is not None and self.watch.fired and self.world.rank == 0:
             warnings.warn(self.watch.fired, stacklevel=4)
-        if self.history[-1].get(COLLAPSED) and self.world.rank == 0:
-            warnings.warn(collapse_of(self.history, self._n_classes), stacklevel=4)
+        kept = self._kept_history()
+        if kept[-1].get(COLLAPSED) and self.world.rank == 0:
+            warnings.warn(collapse_of(kept, self._n_classes), stacklevel=4)
         return self.history
+
+    def _kept_history(self) -> list[dict[str, float]]:
+        """The epochs up to the one that the run is about: the best where it is kept, else the last."""
+        if self.settings.best is None or self.settings.run_dir is None:
+            return self.history
+        epoch = int(best_row(self.history, self.settings.best)["epoch"])
+        return self.history[:epoch]
 
     @cached_property
     def _n_classes(self) -> int:
@@ -286,6 +296,7 @@ class Run:
         if held:
             checkpoint = load_checkpoint(run_dir)
             self._restore(checkpoint)
+            best_checkpoint(run_dir)  # raises where it is not the one of the history
             if self.world.rank == 0 and self._is_best():
                 keep_as_best(checkpoint.path)  # the run was killed before it could
         self._wait()  # every rank has looked before rank 0 writes
@@ -322,7 +333,7 @@ class Run:
         name, rows = self.settings.best, self.history
         if name is None or not rows or rows[-1]["step"] != self.step:
             return False
-        return all(row[name] < rows[-1][name] for row in rows[:-1])
+        return best_row(rows, name) is rows[-1]
 
     def _tensors(self) -> dict[str, Tensor]:
         """The network that is trained, and its averages."""
@@ -380,8 +391,8 @@ class Run:
         check_structure(old, {"epochs": int}, checkpoint.path / "config.json", "config")
         if new["schedule"] is None and new["epochs"] > old["epochs"]:
             old["epochs"] = new["epochs"]  # only adds steps; with a schedule it would change those already taken
-        differ = [f"{k} was {_short(old[k])}, now {_short(new[k])}" for k in new if k in old and old[k] != new[k]]
-        if differ:
+        shared = [name for name in new if name in old]
+        if differ := differences({k: old[k] for k in shared}, {k: new[k] for k in shared}):
             raise ValueError(f"{self.settings.run_dir} holds a run with other settings: {'; '.join(differ)}")
 
     def _describe(self) -> dict[str, Any]:
@@ -429,8 +440,3 @@ def training_mode(model: nn.Module) -> Iterator[None]:
         with taking_turns(model):
             for module, flag in flags:
                 module.training = flag
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."
