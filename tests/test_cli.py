@@ -388,7 +388,10 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
         (["attack", "--eps", "0.1"], "say which network"),
         (["attack", "--run", "{tmp}/nothing"], "no finished robustgen run"),
         (["attack", "--model", "convnet", "--data", "digits"], "module:function"),
-        (["attack", "--run", "{fortified}", "--suite", "huge", "--limit", "10"], "unknown suite 'huge'"),
+        (
+            ["attack", "--run", "{fortified}", "--suite", "huge", "--eps", "0.1", "--limit", "10"],
+            "unknown suite 'huge'",
+        ),
         (["attack", "--run", "{fortified}", "--eps", "-1", "--limit", "10"], "eps"),
         (["attack", "--run", "{fortified}", "--norm", "L3", "--limit", "10"], "Linf, L2 or L1"),
         (["attack", "--run", "{fortified}", "--limit", "0"], "Invalid value for '--limit'"),
