@@ -359,7 +359,7 @@ class TestTheCommand:
             (["--norm", "Linf"], "--norm is of adversarial training"),
             (["--warm-up-epochs", "0"], "--warm-up-epochs is of adversarial training"),
             (["--ema", "nan"], "ema must be a decay in [0, 1), got nan"),
-            (["vae", "--ema", "nan"], "ema must be a decay in [0, 1), got nan"),
+            (["vae", "--set", "quantization=stochastic", "--ema", "nan"], "ema must be a decay in [0, 1), got nan"),
             (["--hidden", "5"], "--hidden goes with --fortify"),
             (["--freeze-backbone"], "--freeze-backbone goes with --fortify"),
             (["--fortify", "auto", "--lambda-adv", "1"], "--lambda-adv is of adversarial training"),

@@ -87,7 +87,7 @@ def attack_network(
         usable_device(device)
     fpr = 0.05 if fpr is None else fpr
     network, info = open_network(run, model, weights, trust, mean, std)
-    eps, norm, line = threat(info, eps, norm)
+    eps, norm, of_training = threat(info, eps, norm)
     stopped = [line for used in (run, surrogate) if used is not None and (line := stopped_early(used))]
     guard = None
     if detector:
@@ -109,8 +109,8 @@ def attack_network(
     with showing(progress), world.alone(out, where):
         if out is not None and options is not None and world.rank == 0:
             remember_options(out, options | {"eps": eps, "norm": norm})
-        if line and is_first():
-            tell(line)
+        if of_training and is_first():
+            tell(of_training)
         started = time.perf_counter()
         report = evaluate_robustness(
             network,
