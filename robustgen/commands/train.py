@@ -142,6 +142,7 @@ def train_network(
             else:
                 detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
                 detector.save(run / "detector")
+                found["detector"] = f"calibrated on {len(calibration)} held-back images"
         return found
 
 

@@ -35,7 +35,7 @@ def one_cycle(progress: float, warm_up: float = 0.2) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
 
 
-_WATCHED = 500  # held-back images that choose an epoch; the command has since come to take up to 1,000
+_WATCHED = 500  # held-back images that choose an epoch; `robustgen train` takes up to 1,000
 # Recorded with every cell and training, so that another schedule does not pass for this one.
 SCHEDULE = {"optimizer": "Adam", "factors": [round(one_cycle(k / 8), 6) for k in range(8)]}
 
