@@ -163,6 +163,8 @@ def test_an_image_folder_is_scored_by_file_name(capsys, fortified_run, tmp_path)
     code, text, err = run(capsys, "score", "--run", fortified_run, "--data", tmp_path)
     assert code == 0, err
     assert [row["input"].endswith(f"{k}.png") for k, row in enumerate(csv.DictReader(text.splitlines()))] == [True] * 3
+    assert "3 image files," in err
+    assert ": 1 image file," in run(capsys, "score", "--run", fortified_run, "--data", tmp_path / "0.png")[2]
 
 
 @pytest.mark.filterwarnings("default:the fortified network decides")
