@@ -151,9 +151,9 @@ def test_few_images_that_choose_the_epoch_are_said(capsys, tmp_path):
     few = ["--data", "digits", "--limit", "30", "--width", "4", "--adversarial", "fast", "--epochs", "1"]
     code, out, err = run(capsys, "train", "--run", tmp_path / "a", *few)
     assert code == 0, err
-    line = "1 held-back image, too few to tell epochs apart"
+    line = "1 held-back image (few: a standard error of up to 50 points)"
     assert line in err
-    assert f"chosen by: {line}" in out
+    assert f"chosen on: {line}" in out
     few[few.index("30")] = "12"
     code, _, err = run(capsys, "train", "--run", tmp_path / "b", *few, "--quiet")
     assert (code, "1 example is kept from training" in err) == (2, True)

@@ -29,6 +29,8 @@ from robustgen.turns import seeded
 
 __all__ = ["train_network"]
 
+_OF_FROZEN = {"model", "width", "activation", "epochs", "batch_size", "lr"}  # with --freeze-backbone
+
 
 def train_network(
     *,
@@ -72,9 +74,9 @@ def train_network(
             f"{rest.name}: 1 example is kept from training, and one has to choose the epoch, another to be judged by: "
             "pass more data, or a larger --limit"
         )
+    watched = chosen.watched(held_back) if chosen.adversarial else None
     # What has chosen an epoch, of this network or of the one that it begins with, calibrates no detector.
-    calibration = chosen.unwatched(held_back) if chosen.adversarial or weights is not None else held_back
-    choosing = _choosing(len(chosen.watched(held_back)) if chosen.adversarial else 0)
+    calibration = held_back if watched is None and weights is None else chosen.unwatched(held_back)
     make = makes(fortified, awp)
     shape, n_classes = tuple(rest.x.shape[1:]), rest.n_classes
     spec = NetworkSpec(chosen.model, shape, n_classes, chosen.width, chosen.activation, mean=mean, std=std)
@@ -94,13 +96,13 @@ def train_network(
         "command": command,
         "options": dict(options or {}),
     }
-    if chosen.adversarial:
-        info["held_back"] = {"choose_the_epoch": len(held_back) - len(calibration), "calibrate": len(calibration)}
+    if watched is not None:
+        info["held_back"] = {"choose_the_epoch": len(watched), "calibrate": len(calibration)}
     frozen = fortified is not None and fortified.freeze_backbone
     objective = chosen.objective(len(train), seed=seed, make=make)
     _try(network, fortified, objective, train, batch_size=chosen.batch_size, n_classes=n_classes, seed=seed)
-    if chosen.adversarial and progress and is_first():
-        say(f"{line}; {choosing} choose the epoch" if line else f"{choosing} choose the epoch")
+    if watched is not None and progress and is_first():
+        say(f"{line}; the best epoch is chosen on {_images(watched)}".removeprefix("; "))
     with claim(run, info, resume):  # only now: what is refused above leaves nothing
         if isinstance(network, FortifiedNetwork) and frozen:
             history = network.fit_autoencoders(
@@ -115,20 +117,20 @@ def train_network(
             )
         else:
             common: dict[str, Any] = {"run_dir": run, "resume": resume, "progress": progress, "device": device}
-            if chosen.adversarial:
+            if watched is not None:
                 common["after_epoch"] = partial(_say_epoch, say if progress else None)
             trainer = chosen.trainer(len(train), seed=seed, make=make, **common)
-            history = trainer.fit(network, train, chosen.watched(held_back) if chosen.adversarial else None)
+            history = trainer.fit(network, train, watched)
         if not is_first():
             return {}
         found: dict[str, Any] = {"run": str(run)} | ({"training": line} if line else {}) | {"epochs": len(history)}
         kept: Mapping[str, float] = history[-1]  # the epoch of the network that one gets
-        if chosen.adversarial:
+        if watched is not None:
             kept = best_row(history, BEST)
             checkpoint = load_checkpoint(run, best=True)
             load_state(network, checkpoint.model_state, checkpoint.path)
             info["best"] = {name: kept[name] for name in ("epoch", "step", BEST)}
-            found |= {"best epoch": kept["epoch"], "chosen by": choosing}
+            found |= {"best epoch": kept["epoch"], "chosen on": _images(watched)}
         found |= {name: value for name, value in kept.items() if name not in ("epoch", "step")}
         if kept.get(COLLAPSED):
             info[COLLAPSED] = True
@@ -169,12 +171,10 @@ def _check_options(
         raise ValueError("--lambda-adv is of adversarial training, this training is plain")
 
 
-_OF_FROZEN = {"model", "width", "activation", "epochs", "batch_size", "lr"}  # with --freeze-backbone
-
-
-def _choosing(n: int) -> str:
-    """By what the best epoch is chosen."""
-    few = ", too few to tell epochs apart" if n < 100 else ""
+def _images(watched: ArrayDataset) -> str:
+    """On what the best epoch is chosen."""
+    n = len(watched)
+    few = f" (few: a standard error of up to {50 / n**0.5:.0f} points)" if n < 100 else ""
     return f"{n} held-back image{'s' * (n != 1)}{few}"
 
 
