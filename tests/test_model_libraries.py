@@ -105,7 +105,7 @@ def test_a_run_remembers_library_and_normalisation(capsys, tmp_path, photos):
     assert run(capsys, *common, tmp_path / "r", *normal, "--resume")[0] == 0
     assert run(capsys, *common, tmp_path / "r", "--resume")[0] == 0  # what is not given is remembered
     other = ["--mean", "0.5", "--std", "0.5"]
-    assert "network was" in refused(capsys, *common, tmp_path / "r", "--resume", *other)
+    assert "network.mean was" in refused(capsys, *common, tmp_path / "r", "--resume", *other)
 
 
 def test_a_run_of_other_weights_keeps_their_outputs(capsys, tmp_path, photos):

@@ -6,8 +6,11 @@ import shutil
 import pytest
 
 from robustgen import cli
-from robustgen.commands.opening import load_run
+from robustgen.commands.opening import load_run, saved_detector
+from robustgen.commands.runs import parts
+from robustgen.data import digits
 from robustgen.training import best_checkpoint, epochs_done, latest_checkpoint
+from robustgen.training.recipes import find
 
 pytestmark = pytest.mark.filterwarnings("always:run .* was stopped", "always:clean accuracy")
 
@@ -131,11 +134,6 @@ def test_the_summary_is_of_the_best_epoch(trained, copied, capsys):
 
 def test_what_chooses_the_epoch_calibrates_no_detector(copied, capsys):
     """Of 40 held-back images 20 choose, and the scores of the detector are of the 20 others."""
-    from robustgen.commands.opening import saved_detector
-    from robustgen.commands.runs import parts
-    from robustgen.data import digits
-    from robustgen.training.recipes import find
-
     network, info = load_run(copied)
     assert info["held_back"] == {"choose_the_epoch": 20, "calibrate": 20}
     _, _, held_back = parts(digits("train").first(400), ())
@@ -145,6 +143,29 @@ def test_what_chooses_the_epoch_calibrates_no_detector(copied, capsys):
     detector = saved_detector(copied, network)
     scores = detector.score(others.images())
     assert detector.calibration.scores.sort().values.tolist() == pytest.approx(scores.sort().values.tolist())
+
+
+@pytest.mark.filterwarnings("ignore:the fortified network decides")
+def test_nor_a_detector_that_is_fitted_afterwards(tmp_path, capsys, monkeypatch):
+    from robustgen.commands import score
+    from robustgen.detectors import ReconstructionError
+
+    seen = {}
+    calibrate = ReconstructionError.calibrate
+    monkeypatch.setattr(
+        score.ReconstructionError,
+        "calibrate",
+        lambda self, data: seen.update(ids=set(data.ids.tolist())) or calibrate(self, data),
+    )
+    whole = [word for word in SMALL if word not in ("--limit", "400")]
+    assert run(capsys, "train", "--run", tmp_path, *whole, "--adversarial", "fast", "--epochs", "1")[0] == 0
+    few = ["--data", "digits", "--limit", "3", "--fit-data", "digits", "--epochs", "1", "--quiet"]
+    code, _, err = run(capsys, "score", "--run", tmp_path, *few)
+    assert code == 0, err
+    held_back = json.loads((tmp_path / "run.json").read_text())["held_back"]
+    _, _, kept = parts(digits("train"), ())
+    assert seen["ids"] == set(find("digits-fast").unwatched(kept).ids.tolist())
+    assert len(seen["ids"]) == held_back["calibrate"] == 72
 
 
 def test_few_images_that_choose_the_epoch_are_said(capsys, tmp_path):

@@ -296,7 +296,7 @@ def train(
     if run is None:
         raise ValueError("pass --run DIR, for checkpoints and metrics")
     own = given(context)
-    asked = {name: context.params[name] for name in own}
+    asked = {name: context.params[name] for name in sorted(own)}
     if str(run).startswith(PREFIX):
         raise ValueError(f"--run {run} is a run that comes with the package: train in a directory of your own")
     if resume:

@@ -10,7 +10,7 @@ from robustgen.files import read_json
 from robustgen.structure import POSITIVE, check_size, check_structure
 from robustgen.training import epochs_done
 
-__all__ = ["FORMAT", "read_info", "recorded_data", "stopped_early", "threat"]
+__all__ = ["FORMAT", "read_info", "recorded_data", "stopped_early", "threat", "was_adversarial"]
 
 FORMAT = 1
 _IMAGES = {"channels?": range(4), "size?": [POSITIVE], "fit?": str, "background?": [range(256)]}
@@ -63,6 +63,11 @@ def recorded_data(info: dict[str, Any]) -> DataSpec:
     return DataSpec(recorded["source"], recorded["root"], download=False, limit=recorded.get("limit"), images=reader)
 
 
+def was_adversarial(info: dict[str, Any]) -> bool:
+    """Whether there was an attack in the training of a run."""
+    return bool(info.get("training", {}).get("method", "plain") != "plain")
+
+
 def threat(info: dict[str, Any], eps: float | None, norm: str | None) -> tuple[float, str, str]:
     """The radius and norm to attack a network with, and a line where they are those that its run was trained against.
 
@@ -77,7 +82,7 @@ def threat(info: dict[str, Any], eps: float | None, norm: str | None) -> tuple[f
     (0.3, 'L2', '')
     """
     training = info.get("training", {})
-    if training.get("method", "plain") == "plain" or not {"eps", "norm"} <= training.keys():
+    if not was_adversarial(info) or not {"eps", "norm"} <= training.keys():
         return 0.3 if eps is None else eps, norm or "Linf", ""
     norm = norm or training["norm"]
     if eps is not None or norm != training["norm"]:

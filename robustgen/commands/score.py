@@ -13,7 +13,7 @@ from robustgen.calibration import check_rate
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.fortify_spec import FortifySpec
 from robustgen.commands.opening import device_of, move, open_network, saved_detector
-from robustgen.commands.run_info import recorded_data
+from robustgen.commands.run_info import recorded_data, was_adversarial
 from robustgen.commands.runs import CALIBRATION, by_class_name, data_for
 from robustgen.data import (
     ArrayDataset,
@@ -29,6 +29,7 @@ from robustgen.evaluation import evaluate_detection
 from robustgen.fortified import FortifiedNetwork
 from robustgen.inputs import Inputs, each
 from robustgen.progress import track
+from robustgen.training.recipes import Recipe
 from robustgen.turns import seeded
 
 __all__ = ["MADE", "compare_populations", "open_detector"]
@@ -84,6 +85,8 @@ def open_detector(
     shape = known.shape
     before_fit(shape, info)
     train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=known.y is not None)
+    if info and was_adversarial(info) and fit_data.is_same_source(recorded_data(info)):
+        calibration = Recipe().unwatched(calibration)  # it is the tenth of which the others chose the epoch
     if fpr is not None:
         check_rate(fpr, len(calibration))
     with seeded(seed):
