@@ -85,8 +85,9 @@ def open_detector(
     shape = known.shape
     before_fit(shape, info)
     train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=known.y is not None)
-    if info and was_adversarial(info) and fit_data.is_same_source(recorded_data(info)):
-        calibration = Recipe().unwatched(calibration)  # it is the tenth of which the others chose the epoch
+    known_to_run = was_adversarial(info) and fit_data.is_same_source(recorded_data(info))
+    if known_to_run and isinstance(calibration, ArrayDataset):  # the tenth of which the other half chose the epoch
+        calibration = Recipe().unwatched(calibration)
     if fpr is not None:
         check_rate(fpr, len(calibration))
     with seeded(seed):
