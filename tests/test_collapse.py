@@ -22,7 +22,7 @@ from robustgen.training.collapse import collapse_of, is_at_chance
 
 X = torch.rand(60, 8, generator=torch.Generator().manual_seed(0))
 Y = (5 * X[:, 0]).long().clamp(max=4)
-WARNING = r"the network has collapsed: its loss is that of guessing among 5 classes, 1\.61; lower the learning rate"
+WARNING = r"the network has collapsed: its loss is that of guessing among 5 classes, 1\.61; train longer, lower"
 
 
 def dead(units=5):

@@ -9,7 +9,7 @@ from torch import nn
 
 from robustgen import data
 from robustgen.cli import main
-from robustgen.commands.runs import load_run
+from robustgen.commands.opening import load_run
 from robustgen.detectors import ReconstructionError
 from robustgen.fortified import (
     ConvAutoencoder,

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from robustgen.commands.runs import usable_device
+from robustgen.commands.opening import usable_device
 from robustgen.experiments.catalogue import find
 from robustgen.experiments.experiment import check_scale
 from robustgen.experiments.results_page import draw_experiment

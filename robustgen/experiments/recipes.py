@@ -1,6 +1,6 @@
 """The recipes that the library offers, each trained and attacked: what a user gets who types nothing else."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -13,6 +13,7 @@ from robustgen.experiments.experiment import Cell, Column, Experiment, Measureme
 from robustgen.experiments.runner import read_cells
 from robustgen.experiments.workshop import Workshop
 from robustgen.training.recipes import RECIPES, Recipe
+from robustgen.training.recipes.recipe import uses
 
 __all__ = ["EXPERIMENT", "measured_of"]
 
@@ -89,9 +90,8 @@ class RecipeTable(Experiment):
             "single_step_epochs": min(1, recipe.single_step_epochs),
             "epochs": 2,
             "width": 4,
-            "steps": 2,
-        }
-        return replace(recipe, data="digits", shape=(1, 8, 8), warm_up_epochs=0, augment=False, **few)
+        } | ({"steps": 2} if uses("steps", recipe.method) else {})
+        return recipe.derived(data="digits", shape=(1, 8, 8), warm_up_epochs=0, augment=False, **few)
 
     def _n_test(self, recipe: Recipe, scale: str) -> int:
         return 40 if scale == "smoke" else _N_TEST.get(recipe.data, 359 if recipe.data == "digits" else 1000)

@@ -35,6 +35,7 @@ def one_cycle(progress: float, warm_up: float = 0.2) -> float:
     return 0.5 * (1 + math.cos(math.pi * (progress - warm_up) / (1 - warm_up)))
 
 
+_WATCHED = 500  # held-back images that choose an epoch; `robustgen train` takes up to 1,000
 # Recorded with every cell and training, so that another schedule does not pass for this one.
 SCHEDULE = {"optimizer": "Adam", "factors": [round(one_cycle(k / 8), 6) for k in range(8)]}
 
@@ -184,7 +185,7 @@ class Workshop:
             after_epoch=lambda *_: write_json(clock, {"seconds": spent()}),
         )
         with alone(run_dir, wait=True):
-            history = trainer.fit(network, train, recipe.watched(held_back))
+            history = trainer.fit(network, train, held_back.first(_WATCHED))
         checkpoint = load_checkpoint(run_dir, best=True)
         load_state(network, checkpoint.model_state, checkpoint.path)
         network.eval()
