@@ -13,7 +13,7 @@ from robustgen.commands.run_info import read_info
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row, counted, epochs_of
 from robustgen.experiments.results_page import draw_experiment
 from robustgen.experiments.runner import read_cells, run_experiment, summarise
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.files import save_tensors
 from robustgen.fortified import FortifiedObjective, fortify
 from robustgen.networks import build, mlp
@@ -127,7 +127,7 @@ class Table(Experiment):
     def settings(self, cell, scale):
         return {"cell": cell.name}
 
-    def measure(self, cell, scale, workshop):
+    def measure(self, cell, scale, cache):
         lost = cell.row == "b" or cell.seed == 0
         value = 10.0 if lost else 60.0
         return Measurement(
@@ -143,7 +143,7 @@ class Table(Experiment):
 
 def test_a_cell_of_a_collapsed_network_is_drawn_so_and_counts_nowhere(tmp_path):
     table = Table()
-    run_experiment(table, "cpu", Workshop(tmp_path / "work"), tmp_path, say=lambda line: None)
+    run_experiment(table, "cpu", TrainingCache(tmp_path / "work"), tmp_path, say=lambda line: None)
     page = draw_experiment(table, tmp_path)
     assert "| A |  | 60.0 (1), collapsed (1) |" in page.replace("60.00", "60.0")
     assert "| B |  | collapsed (2) |" in page

@@ -15,7 +15,7 @@ from robustgen.data import ArrayDataset
 from robustgen.experiments import runner
 from robustgen.experiments.catalogue import find, table
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.lamb2018.battery import judge, white_and_black
+from robustgen.experiments.lamb2018.attack_suite import masking_tests, white_box_against_transfer
 from robustgen.experiments.lamb2018.confirmation import CHOSEN, compared
 from robustgen.experiments.lamb2018.recipes import (
     FORTIFIED,
@@ -29,7 +29,7 @@ from robustgen.experiments.lamb2018.recipes import (
 from robustgen.experiments.lamb2018.sweep import best
 from robustgen.experiments.results_page import draw_experiment, draw_list, draw_page
 from robustgen.experiments.runner import cell_path, check_cell, read_cells, run_experiment, summarise
-from robustgen.experiments.workshop import Workshop, shuffled
+from robustgen.experiments.training_cache import TrainingCache, shuffled
 from robustgen.locks import alone
 
 ROOT = Path(__file__).parents[1]
@@ -37,8 +37,8 @@ SCHEMA = json.loads((Path(robustgen.experiments.__file__).parent / "cell.schema.
 KEPT = sorted((ROOT / "results").glob("*/*/*/*--seed*.json"))
 
 
-def workshop(tmp_path):
-    return Workshop(tmp_path / "work", say=lambda line: None)
+def cache(tmp_path):
+    return TrainingCache(tmp_path / "work", say=lambda line: None)
 
 
 @pytest.mark.filterwarnings("ignore:the fortified network decides otherwise")  # autoencoders of a few steps
@@ -46,7 +46,7 @@ def workshop(tmp_path):
 def test_every_experiment_runs_on_digits(name, tmp_path):
     experiment, out = find(name), tmp_path / "results"
     before = torch.random.get_rng_state()
-    kept = run_experiment(experiment, "smoke", workshop(tmp_path), out, seeds=1, say=lambda line: None)
+    kept = run_experiment(experiment, "smoke", cache(tmp_path), out, seeds=1, say=lambda line: None)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert list(kept) == [cell.name for cell in experiment.cells(1)]
     for record in kept.values():
@@ -82,7 +82,7 @@ class Fake(Experiment):
     def settings(self, cell, scale):
         return {"setting": self.setting}
 
-    def measure(self, cell, scale, workshop):
+    def measure(self, cell, scale, cache):
         if cell.name == self.breaks_at:
             raise KeyboardInterrupt
         self.measured.append(cell.name)
@@ -91,7 +91,7 @@ class Fake(Experiment):
 
 
 def run(experiment, tmp_path, **options):
-    return run_experiment(experiment, "cpu", workshop(tmp_path), tmp_path, say=lambda line: None, **options)
+    return run_experiment(experiment, "cpu", cache(tmp_path), tmp_path, say=lambda line: None, **options)
 
 
 def test_a_killed_run_goes_on_at_the_next_cell(tmp_path):
@@ -130,13 +130,13 @@ def test_parts_share_the_work(tmp_path):
 def test_check_names_what_comes_out_otherwise(tmp_path):
     run(Fake(), tmp_path)
     cell = Cell("a", "y", 1)
-    assert check_cell(Fake(), cell, "cpu", workshop(tmp_path), tmp_path) == []
-    assert check_cell(Fake(offset=1.0), cell, "cpu", workshop(tmp_path), tmp_path) == [
+    assert check_cell(Fake(), cell, "cpu", cache(tmp_path), tmp_path) == []
+    assert check_cell(Fake(offset=1.0), cell, "cpu", cache(tmp_path), tmp_path) == [
         "value: kept 3, now 4",
         "other: kept 6, now 8",
     ]
     with pytest.raises(FileNotFoundError, match="no such cell"):
-        check_cell(Fake(), Cell("a", "y", 7), "cpu", workshop(tmp_path), tmp_path)
+        check_cell(Fake(), Cell("a", "y", 7), "cpu", cache(tmp_path), tmp_path)
 
 
 def test_a_record_of_another_format_is_refused(tmp_path):
@@ -155,7 +155,7 @@ def test_a_record_of_another_format_is_refused(tmp_path):
         path.write_text(wrong)
         for read in (
             lambda: read_cells(tmp_path, Fake(), "cpu"),
-            lambda: check_cell(Fake(), Cell("a", "x", 0), "cpu", workshop(tmp_path), tmp_path),
+            lambda: check_cell(Fake(), Cell("a", "x", 0), "cpu", cache(tmp_path), tmp_path),
         ):
             with pytest.raises(ValueError, match=message):
                 read()
@@ -242,10 +242,10 @@ def test_recipes_train_the_same_networks_from_the_same_seed(tmp_path):
     """Shared trainings: the second call loads the first one's network; another process makes the same one."""
     budget = Budget(data="digits", n_train=100, width=4, epochs=1)
     recipe = Recipe(layers="last", lambda_rec=0.1, activation="tanh").against("fgsm", 0.1)
-    shop = workshop(tmp_path)
+    shop = cache(tmp_path)
     train = shop.images("digits", "train").first(100)
     nets = [train_recipe(recipe, budget, 0, shop, train)[0] for _ in range(2)]
-    nets.append(train_recipe(recipe, budget, 0, workshop(tmp_path / "elsewhere"), train)[0])
+    nets.append(train_recipe(recipe, budget, 0, cache(tmp_path / "elsewhere"), train)[0])
     for other in nets[1:]:
         for a, b in zip(nets[0].parameters(), other.parameters(), strict=True):
             assert torch.equal(a, b)
@@ -341,7 +341,7 @@ def test_verdicts_expose_a_single_step_that_its_training_made_useless():
         for e, shares in {"0.1": (70, 70, 7, 6, 68), "0.3": (41, 82, 0, 0, 75)}.items()
         for attack, share in zip(("noise", "FGSM", "PGD clean start", "PGD", "transfer FGSM"), shares, strict=True)
     }
-    found = {test.name: test.verdict for test in judge(weak, (0.1, 0.3))}
+    found = {test.name: test.verdict for test in masking_tests(weak, (0.1, 0.3))}
     assert found["FGSM at least as strong as noise, eps 0.3"] == "violated"
     assert found["FGSM at least as strong as black-box transfer, eps 0.3"] == "violated"
     assert found["accuracy under FGSM falls as eps grows"] == "violated"
@@ -350,7 +350,7 @@ def test_verdicts_expose_a_single_step_that_its_training_made_useless():
 
 def test_black_box_successes_are_counted_per_example():
     white, black = torch.tensor([True, True, False, False]), torch.tensor([False, True, True, False])
-    test = white_and_black("w", ("white", white), ("black", black))
+    test = white_box_against_transfer("w", ("white", white), ("black", black))
     assert "1 of 4 fall to black alone (25.00%" in test.detail
     assert test.verdict == "holds"
 
@@ -358,7 +358,7 @@ def test_black_box_successes_are_counted_per_example():
 def test_the_cost_of_a_step_is_counted_by_hand():
     """A linear network: forward 2 D C, gradient of the weights as much again, no gradient of the input."""
     budget = Budget(data="digits", n_train=8, network="mlp", width=16)
-    train = Workshop(Path("unused")).images("digits", "train", 8)
+    train = TrainingCache(Path("unused")).images("digits", "train", 8)
     forward = 2 * (64 * 16 + 16 * 16 + 16 * 10)
     per_example = 2 * forward + 2 * (16 * 16 + 16 * 10)
     assert step_cost(Recipe(), budget, train) == 8 * per_example

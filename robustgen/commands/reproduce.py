@@ -10,7 +10,7 @@ from robustgen.experiments.catalogue import find
 from robustgen.experiments.experiment import check_scale
 from robustgen.experiments.results_page import draw_experiment
 from robustgen.experiments.runner import check_cell, run_experiment
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["check", "measure"]
 
@@ -37,7 +37,7 @@ def measure(
     run_experiment(
         experiment,
         scale,
-        _workshop(work, data_root, device, progress, say),
+        _cache(work, data_root, device, progress, say),
         out,
         seeds=seeds,
         only=None if cell is None else experiment.cell(cell),
@@ -63,15 +63,15 @@ def check(
     """Measure a kept cell again in a fresh ``work`` directory; returns what comes out otherwise."""
     check_scale(scale)
     experiment = find(name)
-    workshop = _workshop(work, data_root, device, progress, say)
-    return check_cell(experiment, experiment.cell(cell), scale, workshop, out)
+    cache = _cache(work, data_root, device, progress, say)
+    return check_cell(experiment, experiment.cell(cell), scale, cache, out)
 
 
-def _workshop(
+def _cache(
     work: Path, data_root: Path | None, device: str | None, progress: bool, say: Callable[[str], None]
-) -> Workshop:
+) -> TrainingCache:
     where = torch.device("cpu") if device is None else usable_device(device)
-    return Workshop(work, data_root, where, progress, say)
+    return TrainingCache(work, data_root, where, progress, say)
 
 
 def _part(text: str) -> tuple[int, int]:

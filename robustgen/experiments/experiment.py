@@ -12,7 +12,7 @@ from robustgen.checks import nearest
 from robustgen.training.collapse import COLLAPSED, is_at_chance
 
 if TYPE_CHECKING:
-    from robustgen.experiments.workshop import Workshop
+    from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = [
     "LAMB_2018",
@@ -168,7 +168,7 @@ class Experiment(ABC):
         """All that the cell's numbers depend on, JSON-able; a kept cell with other settings is measured anew."""
 
     @abstractmethod
-    def measure(self, cell: Cell, scale: str, workshop: "Workshop") -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: "TrainingCache") -> Measurement:
         """Train, attack, score: whatever the cell needs."""
 
     def describe(self, scale: str) -> str:

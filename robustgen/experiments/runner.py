@@ -1,17 +1,17 @@
 """Measures the cells of an experiment, each into a file of its own, and sums them up."""
 
+import functools
 import json
 import math
 import statistics
 import subprocess
 import time
 from collections.abc import Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from robustgen.experiments.experiment import Cell, Experiment, Measurement, check_scale
-from robustgen.experiments.workshop import SCHEDULE, Workshop
+from robustgen.experiments.training_cache import SCHEDULE, TrainingCache
 from robustgen.files import environment, read_json, write_json
 from robustgen.locks import alone
 from robustgen.structure import check_structure
@@ -53,7 +53,7 @@ def cell_path(out: Path, experiment: Experiment, scale: str, cell: Cell) -> Path
 
 
 def measure_cell(
-    experiment: Experiment, cell: Cell, scale: str, workshop: Workshop, command: str | None = None
+    experiment: Experiment, cell: Cell, scale: str, cache: TrainingCache, command: str | None = None
 ) -> dict[str, Any]:
     """Measure one cell; its record, as it is written (cell.schema.json).
 
@@ -61,7 +61,7 @@ def measure_cell(
         ValueError: a number that is NaN or Inf.
     """
     started, commit = time.monotonic(), current_commit()  # before: somebody may commit meanwhile
-    found: Measurement = experiment.measure(cell, scale, workshop)
+    found: Measurement = experiment.measure(cell, scale, cache)
     for name, number in {"value": found.value, **{k: v["value"] for k, v in found.numbers.items()}}.items():
         if not math.isfinite(number):
             raise ValueError(f"{experiment.name} {cell.name}: {name} is {number}")
@@ -126,7 +126,7 @@ def _most_seeds(out: Path, experiment: Experiment, scale: str) -> int:
 def run_experiment(
     experiment: Experiment,
     scale: str,
-    workshop: Workshop,
+    cache: TrainingCache,
     out: Path,
     *,
     seeds: int | None = None,
@@ -155,7 +155,7 @@ def run_experiment(
         if cell.name in kept:
             say(f"{where}: kept, {kept[cell.name]['value']:.{experiment.digits}f}")
             continue
-        record = measure_cell(experiment, cell, scale, workshop, command)
+        record = measure_cell(experiment, cell, scale, cache, command)
         write_json(cell_path(out, experiment, scale, cell), record)
         _write_summary(experiment, scale, out)
         say(f"{where}: {record['value']:.{experiment.digits}f} ({record['wall_seconds']:.0f} s)")
@@ -239,7 +239,7 @@ def _distinct(items: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def check_cell(
-    experiment: Experiment, cell: Cell, scale: str, workshop: Workshop, out: Path, tolerance: float = 1e-6
+    experiment: Experiment, cell: Cell, scale: str, cache: TrainingCache, out: Path, tolerance: float = 1e-6
 ) -> list[str]:
     """Measure a kept cell again, from nothing, and name every number that comes out otherwise.
 
@@ -249,7 +249,7 @@ def check_cell(
         FileNotFoundError: the cell is not kept.
     """
     kept = read_cell(cell_path(out, experiment, scale, cell), cell)
-    again = measure_cell(experiment, cell, scale, workshop)
+    again = measure_cell(experiment, cell, scale, cache)
     numbers = [("value", kept["value"], again["value"])]
     for name in dict.fromkeys([*kept["numbers"], *again["numbers"]]):
         pair = (found["numbers"].get(name, {}).get("value", float("nan")) for found in (kept, again))
@@ -271,7 +271,7 @@ def _as_json(value: Any) -> Any:
     return json.loads(json.dumps(value, allow_nan=False))
 
 
-@cache
+@functools.cache
 def current_commit() -> str:
     """The commit that this code is at, "-changed" where files of the package differ from it.
 

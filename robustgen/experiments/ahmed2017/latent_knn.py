@@ -9,9 +9,9 @@ from torch import Tensor
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017
 from robustgen.experiments.ahmed2017.likelihoods import BUDGETS, trained_on
 from robustgen.experiments.ahmed2017.recipes import MNIST, Recipe
-from robustgen.experiments.ahmed2017.trained import described
+from robustgen.experiments.ahmed2017.trained_models import described
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row, counted
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EXPERIMENT", "neighbour_errors"]
 
@@ -71,13 +71,13 @@ class _Table(Experiment):
         data = {"data": b.data, "n_train": b.n_train, "n_test": b.n_test, "drawn": bool(b.n_test)}
         return data | {"neighbours": NEIGHBOURS, "recipes": recipes}
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
-        trained, test = trained_on(BUDGETS[scale], self._recipes(cell, scale), workshop, cell.seed)
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
+        trained, test = trained_on(BUDGETS[scale], self._recipes(cell, scale), cache, cell.seed)
         model: Any = trained.model(cell.row)
         with torch.no_grad():
             known, asked = (
                 (torch.cat([model.latents(x) for x in images.split(500)]), labels)
-                for images, labels in map(workshop.put, (trained.train, test))
+                for images, labels in map(cache.put, (trained.train, test))
             )
         errors = neighbour_errors(known, asked, NEIGHBOURS)
         numbers = counted({f"error of {k} nearest, %": error for k, error in errors.items()}, len(test))

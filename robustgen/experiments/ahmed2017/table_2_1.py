@@ -5,9 +5,9 @@ from typing import Any
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017
 from robustgen.experiments.ahmed2017.likelihoods import BUDGETS, measured, trained_on
 from robustgen.experiments.ahmed2017.recipes import MNIST
-from robustgen.experiments.ahmed2017.trained import described
+from robustgen.experiments.ahmed2017.trained_models import described
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EXPERIMENT"]
 
@@ -68,11 +68,11 @@ class _Table(Experiment):
     def _weighted(self, cell: Cell) -> bool:
         return cell.column == "nll" and self.row(cell.row).columns == _LATENT
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
-        trained, test = trained_on(BUDGETS[scale], MNIST[scale], workshop, cell.seed)
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
+        trained, test = trained_on(BUDGETS[scale], MNIST[scale], cache, cell.seed)
         model = trained.model(cell.row)
         k, n = IMPORTANCE[scale] if self._weighted(cell) else (0, len(test))
-        value, numbers = measured(model, workshop.put(test)[0][:n], k)
+        value, numbers = measured(model, cache.put(test)[0][:n], k)
         return Measurement(value=value, numbers=numbers, history=trained.history)
 
 

@@ -4,7 +4,7 @@ from typing import Any
 
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EXPERIMENT"]
 
@@ -30,7 +30,7 @@ class _Table(Experiment):
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
         raise NotImplementedError(_IMAGENET)
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         raise NotImplementedError(_IMAGENET)
 
 

@@ -26,10 +26,10 @@ from robustgen.experiments.experiment import (
     accuracies,
     epochs_of,
 )
-from robustgen.experiments.lamb2018.battery import white_and_black
+from robustgen.experiments.lamb2018.attack_suite import white_box_against_transfer
 from robustgen.experiments.lamb2018.classifier_table import MNIST, SURROGATE, surrogate
 from robustgen.experiments.lamb2018.recipes import FORTIFIED, Recipe, example_sets, train_recipe
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.networks import mlp
 
 __all__ = ["EXPERIMENT"]
@@ -108,18 +108,18 @@ class _BlackBox(Experiment):
             "attack": FGSM(eps=EPS).describe(),
         }
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         budget = MNIST[scale]
-        train, test = example_sets(budget, workshop)
-        net, history = train_recipe(self.recipe(cell), budget, cell.seed, workshop, train)
-        x, y = workshop.put(test)
+        train, test = example_sets(budget, cache)
+        net, history = train_recipe(self.recipe(cell), budget, cell.seed, cache, train)
+        x, y = cache.put(test)
         seen = min(SEEN, len(x) // 3)
 
         def substitute_network() -> nn.Module:
             return mlp(x[0].numel(), UNITS, train.n_classes)
 
         found = train_substitute(net, x[:seen], network=substitute_network, seed=cell.seed, **SUBSTITUTE)
-        trained = surrogate(budget, cell.seed, workshop, train)
+        trained = surrogate(budget, cell.seed, cache, train)
         fgsm = FGSM(eps=EPS)
         jobs = {
             "clean": Job(NoAttack(), len(x) - seen),
@@ -135,7 +135,9 @@ class _BlackBox(Experiment):
             value=numbers["substitute FGSM"]["value"],
             numbers=numbers,
             verdicts=[
-                white_and_black(f"white-box FGSM at least as strong as {k}", white, (k, standing[k])).to_dict()
+                white_box_against_transfer(
+                    f"white-box FGSM at least as strong as {k}", white, (k, standing[k])
+                ).to_dict()
                 for k in ("substitute FGSM", "transfer FGSM")
             ],
             history=epochs_of(history),

@@ -4,10 +4,10 @@ from collections.abc import Mapping
 
 from scipy.stats import spearmanr
 
-from robustgen.experiments.ahmed2017.contenders import CONTENDERS
+from robustgen.experiments.ahmed2017.compared_detectors import DETECTORS
 from robustgen.experiments.experiment import Kept
 
-__all__ = ["published_correlation", "sign_of"]
+__all__ = ["correlations_by_sign", "published_correlation"]
 
 Published = Mapping[str, Mapping[str, float]]  # column -> row -> number
 
@@ -15,10 +15,10 @@ Published = Mapping[str, Mapping[str, float]]  # column -> row -> number
 def published_correlation(published: Published, a: str, b: str) -> str:
     """A line about two published columns."""
     correlation = _correlation([(value, published[b][row]) for row, value in published[a].items()])
-    return f"- published, {CONTENDERS[a].title} and {CONTENDERS[b].title}: {correlation:+.2f}"
+    return f"- published, {DETECTORS[a].title} and {DETECTORS[b].title}: {correlation:+.2f}"
 
 
-def sign_of(kept: Kept, published: Published, ours: str, theirs: str) -> list[str]:
+def correlations_by_sign(kept: Kept, published: Published, ours: str, theirs: str) -> list[str]:
     """A line about one of our columns and a published one; none below three common rows."""
     cells = {r["row"]: r["numbers"] for r in kept.values() if r["column"] == ours and r["seed"] == 0}
     rows = [row for row in published[theirs] if row in cells]
@@ -30,7 +30,7 @@ def sign_of(kept: Kept, published: Published, ours: str, theirs: str) -> list[st
     )
     few = " (too few to decide)" if len(rows) < 6 else ""
     return [
-        f"- our {CONTENDERS[ours].title} and the published {CONTENDERS[theirs].title}, {len(rows)} classes: "
+        f"- our {DETECTORS[ours].title} and the published {DETECTORS[theirs].title}, {len(rows)} classes: "
         f"{as_is:+.2f} as it is, {other:+.2f} with the other sign{few}"
     ]
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from robustgen.data import ArrayDataset
 from robustgen.evaluation import anomalous_class
-from robustgen.experiments.ahmed2017.contenders import CONTENDERS
+from robustgen.experiments.ahmed2017.compared_detectors import DETECTORS
 from robustgen.experiments.ahmed2017.heldout_table import (
     A_FIFTH,
     CALIBRATION,
@@ -20,7 +20,7 @@ from robustgen.experiments.ahmed2017.heldout_table import (
 )
 from robustgen.experiments.ahmed2017.recipes import MNIST
 from robustgen.experiments.experiment import Cell, Column, Kept, KeptOf, Row
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EXPERIMENT"]
 
@@ -63,7 +63,7 @@ class _Table(HeldoutTable):
         Row(key=digit, title=f"digit {digit}", published=dict(zip(_QUOTED, numbers, strict=True)), columns=_OURS)
         for digit, numbers in _PUBLISHED.items()
     )
-    columns = (*(Column(k, t) for k, t in _QUOTED.items()), *(Column(k, CONTENDERS[k].title) for k in _OURS))
+    columns = (*(Column(k, t) for k, t in _QUOTED.items()), *(Column(k, DETECTORS[k].title) for k in _OURS))
     budgets = BUDGETS
     recipes = MNIST
     notes = (
@@ -75,11 +75,11 @@ class _Table(HeldoutTable):
 
     def remarks(self, kept: Kept, kept_of: KeptOf) -> str:
         means = means_over_rows(kept, A_FIFTH, len(_PUBLISHED))
-        shown = ", ".join(f"{CONTENDERS[key].title} {mean:.1f}" for key, mean in means.items())
+        shown = ", ".join(f"{DETECTORS[key].title} {mean:.1f}" for key, mean in means.items())
         return f"Means with a fifth of the anomalies: {shown or 'not all measured'}."
 
-    def judge(
-        self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, workshop: Workshop
+    def evaluate(
+        self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, cache: TrainingCache
     ) -> dict[str, Any]:
         return anomalous_class(make, train, test, anomaly=cell.row, seed=cell.seed, fpr=FPR, calibration=CALIBRATION)
 

@@ -11,11 +11,11 @@ from typing import Any
 from robustgen.data import ArrayDataset, heldout_classes, split
 from robustgen.evaluation import heldout_class
 from robustgen.experiments.ahmed2017 import table_4_1
-from robustgen.experiments.ahmed2017.contenders import CONTENDERS, NOT_GENERATIVE, VARIANTS
+from robustgen.experiments.ahmed2017.compared_detectors import DETECTORS, NOT_GENERATIVE, VARIANTS
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, CALIBRATION, FPR, Budget, HeldoutTable, Make
 from robustgen.experiments.ahmed2017.recipes import MNIST
 from robustgen.experiments.experiment import Cell, Column, Kept, KeptOf, Row
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EXPERIMENT", "chosen", "second"]
 
@@ -51,7 +51,7 @@ class _Table(HeldoutTable):
     metric = "AUPR in percent (average precision) of the second digit in held-back training images"
     protocol = "second class held out of the training images"
     rows = tuple(Row(key=str(digit), title=f"for digit {digit}") for digit in range(10))
-    columns = tuple(Column(key, CONTENDERS[key].title) for key in CANDIDATES)
+    columns = tuple(Column(key, DETECTORS[key].title) for key in CANDIDATES)
     budgets = BUDGETS
     recipes = MNIST
     levels = ("prevalence",)
@@ -72,14 +72,14 @@ class _Table(HeldoutTable):
         held = {"heldout": [int(cell.row), second(int(cell.row))], "validation": VALIDATION}
         return super().settings(cell, scale) | held
 
-    def data(self, cell: Cell, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
+    def data(self, cell: Cell, scale: str, cache: TrainingCache) -> tuple[ArrayDataset, ArrayDataset]:
         b = self.budgets[scale]
-        images = workshop.images(b.data, "train", b.n_train)
+        images = cache.images(b.data, "train", b.n_train)
         train, stand_in = split(images, (1 - VALIDATION, VALIDATION), cell.seed)  # before: alike for both digits
         return heldout_classes(train, [cell.row])[0], heldout_classes(stand_in, [cell.row])[0]
 
-    def judge(
-        self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, workshop: Workshop
+    def evaluate(
+        self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, cache: TrainingCache
     ) -> dict[str, Any]:
         return heldout_class(
             make, train, test, heldout=str(second(int(cell.row))), seed=cell.seed, fpr=FPR, calibration=CALIBRATION
@@ -90,10 +90,10 @@ class _Table(HeldoutTable):
         lines = []
         for rule, judges in RULES.items():
             for labels, who in ((False, "without labels"), (True, "with the labels of the trained digits")):
-                best = chosen(kept, [key for key in CANDIDATES if labels or not CONTENDERS[key].labels], judges)
+                best = chosen(kept, [key for key in CANDIDATES if labels or not DETECTORS[key].labels], judges)
                 for key in sorted(dict.fromkeys(best.values()), key=list(best.values()).count, reverse=True):
                     digits = ", ".join(digit for digit in best if best[digit] == key)
-                    lines.append(f"- {rule}, {who}, for {digits}: {CONTENDERS[key].title}")
+                    lines.append(f"- {rule}, {who}, for {digits}: {DETECTORS[key].title}")
                 if best and all((digit, key) in tested for digit, key in best.items()):
                     values = [tested[digit, key] for digit, key in best.items()]
                     mean, median = statistics.mean(values), statistics.median(values)

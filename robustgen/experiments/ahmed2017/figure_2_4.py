@@ -6,9 +6,9 @@ from typing import Any
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017
 from robustgen.experiments.ahmed2017.likelihoods import BUDGETS, measured, trained_on
 from robustgen.experiments.ahmed2017.recipes import MNIST, Recipe
-from robustgen.experiments.ahmed2017.trained import described
+from robustgen.experiments.ahmed2017.trained_models import described
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EXPERIMENT"]
 
@@ -51,9 +51,9 @@ class _Figure(Experiment):
         b, recipes = BUDGETS[scale], described(self._recipes(cell, scale), (cell.column,))
         return {"data": b.data, "n_train": b.n_train, "n_test": b.n_test, "recipes": recipes}
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
-        trained, test = trained_on(BUDGETS[scale], self._recipes(cell, scale), workshop, cell.seed)
-        value, numbers = measured(trained.model(cell.column), workshop.put(test)[0])
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
+        trained, test = trained_on(BUDGETS[scale], self._recipes(cell, scale), cache, cell.seed)
+        value, numbers = measured(trained.model(cell.column), cache.put(test)[0])
         return Measurement(value=value, numbers=numbers, history=trained.history)
 
 

@@ -8,13 +8,13 @@ from torch import nn
 
 from robustgen import detectors
 from robustgen.detectors import Detector
-from robustgen.experiments.ahmed2017.trained import Trained, with_defaults
+from robustgen.experiments.ahmed2017.trained_models import TrainedModels, with_defaults
 
-__all__ = ["CONTENDERS", "NOT_GENERATIVE", "VARIANTS", "Contender", "contender"]
+__all__ = ["DETECTORS", "NOT_GENERATIVE", "VARIANTS", "ComparedDetector", "compared_detector"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Contender:
+class ComparedDetector:
     """A detector and its models.
 
     Attributes:
@@ -42,7 +42,7 @@ class Contender:
         described = {name: value for name, value in asdict(self).items() if name != "title"}
         return described | {"options": kept, "fresh": kind.fit_on_fresh}
 
-    def make(self, trained: Trained) -> Detector:
+    def make(self, trained: TrainedModels) -> Detector:
         """The fitted detector, on models trained now or before."""
         kind = getattr(detectors, self.detector)
         models = [trained.model(name) for name in self.models]
@@ -52,95 +52,97 @@ class Contender:
         return detector.fit(trained.validation if detector.fit_on_fresh else seen)
 
 
-def _likelihood(title: str, model: str) -> Contender:
-    return Contender(title=title, detector="Likelihood", models=(model,))
+def _likelihood(title: str, model: str) -> ComparedDetector:
+    return ComparedDetector(title=title, detector="Likelihood", models=(model,))
 
 
-CONTENDERS: dict[str, Contender] = {
+DETECTORS: dict[str, ComparedDetector] = {
     "vae": _likelihood("VAE", "vae"),
     "vae-of-all": _likelihood("VAE, of all training images of the set", "vae"),
     "pixelcnn": _likelihood("PixelCNN", "pixelcnn"),
     "pixelvae": _likelihood("PixelVAE", "pixelvae"),
-    "dcgan": Contender(title="DCGAN", detector="Discriminator", models=("dcgan",)),
+    "dcgan": ComparedDetector(title="DCGAN", detector="Discriminator", models=("dcgan",)),
     "iaf-vae": _likelihood("IAF-VAE", "iaf-vae"),
     "pixelcnn++": _likelihood("PixelCNN++", "pixelcnn++"),
-    "wgan-gp": Contender(title="WGAN-GP critic", detector="Discriminator", models=("wgan-gp",)),
+    "wgan-gp": ComparedDetector(title="WGAN-GP critic", detector="Discriminator", models=("wgan-gp",)),
     "ebm": _likelihood("EBM, Langevin", "ebm"),
     "ebm-dsm": _likelihood("EBM, score matching", "ebm-dsm"),
-    "vae-iw": Contender(
+    "vae-iw": ComparedDetector(
         title="VAE, 100 importance samples",
         detector="Likelihood",
         models=("vae",),
         options={"importance_samples": 100},
         n_test=1000,
     ),
-    "vae-draws": Contender(
+    "vae-draws": ComparedDetector(
         title="VAE, mean over 10 binary draws", detector="Likelihood", models=("vae",), options={"draws": 10}
     ),
-    "vae-reconstruction": Contender(title="VAE, squared error", detector="AutoencoderReconstruction", models=("vae",)),
-    "vae-regret": Contender(
+    "vae-reconstruction": ComparedDetector(
+        title="VAE, squared error", detector="AutoencoderReconstruction", models=("vae",)
+    ),
+    "vae-regret": ComparedDetector(
         title="VAE, likelihood regret",
         detector="LikelihoodRegret",
         models=("vae",),
         options={"steps": 50},
         n_test=1000,
     ),
-    "vae-typicality": Contender(title="VAE, typicality", detector="Typicality", models=("vae",)),
-    "vae-complexity": Contender(title="VAE, input complexity", detector="InputComplexity", models=("vae",)),
-    "vae-dose": Contender(title="VAE, DoSE", detector="DensityOfStates", models=("vae",)),
-    "pixelcnn-ratio": Contender(
+    "vae-typicality": ComparedDetector(title="VAE, typicality", detector="Typicality", models=("vae",)),
+    "vae-complexity": ComparedDetector(title="VAE, input complexity", detector="InputComplexity", models=("vae",)),
+    "vae-dose": ComparedDetector(title="VAE, DoSE", detector="DensityOfStates", models=("vae",)),
+    "pixelcnn-ratio": ComparedDetector(
         title="PixelCNN, likelihood ratio", detector="LikelihoodRatio", models=("pixelcnn", "pixelcnn-background")
     ),
-    "pixelcnn-complexity": Contender(
+    "pixelcnn-complexity": ComparedDetector(
         title="PixelCNN, input complexity", detector="InputComplexity", models=("pixelcnn",)
     ),
-    "pixelcnn-typicality": Contender(title="PixelCNN, typicality", detector="Typicality", models=("pixelcnn",)),
-    "pixelcnn-waic": Contender(
+    "pixelcnn-typicality": ComparedDetector(title="PixelCNN, typicality", detector="Typicality", models=("pixelcnn",)),
+    "pixelcnn-waic": ComparedDetector(
         title="PixelCNN, WAIC of three epochs", detector="WAIC", models=("pixelcnn@1", "pixelcnn@2", "pixelcnn@3")
     ),
-    "compressed-size": Contender(title="compressed size alone", detector="CompressedSize"),
-    "brightness": Contender(title="mean brightness alone", detector="MeanBrightness"),
-    "pca": Contender(title="PCA residual", detector="PCAResidual", options={"components": 64}),
-    "nearest": Contender(title="nearest training image", detector="NearestNeighbour"),
-    "nearest-of-all": Contender(title="nearest of all training images of the set", detector="NearestNeighbour"),
-    "distortion": Contender(title="nearest after distortion", detector="ImageDistortion"),
-    "contrastive": Contender(
+    "compressed-size": ComparedDetector(title="compressed size alone", detector="CompressedSize"),
+    "brightness": ComparedDetector(title="mean brightness alone", detector="MeanBrightness"),
+    "pca": ComparedDetector(title="PCA residual", detector="PCAResidual", options={"components": 64}),
+    "nearest": ComparedDetector(title="nearest training image", detector="NearestNeighbour"),
+    "nearest-of-all": ComparedDetector(title="nearest of all training images of the set", detector="NearestNeighbour"),
+    "distortion": ComparedDetector(title="nearest after distortion", detector="ImageDistortion"),
+    "contrastive": ComparedDetector(
         title="contrastive, 20th nearest feature",
         detector="KNearestFeatures",
         models=("contrastive",),
         options={"k": 20},
     ),
-    "contrastive-distortion": Contender(
+    "contrastive-distortion": ComparedDetector(
         title="contrastive features times distortion, 20th nearest",
         detector="FeaturesTimesDistortion",
         models=("contrastive",),
         options={"k": 20},
     ),
-    "energy": Contender(title="classifier, energy", detector="Energy", models=("classifier",), labels=True),
-    "max-softmax": Contender(
+    "energy": ComparedDetector(title="classifier, energy", detector="Energy", models=("classifier",), labels=True),
+    "max-softmax": ComparedDetector(
         title="classifier, max softmax", detector="MaxSoftmax", models=("classifier",), labels=True
     ),
-    "mahalanobis": Contender(
+    "mahalanobis": ComparedDetector(
         title="classifier, Mahalanobis", detector="Mahalanobis", models=("classifier",), labels=True
     ),
-    "k-nearest-features": Contender(
+    "k-nearest-features": ComparedDetector(
         title="classifier, 10th nearest feature",
         detector="KNearestFeatures",
         models=("classifier",),
         options={"k": 10},
         labels=True,
     ),
-    "deformed-energy": Contender(
+    "deformed-energy": ComparedDetector(
         title="classifier of deformed images, energy", detector="Energy", models=("deformed",), labels=True
     ),
-    "deformed-k-nearest": Contender(
+    "deformed-k-nearest": ComparedDetector(
         title="classifier of deformed images, 5th nearest feature",
         detector="KNearestFeatures",
         models=("deformed",),
         options={"k": 5},
         labels=True,
     ),
-    "deformed-distortion": Contender(
+    "deformed-distortion": ComparedDetector(
         title="classifier of deformed images, features times distortion, 20th nearest",
         detector="FeaturesTimesDistortion",
         models=("deformed",),
@@ -151,7 +153,7 @@ CONTENDERS: dict[str, Contender] = {
 
 # Tried in the selection besides: key, what it varies, options, title.
 VARIANTS = {
-    key: replace(CONTENDERS[base], title=title, options=options)
+    key: replace(DETECTORS[base], title=title, options=options)
     for key, base, options, title in (
         ("distortion-k1", "distortion", {"k": 1}, "nearest after distortion, of 1 neighbour"),
         ("distortion-k10", "distortion", {"k": 10}, "nearest after distortion, of 10 neighbours"),
@@ -172,7 +174,7 @@ VARIANTS = {
         ),
     )
 }
-CONTENDERS |= VARIANTS
+DETECTORS |= VARIANTS
 
 # What generative models are compared with: plain baselines, learned features, classifiers.
 NOT_GENERATIVE = (
@@ -199,7 +201,7 @@ _SMOKE: dict[str, dict[str, Any]] = {
 }
 
 
-def contender(key: str, scale: str) -> Contender:
-    """The contender called ``key``; at scale "smoke", on images of 64 pixels, with smaller options."""
-    found = CONTENDERS[key]
+def compared_detector(key: str, scale: str) -> ComparedDetector:
+    """The detector called ``key``; at scale "smoke", on images of 64 pixels, with smaller options."""
+    found = DETECTORS[key]
     return replace(found, options=_SMOKE.get(key, found.options)) if scale == "smoke" else found

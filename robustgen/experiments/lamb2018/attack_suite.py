@@ -19,13 +19,13 @@ from robustgen.evaluation.masking import MaskingTest, at_most, monotone, paired,
 from robustgen.evaluation.robustness import NoAttack
 from robustgen.experiments.lamb2018.recipes import Budget
 
-__all__ = ["judge", "record_battery", "run_battery", "white_and_black"]
+__all__ = ["describe_attack_suite", "masking_tests", "run_attack_suite", "white_box_against_transfer"]
 
 CHUNK = 500
 DRAWS = 8  # of a stochastic network that a gradient averages
 
 
-def run_battery(
+def run_attack_suite(
     net: nn.Module,
     x: Tensor,
     y: Tensor,
@@ -48,7 +48,7 @@ def run_battery(
     return {name: ~result.success for name, result in done.items()}
 
 
-def record_battery(eps: Sequence[float], budget: Budget, stochastic: bool = False) -> dict[str, Any]:
+def describe_attack_suite(eps: Sequence[float], budget: Budget, stochastic: bool = False) -> dict[str, Any]:
     """Every attack with all its settings and on how many images (0: all), JSON-able."""
     jobs = _jobs(eps, budget, 0, stochastic, None)
     return {name: [job.attack.describe(), job.n] for name, job in jobs.items()}
@@ -75,7 +75,7 @@ def _jobs(
     return jobs
 
 
-def judge(standing: dict[str, Tensor], eps: Sequence[float]) -> list[MaskingTest]:
+def masking_tests(standing: dict[str, Tensor], eps: Sequence[float]) -> list[MaskingTest]:
     """Whether each white-box attack does at least what weaker ones do, and falls with eps, on this one network."""
     tests = []
     kinds = {"FGSM": ["FGSM"], "PGD": ["PGD clean start", "PGD"]}
@@ -86,7 +86,7 @@ def judge(standing: dict[str, Tensor], eps: Sequence[float]) -> list[MaskingTest
             noise, transfer, fgsm = (standing[f"{k} {e:g}"][:n] for k in ("noise", "transfer FGSM", "FGSM"))
             tests.append(at_most(f"{kind} at least as strong as noise, {where}", (kind, left[e]), ("noise", noise)))
             title = f"{kind} at least as strong as black-box transfer, {where}"
-            tests.append(white_and_black(title, (kind, left[e]), ("transfer", transfer)))
+            tests.append(white_box_against_transfer(title, (kind, left[e]), ("transfer", transfer)))
             if kind == "PGD":
                 tests.append(at_most(f"PGD at least as strong as FGSM, {where}", ("PGD", left[e]), ("FGSM", fgsm)))
         n = min(map(len, left.values()))
@@ -96,7 +96,7 @@ def judge(standing: dict[str, Tensor], eps: Sequence[float]) -> list[MaskingTest
     return tests
 
 
-def white_and_black(name: str, white: tuple[str, Tensor], black: tuple[str, Tensor]) -> MaskingTest:
+def white_box_against_transfer(name: str, white: tuple[str, Tensor], black: tuple[str, Tensor]) -> MaskingTest:
     """White-box at least as strong as black-box, with the count of examples on which it is not.
 
     Args:

@@ -14,11 +14,11 @@ from robustgen.counter_rng import derive_seed
 from robustgen.data import ArrayDataset, split
 from robustgen.detectors import mutate
 from robustgen.experiments.ahmed2017.recipes import Recipe
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.fingerprint import fingerprint
 from robustgen.training import ClassifierObjective, ContrastiveObjective, Deformations, OnDeformed
 
-__all__ = ["Trained", "described", "with_defaults"]
+__all__ = ["TrainedModels", "described", "with_defaults"]
 
 VALIDATION = 0.1  # of the training images: loss curves, and detectors that have to be fitted on fresh images
 PROJECTION = 64  # dimensions in which contrastive features are compared in training
@@ -57,7 +57,7 @@ def with_defaults(build: Callable[..., Any], options: Mapping[str, Any]) -> dict
     return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(options)
 
 
-class Trained:
+class TrainedModels:
     """Models by the names of their recipes.
 
     Trainings are found again by what they depend on, pixels included, so that cells and tables share them.
@@ -68,8 +68,8 @@ class Trained:
         history: {"model: entry": one number an epoch}, of every training asked for.
     """
 
-    def __init__(self, workshop: Workshop, recipes: dict[str, Recipe], images: ArrayDataset, seed: int) -> None:
-        self.workshop, self.recipes, self.images, self.seed = workshop, recipes, images, seed
+    def __init__(self, cache: TrainingCache, recipes: dict[str, Recipe], images: ArrayDataset, seed: int) -> None:
+        self.cache, self.recipes, self.images, self.seed = cache, recipes, images, seed
         self.train, self.validation = split(images, (1 - VALIDATION, VALIDATION), seed, stratified=False)
         self.history: dict[str, list[float]] = {}
 
@@ -84,7 +84,7 @@ class Trained:
             torch.manual_seed(derive_seed(self.seed, 0))
             model = kind(tuple(self.train.x.shape[1:]), **self._options(recipe))
         train, val = (self._seen(part, recipe) for part in (self.train, self.validation))
-        history, where = self.workshop.fit_generative(
+        history, where = self.cache.fit_generative(
             self._settings(recipe, train),
             model,
             train,
@@ -98,7 +98,7 @@ class Trained:
         self._note(base, history)
         if not number:
             return model
-        return kind.load(where / f"epoch-{recipe.keep[int(number) - 1]}").to(self.workshop.device)
+        return kind.load(where / f"epoch-{recipe.keep[int(number) - 1]}").to(self.cache.device)
 
     def _options(self, recipe: Recipe) -> dict[str, Any]:
         options = dict(recipe.options)
@@ -114,7 +114,7 @@ class Trained:
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, 0))
             network = build(channels, outputs, (size[0], size[1]), **recipe.options)
-        history = self.workshop.train(
+        history = self.cache.train(
             self._settings(recipe, self.train) | {"lr": lr, "objective": objective.describe()},
             network,
             objective,

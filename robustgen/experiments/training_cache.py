@@ -1,4 +1,4 @@
-"""Where cells are made: data sets, and trained networks that several cells share and a killed run goes on with."""
+"""What cells are made of: data sets, and trained networks that cells share and a killed run goes on with."""
 
 import hashlib
 import json
@@ -21,7 +21,7 @@ from robustgen.locks import alone
 from robustgen.training import Trainer, load_checkpoint
 from robustgen.training.recipes import Recipe
 
-__all__ = ["SCHEDULE", "Workshop", "one_cycle", "shuffled"]
+__all__ = ["SCHEDULE", "TrainingCache", "one_cycle", "shuffled"]
 
 
 def one_cycle(progress: float, warm_up: float = 0.2) -> float:
@@ -40,7 +40,7 @@ SCHEDULE = {"optimizer": "Adam", "factors": [round(one_cycle(k / 8), 6) for k in
 
 
 @dataclass
-class Workshop:
+class TrainingCache:
     """Data and trained networks.
 
     Attributes:

@@ -5,9 +5,9 @@ from typing import Any
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017
 from robustgen.experiments.ahmed2017.likelihoods import BUDGETS, trained_on
 from robustgen.experiments.ahmed2017.recipes import MNIST
-from robustgen.experiments.ahmed2017.trained import described
+from robustgen.experiments.ahmed2017.trained_models import described
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EXPERIMENT"]
 
@@ -50,8 +50,8 @@ class _Table(Experiment):
         b = BUDGETS[scale]
         return {"data": b.data, "n_train": b.n_train, "recipes": described(MNIST[scale], (cell.row,))}
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
-        trained, _ = trained_on(BUDGETS[scale], MNIST[scale], workshop, cell.seed)
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
+        trained, _ = trained_on(BUDGETS[scale], MNIST[scale], cache, cell.seed)
         trained.model(cell.row)
         losses = trained.history[f"{cell.row}: val_loss"]
         return Measurement(value=losses[0 if cell.column == "first" else -1], numbers={}, history=trained.history)
