@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 SCALES = ("smoke", "cpu", "full")
-Kept: TypeAlias = Mapping[str, dict[str, Any]]  # cells by name, as runner.read_cells reads them
+Kept: TypeAlias = Mapping[str, dict[str, Any]]  # cells by name, as cells.read_cells reads them
 KeptOf: TypeAlias = "Callable[[Experiment], Kept]"
 LAMB_2018 = 'Lamb, "Generative Models: A Critical Review", 2018'
 
@@ -73,9 +73,9 @@ class Row:
     data: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Cell:
-    """One row, one column, one seed: what is measured at a time and kept in a file of its own."""
+    """One row, one column, one seed: what is measured at a time and kept in a line of its own."""
 
     row: str
     column: str
@@ -83,7 +83,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """As on the command line and in file names.
+        """As on the command line.
 
         >>> Cell("fortified", "fgsm-0.3", 2).name
         'fortified--fgsm-0.3--seed2'
@@ -201,18 +201,31 @@ class Experiment(ABC):
 
     def cells(self, seeds: int | None = None) -> list[Cell]:
         """All cells that are measured, seed by seed, so that a table that grows is whole for its first seeds."""
-        columns = [c.key for c in self.columns]
         return [
-            Cell(row.key, column, seed)
+            Cell(row, column, seed)
             for seed in range(self.seeds if seeds is None else seeds)
+            for row, column in self._places()
+        ]
+
+    def _places(self) -> list[tuple[str, str]]:
+        """Row and column of all that is measured."""
+        columns = tuple(c.key for c in self.columns)
+        return [
+            (row.key, column)
             for row in self.rows
             if not row.missing
             for column in (columns if row.columns is None else row.columns)
         ]
 
+    def sorted(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those of ``cells`` that the experiment has, of whatever seed, in the order of :meth:`cells`."""
+        order = {place: k for k, place in enumerate(self._places())}
+        own = [cell for cell in cells if (cell.row, cell.column) in order and cell.seed >= 0]
+        return sorted(own, key=lambda cell: (cell.seed, order[cell.row, cell.column]))
+
     def cell(self, name: str) -> Cell:
         """The cell called ``name``; ValueError where the experiment has none."""
         cell = Cell.parse(name)
-        if cell not in self.cells(cell.seed + 1):
+        if not self.sorted([cell]):
             raise ValueError(f"{self.name} has no cell {name!r}; one of its cells is {self.cells(1)[0].name!r}")
         return cell
