@@ -139,6 +139,8 @@ class Experiment(ABC):
     Attributes:
         name: "source/what", as on the command line and under results/.
         title: one line.
+        question: what the table asks, in plain words.
+        finding: what came out, with places for numbers of the cells, see :func:`robustgen.experiments.summary.fill`.
         source: title, author, year and place of the published numbers.
         metric: what ``value`` is, with its unit.
         rows, columns: of the table.
@@ -152,6 +154,8 @@ class Experiment(ABC):
 
     name: str
     title: str
+    question: str = ""
+    finding: str = ""
     source: str
     metric: str
     rows: tuple[Row, ...]
@@ -183,6 +187,15 @@ class Experiment(ABC):
         """
         return ""
 
+    def conclusion(self, kept: Kept, kept_of: KeptOf) -> str:
+        """What came out besides ``finding``, in a sentence, where that takes more than means of cells.
+
+        Args:
+            kept: with those that have collapsed.
+            kept_of: as for :meth:`remarks`.
+        """
+        return ""
+
     def has_collapsed(self, record: Mapping[str, Any]) -> bool:
         """Whether the network of a kept cell has learned nothing, by the losses of its last epoch of training."""
         last = {name: values[-1] for name, values in record["history"].items() if values}
@@ -207,15 +220,13 @@ class Experiment(ABC):
             for row, column in self._places()
         ]
 
+    def is_measured(self, row: Row, column: str) -> bool:
+        """Whether the row has a cell in this column, kept or due."""
+        return not row.missing and (row.columns is None or column in row.columns)
+
     def _places(self) -> list[tuple[str, str]]:
         """Row and column of all that is measured."""
-        columns = tuple(c.key for c in self.columns)
-        return [
-            (row.key, column)
-            for row in self.rows
-            if not row.missing
-            for column in (columns if row.columns is None else row.columns)
-        ]
+        return [(row.key, c.key) for row in self.rows for c in self.columns if self.is_measured(row, c.key)]
 
     def sorted(self, cells: Iterable[Cell]) -> list[Cell]:
         """Those of ``cells`` that the experiment has, of whatever seed, in the order of :meth:`cells`."""
@@ -227,5 +238,6 @@ class Experiment(ABC):
         """The cell called ``name``; ValueError where the experiment has none."""
         cell = Cell.parse(name)
         if not self.sorted([cell]):
-            raise ValueError(f"{self.name} has no cell {name!r}; one of its cells is {self.cells(1)[0].name!r}")
+            such = [f"; one of its cells is {cell.name!r}" for cell in self.cells(1)[:1]]
+            raise ValueError(f"{self.name} has no cell {name!r}{''.join(such)}")
         return cell

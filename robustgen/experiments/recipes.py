@@ -9,8 +9,19 @@ import torch
 
 from robustgen.data import split
 from robustgen.evaluation import evaluate_robustness
-from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row, counted, epochs_of
-from robustgen.experiments.runner import read_cells
+from robustgen.experiments.cells import read_cells
+from robustgen.experiments.experiment import (
+    Cell,
+    Column,
+    Experiment,
+    Kept,
+    KeptOf,
+    Measurement,
+    Row,
+    counted,
+    epochs_of,
+)
+from robustgen.experiments.summary import fill, summarise
 from robustgen.experiments.training_cache import TrainingCache
 from robustgen.training.recipes import RECIPES, Recipe
 
@@ -27,6 +38,7 @@ class RecipeTable(Experiment):
 
     name: str = "recipes/standard"
     title: str = "training recipes under the standard suite"
+    question: str = "How robust is the network that a training recipe gives, with no setting changed?"
     source: str = (
         "Published: networks of Wong et al., 2020, Madry et al., 2018, and Zhang et al., 2019, as Croce and Hein, "
         '"Reliable Evaluation of Adversarial Robustness", 2020, measured them'
@@ -77,6 +89,12 @@ class RecipeTable(Experiment):
         numbers = counted({name: 100 * share for name, share in standing.items()}, n)
         numbers |= counted({"core-minutes of training": core_seconds / 60}, len(train))
         return Measurement(value=numbers["standard"]["value"], numbers=numbers, history=epochs_of(history))
+
+    def conclusion(self, kept: Kept, kept_of: KeptOf) -> str:
+        groups = summarise(self, kept)
+        said = [fill(f"{name} {{{name}|standard}}", self, groups) for name, _ in groups]
+        left = [row.key for row in self.rows if (row.key, "standard") not in groups]
+        return f"{'; '.join(said)}." + (f" Not measured: {', '.join(left)}." if left else "")
 
     def describe(self, scale: str) -> str:
         return "All training images but a tenth; 1,000 test images, 500 of CIFAR-10" if scale != "smoke" else ""

@@ -5,7 +5,7 @@ mean over all other stand-ins. Nothing but training images is used: a fifth of t
 """
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from robustgen.data import ArrayDataset, heldout_classes, split
@@ -47,6 +47,7 @@ def second(digit: int) -> int:
 class _Table(HeldoutTable):
     name = "ahmed-2017/selection"
     title = "the choice of a detector, on digits that stand for the tested one"
+    question = "Which detector is chosen when the tested digit may not be looked at?"
     source = f"Not in {AHMED_2017}"
     metric = "AUPR in percent (average precision) of the second digit in held-back training images"
     protocol = "second class held out of the training images"
@@ -85,20 +86,32 @@ class _Table(HeldoutTable):
             make, train, test, heldout=str(second(int(cell.row))), seed=cell.seed, fpr=FPR, calibration=CALIBRATION
         )
 
+    def conclusion(self, kept: Kept, kept_of: KeptOf) -> str:
+        chosen = [
+            f"{rule}, {who}: {mean:.1f}" for rule, who, _, (mean, _) in _chosen(kept, kept_of) if mean is not None
+        ]
+        return f"Mean AUPR in Table 4.1 of what is chosen {'; '.join(chosen)}." if chosen else ""
+
     def remarks(self, kept: Kept, kept_of: KeptOf) -> str:
-        tested = {(r["row"], r["column"]): r["value"] for r in kept_of(table_4_1.EXPERIMENT).values() if r["seed"] == 0}
         lines = []
-        for rule, judges in RULES.items():
-            for labels, who in ((False, "without labels"), (True, "with the labels of the trained digits")):
-                best = chosen(kept, [key for key in CANDIDATES if labels or not DETECTORS[key].labels], judges)
-                for key in sorted(dict.fromkeys(best.values()), key=list(best.values()).count, reverse=True):
-                    digits = ", ".join(digit for digit in best if best[digit] == key)
-                    lines.append(f"- {rule}, {who}, for {digits}: {DETECTORS[key].title}")
-                if best and all((digit, key) in tested for digit, key in best.items()):
-                    values = [tested[digit, key] for digit, key in best.items()]
-                    mean, median = statistics.mean(values), statistics.median(values)
-                    lines.append(f"- {rule}, {who}, what was chosen in Table 4.1: mean {mean:.1f}, median {median:.1f}")
+        for rule, who, best, (mean, median) in _chosen(kept, kept_of):
+            for key in sorted(dict.fromkeys(best.values()), key=list(best.values()).count, reverse=True):
+                digits = ", ".join(digit for digit in best if best[digit] == key)
+                lines.append(f"- {rule}, {who}, for {digits}: {DETECTORS[key].title}")
+            if mean is not None:
+                lines.append(f"- {rule}, {who}, what was chosen in Table 4.1: mean {mean:.1f}, median {median:.1f}")
         return "\n".join(["Chosen:", "", *lines]) if lines else ""
+
+
+def _chosen(kept: Kept, kept_of: KeptOf) -> Iterator[tuple[str, str, dict[str, str], tuple[Any, Any]]]:
+    """By each rule, without and with labels: what is chosen for each digit; mean and median of it in Table 4.1."""
+    tested = {(r["row"], r["column"]): r["value"] for r in kept_of(table_4_1.EXPERIMENT).values() if r["seed"] == 0}
+    for rule, judges in RULES.items():
+        for labels, who in ((False, "without labels"), (True, "with the labels of the trained digits")):
+            best = chosen(kept, [key for key in CANDIDATES if labels or not DETECTORS[key].labels], judges)
+            values = [tested[digit, key] for digit, key in best.items() if (digit, key) in tested]
+            whole = bool(best) and len(values) == len(best)
+            yield rule, who, best, (statistics.mean(values), statistics.median(values)) if whole else (None, None)
 
 
 def _others(digit: int) -> list[int]:

@@ -42,6 +42,13 @@ BUDGETS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("", 20_000), "full
 class _Table(HeldoutTable):
     name = "ahmed-2017/far-ood"
     title = "Fashion-MNIST against MNIST, both ways"
+    question = "Which detector finds images of another data set, whichever of the two is the normal one?"
+    finding = (
+        "AUROC for Fashion-MNIST against MNIST, and the other way round: VAE {mnist|vae}, {fashion-mnist|vae}; "
+        "PixelCNN {mnist|pixelcnn}, {fashion-mnist|pixelcnn}; squared error of the VAE "
+        "{mnist|vae-reconstruction}, {fashion-mnist|vae-reconstruction}; nearest after distortion "
+        "{mnist|distortion}, {fashion-mnist|distortion}."
+    )
     source = f"Not in {AHMED_2017}"
     metric = "AUROC in percent, the other data set positive"
     value = "auroc"

@@ -18,6 +18,12 @@ LAYERS = (0, 1, 2, 4)
 class _Figure(Experiment):
     name = "ahmed-2017/figure-2.4"
     title = "PixelVAE and PixelCNN by the number of autoregressive layers"
+    question = "What do autoregressive layers in the decoder do to the likelihood of a VAE?"
+    finding = (
+        "Bound in nats, lower is better: {0-layers|pixelvae} without such layers, {1-layers|pixelvae} with one, "
+        "{2-layers|pixelvae} with two, {4-layers|pixelvae} with four; a Gated PixelCNN of four layers "
+        "{4-layers|pixelcnn}."
+    )
     source = f"{AHMED_2017}, Figure 2.4 (curves without printed numbers)"
     metric = "-log p(x) of test images in nats, a bound for PixelVAE; below, its reconstruction and KL"
     rows = tuple(

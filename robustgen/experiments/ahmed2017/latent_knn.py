@@ -45,6 +45,8 @@ def neighbour_errors(
 class _Table(Experiment):
     name = "ahmed-2017/latent-knn"
     title = "nearest neighbours in two latent dimensions"
+    question = "Do two latent dimensions of a PixelVAE tell the digits apart better than those of a VAE?"
+    finding = "Error in percent of 5 nearest neighbours: VAE {vae|error}, PixelVAE {pixelvae|error}."
     source = f"{AHMED_2017}, section 2.4.1"
     metric = f"error in percent of the {OF_THE_TABLE} nearest training latents on test images"
     rows = (

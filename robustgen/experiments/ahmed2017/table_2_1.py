@@ -20,6 +20,11 @@ _ELSEWHERE = "named by the source for comparison; not a model of this library"
 class _Table(Experiment):
     name = "ahmed-2017/table-2.1"
     title = "likelihood of binarised MNIST"
+    question = "How likely are test images of MNIST under each generative model?"
+    finding = (
+        "Nats, lower is better: VAE, a bound, {vae|bound}; IAF-VAE {iaf-vae|nll}; PixelCNN {pixelcnn-plain|nll}; "
+        "Gated PixelCNN {pixelcnn|nll}; Gated PixelVAE {pixelvae|nll}."
+    )
     source = f"{AHMED_2017}, Table 2.1"
     metric = "-log p(x) of test images in nats: exact or importance-weighted, and the bound (-ELBO)"
     rows = (

@@ -15,6 +15,8 @@ _ELSEWHERE = "named by the source for comparison; not a model of this library"
 class _Table(Experiment):
     name = "ahmed-2017/table-2.2"
     title = "likelihood of ImageNet at 64x64"
+    question = "How likely are images of ImageNet at 64x64 under each generative model?"
+    finding = "Bits a dimension: Gated PixelCNN {pixelcnn|val}, hierarchical PixelVAE {pixelvae|val}."
     source = f"{AHMED_2017}, Table 2.2"
     metric = "bits a dimension (the source prints no unit), validation and training"
     rows = (

@@ -56,6 +56,14 @@ BUDGETS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("mnist", 20_000), 
 class _Table(HeldoutTable):
     name = "ahmed-2017/table-4.1"
     title = "a digit of MNIST held out"
+    question = "Which detector finds the digit of MNIST that was left out of the training?"
+    finding = (
+        "Mean AUPR over the ten digits, and the worst digit: VAE {mean|vae}, {worst|vae}; DCGAN {mean|dcgan}, "
+        "{worst|dcgan}; nearest training image {mean|nearest}, {worst|nearest}; contrastive features times "
+        "distortion {mean|contrastive-distortion}, {worst|contrastive-distortion}; with labels, features of a "
+        "classifier of deformed images times distortion {mean|deformed-distortion}, {worst|deformed-distortion}. "
+        "Chance is 10."
+    )
     source = f"{AHMED_2017}, Table 4.1"
     rows = tuple(
         Row(key=digit, title=f"digit {digit}", published=dict(zip(_NAMES, numbers, strict=True)))

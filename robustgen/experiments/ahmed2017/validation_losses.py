@@ -33,6 +33,11 @@ _ROWS = {
 class _Table(Experiment):
     name = "ahmed-2017/trainings"
     title = "validation losses in training"
+    question = "Did the generative models finish their training?"
+    finding = (
+        "Validation loss in nats, first and last epoch: VAE {vae|first}, {vae|last}; Gated PixelCNN "
+        "{pixelcnn|first}, {pixelcnn|last}; PixelVAE {pixelvae|first}, {pixelvae|last}."
+    )
     source = f"Not in {AHMED_2017}"
     metric = "loss of the validation images after the epoch; -ELBO or -log p in nats where nothing else is said"
     rows = tuple(Row(key=key, title=title, note=note) for key, (title, note) in _ROWS.items())

@@ -58,6 +58,11 @@ class _Spheres(Experiment):
     name = "lamb-2018/adversarial-spheres"
     n_classes = 2
     title = "concentric spheres, attacks on and off the manifold"
+    question = "Does fortifying help against inputs that are attacked on the data manifold, or off it?"
+    finding = (
+        "Off the sphere: plain {plain|off}, adversarial training {adversarial|off}, fortified adversarial "
+        "training {fortified|off}. On the sphere: {plain|on}, {adversarial|on} and {fortified|on}."
+    )
     source = f"{LAMB_2018}, section 2.8.4 (no numbers), after Gilmer et al. 2018"
     metric = "accuracy under attack, %"
     columns = (

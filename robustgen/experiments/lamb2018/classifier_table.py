@@ -96,9 +96,12 @@ class ClassifierTable(Experiment):
         columns: tuple[AttackColumn, ...],
         eps: tuple[float, ...],
         scales: Mapping[str, Budget],
+        question: str,
+        finding: str,
         notes: tuple[str, ...] = (),
     ) -> None:
         self.name, self.title, self.rows, self.columns = name, title, rows, columns
+        self.question, self.finding = question, finding
         self.source = f"{LAMB_2018}, {place}"
         self.eps, self.scales, self.notes = eps, scales, notes
 

@@ -47,6 +47,12 @@ PAIRS = (
 class _Confirmation(Experiment):
     name = "lamb-2018/confirmation"
     title = "the best setting of the sweep on five fresh seeds, against adversarial training with the same compute"
+    question = "Is the best fortified network of the sweep more robust than adversarial training with the same compute?"
+    finding = (
+        "Under PGD: adversarial training {adversarial|pgd}, fortified {fortified|pgd}, adversarial training on "
+        "adversarial inputs alone {adversarial-only|pgd}. Without an attack: {adversarial|pgd|clean}, "
+        "{fortified|pgd|clean} and {adversarial-only|pgd|clean}."
+    )
     source = "no counterpart in the source, which reports one run of each"
     metric = f"accuracy under PGD with restarts at eps {EPS:g} on test images, %"
     columns = (Column("pgd", "PGD with restarts"),)

@@ -48,6 +48,13 @@ SCALES = {
 class _Figure(Experiment):
     name = "lamb-2018/figure-2.4"
     title = "reconstruction error under attack, by capacity and space"
+    question = "Do reconstruction errors rise under attack, and more in hidden layers than at the input?"
+    finding = (
+        "Error under FGSM over the clean one, autoencoders of 512 units fitted afterwards: input "
+        "{input-afterwards|512}, first hidden layer {hidden-1-afterwards|512}; under noise of the same norm "
+        "{input-afterwards|512|ratio, same-norm noise (FGSM)} and {hidden-1-afterwards|512|ratio, same-norm noise "
+        "(FGSM)}. First hidden layer trained jointly: {hidden-1-joint|512}."
+    )
     source = f"{LAMB_2018}, Figure 2.4"
     metric = f"mean reconstruction error under FGSM at eps {EPS:g} over the clean one"
     columns = tuple(Column(f"{k}", f"{k} units") for k in (2, 8, 32, 128, 512, 2048))

@@ -50,6 +50,11 @@ class _Recurrent(Experiment):
     name = "lamb-2018/recurrent-classifier"
     n_classes = 3
     title = "a recurrent classifier attacked in embedding space, and its detector"
+    question = "Do autoencoders on the states of a recurrent classifier detect attacks on its embeddings?"
+    finding = (
+        "LSTM: accuracy {lstm|linf|clean} clean, {lstm|linf} under PGD in Linf. AUROC of the detector against it "
+        "{lstm|linf|AUROC, PGD}, against PGD in L2 {lstm|l2|AUROC, PGD}; 0.5 is chance."
+    )
     source = "no counterpart in the source"
     metric = "accuracy under PGD in embedding space, %"
     columns = tuple(Column(key, f"{norm}, eps {eps:g}") for key, (norm, eps) in BALLS.items())

@@ -44,6 +44,11 @@ SEEN = 150  # test images that the attacker holds
 class _BlackBox(Experiment):
     name = "lamb-2018/table-2.6"
     title = "MNIST, black-box FGSM"
+    question = "How accurate are networks for MNIST when the attacker has only their answers and trains a substitute?"
+    finding = (
+        "Adversarial training {adversarial|black-box}, fortified {fortified|black-box}, thermometer inputs "
+        "{thermometer|black-box}."
+    )
     source = f"{LAMB_2018}, Table 2.6"
     metric = "accuracy under FGSM at eps 0.3 transferred from a substitute, %"
     columns = (Column(BLACK_BOX, "black-box FGSM"),)
