@@ -24,7 +24,7 @@ from robustgen.experiments.ahmed2017.compared_detectors import DETECTORS, compar
 from robustgen.experiments.ahmed2017.trained_models import NETWORKS, TrainedModels, described
 from robustgen.experiments.catalogue import find, table
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.results_page import draw_experiment
+from robustgen.experiments.pages import draw_experiment
 from robustgen.experiments.runner import run_experiment
 from robustgen.experiments.training_cache import TrainingCache
 
@@ -61,7 +61,7 @@ def test_what_is_not_measured_is_listed_with_its_reason(tmp_path):
     page = draw_experiment(table_2_2.EXPERIMENT, tmp_path)
     assert table_2_2.EXPERIMENT.cells(1) == []
     assert run_experiment(table_2_2.EXPERIMENT, "cpu", cache(tmp_path), tmp_path) == {}
-    assert not list(tmp_path.rglob("*.json"))
+    assert not list(tmp_path.rglob("*.jsonl"))
     assert page.count("needs ImageNet") == 3
     assert page.count("not a model of this library") == 2
 

@@ -60,12 +60,12 @@ def reproduce(
     quiet: QuietOption = False,
 ) -> None:
     """Measure a table or figure of the source theses: published numbers beside ours, cell by cell, resumable."""
+    if merge is not None and experiment is None:
+        raise ValueError("--merge needs an experiment")
     if experiment is None and not list_ and page is None:
         raise ValueError("name an experiment, or pass --list or --page")
     if check and (experiment is None or cell is None):
         raise ValueError("--check needs an experiment and its --cell")
-    if merge is not None and experiment is None:
-        raise ValueError("--merge needs an experiment")
     from robustgen.commands import reproduce as command
     from robustgen.experiments.pages import draw_list
 

@@ -31,6 +31,7 @@ ABOUT = (
     "Collapsed: networks that have learned nothing, so that their last training losses are within 1 % of log C, those "
     "of guessing. They are counted beside the others of their seeds, and are in no mean and no verdict.",
 )
+READ_FIRST = "Drawn from the cells under `results/`; [how to read these tables](index.md)."
 ATTACKED = (
     "How networks are attacked: with their true labels; the iterate of lowest margin counts, not the last; an image "
     "that is misclassified without an attack counts as broken. PGD: 40 steps of 2.5 eps / 40 (fewer at scale `smoke`), "
@@ -65,7 +66,7 @@ def _overview(out: Path, pages: str, figures: str) -> str:
 
 
 def _page(source: str, out: Path) -> str:
-    parts = [f"# {SOURCES[source]}", *ABOUT, *(ATTACKED if source == "lamb-2018" else ())]
+    parts = [f"# {SOURCES[source]}", READ_FIRST, *(ATTACKED if source == "lamb-2018" else ())]
     for experiment in _of_source(source):
         parts += [f'<a id="{_place(experiment)}"></a>', draw_experiment(experiment, out)]
     return "\n\n".join(parts) + "\n"
@@ -115,8 +116,8 @@ def draw_experiment(experiment: Experiment, out: Path, scales: tuple[str, ...] =
         for scale, cells in kept.items()
         if cells
     ]
-    lines.append(f"In the table: {experiment.metric}. Published numbers: {experiment.source}.")
-    lines += [f"- {note}" for note in experiment.notes]
+    lines.append(f"In the table: {experiment.metric}. Source: {experiment.source}.")
+    lines.append("\n".join(f"- {note}" for note in experiment.notes))
     for scale, cells in kept.items():
         if not cells:
             continue
@@ -128,7 +129,7 @@ def draw_experiment(experiment: Experiment, out: Path, scales: tuple[str, ...] =
             raise ValueError(f"{place}: a cell there lacks the number {error}") from None
     lines += [f"Scale `{scale}`: {NOT_MEASURED} ({REASONS[scale]})." for scale in scales if not kept[scale]]
     missing = [f"- {row.title}: not yet ({row.missing})" for row in experiment.rows if row.missing]
-    lines += ["Rows of the source that are not measured:\n" + "\n".join(missing)] if missing else []
+    lines += ["Rows of the source that are not measured:\n\n" + "\n".join(missing)] if missing else []
     return "\n\n".join(line for line in lines if line)
 
 
@@ -274,9 +275,9 @@ def _verdicts(experiment: Experiment, kept: dict[str, dict[str, Any]], collapsed
         bad = [(cell, v) for cell, v in found if v["verdict"] == "violated"]
         good = sum(v["verdict"] == "holds" for _, v in found)
         lines.append(f"- {name}: holds in {good} of {len(found)}")
-        lines += [f"  - violated by `{cell}`: {v['detail']}" for cell, v in bad[:3]]
+        lines += [f"    - violated by `{cell}`: {v['detail']}" for cell, v in bad[:3]]
         if len(bad) > 3:
-            lines.append(f"  - and by {len(bad) - 3} more cells")
+            lines.append(f"    - and by {len(bad) - 3} more cells")
     return "\n".join(lines)
 
 

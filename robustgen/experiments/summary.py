@@ -63,7 +63,8 @@ def fill(text: str, experiment: Experiment, groups: Groups) -> str:
     """``text`` with numbers of the cells in it.
 
     ``{row|column}`` is the mean over seeds, and the published number behind it; ``{row|column|name}`` the mean of
-    another of the cell's numbers. The row ``mean`` stands for the mean over all rows, ``worst`` for the lowest of them.
+    another of the cell's numbers. The row ``mean`` stands for the mean over all rows, ``worst`` for the lowest of them,
+    where all are measured.
 
     Raises:
         ValueError: a row or a column that the experiment has not.
@@ -76,12 +77,13 @@ def _filled(experiment: Experiment, groups: Groups, row: str, column: str, name:
         raise ValueError(f"{experiment.name} has no column {column!r}")
     rows = experiment.rows if row in _OVER_ROWS else (experiment.row(row),)
     of_all = _OVER_ROWS.get(row, statistics.fmean)
-    found = [groups.get((r.key, column), Group()) for r in rows]
+    measured = [r for r in rows if experiment.is_measured(r, column)]
+    found = [groups.get((r.key, column), Group()) for r in measured]
     ours = _of_all(of_all, [group.number(name) if name else group.mean for group in found])
     published = None if name else _of_all(of_all, [r.published.get(column) for r in rows])
     if ours is not None:
         said = short(ours)
-    elif not any(experiment.is_measured(r, column) for r in rows) and published is not None:
+    elif not measured and published is not None:
         return f"{short(published)} (published)"
     else:
         said = "collapsed" if any(group.collapsed for group in found) else NOT_MEASURED
