@@ -40,6 +40,7 @@ from robustgen.experiments.training_cache import TrainingCache, shuffled
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((Path(robustgen.experiments.__file__).parent / "cell.schema.json").read_text())
+VALID = jsonschema.validators.validator_for(SCHEMA)(SCHEMA)
 KEPT = sorted(path for name in table() for path in (ROOT / "results" / name).glob("*.jsonl"))
 
 
@@ -56,7 +57,7 @@ def test_every_experiment_runs_on_digits(name, tmp_path):
     assert torch.equal(torch.random.get_rng_state(), before)
     assert list(kept) == [cell.name for cell in experiment.cells(1)]
     for record in kept.values():
-        jsonschema.validate(record, SCHEMA)
+        VALID.validate(record)
         losses = record["history"]["loss"]
         assert len(losses) > 1
         assert losses[-1] < losses[0], "the loss does not fall"
@@ -280,16 +281,19 @@ def test_names_of_cells():
             experiment.cell(wrong)
 
 
-def test_pages_and_figures_are_drawn_from_results():
-    drawn = draw_pages(ROOT / "results")
+@pytest.fixture(scope="module")
+def drawn():
+    return draw_pages(ROOT / "results")
+
+
+def test_pages_and_figures_are_drawn_from_results(drawn):
     for name, text in drawn.items():
         assert (ROOT / name).read_text() == text, f"{name} is stale: robustgen reproduce --page RESULTS.md"
     kept = {*(ROOT / "docs/results").iterdir(), *(ROOT / "docs/figures").iterdir()}
     assert kept == {ROOT / name for name in drawn} - {ROOT / "RESULTS.md"}
 
 
-def test_the_overview_is_short_and_its_links_lead_somewhere():
-    drawn = draw_pages(ROOT / "results")
+def test_the_overview_is_short_and_its_links_lead_somewhere(drawn):
     assert drawn["RESULTS.md"].count("\n") <= 300
     for page, folder in (("RESULTS.md", ROOT), ("docs/results/index.md", ROOT / "docs/results")):
         links = re.findall(r"\]\(([^)#]+)#?([^)]*)\)", drawn[page])
@@ -352,7 +356,7 @@ def test_kept_cells_fit_the_schema_and_the_experiments():
         records = read_records(ROOT / "results", experiment, scale)
         assert list(records) == sorted(records)
         for record in records.values():
-            jsonschema.validate(record, SCHEMA)
+            VALID.validate(record)
         assert len(read_cells(ROOT / "results", experiment, scale)) == len(records), f"{path}: stale cells"
 
 

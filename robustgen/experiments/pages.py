@@ -45,20 +45,21 @@ ATTACKED = (
 
 def draw_pages(out: Path) -> dict[str, str]:
     """All pages and figures from the cells kept under ``out``, by their paths beside RESULTS.md, which is the first."""
-    pages = {"RESULTS.md": _overview(out, f"{PAGES}/", f"{FIGURES}/")}
-    pages[f"{PAGES}/index.md"] = _overview(out, "", "../figures/")
+    findings = {e.name: _findings(e, out) for e in table().values()}
+    pages = {"RESULTS.md": _overview(findings, f"{PAGES}/", f"{FIGURES}/")}
+    pages[f"{PAGES}/index.md"] = _overview(findings, "", "../figures/")
     pages |= {f"{PAGES}/{source}.md": _page(source, out) for source in SOURCES}
     return pages | {f"{FIGURES}/{name}.svg": figure for name, figure in draw_figures(out).items()}
 
 
-def _overview(out: Path, pages: str, figures: str) -> str:
+def _overview(findings: Mapping[str, str], pages: str, figures: str) -> str:
     """A line a table and the figures; links begin with ``pages`` and ``figures``."""
     parts = ["# Results", *ABOUT, "## At a glance"]
     for name, (title, reading) in CAPTIONS.items():
         parts += [reading, f"![{title}]({figures}{name}.svg)"]
     for source, title in SOURCES.items():
         lines = [
-            f"- **[{e.name}: {e.title}]({pages}{source}.md#{_place(e)})** *{e.question}* {_findings(e, out)}"
+            f"- **[{e.name}: {e.title}]({pages}{source}.md#{_place(e)})** *{e.question}* {findings[e.name]}"
             for e in _of_source(source)
         ]
         parts += [f"## {title}", "\n".join(lines)]
