@@ -6,6 +6,7 @@ from typing import Any
 import griffe
 
 _ROLE = re.compile(r":(?:class|func|meth|mod|attr|data|exc):`~?(?:[\w.]*\.)?(\w+)`")
+_COMPARISON = re.compile(r"^(\s*(?:[\w, ]+: )?)>(?!>> )", re.MULTILINE)  # "n: > 0" is no quotation
 _TITLE = re.compile(r"(?:Args|Arguments|Attributes|Examples?|Raises|Returns|Warns|Yields):$")
 
 
@@ -22,7 +23,7 @@ def markdown(docstring: str) -> str:
     """
     lines: list[str] = []
     fenced = False
-    for line in _ROLE.sub(r"`\1`", docstring).splitlines():
+    for line in _COMPARISON.sub(r"\1\>", _ROLE.sub(r"`\1`", docstring)).splitlines():
         bare = line.strip()
         if not fenced and bare.startswith(">>> "):
             if lines and lines[-1].strip():
