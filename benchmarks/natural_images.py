@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustgen import data, detectors
@@ -24,18 +24,59 @@ from robustgen.fortified import fortify
 from robustgen.networks import build
 from robustgen.training import ClassifierObjective, CropAndFlip, OnDeformed, Trainer
 from robustgen.training.schedules import cosine
-from robustgen.turns import seeded
+from robustgen.turns import seeded, warnings_set_to
 
 
-def populations(net: torch.nn.Module, x: Tensor, y: Tensor, options: argparse.Namespace) -> dict[str, Tensor]:
+def populations(net: nn.Module, x: Tensor, y: Tensor, seed: int, eps: float) -> dict[str, Tensor]:
     """What is off the manifold, as many as there are rows of x."""
-    colours = data.noise(len(x), (x.shape[1], 1, 1), seed=options.seed + 1).images()
+    colours = data.noise(len(x), (x.shape[1], 1, 1), seed=seed + 1).images()
     return {
-        "uniform noise": data.noise(len(x), x.shape[1:], seed=options.seed).images(),
+        "uniform noise": data.noise(len(x), x.shape[1:], seed=seed).images(),
         "one colour": colours.expand_as(x).contiguous(),
         "blurred": F.avg_pool2d(F.pad(x, [3] * 4, mode="reflect"), 7, 1),
-        "PGD": PGD(eps=options.eps, steps=20, seed=options.seed, early_stop=False)(net, x, y),
+        "PGD": PGD(eps=eps, steps=20, seed=seed, early_stop=False)(net, x, y),
     }
+
+
+def measured(epochs: int, seed: int, options: argparse.Namespace) -> dict[str, Any]:
+    """What each detector makes of one network."""
+    train = data.load_folder(options.images / "train", n=options.n)
+    test = data.load_folder(options.images / "test", n=options.few)
+    x, y = test.images(), test.labels()
+    with seeded(seed):
+        bare = build(options.model, x[:2], len(train.classes or ()), options.width)
+    common: dict[str, Any] = {"batch_size": 64, "seed": seed, "progress": False}
+    objective = OnDeformed(ClassifierObjective(), CropAndFlip())
+    Trainer(objective, epochs=epochs, schedule=cosine, **common).fit(bare, train)
+    bare.eval()
+    net = fortify(bare, "auto", example_input=x[:2])
+    with warnings_set_to("ignore"):  # that decisions change, which the accuracies below tell
+        net.fit_autoencoders(train, epochs=options.fit_epochs, **common)
+    net.eval()
+    contenders: dict[str, detectors.Detector] = {
+        "reconstruction error": detectors.ReconstructionError(net),
+        **{f"reconstruction error, layer {name}": detectors.ReconstructionError(net, name) for name in net.layers},
+        "reconstruction error, relative": detectors.ReconstructionError(net, relative=True),
+        "MaxSoftmax": detectors.MaxSoftmax(bare),
+        "Energy": detectors.Energy(bare),
+        "Mahalanobis": detectors.Mahalanobis(bare),
+        "KNearestFeatures": detectors.KNearestFeatures(bare),
+        "NearestNeighbour": detectors.NearestNeighbour(),
+        "CompressedSize": detectors.CompressedSize(),
+        "MeanBrightness": detectors.MeanBrightness(),
+    }
+    others = populations(bare, x, y, seed, options.eps)
+    row: dict[str, Any] = {"epochs": epochs, "seed": seed, "AUROC": {}}
+    for name, detector in contenders.items():
+        with torch.no_grad():
+            known = detector.fit(train.take(2000)).score(x).double()
+            row["AUROC"][name] = {k: auroc(known, detector.score(z).double()) for k, z in others.items()}
+        print(name, row["AUROC"][name], flush=True)
+    with torch.no_grad():
+        for name, network in (("bare", bare), ("fortified", net)):
+            row[f"accuracy, {name}"] = 100 * (network(x).argmax(1) == y).double().mean().item()
+    print(row, flush=True)
+    return row
 
 
 def main() -> None:
@@ -47,57 +88,17 @@ def main() -> None:
     parser.add_argument("--few", type=int, default=500, help="test images")
     parser.add_argument("--model", default="resnet18")
     parser.add_argument("--width", type=int, default=16)
-    parser.add_argument("--epochs", type=int, default=10, help="of the network")
-    parser.add_argument("--fit-epochs", type=int, default=3, help="of the autoencoders")
+    parser.add_argument("--epochs", type=int, nargs="+", default=[2, 6], help="of the network; one network for each")
+    parser.add_argument("--fit-epochs", type=int, default=2, help="of the autoencoders")
     parser.add_argument("--eps", type=float, default=8 / 255)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seeds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    train = data.load_folder(options.images / "train", n=options.n)
-    test = data.load_folder(options.images / "test", n=options.few)
-    x, y = test.images(), test.labels()
-    with seeded(options.seed):
-        bare = build(options.model, x[:2], len(train.classes or ()), options.width)
-    common: dict[str, Any] = {"batch_size": 64, "seed": options.seed, "progress": False}
-    objective = OnDeformed(ClassifierObjective(), CropAndFlip())
-    Trainer(objective, epochs=options.epochs, schedule=cosine, **common).fit(bare, train)
-    bare.eval()
-    net = fortify(bare, "auto", example_input=x[:2])
-    net.fit_autoencoders(train, epochs=options.fit_epochs, **common)
-    net.eval()
-    fitted_on = train.take(2000)
-    contenders: dict[str, detectors.Detector] = {
-        "reconstruction error": detectors.ReconstructionError(net),
-        "reconstruction error, relative": detectors.ReconstructionError(net, relative=True),
-        "MaxSoftmax": detectors.MaxSoftmax(bare),
-        "Energy": detectors.Energy(bare),
-        "Mahalanobis": detectors.Mahalanobis(bare),
-        "KNearestFeatures": detectors.KNearestFeatures(bare),
-        "NearestNeighbour": detectors.NearestNeighbour(),
-        "CompressedSize": detectors.CompressedSize(),
-        "MeanBrightness": detectors.MeanBrightness(),
-    }
-    others = populations(bare, x, y, options)
-    rows = []
-    for name, detector in contenders.items():
-        with torch.no_grad():
-            known = detector.fit(fitted_on).score(x).double()
-            rows.append(
-                {"detector": name, "AUROC": {k: auroc(known, detector.score(z).double()) for k, z in others.items()}}
-            )
-        print(rows[-1], flush=True)
-    with torch.no_grad():
-        accuracy = {
-            k: 100 * (m(x).argmax(1) == y).double().mean().item() for k, m in (("bare", bare), ("fortified", net))
-        }
-    print(accuracy)
+    rows = [measured(epochs, seed, options) for epochs in options.epochs for seed in range(options.seeds)]
     if options.out is not None:
-        scale = {k: v for k, v in vars(options).items() if k not in ("images", "out")}
-        command = "python benchmarks/natural_images.py " + " ".join(
-            f"--{k.replace('_', '-')} {v!r}" for k, v in scale.items()
-        )
-        record = {"data": options.name, "rows": rows, "accuracy": accuracy, "layers": list(net.layers), "scale": scale}
-        write_json(options.out / "natural_images.json", record | {"command": command, "environment": environment()})
+        scale = {k: v for k, v in vars(options).items() if k not in ("images", "name", "out")}
+        record = {"data": options.name, "rows": rows, "scale": scale, "environment": environment()}
+        write_json(options.out / "natural_images.json", record)
 
 
 if __name__ == "__main__":

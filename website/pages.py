@@ -62,7 +62,9 @@ def api_page(room: str) -> str:
     for name, value in sorted(public.items(), key=lambda item: (not inspect.isclass(item[1]), item[0].lower())):
         documented = inspect.isclass(value) or inspect.isroutine(value)
         summary = _summary(value) if documented else f"`{value!r}`"
-        rows.append(f"| [`{name}`](#robustgen.{room}.{name}) | {summary} |" if documented else f"| `{name}` | {summary} |")
+        rows.append(
+            f"| [`{name}`](#robustgen.{room}.{name}) | {summary} |" if documented else f"| `{name}` | {summary} |"
+        )
         if documented:
             entries += [f"::: robustgen.{room}.{name}", ""]
     return "\n".join([*lines, "| name | what |", "|---|---|", *rows, "", *entries])
@@ -116,7 +118,11 @@ def option_tables(name: str) -> str:
             continue
         argument = parameter.param_type_name == "argument"
         group = getattr(parameter, "rich_help_panel", None) or ("Arguments" if argument else "Options")
-        names = (parameter.metavar or parameter.name) if argument else " / ".join([*parameter.opts, *parameter.secondary_opts])
+        names = (
+            (parameter.metavar or parameter.name)
+            if argument
+            else " / ".join([*parameter.opts, *parameter.secondary_opts])
+        )
         row = f"| `{names}` | {_cell(parameter.help or '')}{_default(parameter)} |"
         groups.setdefault(str(group), []).append(row)
     lines = [inspect.cleandoc(command.help or ""), ""]

@@ -61,7 +61,9 @@ def drawn(rows: list[dict[str, Any]]) -> str:
         parts.append(_text(_LEFT - 12, y + 33, row["threat"], _QUIET, anchor="end", size=11))
         for key, colour, top, thick in (("clean", _CLEAN, 5, 11), ("robust", _ROBUST, 18, 15)):
             width = row[key] * scale
-            parts.append(f'<rect x="{_LEFT}" y="{y + top}" width="{width:.1f}" height="{thick}" rx="2" fill="{colour}"/>')
+            parts.append(
+                f'<rect x="{_LEFT}" y="{y + top}" width="{width:.1f}" height="{thick}" rx="2" fill="{colour}"/>'
+            )
         label = f"{row['robust']:.1f}"
         parts.append(_text(_LEFT + 8, y + 30, label, "#ffffff", size=12, weight=600))
         if row["published"] is not None:
