@@ -1,4 +1,4 @@
-"""README and the pages of docs/: their Python runs, their commands parse, their numbers have files, their figure is new.
+"""README and the pages of docs/: their Python runs, their commands parse, the files that they name exist.
 
 A block that the tests cannot run says so in its title, which the site shows: ``title="Not run by the tests: ..."``.
 """
@@ -11,9 +11,7 @@ import pytest
 import typer
 
 from robustgen.cli import app, main
-from website.docstrings import markdown
 from website.robust_accuracy import FIGURE, drawn, measured
-from website.self_contained import loaded_from_elsewhere
 
 ROOT = Path(__file__).parent.parent
 README = ROOT / "README.md"
@@ -115,6 +113,9 @@ def test_numbers_of_recipes_in_the_readme_are_the_kept_ones():
 
 
 def test_what_a_page_loads_is_told_from_what_it_links_to():
+    pytest.importorskip("mkdocs")
+    from website.self_contained import loaded_from_elsewhere
+
     page = '<a href="https://a.org"></a><link rel="next" href="https://b.org"><img src="x.png">'
     assert loaded_from_elsewhere(page) == []
     page += '<link rel="stylesheet" href="//fonts.org/f.css"><script src="https://c.org/s.js"></script>'
@@ -122,6 +123,9 @@ def test_what_a_page_loads_is_told_from_what_it_links_to():
 
 
 def test_docstrings_become_markdown():
+    pytest.importorskip("griffe")
+    from website.docstrings import markdown
+
     text = "About :class:`~robustgen.data.Table`.\n\n    n: > 0\n\n>>> 1\n1\n\nReturns:\n    x: it"
     expected = "About `Table`.\n\n    n: \\> 0\n\n```pycon\n>>> 1\n1\n```\n\nReturns:\n    x: it"
     assert markdown(text) == expected

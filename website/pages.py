@@ -1,7 +1,7 @@
 """Pages of the site that are drawn from the package and the project's own files, so that they cannot go stale.
 
-A hook of MkDocs: API pages from each room's ``__all__``, tables of options from the command itself, and the files of the
-project that are pages too (SECURITY.md, CONTRIBUTING.md, CHANGELOG.md; RESULTS.md where docs/results is not there).
+A hook of MkDocs: API pages from each room's ``__all__``, tables of options from the command itself, and the project's
+files that are pages too (SECURITY.md, CONTRIBUTING.md, CHANGELOG.md; RESULTS.md where docs/results has no index).
 """
 
 import importlib
@@ -22,15 +22,12 @@ SHARED = {"security.md": "SECURITY.md", "contributing.md": "CONTRIBUTING.md", "c
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The pages of docs/results go into the navigation, as many as there are."""
-    pages = sorted(
-        path.relative_to(config.docs_dir).as_posix()
-        for path in Path(config.docs_dir, "results").rglob("*.md")
-        if path.name not in ("index.md", "README.md")
-    )
-    home = "results/README.md" if Path(config.docs_dir, "results", "README.md").exists() else "results/index.md"
+    folder = Path(config.docs_dir, "results")
+    found = sorted(path.relative_to(config.docs_dir).as_posix() for path in folder.rglob("*.md"))
+    home = "results/README.md" if "results/README.md" in found else "results/index.md"
     for entry in config.nav or ():
         if isinstance(entry, dict) and "Results" in entry:
-            entry["Results"] = [home, *pages] if pages else home
+            entry["Results"] = [*entry["Results"], home, *(page for page in found if page != home)]
     return config
 
 
