@@ -17,6 +17,7 @@ from mkdocs.structure.pages import Page
 
 ROOT = Path(__file__).parent.parent
 ROOMS = ("fortified", "attacks", "detectors", "generative", "training", "evaluation", "data")
+EVERYDAY = ("calibration", "fortify", "likelihood", "recipe", "seed", "suite")  # words of the glossary without tooltips
 SHARED = {"security.md": "SECURITY.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md"}
 
 
@@ -46,7 +47,9 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = re.sub(r"<!-- options: (\S+) -->", lambda found: option_tables(found[1]), markdown)
     if page.file.src_uri.startswith(("api/", "results/")) or page.file.src_uri == "glossary.md":
         return markdown
-    return markdown + "\n\n" + "\n".join(f"*[{word}]: {meaning}" for word, meaning in glossary().items())
+    return markdown + "\n\n" + "\n".join(
+        f"*[{word}]: {meaning}" for word, meaning in glossary().items() if word not in EVERYDAY
+    )
 
 
 def api_page(room: str) -> str:
