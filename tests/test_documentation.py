@@ -3,6 +3,7 @@
 A block that the tests cannot run says so in its title, which the site shows: ``title="Not run by the tests: ..."``.
 """
 
+import importlib
 import re
 import shlex
 from pathlib import Path
@@ -103,13 +104,30 @@ def test_the_figure_is_drawn_from_the_kept_results():
     assert FIGURE.read_text() == drawn(measured()), "python -m website.robust_accuracy draws it anew"
 
 
-def test_numbers_of_recipes_in_the_readme_are_the_kept_ones():
+def test_numbers_of_recipes_are_the_kept_ones():
     rows = {row["recipe"]: row for row in measured()}
-    found = re.findall(r"`([\w-]+)`[^\n]*?([\d.]+) %", README.read_text())
-    told = [(recipe, value) for recipe, value in found if recipe in rows]
-    assert told
-    for recipe, value in told:
-        assert value == f"{rows[recipe]['robust']:.1f}"
+    found = re.findall(r"`([\w-]+)`[^\n`]*?([\d.]+) %", README.read_text())
+    told = {recipe: value for recipe, value in found if recipe in rows}
+    assert told == {name: f"{rows[name]['robust']:.1f}" for name in told}
+    assert len(told) == 2
+    table = (ROOT / "docs" / "measured.md").read_text()
+    for name, row in rows.items():
+        cells = [f"{name}, {row['threat']}", *(f"{row[key]:.1f}" for key in ("clean", "robust"))]
+        cells += [f"{row['published'] or ''}", f"{max(1, round(row['core-minutes']))}"]
+        drawn_row = next(line for line in table.splitlines() if line.startswith(f"| {name},"))
+        assert [cell.strip(" *") for cell in drawn_row.strip("|").split("|")] == cells
+
+
+def test_names_of_the_library_that_a_page_gives_are_public():
+    rooms = ("fortified", "attacks", "detectors", "generative", "training", "evaluation", "data", "networks")
+    rooms += ("recurrent_networks",)
+    public = {name for room in rooms for name in importlib.import_module(f"robustgen.{room}").__all__}
+    for page in PAGES:
+        if page.name in ("architecture.md", "README.md"):
+            continue
+        named = re.findall(r"`([A-Z][a-z0-9]+[A-Z]\w*|[A-Z]{3,}[A-Za-z]*)(?:\([^`]*\))?`", page.read_text())
+        strangers = {name for name in named if name not in public} - {"MinimalNorm", "ROBUSTGEN_DEBUG", "MODEL"}
+        assert not strangers, f"{ident(page)}: {strangers}"
 
 
 def test_what_a_page_loads_is_told_from_what_it_links_to():

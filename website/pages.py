@@ -47,8 +47,10 @@ def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Fil
     markdown = re.sub(r"<!-- options: (\S+) -->", lambda found: option_tables(found[1]), markdown)
     if page.file.src_uri.startswith(("api/", "results/")) or page.file.src_uri == "glossary.md":
         return markdown
-    return markdown + "\n\n" + "\n".join(
-        f"*[{word}]: {meaning}" for word, meaning in glossary().items() if word not in EVERYDAY
+    return (
+        markdown
+        + "\n\n"
+        + "\n".join(f"*[{word}]: {meaning}" for word, meaning in glossary().items() if word not in EVERYDAY)
     )
 
 

@@ -1,4 +1,4 @@
-"""Draws docs/figures/robust-accuracy.svg from the kept results of the training recipes.
+"""Draws docs/assets/robust-accuracy.svg, the figure of the start page, from the kept cells of the training recipes.
 
 ``python -m website.robust_accuracy``; a test fails while the figure is older than the results.
 """
@@ -7,11 +7,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from robustgen.training.recipes import find
+from robustgen.experiments.recipes import EXPERIMENT
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "results" / "recipes" / "standard" / "cpu.json"
-FIGURE = ROOT / "docs" / "figures" / "robust-accuracy.svg"
+CELLS = ROOT / "results" / "recipes" / "standard"
+FIGURE = ROOT / "docs" / "assets" / "robust-accuracy.svg"
 
 _WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 760, 190, 60, 46, 78
 _CLEAN, _ROBUST, _PUBLISHED, _TEXT, _QUIET = "#b2dfdb", "#00796b", "#e65100", "#1f2328", "#656d76"
@@ -19,17 +19,20 @@ _CLEAN, _ROBUST, _PUBLISHED, _TEXT, _QUIET = "#b2dfdb", "#00796b", "#e65100", "#
 
 def measured() -> list[dict[str, Any]]:
     """A row for each recipe that has been measured, the most robust first."""
-    cells = json.loads(RESULTS.read_text())["cells"]
+    lines = CELLS / "cpu.jsonl"  # a cell a line, or a file each
+    texts = lines.read_text().splitlines() if lines.exists() else [p.read_text() for p in CELLS.glob("cpu/*.json")]
+    cells = {cell["row"]: cell["numbers"] for cell in map(json.loads, texts)}
     rows = [
         {
-            "recipe": cell["row"],
-            "threat": f"{find(cell['row']).norm} {find(cell['row']).eps:g}",
-            "clean": cell["numbers"]["clean"]["mean"],
-            "robust": cell["numbers"]["standard"]["mean"],
-            "published": cell["published"],
+            "recipe": row.key,
+            "threat": row.title.removeprefix(f"{row.key}, "),
+            "clean": cells[row.key]["clean"]["value"],
+            "robust": cells[row.key]["standard"]["value"],
+            "published": row.published.get("standard"),
+            "core-minutes": cells[row.key]["core-minutes of training"]["value"],
         }
-        for cell in cells
-        if cell["mean"] is not None
+        for row in EXPERIMENT.rows
+        if row.key in cells
     ]
     return sorted(rows, key=lambda row: -row["robust"])
 
