@@ -128,7 +128,7 @@ def option_tables(name: str) -> str:
         row = f"| `{names}` | {_cell(parameter.help or '')}{_default(parameter)} |"
         groups.setdefault(str(group), []).append(row)
     lines = [inspect.cleandoc(command.help or ""), ""]
-    for group, rows in groups.items():
+    for group, rows in sorted(groups.items(), key=lambda item: (item[0] != "Arguments", item[0] == "Run")):
         title = [f"**{group}**", ""] if len(groups) > 1 else []
         lines += [*title, "| option | what |", "|---|---|", *rows, ""]
     return "\n".join(lines)
