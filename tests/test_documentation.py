@@ -4,6 +4,7 @@ A block that the tests cannot run says so in its title, which the site shows: ``
 """
 
 import importlib
+import json
 import re
 import shlex
 from pathlib import Path
@@ -116,6 +117,17 @@ def test_numbers_of_recipes_are_the_kept_ones():
         cells += [f"{row['published'] or ''}", f"{max(1, round(row['core-minutes']))}"]
         drawn_row = next(line for line in table.splitlines() if line.startswith(f"| {name},"))
         assert [cell.strip(" *") for cell in drawn_row.strip("|").split("|")] == cells
+
+
+def test_the_table_of_natural_images_is_the_kept_one():
+    record = json.loads((ROOT / "results" / "benchmarks" / "natural_images.json").read_text())
+    page = (ROOT / "docs" / "guides" / "score.md").read_text()
+    lines = [line for line in page.splitlines() if re.match(r"\|[^|]*(\|[^|]*\d\.\d\d, \d\.\d\d[^|]*){4}\|", line)]
+    assert len(lines) >= 8
+    for line in lines:
+        name, *told = (cell.strip(" `*") for cell in line.strip("|").split("|"))
+        found = [row["AUROC"][name] for row in record["rows"]]
+        assert told == [", ".join(f"{f[k]:.2f}" for f in found) for k in found[0]]
 
 
 def test_names_of_the_library_that_a_page_gives_are_public():
