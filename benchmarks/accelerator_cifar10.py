@@ -43,7 +43,6 @@ def train_and_attack(task: Task) -> None:
         torch.backends.cudnn.benchmark = True
         torch.backends.cudnn.allow_tf32 = False  # what is verified in float32 is verified in float32
     train, held_back = split(train, (0.99, 0.01), seed=0, stratified=True)
-    held_back = recipe.watched(held_back)
     network = recipe.network(seed=0).to(task.device, memory_format=torch.channels_last)
 
     work = task.work / "cifar10-resnet18"

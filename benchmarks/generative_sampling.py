@@ -18,7 +18,7 @@ from torch import Tensor
 
 from robustgen.files import environment, write_json
 from robustgen.generative import GatedPixelCNN, PixelCNN, PixelCNNPlusPlus
-from robustgen.generative.autoregressive import AutoregressiveModel
+from robustgen.generative.autoregressive.base import AutoregressiveModel
 
 SHAPE, IMAGES = (1, 28, 28), 16
 

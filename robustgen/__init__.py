@@ -18,6 +18,7 @@ _HOME = {
     "PGD": "robustgen.attacks",
     "ReconstructionError": "robustgen.detectors",
     "SequenceMonitor": "robustgen.fortified",
+    "smooth": "robustgen.fortified",
     "evaluate_robustness": "robustgen.evaluation",
     "Normalize": "robustgen.model",
     "Trainer": "robustgen.training",

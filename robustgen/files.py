@@ -24,6 +24,7 @@ __all__ = [
     "environment",
     "load_state",
     "load_tensors",
+    "parse_json",
     "part_name",
     "read_json",
     "save_tensors",
@@ -133,13 +134,25 @@ def read_json(path: str | Path, structure: Any = object, at_most: int = 2**26) -
         data = file.read(at_most + 1)
     if len(data) > at_most:
         raise ValueError(f"{path}: more than {at_most // 2**20} MiB, which no such file has")
+    return parse_json(data, path, structure)
+
+
+def parse_json(data: bytes, source: str | Path, structure: Any = object) -> Any:
+    """The JSON value in ``data``, read from ``source``, which holds what ``structure`` says.
+
+    Raises:
+        ValueError: not complete JSON (NaN is none), nested too deep, or of another structure; it names ``source``.
+
+    >>> parse_json(b'{"a": 1}', "run.json", {"a": int})
+    {'a': 1}
+    """
     try:
         found = json.loads(data.decode("utf-8"), parse_constant=_no_number)
     except RecursionError:
-        raise ValueError(f"{path}: not a JSON file of ours (nested too deep)") from None
+        raise ValueError(f"{source}: no JSON of ours (nested too deep)") from None
     except ValueError as error:
-        raise ValueError(f"{path}: not a complete JSON file ({error})") from None
-    check_structure(found, structure, path)
+        raise ValueError(f"{source}: not a complete JSON value ({error})") from None
+    check_structure(found, structure, source)
     return found
 
 

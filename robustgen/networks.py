@@ -4,6 +4,7 @@ import itertools
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
+import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, plain_arguments
@@ -194,7 +195,8 @@ def resnet(
         layers.append((f"stage{stage + 1}", nn.Sequential(*parts)))
     layers += [("norm", _norm_module(norm, channels)), ("act", activation_module(activation))]
     layers += [("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("out", nn.Linear(channels, n_classes))]
-    return nn.Sequential(OrderedDict(layers))
+    # Channels last in memory: the same values, convolved and normalised up to one and a half times as fast on a CPU.
+    return nn.Sequential(OrderedDict(layers)).to(memory_format=torch.channels_last)
 
 
 class _PreActivationBlock(nn.Module):
@@ -229,7 +231,7 @@ def _norm_module(name: str, channels: int) -> nn.Module:
 
 def build(name: str, example: Tensor, n_classes: int, width: int | None = None, activation: str = "relu") -> nn.Module:
     """The built-in network called ``name`` for inputs shaped like ``example`` (N, ...): "convnet", "mlp", "resnet",
-    "resnet18" (that of the source with pre-activations and batch normalisation, 18 layers) or "strided".
+    "resnet8" and "resnet18" (with batch normalisation and so many layers; the latter is the source's) or "strided".
 
     ``width``: channels of the first layer (of the first stage of a resnet, doubled from stage to stage), units of mlp.
 
@@ -240,8 +242,8 @@ def build(name: str, example: Tensor, n_classes: int, width: int | None = None, 
         check_integers(width=width)  # 0 is no width, and not the default either
     if name == "mlp":
         return mlp(example[0].numel(), [256 if width is None else width] * 2, n_classes, activation)
-    if name not in ("convnet", "resnet", "resnet18", "strided"):
-        known = "convnet, mlp, resnet, resnet18, strided"
+    if name not in ("convnet", "resnet", "resnet8", "resnet18", "strided"):
+        known = "convnet, mlp, resnet, resnet8, resnet18, strided"
         raise ValueError(f"unknown network {name!r}; known: {known} (or module:function for your own)")
     if example.ndim != 4:
         raise ValueError(f"{name} takes images (N, C, H, W), got shape {tuple(example.shape)}")
@@ -249,6 +251,9 @@ def build(name: str, example: Tensor, n_classes: int, width: int | None = None, 
     if name == "resnet":
         first = 16 if width is None else width
         return resnet(channels, n_classes, (first, 2 * first, 4 * first), activation=activation)
+    if name == "resnet8":
+        first = 32 if width is None else width
+        return resnet(channels, n_classes, (first, 2 * first, 4 * first), activation=activation, norm="batch")
     if name == "resnet18":
         first = 64 if width is None else width
         widths = (first, 2 * first, 4 * first, 8 * first)

@@ -8,7 +8,7 @@ from torch.distributions import MultivariateNormal
 
 from robustgen.generative import GenerativeModel
 from robustgen.generative.blocks.gaussian import gaussian_kl, gaussian_log_prob
-from robustgen.generative.latent import LatentVariableModel, Posterior
+from robustgen.generative.latent.base import LatentVariableModel, Posterior
 
 
 class Gaussian(GenerativeModel):

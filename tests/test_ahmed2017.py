@@ -12,28 +12,28 @@ import robustgen.experiments
 from robustgen import detectors, generative
 from robustgen.data import ArrayDataset, digits, heldout_classes, split
 from robustgen.experiments.ahmed2017 import (
+    detector_selection,
     heldout_table,
     latent_knn,
     recipes,
-    selection,
     table_2_2,
     table_4_1,
     table_4_2,
 )
-from robustgen.experiments.ahmed2017.contenders import CONTENDERS, contender
-from robustgen.experiments.ahmed2017.trained import NETWORKS, Trained, described
+from robustgen.experiments.ahmed2017.compared_detectors import DETECTORS, compared_detector
+from robustgen.experiments.ahmed2017.trained_models import NETWORKS, TrainedModels, described
 from robustgen.experiments.catalogue import find, table
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.results_page import draw_experiment
+from robustgen.experiments.pages import draw_experiment
 from robustgen.experiments.runner import run_experiment
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 SCHEMA = json.loads((Path(robustgen.experiments.__file__).parent / "cell.schema.json").read_text())
 NAMES = [name for name in table() if name.startswith("ahmed-2017/")]
 
 
-def workshop(tmp_path):
-    return Workshop(tmp_path / "work", say=lambda line: None)
+def cache(tmp_path):
+    return TrainingCache(tmp_path / "work", say=lambda line: None)
 
 
 def one_row(experiment):
@@ -44,7 +44,7 @@ def one_row(experiment):
 
 @pytest.mark.parametrize("name", [name for name in NAMES if find(name).cells(1)])
 def test_a_row_of_every_experiment_runs_on_digits(name, tmp_path):
-    experiment, shop, out = find(name), workshop(tmp_path), tmp_path / "results"
+    experiment, shop, out = find(name), cache(tmp_path), tmp_path / "results"
     before = torch.random.get_rng_state()
     for cell in one_row(experiment):
         kept = run_experiment(experiment, "smoke", shop, out, only=cell, say=lambda line: None)
@@ -60,14 +60,14 @@ def test_a_row_of_every_experiment_runs_on_digits(name, tmp_path):
 def test_what_is_not_measured_is_listed_with_its_reason(tmp_path):
     page = draw_experiment(table_2_2.EXPERIMENT, tmp_path)
     assert table_2_2.EXPERIMENT.cells(1) == []
-    assert run_experiment(table_2_2.EXPERIMENT, "cpu", workshop(tmp_path), tmp_path) == {}
-    assert not list(tmp_path.rglob("*.json"))
+    assert run_experiment(table_2_2.EXPERIMENT, "cpu", cache(tmp_path), tmp_path) == {}
+    assert not list(tmp_path.rglob("*.jsonl"))
     assert page.count("needs ImageNet") == 3
     assert page.count("not a model of this library") == 2
 
 
-def test_every_contender_is_one_of_the_library():
-    for key, made in CONTENDERS.items():
+def test_every_compared_detector_is_one_of_the_library():
+    for key, made in DETECTORS.items():
         assert made.detector in detectors.__all__, key
         for scale in ("smoke", "cpu", "full"):
             known = recipes.MNIST[scale] | recipes.COLOUR[scale]
@@ -77,29 +77,29 @@ def test_every_contender_is_one_of_the_library():
 
 
 def test_detectors_share_trainings_and_other_data_do_not(tmp_path):
-    shop = workshop(tmp_path)
+    shop = cache(tmp_path)
     images = digits().first(100)
     for _ in range(2):
-        trained = Trained(shop, recipes.MNIST["smoke"], images, 0)
+        trained = TrainedModels(shop, recipes.MNIST["smoke"], images, 0)
         for key in ("vae", "vae-typicality", "pixelcnn", "pixelcnn-waic"):
-            contender(key, "smoke").make(trained)
+            compared_detector(key, "smoke").make(trained)
     runs = sorted(path for path in shop.work.iterdir() if path.is_dir())
     assert len(runs) == 2
     moved = replace(images, x=images.x.flip(0))
-    Trained(shop, recipes.MNIST["smoke"], moved, 0).model("vae")
-    Trained(shop, recipes.MNIST["smoke"], images, 1).model("vae")
+    TrainedModels(shop, recipes.MNIST["smoke"], moved, 0).model("vae")
+    TrainedModels(shop, recipes.MNIST["smoke"], images, 1).model("vae")
     assert len([path for path in shop.work.iterdir() if path.is_dir()]) == 4
 
 
 def test_a_share_of_all_updates_is_that_of_the_training(tmp_path):
     recipe = recipes.MNIST["smoke"]["vae"]  # 3 epochs, batches of 50
     recipe = replace(recipe, options={**recipe.options, "kl_warmup": 0.5})
-    model = Trained(workshop(tmp_path), {"vae": recipe}, digits().first(100), 0).model("vae")
+    model = TrainedModels(cache(tmp_path), {"vae": recipe}, digits().first(100), 0).model("vae")
     assert model.kl_warmup == 3  # of 3 x 2 updates on 90 images
 
 
 def test_kept_epochs_are_the_models_of_these_epochs(tmp_path):
-    trained = Trained(workshop(tmp_path), recipes.MNIST["smoke"], digits().first(100), 0)
+    trained = TrainedModels(cache(tmp_path), recipes.MNIST["smoke"], digits().first(100), 0)
     last, *kept = (trained.model(name) for name in ("pixelcnn", "pixelcnn@1", "pixelcnn@2", "pixelcnn@3"))
     x = trained.validation.images()
     nll = [-model.log_prob(x).mean().item() for model in kept]
@@ -125,9 +125,9 @@ def test_constants_of_a_cell_are_in_its_settings(monkeypatch):
 
 
 def test_the_digit_held_out_in_place_of_another_holds_it_out_in_turn(tmp_path):
-    pairs = {frozenset((c, selection.second(c))) for c in range(10)}
+    pairs = {frozenset((c, detector_selection.second(c))) for c in range(10)}
     assert len(pairs) == 5
-    experiment, shop = selection.EXPERIMENT, workshop(tmp_path)
+    experiment, shop = detector_selection.EXPERIMENT, cache(tmp_path)
     given = []
 
     def make(images):
@@ -137,7 +137,7 @@ def test_the_digit_held_out_in_place_of_another_holds_it_out_in_turn(tmp_path):
     for row in ("2", "7"):
         cell = Cell(row, "vae", 0)
         train, test = experiment.data(cell, "smoke", shop)
-        experiment.judge(
+        experiment.evaluate(
             lambda images: given.append(images) or detectors.MeanBrightness().fit(images), train, test, cell, shop
         )
     assert torch.equal(given[0].x, given[1].x)  # so that both share a training
@@ -153,31 +153,35 @@ def record(row, column, value, **numbers):
 
 def test_the_best_candidate_is_chosen_where_all_are_measured():
     kept = dict(enumerate([record("0", "a", 1.0), record("0", "b", 2.0), record("1", "a", 5.0)]))
-    assert selection.chosen(kept, ["a", "b"], lambda digit: [digit]) == {"0": "b"}
-    assert selection.chosen(kept, ["a"], lambda digit: [digit]) == {"0": "a", "1": "a"}
+    assert detector_selection.chosen(kept, ["a", "b"], lambda digit: [digit]) == {"0": "b"}
+    assert detector_selection.chosen(kept, ["a"], lambda digit: [digit]) == {"0": "a", "1": "a"}
     kept = {(d, key): record(str(d), key, v) for d in range(10) for key, v in (("a", 5.0), ("b", 4.0 + 16 * (d == 3)))}
-    own, others = selection.RULES.values()
-    assert selection.chosen(kept, ["a", "b"], own) == {str(d): "b" if d == 3 else "a" for d in range(10)}
-    assert selection.chosen(kept, ["a", "b"], others) == {str(d): "a" if d == 8 else "b" for d in range(10)}
+    own, others = detector_selection.RULES.values()
+    assert detector_selection.chosen(kept, ["a", "b"], own) == {str(d): "b" if d == 3 else "a" for d in range(10)}
+    assert detector_selection.chosen(kept, ["a", "b"], others) == {str(d): "a" if d == 8 else "b" for d in range(10)}
 
 
 def test_remarks_judge_the_choice_by_the_table_of_the_test_and_columns_by_the_neighbour():
     digits = [str(digit) for digit in range(10)]
-    label_free = [key for key in selection.CANDIDATES if not CONTENDERS[key].labels]
-    kept = [record(d, key, float(key == ("pca" if d < "5" else "vae"))) for d in digits for key in selection.CANDIDATES]
+    label_free = [key for key in detector_selection.CANDIDATES if not DETECTORS[key].labels]
+    kept = [
+        record(d, key, float(key == ("pca" if d < "5" else "vae")))
+        for d in digits
+        for key in detector_selection.CANDIDATES
+    ]
     kept += [record(d, "energy", 2.0) for d in digits]
     tested = [
         record(d, key, value, **{"AUPR": value, "AUPR, other sign": 1.5 * float(d)})
         for d in digits
         for key, value in (("vae", 20.0 + int(d) % 5 % 4 % 2 - 0.4), ("pca", 10.0), ("nearest", 15.0), ("energy", 5.0))
     ] + [record("0", "dcgan", 90.0, **{"AUPR": 90.0, "AUPR, other sign": 1.0})]
-    said = selection.EXPERIMENT.remarks(dict(enumerate(kept)), lambda other: dict(enumerate(tested)))
+    said = detector_selection.EXPERIMENT.remarks(dict(enumerate(kept)), lambda other: dict(enumerate(tested)))
     assert "pca" in label_free
     assert "- by its stand-in, without labels, for 0, 1, 2, 3, 4: PCA residual\n" in said
     assert "- by its stand-in, without labels, for 5, 6, 7, 8, 9: VAE\n" in said
     assert "- by its stand-in, without labels, what was chosen in Table 4.1: mean 15.0, median 14.8\n" in said
     assert said.endswith("with the labels of the trained digits, what was chosen in Table 4.1: mean 5.0, median 5.0")
-    assert "in Table 4.1:" not in selection.EXPERIMENT.remarks(dict(enumerate(kept)), lambda other: {})
+    assert "in Table 4.1:" not in detector_selection.EXPERIMENT.remarks(dict(enumerate(kept)), lambda other: {})
     said = table_4_1.EXPERIMENT.remarks(dict(enumerate(tested)), lambda other: {})
     assert "- above the nearest training image, mean 15.0: VAE 20.0\n" in said
     assert "- not above the nearest training image, mean 15.0: PCA residual 10.0, classifier, energy 5.0\n" in said
@@ -231,13 +235,13 @@ class Lines(Experiment):
     def settings(self, cell, scale):
         return {}
 
-    def measure(self, cell, scale, workshop):
+    def measure(self, cell, scale, cache):
         value = float(ord(cell.row)) if cell.row < "c" or cell.column == "x" else 0.0
         return Measurement(value=value, numbers={"level": {"value": 7.0, "n": 3}})
 
 
 def test_a_table_of_lines_ends_in_mean_and_median(tmp_path):
-    experiment, shop = Lines(), workshop(tmp_path)
+    experiment, shop = Lines(), cache(tmp_path)
     run_experiment(experiment, "cpu", shop, tmp_path, only=Cell("a", "y", 0), say=lambda line: None)
     page = draw_experiment(experiment, tmp_path)
     assert "| level | 7.00 |  |  |  |  |" in page
@@ -263,7 +267,7 @@ def test_a_cell_keeps_both_signs_and_what_sanity_images_get():
 
 def test_parts_of_a_training_set_are_disjoint(tmp_path):
     images = digits()
-    trained = Trained(workshop(tmp_path), recipes.MNIST["smoke"], images, 3)
+    trained = TrainedModels(cache(tmp_path), recipes.MNIST["smoke"], images, 3)
     parts = [set(part.ids.tolist()) for part in (trained.train, trained.validation)]
     assert not parts[0] & parts[1]
     assert parts[0] | parts[1] == set(split(images, (1.0,), 0)[0].ids.tolist())

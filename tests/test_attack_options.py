@@ -8,6 +8,7 @@ from types import SimpleNamespace
 import pytest
 
 from robustgen import cli
+from robustgen.data import digits
 from robustgen.evaluation.stages import Stages
 
 pytestmark = pytest.mark.filterwarnings("ignore:clean accuracy")
@@ -102,6 +103,60 @@ def test_an_option_may_be_given_again_and_not_otherwise(capsys, out, network, tm
         assert (code, err.count("\n")) == (2, 1)
         assert line in err
         assert "leave it out, or choose another directory" in err
+
+
+@pytest.fixture(scope="module")
+def robust(tmp_path_factory):
+    where = tmp_path_factory.mktemp("runs") / "robust"
+    train = ["train", "--run", str(where), "--data", "digits", "--width", "4", "--epochs", "2", "--quiet"]
+    assert cli.main([*train, "--adversarial", "fast", "--eps", "0.07", "--norm", "L2"]) == 0
+    return where
+
+
+def test_without_eps_it_is_the_ball_of_the_training(capsys, robust, network, tmp_path):
+    def ball(run_dir, *asked):
+        few = ["--data", "digits", "--limit", "5", "--no-masking-tests", "--json"]
+        code, out, err = run(capsys, "attack", "--run", run_dir, *few, *asked)
+        assert code == 0, err
+        threat = json.loads(out)["threat_model"]
+        return threat["eps"], threat["norm"], "which the run was trained against" in err
+
+    assert ball(robust) == (0.07, "L2", True)
+    assert ball(robust, "--norm", "L2") == (0.07, "L2", True)
+    assert ball(robust, "--eps", "0.2") == (0.2, "L2", False)
+    assert ball(robust, "--norm", "Linf") == (0.3, "Linf", False)
+    assert ball(network) == (0.3, "Linf", False)
+    out = tmp_path / "out"
+    assert ball(robust, "--out", out) == (0.07, "L2", True)
+    assert json.loads((out / "options.json").read_text())["options"]["eps"] == 0.07
+    code, _, err = run(capsys, "attack", "--out", out, "--resume")
+    assert (code, err) == (0, "")
+    code, _, err = run(capsys, "attack", "--out", out, "--resume", "--eps", "0.3")
+    assert (code, "--eps was 0.07, now 0.3" in err) == (2, True)
+    score = ["score", "--run", "example:digits", "--data", "digits", "--limit", "5", "--against"]
+    code, out, err = run(capsys, *score, "fgsm")
+    assert (code, "FGSM, Linf eps 0.15" in out, "eps 0.15 in Linf, which the run" in err) == (0, True, True), err
+    assert "which the run" not in run(capsys, *score, "noise")[2]
+
+
+def test_a_ball_that_is_none_is_not_believed(capsys, robust, tmp_path):
+    shutil.copytree(robust, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    info = json.loads(path.read_text())
+    for wrong in ({"eps": -1}, {"norm": "L7"}, {"eps": "wide"}):
+        path.write_text(json.dumps(info | {"training": info["training"] | wrong}))
+        code, _, err = run(capsys, "attack", "--run", tmp_path / "run", "--data", "digits")
+        assert (code, str(path) in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_limit_takes_examples_from_all_over_the_data(capsys, network):
+    few = ["--data", "digits", "--limit", "5", "--eps", "0.1", "--no-masking-tests", "--json"]
+    code, out, err = run(capsys, "attack", "--run", network, *few)
+    assert code == 0, err
+    test = digits("test")
+    assert json.loads(out)["per_example"]["ids"] == test.take(5).ids.tolist() != test.first(5).ids.tolist()
+    code, out, err = run(capsys, "score", "--run", "example:digits", "--data", "digits", "--limit", "5")
+    assert [int(line.split(",")[0]) for line in out.splitlines()[1:]] == test.take(5).ids.tolist()
 
 
 def test_what_is_refused_leaves_no_options_that_count(capsys, network, tmp_path):

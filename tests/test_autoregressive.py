@@ -9,11 +9,11 @@ from torch import nn
 
 from robustgen.data import digits
 from robustgen.generative import GatedPixelCNN, PixelCNN, PixelCNNPlusPlus, PixelRNN, fit
+from robustgen.generative.autoregressive.spatial_lstm import DiagonalBiLSTM, RowLSTM, skew, unskew
 from robustgen.generative.blocks.gated import Condition, GatedLayer, GatedStack
 from robustgen.generative.blocks.incremental import Incremental
 from robustgen.generative.blocks.pixel_likelihood import Bernoulli
 from robustgen.generative.blocks.softmax import Softmax
-from robustgen.generative.blocks.spatial_lstm import DiagonalBiLSTM, RowLSTM, skew, unskew
 from robustgen.training import Batch
 
 MODELS = {

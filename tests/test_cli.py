@@ -15,7 +15,7 @@ import pytest
 import torch
 
 from robustgen import cli, data
-from robustgen.commands.runs import load_run
+from robustgen.commands.opening import load_run
 from robustgen.detectors import ReconstructionError
 from robustgen.files import save_tensors
 from robustgen.networks import convnet
@@ -163,6 +163,8 @@ def test_an_image_folder_is_scored_by_file_name(capsys, fortified_run, tmp_path)
     code, text, err = run(capsys, "score", "--run", fortified_run, "--data", tmp_path)
     assert code == 0, err
     assert [row["input"].endswith(f"{k}.png") for k, row in enumerate(csv.DictReader(text.splitlines()))] == [True] * 3
+    assert "3 image files," in err
+    assert ": 1 image file," in run(capsys, "score", "--run", fortified_run, "--data", tmp_path / "0.png")[2]
 
 
 @pytest.mark.filterwarnings("default:the fortified network decides")
@@ -184,7 +186,7 @@ def test_a_pretrained_network_is_fortified_afterwards(capsys, plain_run, tmp_pat
     code, _, err = run(capsys, "train", "--run", where, *DIGITS, "--weights", plain_run, "--fortify", "auto",
                           "--freeze-backbone", "--epochs", "30", "--batch-size", "32")  # fmt: skip
     assert code == 0, err
-    from robustgen.commands.runs import load_run
+    from robustgen.commands.opening import load_run
 
     network, _ = load_run(where)
     original, _ = load_run(plain_run)
@@ -294,8 +296,10 @@ def test_methods_of_adversarial_training(capsys, tmp_path, method):
     from robustgen.data import split
     from robustgen.training import AWP, ClassifierObjective, Mart, OverfittingGuard, Trades, Trainer, load_checkpoint
 
-    chosen = [*DIGITS, "--epochs", "1", "--limit", "100", "--adversarial", method, "--eps", "0.1", "--steps", "3"]
-    chosen += ["--lr", "0.001", "--schedule", "constant", "--batch-size", "128", "--start", "bounds"]
+    chosen = [*DIGITS, "--epochs", "1", "--limit", "100", "--adversarial", method, "--eps", "0.1"]
+    chosen += ["--lr", "0.001", "--schedule", "constant", "--batch-size", "128"]
+    chosen += ["--steps", "3"] if method != "fast" else []
+    chosen += ["--start", "bounds"] if method != "trades" else []
     weighted = ["--beta", "2"] if method in ("trades", "mart") else []
     assert run(capsys, "train", "--run", tmp_path / "a", *chosen, *weighted, "--awp", "0.01")[0] == 0
     fast, pgd = RandomStartFGSM(eps=0.1), PGD(eps=0.1, steps=3)
@@ -316,9 +320,14 @@ def test_methods_of_adversarial_training(capsys, tmp_path, method):
     assert (code, err) == (0, "")
     assert "rec_loss" in text
     found = json.loads((tmp_path / "b" / "run.json").read_text())["training"]
-    assert (found["method"], found["steps"], found["eps"], found["awp"]) == (method, 3, 0.1, None)
+    assert (found["method"], found["steps"], found["eps"], found["awp"]) == (
+        method,
+        7 if method == "fast" else 3,
+        0.1,
+        None,
+    )
     code, _, err = run(capsys, "train", "--run", tmp_path / "b", "--resume", *chosen, "--fortify", "auto", "--awp", "1")
-    assert (code, "training was" in err) == (2, True)
+    assert (code, "training.awp was null, now 1.0" in err) == (2, True)
 
 
 def test_black_box_surrogate(capsys, fortified_run, plain_run):
@@ -344,11 +353,17 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
         (["train", "--run", "{tmp}/r", "--attack", "cw"], "unknown attack 'cw'"),
         (["train", "--run", "{tmp}/r", "--fortify", "3x", "--width", "4"], "no layer '3x'; did you mean '3'"),
         (["train", "--run", "{tmp}/r", "--fortify", "auto", "--freeze-backbone"], "pass its --weights"),
-        (["train", "--run", "{tmp}/r", "--clean-weight", "0"], "pass an attack"),
-        (["train", "--run", "{tmp}/r", "--adversarial", "free"], "unknown method 'free'; known: madry, trades"),
+        (
+            ["train", "--run", "{tmp}/r", "--clean-weight", "0"],
+            "--clean-weight is of fgsm and pgd, this training is plain",
+        ),
+        (["train", "--run", "{tmp}/r", "--adversarial", "free"], "unknown method 'free'; known: fast, madry, trades"),
         (["train", "--run", "{tmp}/r", "--adversarial", "trades", "--attack", "pgd"], "leave out --attack"),
-        (["train", "--run", "{tmp}/r", "--adversarial", "mart", "--clean-weight", "1"], "leave out --attack"),
-        (["train", "--run", "{tmp}/r", "--adversarial", "madry", "--beta", "6"], "--adversarial trades or mart"),
+        (
+            ["train", "--run", "{tmp}/r", "--adversarial", "mart", "--clean-weight", "1"],
+            "--clean-weight is of fgsm and pgd, this",
+        ),
+        (["train", "--run", "{tmp}/r", "--adversarial", "madry", "--beta", "6"], "--beta is of trades and mart"),
         (["train", "--run", "{tmp}/r", "--adversarial", "mart", "--beta", "-1"], "beta must be"),
         (["train", "--run", "{tmp}/r", "--awp", "0.01"], "pass --adversarial, --recipe or --attack"),
         (["train", "--run", "{tmp}/r", "--attack", "fgsm", "--awp", "-1"], "gamma must be"),
@@ -365,7 +380,7 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
                 "--adversarial",
                 "trades",
             ],
-            "leave out --attack, --adversarial, --recipe and --schedule",
+            "leave out --attack, --adversarial and --recipe",
         ),
         (["attack", "--run", "{fortified}", "--resume"], "pass it"),
         (["train", "--run", "{tmp}/r", "--epochs", "0", "--width", "4"], "epochs must be at least 1"),
@@ -375,7 +390,10 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
         (["attack", "--eps", "0.1"], "say which network"),
         (["attack", "--run", "{tmp}/nothing"], "no finished robustgen run"),
         (["attack", "--model", "convnet", "--data", "digits"], "module:function"),
-        (["attack", "--run", "{fortified}", "--suite", "huge", "--limit", "10"], "unknown suite 'huge'"),
+        (
+            ["attack", "--run", "{fortified}", "--suite", "huge", "--eps", "0.1", "--limit", "10"],
+            "unknown suite 'huge'",
+        ),
         (["attack", "--run", "{fortified}", "--eps", "-1", "--limit", "10"], "eps"),
         (["attack", "--run", "{fortified}", "--norm", "L3", "--limit", "10"], "Linf, L2 or L1"),
         (["attack", "--run", "{fortified}", "--limit", "0"], "Invalid value for '--limit'"),

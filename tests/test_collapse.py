@@ -10,10 +10,12 @@ from torch import nn
 from robustgen import data
 from robustgen.cli import main
 from robustgen.commands.run_info import read_info
+from robustgen.experiments.cells import read_cells
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row, counted, epochs_of
-from robustgen.experiments.results_page import draw_experiment
-from robustgen.experiments.runner import read_cells, run_experiment, summarise
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.pages import draw_experiment
+from robustgen.experiments.runner import run_experiment
+from robustgen.experiments.summary import summarise
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.files import save_tensors
 from robustgen.fortified import FortifiedObjective, fortify
 from robustgen.networks import build, mlp
@@ -22,7 +24,7 @@ from robustgen.training.collapse import collapse_of, is_at_chance
 
 X = torch.rand(60, 8, generator=torch.Generator().manual_seed(0))
 Y = (5 * X[:, 0]).long().clamp(max=4)
-WARNING = r"the network has collapsed: its loss is that of guessing among 5 classes, 1\.61; lower the learning rate"
+WARNING = r"the network has collapsed: its loss is that of guessing among 5 classes, 1\.61; train longer, lower"
 
 
 def dead(units=5):
@@ -127,7 +129,7 @@ class Table(Experiment):
     def settings(self, cell, scale):
         return {"cell": cell.name}
 
-    def measure(self, cell, scale, workshop):
+    def measure(self, cell, scale, cache):
         lost = cell.row == "b" or cell.seed == 0
         value = 10.0 if lost else 60.0
         return Measurement(
@@ -143,16 +145,16 @@ class Table(Experiment):
 
 def test_a_cell_of_a_collapsed_network_is_drawn_so_and_counts_nowhere(tmp_path):
     table = Table()
-    run_experiment(table, "cpu", Workshop(tmp_path / "work"), tmp_path, say=lambda line: None)
+    run_experiment(table, "cpu", TrainingCache(tmp_path / "work"), tmp_path, say=lambda line: None)
     page = draw_experiment(table, tmp_path)
-    assert "| A |  | 60.0 (1), collapsed (1) |" in page.replace("60.00", "60.0")
-    assert "| B |  | collapsed (2) |" in page
+    assert "| A | 60.00 (1), collapsed (1) |" in page
+    assert "| B | collapsed (2) |" in page
     assert "over all cells above but for 3 of collapsed networks" in page
     assert "PGD beats noise: holds in 1 of 1" in page
     assert "remarks on a--x--seed1 and a--x--seed1" in page
     assert "10.00" not in page
     kept = read_cells(tmp_path, table, "cpu")
-    a, b = summarise(table, "cpu", kept)["cells"]
-    assert (a["values"], a["seeds"], a["mean"], a["collapsed"]) == ([60.0], [1], 60.0, [0])
-    assert (b["values"], b["mean"], b["sd"], b["numbers"], b["collapsed"]) == ([], None, None, {}, [0, 1])
+    a, b = summarise(table, kept).values()
+    assert (a.values, a.mean, a.collapsed) == ([60.0], 60.0, [0])
+    assert (b.values, b.mean, b.sd, b.numbers, b.collapsed) == ([], None, None, {}, [0, 1])
     assert table.has_collapsed(kept[Cell("b", "x", 0).name])

@@ -170,6 +170,11 @@ def _classifier() -> nn.Module:
     return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Linear(16, 3)).double()
 
 
+def _linear() -> nn.Module:
+    torch.manual_seed(3)
+    return nn.Linear(8, 3).double()
+
+
 def _classifier_of_pictures() -> nn.Module:
     return nn.Sequential(nn.Flatten(), *_classifier())
 
@@ -218,6 +223,11 @@ def _case(kind, detector, build, **about):
     return lambda **options: kind(detector(build(), **options), build, **about)
 
 
+def _smoothed(inside):
+    """SmoothedDetector of a detector, by few draws of little noise."""
+    return lambda model, **options: room.SmoothedDetector(inside(model), **({"sigma": 0.3, "n": 150} | options))
+
+
 # Each detector has at least one factory here; one without fails the test below.
 FACTORIES = {
     "AutoencoderReconstruction": [_case(Pictures, room.AutoencoderReconstruction, _latent)],
@@ -244,15 +254,27 @@ FACTORIES = {
     "Mahalanobis": [
         _case(Clusters, room.Mahalanobis, _classifier),
         _case(Clusters, partial(room.Mahalanobis, layer="0"), _classifier),
+        _case(Clusters, partial(room.Mahalanobis, root=True), _linear),
     ],
     "MaxLogit": [_case(Clusters, room.MaxLogit, Bumps)],
     "MaxSoftmax": [_case(Clusters, room.MaxSoftmax, Bumps)],
     "MeanBrightness": [_case(Positive, room.MeanBrightness, _norm)],
-    "NearestNeighbour": [_case(Case, room.NearestNeighbour, nn.Identity), _case(Case, room.NearestNeighbour, _norm)],
-    "PCAResidual": [_case(Case, partial(room.PCAResidual, components=2), _norm)],
+    "NearestNeighbour": [
+        _case(Case, room.NearestNeighbour, nn.Identity),
+        _case(Case, room.NearestNeighbour, _norm),
+        _case(Pictures, partial(room.NearestNeighbour, k=3), nn.Identity),
+    ],
+    "PCAResidual": [
+        _case(Case, partial(room.PCAResidual, components=2), _norm),
+        _case(Case, partial(room.PCAResidual, components=2, root=True), nn.Identity),
+    ],
     "ReconstructionError": [
         _case(Case, ReconstructionError, lambda: Subspace(_basis())),
         _case(Case, ReconstructionError, _fortified),
+    ],
+    "SmoothedDetector": [
+        _case(Case, _smoothed(room.NearestNeighbour), nn.Identity),
+        _case(Clusters, _smoothed(room.MaxLogit), Bumps),
     ],
     "Typicality": [_case(Pictures, room.Typicality, _gaussian)],
     "WAIC": [_case(Pictures, room.WAIC, _ensemble)],
@@ -285,6 +307,99 @@ def test_scores_do_not_depend_on_the_batch(factory):
     small = factory(batch_size=7).fitted()
     for other in (alone, case.detector.score(x[order])[order.argsort()], small.score(x)):
         torch.testing.assert_close(other, whole, rtol=1e-12, atol=1e-12)
+
+
+def _moved(detector, x, radius, sign):
+    """x changed by at most ``radius`` in L2, so that sign * score rises: by its gradient, and by chance where it has
+    none."""
+    start = torch.randn(x.shape, generator=torch.Generator().manual_seed(3), dtype=x.dtype)
+    found, images = x.clone(), x.ndim == 4
+    for step in range(8):
+        moved = found.clone().requires_grad_()
+        (slope,) = torch.autograd.grad((sign * detector.score(moved)).sum(), moved)
+        along = (slope if step else start).flatten(1)
+        along = along / along.norm(dim=1, keepdim=True).clamp(min=1e-12)
+        change = found - x + (0.4 * radius * along).view_as(x)
+        length = change.flatten(1).norm(dim=1).clamp(min=radius).view(-1, *[1] * (x.ndim - 1))
+        found = x + change * (radius / length)
+        found = found.clamp(0, 1) if images else found
+    return found
+
+
+@contract
+def test_no_attack_beats_a_certificate(factory):
+    case, radius = factory(), 0.2
+    detector = case.calibrated(200)
+    smoothed = isinstance(detector, room.SmoothedDetector)
+    if detector.lipschitz() is None and not smoothed:
+        with pytest.raises(ValueError, match=r"no bound is known of how far a .* can be moved: SmoothedDetector"):
+            detector.certified_flag(case.sample(2, 5), 0.05, 0.1)
+        return
+    x = torch.cat([case.sample(6, 5), case.noise(6)])
+    lowest, highest = detector.certified_p_value(x, radius)
+    certain = detector.certified_flag(x, 0.05, radius)
+    at_rest = detector.p_value(x)
+    assert bool(((lowest <= at_rest) & (at_rest <= highest)).all())
+    assert torch.equal(certain, highest <= 0.05)
+    assert bool(certain[6:].any())
+    moved = {sign: _moved(detector, x, radius, sign) for sign in (1, -1)}
+    assert bool((detector.p_value(moved[1]) >= lowest).all())
+    assert bool((detector.p_value(moved[-1]) <= highest).all())
+    assert bool(detector.flag(moved[-1])[certain].all())
+    change = (detector.score(moved[1]) - detector.score(x)).abs().max()
+    assert change > 0.1 * radius * (0.1 if smoothed else detector.lipschitz())  # it did try
+
+
+@pytest.mark.parametrize("norm", ["L1", "Linf"])
+def test_bounds_in_other_norms(norm):
+    x = torch.rand(50, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for detector in (room.MeanBrightness(), room.NearestNeighbour(k=2), room.PCAResidual(components=3, root=True)):
+        detector.fit(x[:40])
+        change = torch.randn(10, 1, 4, 4, generator=torch.Generator().manual_seed(1), dtype=torch.float64).sign()
+        change *= 0.01
+        length = change.flatten(1).abs().sum(1)[0] if norm == "L1" else 0.01
+        inside = (x[40:] + change).clamp(0, 1)
+        moved = (detector.score(inside) - detector.score(x[40:])).abs()
+        assert bool((moved <= detector.lipschitz(norm) * length + 1e-9).all())
+    brightness = room.MeanBrightness().fit(x)
+    assert [brightness.lipschitz(n) for n in ("L1", "L2", "Linf")] == [1 / 16, 1 / 4, 1.0]
+
+
+def test_a_certificate_that_cannot_be_had():
+    x = torch.rand(50, 1, 4, 4)
+    detector = room.NearestNeighbour().fit(x).calibrate(x)
+    with pytest.raises(ValueError, match="norm must be L2, L1, Linf, got 'L0'"):
+        detector.lipschitz("L0")
+    with pytest.raises(ValueError, match="radius must be a finite number >= 0, got -1"):
+        detector.certified_flag(x, 0.05, -1.0)
+    with pytest.raises(NotFittedError):
+        room.NearestNeighbour().lipschitz()
+    with pytest.raises(NotFittedError):
+        room.NearestNeighbour().fit(x).certified_flag(x, 0.05, 0.1)
+
+
+def test_smoothed_percentiles_of_a_linear_score_are_exact():
+    """A linear score under Gaussian noise is Gaussian: a percentile at distance r moves by the slope times r."""
+    x = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    detector = room.SmoothedDetector(room.MeanBrightness(), 0.5, n=20_000, batch_size=20_000).fit(x)
+    assert torch.allclose(detector.score(x[:3]), x[:3].flatten(1).mean(1), atol=0.01)
+    lowest, highest = detector._score_bounds(x[:3], 0.4, "L2")
+    slope = 1 / 4
+    assert torch.allclose(
+        highest - detector.score(x[:3]), torch.full((3,), slope * 0.4, dtype=torch.float64), atol=0.012
+    )
+    assert torch.allclose(
+        detector.score(x[:3]) - lowest, torch.full((3,), slope * 0.4, dtype=torch.float64), atol=0.012
+    )
+    assert bool((highest - detector.score(x[:3]) > slope * 0.4).all())  # and a little more, for what chance may do
+
+
+def test_few_draws_certify_nothing_far_away():
+    x = torch.rand(40, 1, 4, 4)
+    detector = room.SmoothedDetector(room.MeanBrightness(), 0.1, n=10).fit(x)
+    lowest, highest = detector._score_bounds(x[:2], 1.0, "L2")
+    assert lowest.tolist() == [-float("inf")] * 2
+    assert highest.tolist() == [float("inf")] * 2
 
 
 @contract

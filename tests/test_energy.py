@@ -6,8 +6,8 @@ from torch import nn
 
 from robustgen.data import digits
 from robustgen.generative import EnergyModel, GenerativeObjective, fit
-from robustgen.generative.blocks.langevin import langevin, reflect
-from robustgen.generative.energy import denoising_score_matching
+from robustgen.generative.energy.energy_model import denoising_score_matching
+from robustgen.generative.energy.langevin import langevin, reflect
 from robustgen.training import Batch, Trainer
 
 SHAPE = (1, 8, 8)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from robustgen import cli, data
-from robustgen.commands.runs import load_run, saved_detector
+from robustgen.commands.opening import load_run, saved_detector
 from robustgen.examples import EXAMPLES, run_directory
 from robustgen.examples.__main__ import pack
 from robustgen.training.recipes import find

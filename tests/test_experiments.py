@@ -1,9 +1,13 @@
-"""Experiments: every one runs on digits; cells are kept, resumed and checked; RESULTS.md is drawn from results/."""
+"""Experiments: every one runs on digits; cells are kept, resumed and checked; pages are drawn from results/."""
 
 import json
-import threading
+import os
+import re
+import subprocess
+import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from xml.etree import ElementTree
 
 import jsonschema
 import pytest
@@ -14,8 +18,10 @@ from robustgen.cli import main
 from robustgen.data import ArrayDataset
 from robustgen.experiments import runner
 from robustgen.experiments.catalogue import find, table
+from robustgen.experiments.cells import cells_path, keep, merge, read_cells, read_records
+from robustgen.experiments.dot_plot import Series, dot_plot
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.lamb2018.battery import judge, white_and_black
+from robustgen.experiments.lamb2018.attack_suite import masking_tests, white_box_against_transfer
 from robustgen.experiments.lamb2018.confirmation import CHOSEN, compared
 from robustgen.experiments.lamb2018.recipes import (
     FORTIFIED,
@@ -27,18 +33,19 @@ from robustgen.experiments.lamb2018.recipes import (
     training_step,
 )
 from robustgen.experiments.lamb2018.sweep import best
-from robustgen.experiments.results_page import draw_experiment, draw_list, draw_page
-from robustgen.experiments.runner import cell_path, check_cell, read_cells, run_experiment, summarise
-from robustgen.experiments.workshop import Workshop, shuffled
-from robustgen.locks import alone
+from robustgen.experiments.pages import draw_experiment, draw_list, draw_pages
+from robustgen.experiments.runner import check_cell, run_experiment
+from robustgen.experiments.summary import NOT_MEASURED, fill, summarise
+from robustgen.experiments.training_cache import TrainingCache, shuffled
 
 ROOT = Path(__file__).parents[1]
 SCHEMA = json.loads((Path(robustgen.experiments.__file__).parent / "cell.schema.json").read_text())
-KEPT = sorted((ROOT / "results").glob("*/*/*/*--seed*.json"))
+VALID = jsonschema.validators.validator_for(SCHEMA)(SCHEMA)
+KEPT = sorted(path for name in table() for path in (ROOT / "results" / name).glob("*.jsonl"))
 
 
-def workshop(tmp_path):
-    return Workshop(tmp_path / "work", say=lambda line: None)
+def cache(tmp_path):
+    return TrainingCache(tmp_path / "work", say=lambda line: None)
 
 
 @pytest.mark.filterwarnings("ignore:the fortified network decides otherwise")  # autoencoders of a few steps
@@ -46,16 +53,16 @@ def workshop(tmp_path):
 def test_every_experiment_runs_on_digits(name, tmp_path):
     experiment, out = find(name), tmp_path / "results"
     before = torch.random.get_rng_state()
-    kept = run_experiment(experiment, "smoke", workshop(tmp_path), out, seeds=1, say=lambda line: None)
+    kept = run_experiment(experiment, "smoke", cache(tmp_path), out, seeds=1, say=lambda line: None)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert list(kept) == [cell.name for cell in experiment.cells(1)]
     for record in kept.values():
-        jsonschema.validate(record, SCHEMA)
+        VALID.validate(record)
         losses = record["history"]["loss"]
         assert len(losses) > 1
         assert losses[-1] < losses[0], "the loss does not fall"
-    summary = json.loads((out / name / "smoke.json").read_text())
-    assert sum(len(group["values"] + group.get("collapsed", [])) for group in summary["cells"]) == len(kept)
+    groups = summarise(experiment, kept)
+    assert sum(len(group.values + group.collapsed) for group in groups.values()) == len(kept)
     page = draw_experiment(experiment, out, ("smoke",))
     assert experiment.source in page
     assert all(row.title in page for row in experiment.rows)
@@ -82,7 +89,7 @@ class Fake(Experiment):
     def settings(self, cell, scale):
         return {"setting": self.setting}
 
-    def measure(self, cell, scale, workshop):
+    def measure(self, cell, scale, cache):
         if cell.name == self.breaks_at:
             raise KeyboardInterrupt
         self.measured.append(cell.name)
@@ -91,7 +98,7 @@ class Fake(Experiment):
 
 
 def run(experiment, tmp_path, **options):
-    return run_experiment(experiment, "cpu", workshop(tmp_path), tmp_path, say=lambda line: None, **options)
+    return run_experiment(experiment, "cpu", cache(tmp_path), tmp_path, say=lambda line: None, **options)
 
 
 def test_a_killed_run_goes_on_at_the_next_cell(tmp_path):
@@ -101,12 +108,9 @@ def test_a_killed_run_goes_on_at_the_next_cell(tmp_path):
     kept = run(again, tmp_path)
     assert again.measured == ["b--x--seed0", "a--x--seed1", "a--y--seed1", "b--x--seed1"]
     assert list(kept) == [cell.name for cell in again.cells()]
-    summary = json.loads((tmp_path / "fake/table/cpu.json").read_text())
-    first = summary["cells"][0]
-    assert (first["row"], first["column"], first["published"], first["values"]) == ("a", "x", 1.5, [2.0, 3.0])
-    assert first["mean"] == 2.5
-    assert first["sd"] == pytest.approx(0.5**0.5)
-    assert first["numbers"]["other"]["mean"] == 5.0
+    first = summarise(again, kept)["a", "x"]
+    assert first.values == [2.0, 3.0]
+    assert (first.mean, first.sd, first.number("other")) == (2.5, pytest.approx(0.5**0.5), 5.0)
 
 
 def test_other_settings_are_measured_anew(tmp_path):
@@ -130,43 +134,118 @@ def test_parts_share_the_work(tmp_path):
 def test_check_names_what_comes_out_otherwise(tmp_path):
     run(Fake(), tmp_path)
     cell = Cell("a", "y", 1)
-    assert check_cell(Fake(), cell, "cpu", workshop(tmp_path), tmp_path) == []
-    assert check_cell(Fake(offset=1.0), cell, "cpu", workshop(tmp_path), tmp_path) == [
+    assert check_cell(Fake(), cell, "cpu", cache(tmp_path), tmp_path) == []
+    assert check_cell(Fake(offset=1.0), cell, "cpu", cache(tmp_path), tmp_path) == [
         "value: kept 3, now 4",
         "other: kept 6, now 8",
     ]
     with pytest.raises(FileNotFoundError, match="no such cell"):
-        check_cell(Fake(), Cell("a", "y", 7), "cpu", workshop(tmp_path), tmp_path)
+        check_cell(Fake(), Cell("a", "y", 7), "cpu", cache(tmp_path), tmp_path)
 
 
-def test_a_record_of_another_format_is_refused(tmp_path):
+def test_a_line_that_is_no_cell_is_refused_by_its_number(tmp_path):
     run(Fake(), tmp_path)
-    path = cell_path(tmp_path, Fake(), "cpu", Cell("a", "x", 0))
-    good = json.loads(path.read_text())
-    (path.parent / "notes--by--seedX.json").write_text("{}")  # not a cell's name: nobody reads it
-    assert len(read_cells(tmp_path, Fake(), "cpu")) == 6
+    path = cells_path(tmp_path, Fake(), "cpu")
+    lines = path.read_text().splitlines()
+    good = json.loads(lines[1])
     for wrong, message in {
         '{"format": 99}': "not the record of a cell in format 1",
         '{"format": 1}': "lacks experiment",
-        json.dumps(good | {"row": "b"}): "holds another cell",
+        "[]": "must be an object",
+        "": "not a complete JSON value",
         json.dumps(good | {"value": "3"}): "value must be a finite number",
-        json.dumps(good)[:50]: "not a complete JSON file",
+        json.dumps(good | {"scale": "full"}): "holds a cell of fake/table at scale full",
+        json.dumps(good)[:50]: "not a complete JSON value",
+        lines[0]: "a--x--seed0 again",
     }.items():
-        path.write_text(wrong)
+        path.write_text("\n".join([lines[0], wrong, *lines[2:]]) + "\n")
         for read in (
             lambda: read_cells(tmp_path, Fake(), "cpu"),
-            lambda: check_cell(Fake(), Cell("a", "x", 0), "cpu", workshop(tmp_path), tmp_path),
+            lambda: run(Fake(), tmp_path),
+            lambda: check_cell(Fake(), Cell("a", "x", 0), "cpu", cache(tmp_path), tmp_path),
         ):
-            with pytest.raises(ValueError, match=message):
+            with pytest.raises(ValueError, match=rf"cpu\.jsonl, line 2: .*{message}"):
                 read()
+
+
+def test_what_the_experiment_does_not_ask_for_is_left_where_it_is(tmp_path):
+    """Rows of another version, a seed that would take for ever to count up to, one below zero."""
+    run(Fake(), tmp_path, seeds=1)
+    path = cells_path(tmp_path, Fake(), "cpu")
+    line = json.loads(path.read_text().splitlines()[0])
+    others = [line | {"row": "old"}, line | {"seed": 2**62}, line | {"seed": -1}]
+    keep(tmp_path, Fake(), "cpu", others)
+    assert len(read_cells(tmp_path, Fake(), "cpu")) == 3
+    run(Fake(), tmp_path)
+    assert len(read_records(tmp_path, Fake(), "cpu")) == 6 + len(others)
 
 
 def test_a_copy_is_not_another_seed(tmp_path):
     run(Fake(), tmp_path, seeds=1)
-    record = json.loads(cell_path(tmp_path, Fake(), "cpu", Cell("a", "x", 0)).read_text())
-    copy = cell_path(tmp_path, Fake(), "cpu", Cell("a", "x", 1))
-    copy.write_text(json.dumps(record | {"seed": 1}))
+    record = json.loads(cells_path(tmp_path, Fake(), "cpu").read_text().splitlines()[0])
+    keep(tmp_path, Fake(), "cpu", [record | {"seed": 1}])
     assert "a--x--seed1" not in read_cells(tmp_path, Fake(), "cpu")
+
+
+def test_lines_are_sorted_whatever_was_measured_first(tmp_path):
+    for only in (Cell("b", "x", 0), Cell("a", "y", 1), Cell("a", "y", 0), Cell("a", "x", 1)):
+        run(Fake(), tmp_path, only=only)
+    order = [cell.name for cell in read_records(tmp_path, Fake(), "cpu")]
+    assert order == ["a--x--seed1", "a--y--seed0", "a--y--seed1", "b--x--seed0"]
+
+
+ADD = """
+import sys
+from pathlib import Path
+from robustgen.experiments.cells import keep, read_records
+from test_experiments import Fake
+record = next(iter(read_records(Path(sys.argv[1]), Fake(), "cpu").values()))
+for seed in range(int(sys.argv[2]), int(sys.argv[2]) + 20):
+    keep(Path(sys.argv[1]), Fake(), "cpu", [record | {"seed": seed}])
+    print(seed, flush=True)
+"""
+
+
+def adding(tmp_path, first):
+    """A process that keeps the cells of twenty seeds and says so, one by one."""
+    paths = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
+    command = [sys.executable, "-c", ADD, str(tmp_path), str(first)]
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": paths}, stdout=subprocess.PIPE, text=True)
+
+
+def test_processes_that_write_the_same_file_lose_nothing(tmp_path):
+    run(Fake(), tmp_path, only=Cell("a", "x", 0))
+    with adding(tmp_path, 100) as one, adding(tmp_path, 200) as two:
+        assert [process.wait() for process in (one, two)] == [0, 0]
+    seeds = {cell.seed for cell in read_records(tmp_path, Fake(), "cpu")}
+    assert seeds == {0, *range(100, 120), *range(200, 220)}
+
+
+def test_a_killed_writer_loses_no_cell_that_it_has_kept(tmp_path):
+    run(Fake(), tmp_path, only=Cell("a", "x", 0))
+    with adding(tmp_path, 100) as process:
+        said = [int(process.stdout.readline()) for _ in range(3)]
+        process.kill()
+        said += [int(line) for line in process.stdout.read().split()]
+    seeds = {cell.seed for cell in read_records(tmp_path, Fake(), "cpu")}
+    assert seeds >= {0, *said}
+    keep(tmp_path, Fake(), "cpu", [])  # and what it left unfinished is swept
+    assert [path.name for path in (tmp_path / "fake/table").iterdir()] == ["cpu.jsonl"]
+
+
+def test_cells_of_another_folder_are_taken_where_none_is_kept(tmp_path):
+    here, there = tmp_path / "here", tmp_path / "there"
+    run(Fake(), here, seeds=1)
+    run(Fake(offset=10.0), there)
+    stale = next(iter(read_records(there, Fake(), "cpu").values())) | {"settings": {"setting": 7}, "seed": 3}
+    keep(there, Fake(), "cpu", [stale])
+    assert merge(here, Fake(), "cpu", there) == (3, 3, 1)
+    kept = read_cells(here, Fake(), "cpu")
+    assert (kept["a--x--seed0"]["value"], kept["a--x--seed1"]["value"]) == (2.0, 13.0)
+    assert len(read_records(here, Fake(), "cpu")) == 6
+    assert merge(here, Fake(), "cpu", there) == (0, 6, 1)
+    with pytest.raises(FileNotFoundError, match="no such file"):
+        merge(here, Fake(), "cpu", tmp_path / "nowhere")
 
 
 def test_a_place_that_cannot_be_written_is_found_at_once(tmp_path):
@@ -182,8 +261,8 @@ def test_the_page_shows_published_numbers_ours_and_what_is_missing(tmp_path):
     assert "not measured" in page
     run(Fake(), tmp_path, seeds=1)
     page = draw_experiment(Fake(), tmp_path)
-    assert "| A | 1.5 | 2.00 (1) |  | 2.00 (1) |  |" in page
-    assert "| C |  | not yet |  | not yet |  |" in page
+    assert "| A | 1.5 | 2.00 (1) | 2.00 (1) |" in page
+    assert "| C |  | not yet | not yet |" in page
     assert "needs a model that is not there" in page
     run(Fake(), tmp_path)
     assert "2.50 ± 0.71 (2)" in draw_experiment(Fake(), tmp_path)
@@ -202,32 +281,83 @@ def test_names_of_cells():
             experiment.cell(wrong)
 
 
-def test_results_page_is_drawn_from_results():
-    assert (ROOT / "RESULTS.md").read_text() == draw_page(ROOT / "results"), (
-        "RESULTS.md is stale: robustgen reproduce --page RESULTS.md"
-    )
+@pytest.fixture(scope="module")
+def drawn():
+    return draw_pages(ROOT / "results")
+
+
+def test_pages_and_figures_are_drawn_from_results(drawn):
+    for name, text in drawn.items():
+        assert (ROOT / name).read_text() == text, f"{name} is stale: robustgen reproduce --page RESULTS.md"
+    kept = {*(ROOT / "docs/results").iterdir(), *(ROOT / "docs/figures").iterdir()}
+    assert kept == {ROOT / name for name in drawn} - {ROOT / "RESULTS.md"}
+
+
+def test_the_overview_is_short_and_its_links_lead_somewhere(drawn):
+    assert drawn["RESULTS.md"].count("\n") <= 300
+    for page, folder in (("RESULTS.md", ROOT), ("docs/results/index.md", ROOT / "docs/results")):
+        links = re.findall(r"\]\(([^)#]+)#?([^)]*)\)", drawn[page])
+        assert len(links) >= len(table())
+        for path, place in links:
+            name = (folder / path).resolve().relative_to(ROOT.resolve()).as_posix()
+            assert name in drawn
+            assert not place or f'<a id="{place}"></a>' in drawn[name]
+    for experiment in table().values():
+        assert experiment.question in drawn["RESULTS.md"]
+
+
+def test_every_finding_names_rows_and_columns_that_are_there():
+    for experiment in table().values():
+        assert experiment.question, experiment.name
+        assert "{" not in fill(experiment.finding, experiment, {})
+        kept = read_cells(ROOT / "results", experiment, "cpu")
+        if kept:
+            said = fill(experiment.finding, experiment, summarise(experiment, kept))
+            assert NOT_MEASURED not in said, f"{experiment.name}: a number that no cell has"
+
+
+def test_numbers_in_a_finding():
+    kept = {f"{row}{seed}": line(row, seed) for row in "ab" for seed in range(2)}
+    said = fill("{a|x}, {a|x|other}, {mean|x}, {worst|x}, {a|y}", Fake(), summarise(Fake(), kept))
+    assert said == "10.5 (published 1.50), 21.0, 11.0, 10.5, not measured"
+    assert fill("{c|x}", Fake(), {}) == "not measured"
+    for wrong in ("{z|x}", "{a|z}"):
+        with pytest.raises(ValueError, match="has no"):
+            fill(wrong, Fake(), {})
+
+
+def line(row, seed):
+    value = 10.0 + seed + (row == "b")
+    found = {"other": {"value": 2 * value, "n": 3}}
+    return {"row": row, "column": "x", "seed": seed, "value": value, "numbers": found, "history": {}}
+
+
+def test_a_dot_plot_has_axis_labels_legend_and_source():
+    series = [Series("ours", [60.0, None], [2.0, None]), Series("<published>", [70.0, 80.0])]
+    drawn = dot_plot("A title", "accuracy, %", ["first & last", "second"], series, source="a.jsonl", limits=(50, 80))
+    root = ElementTree.fromstring(drawn)
+    texts = [element.text for element in root.iter("{http://www.w3.org/2000/svg}text")]
+    assert {"A title", "accuracy, %", "ours", "<published>", "first & last", "a.jsonl"} <= set(texts)
+    assert "second: not measured" in texts
+    assert [text for text in texts if text.isdigit()] == ["50", "60", "70", "80"]
+    circles = [c for c in root.iter("{http://www.w3.org/2000/svg}circle") if c.get("fill") != "white"]
+    assert [float(c.get("cx")) for c in circles] == [23.0, 166.0]  # the legend's, and 60: a third of the way
+    with pytest.raises(ValueError, match="1 values for 2 rows"):
+        dot_plot("t", "a", ["x", "y"], [Series("s", [1.0])], source="f")
+    with pytest.raises(ValueError, match="0 series"):
+        dot_plot("t", "a", [], [], source="f")
 
 
 def test_kept_cells_fit_the_schema_and_the_experiments():
     assert KEPT, "no cell is kept"
-    known = list(table())
+    assert sorted(p for p in (ROOT / "results").glob("*/*/*.jsonl") if p.parent.parent.name != "mnist") == KEPT
     for path in KEPT:
-        record = json.loads(path.read_text())
-        jsonschema.validate(record, SCHEMA)
-        assert record["experiment"] in known
-        assert path == cell_path(
-            ROOT / "results",
-            find(record["experiment"]),
-            record["scale"],
-            Cell(record["row"], record["column"], record["seed"]),
-        )
-
-
-def test_kept_cells_are_of_the_present_settings():
-    for name in list(table()):
-        for scale in ("cpu", "full"):
-            files = list((ROOT / "results" / name / scale).glob("*--seed*.json"))
-            assert len(read_cells(ROOT / "results", find(name), scale)) == len(files), f"{name} {scale}: stale cells"
+        experiment, scale = find(path.parent.relative_to(ROOT / "results").as_posix()), path.stem
+        records = read_records(ROOT / "results", experiment, scale)
+        assert list(records) == sorted(records)
+        for record in records.values():
+            VALID.validate(record)
+        assert len(read_cells(ROOT / "results", experiment, scale)) == len(records), f"{path}: stale cells"
 
 
 def test_list_names_every_experiment_and_reasons(tmp_path):
@@ -242,10 +372,10 @@ def test_recipes_train_the_same_networks_from_the_same_seed(tmp_path):
     """Shared trainings: the second call loads the first one's network; another process makes the same one."""
     budget = Budget(data="digits", n_train=100, width=4, epochs=1)
     recipe = Recipe(layers="last", lambda_rec=0.1, activation="tanh").against("fgsm", 0.1)
-    shop = workshop(tmp_path)
+    shop = cache(tmp_path)
     train = shop.images("digits", "train").first(100)
     nets = [train_recipe(recipe, budget, 0, shop, train)[0] for _ in range(2)]
-    nets.append(train_recipe(recipe, budget, 0, workshop(tmp_path / "elsewhere"), train)[0])
+    nets.append(train_recipe(recipe, budget, 0, cache(tmp_path / "elsewhere"), train)[0])
     for other in nets[1:]:
         for a, b in zip(nets[0].parameters(), other.parameters(), strict=True):
             assert torch.equal(a, b)
@@ -268,13 +398,22 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert "98.09" in capsys.readouterr().out
     assert main(["reproduce", "lamb-2018/table-2.2", *options, *cell, "--check"]) == 0
     assert "comes out the same" in capsys.readouterr().out
-    path = tmp_path / "r/lamb-2018/table-2.2/smoke/fortified--pgd-0.1--seed0.json"
+    path = tmp_path / "r/lamb-2018/table-2.2/smoke.jsonl"
     record = json.loads(path.read_text())
+    merged = ["--merge", str(tmp_path / "r"), "--scale", "smoke", "--out", str(tmp_path / "new")]
+    assert main(["reproduce", "lamb-2018/table-2.2", *merged]) == 0
+    assert "1 cells taken from" in capsys.readouterr().out
+    assert (tmp_path / "new/lamb-2018/table-2.2/smoke.jsonl").read_text() == path.read_text()
     path.write_text(json.dumps(record | {"value": record["value"] + 1}))
     assert main(["reproduce", "lamb-2018/table-2.2", *options, *cell, "--check"]) == 1
     assert "value: kept" in capsys.readouterr().err
     assert main(["reproduce", "--list", "--out", str(tmp_path / "r")]) == 0
     assert "smoke: 1 of" in capsys.readouterr().out
+    assert main(["reproduce", "--page", str(tmp_path / "page.md"), "--out", str(tmp_path / "r")]) == 0
+    written = capsys.readouterr().out.split()
+    assert written[0] == str(tmp_path / "page.md")
+    assert str(tmp_path / "docs/results/index.md") in written
+    assert all(Path(path).stat().st_size > 100 for path in written)
 
 
 @pytest.mark.parametrize(
@@ -287,6 +426,9 @@ def test_command_line(tmp_path, capsys, monkeypatch):
         (["lamb-2018/table-2.2", "--seeds", "0"], "--seeds must be at least 1"),
         (["lamb-2018/table-2.2", "--cell", "nonsense"], "a cell is named"),
         (["lamb-2018/table-2.2", "--check"], "--check needs"),
+        (["--merge", "elsewhere"], "--merge needs an experiment"),
+        (["lamb-2018/table-2.2", "--merge", "elsewhere"], "elsewhere/lamb-2018/table-2.2/cpu.jsonl: no such file"),
+        (["ahmed-2017/table-2.2", "--cell", "draw--val--seed0"], "has no cell"),
         (["lamb-2018/table-2.2", "--scale", "cpu"], "pass --data-root"),
         (["lamb-2018/table-2.2", "--cell", "fortified--pgd-0.1--seed0", "--check"], "no such cell is kept"),
     ],
@@ -300,29 +442,6 @@ def test_wrong_use_is_one_line(arguments, message, tmp_path, capsys):
 def test_the_commit_of_a_cell_is_recorded():
     commit = runner.current_commit()
     assert commit == "unknown" or len(commit.removesuffix("-changed")) == 40
-
-
-def rounded(text):
-    """JSON with numbers in twelve digits: Python's standard deviation of 3.10 has another last one than later ones."""
-    return json.loads(text, parse_float=lambda number: f"{float(number):.12g}")
-
-
-def test_kept_summaries_are_those_of_the_kept_cells():
-    for name, experiment in table().items():
-        for scale in ("cpu", "full"):
-            path, kept = ROOT / "results" / name / f"{scale}.json", read_cells(ROOT / "results", experiment, scale)
-            assert path.exists() == bool(kept)
-            assert not kept or rounded(path.read_text()) == rounded(json.dumps(summarise(experiment, scale, kept)))
-
-
-def test_two_processes_that_share_an_experiment_sum_it_up_in_turns(tmp_path):
-    run(Fake(), tmp_path)
-    with alone(tmp_path / Fake.name, wait=True):  # another process has read the cells and not yet written their summary
-        other = threading.Thread(target=run, args=(Fake(), tmp_path))
-        other.start()
-        other.join(0.5)
-        assert other.is_alive()
-    other.join()
 
 
 def test_a_number_that_is_nan_is_named_at_once(tmp_path):
@@ -341,7 +460,7 @@ def test_verdicts_expose_a_single_step_that_its_training_made_useless():
         for e, shares in {"0.1": (70, 70, 7, 6, 68), "0.3": (41, 82, 0, 0, 75)}.items()
         for attack, share in zip(("noise", "FGSM", "PGD clean start", "PGD", "transfer FGSM"), shares, strict=True)
     }
-    found = {test.name: test.verdict for test in judge(weak, (0.1, 0.3))}
+    found = {test.name: test.verdict for test in masking_tests(weak, (0.1, 0.3))}
     assert found["FGSM at least as strong as noise, eps 0.3"] == "violated"
     assert found["FGSM at least as strong as black-box transfer, eps 0.3"] == "violated"
     assert found["accuracy under FGSM falls as eps grows"] == "violated"
@@ -350,7 +469,7 @@ def test_verdicts_expose_a_single_step_that_its_training_made_useless():
 
 def test_black_box_successes_are_counted_per_example():
     white, black = torch.tensor([True, True, False, False]), torch.tensor([False, True, True, False])
-    test = white_and_black("w", ("white", white), ("black", black))
+    test = white_box_against_transfer("w", ("white", white), ("black", black))
     assert "1 of 4 fall to black alone (25.00%" in test.detail
     assert test.verdict == "holds"
 
@@ -358,7 +477,7 @@ def test_black_box_successes_are_counted_per_example():
 def test_the_cost_of_a_step_is_counted_by_hand():
     """A linear network: forward 2 D C, gradient of the weights as much again, no gradient of the input."""
     budget = Budget(data="digits", n_train=8, network="mlp", width=16)
-    train = Workshop(Path("unused")).images("digits", "train", 8)
+    train = TrainingCache(Path("unused")).images("digits", "train", 8)
     forward = 2 * (64 * 16 + 16 * 16 + 16 * 10)
     per_example = 2 * forward + 2 * (16 * 16 + 16 * 10)
     assert step_cost(Recipe(), budget, train) == 8 * per_example

@@ -9,8 +9,8 @@ import torch
 
 from robustgen import cli
 from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.opening import load_run
 from robustgen.commands.run_info import read_info, recorded_data
-from robustgen.commands.runs import load_run
 from robustgen.detectors import ReconstructionError
 from robustgen.detectors import load as load_detector
 from robustgen.fortified import FortifiedNetwork

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from torch import nn
 
 from robustgen.data import digits
-from robustgen.generative import DCGAN, LSGAN, WGANGP, GenerativeObjective, dcgan, fit, lsgan, wgan_gp
-from robustgen.generative.blocks.historical_average import HistoricalAverage
-from robustgen.generative.blocks.minibatch_discrimination import MinibatchDiscrimination
-from robustgen.generative.blocks.strided import Discriminator, Generator
-from robustgen.generative.blocks.virtual_batch_norm import VirtualBatchNorm, WithReference
+from robustgen.generative import DCGAN, LSGAN, WGANGP, GenerativeObjective, fit
+from robustgen.generative.adversarial import dcgan, lsgan, wgan_gp
+from robustgen.generative.adversarial.historical_average import HistoricalAverage
+from robustgen.generative.adversarial.minibatch_discrimination import MinibatchDiscrimination
+from robustgen.generative.adversarial.strided import Discriminator, Generator
+from robustgen.generative.adversarial.virtual_batch_norm import VirtualBatchNorm, WithReference
 from robustgen.training import Batch, Trainer
 
 SMALL = {"latent_dim": 4, "width": 4}

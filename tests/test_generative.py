@@ -86,6 +86,7 @@ SMALL = {
         )
     ],
     "WGANGP": [lambda: room.WGANGP(SHAPE, latent_dim=4, width=4, n_critic=2)],
+    "Denoiser": [lambda: room.Denoiser(SHAPE, width=4, levels=2, sample_steps=3)],
     "EnergyModel": [
         lambda: room.EnergyModel(SHAPE, width=4, steps=3, sample_steps=5, buffer_size=32),
         lambda: room.EnergyModel(SHAPE, width=4, objective="dsm", sample_steps=5),
@@ -115,7 +116,9 @@ def images(model, n=12, part="test"):
 
 
 def scores(model, x):
-    """What the model says of each image: its likelihood or, without one, its discriminator."""
+    """What the model says of each image: its likelihood or, without one, its discriminator or what it takes away."""
+    if isinstance(model, room.Denoiser):
+        return (model.denoise(x := model.check(x), 0.3) - x).flatten(1).norm(dim=1)
     return model.log_prob(x) if model.log_prob_kind is not None else model.discriminate(x)
 
 

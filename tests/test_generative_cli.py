@@ -73,7 +73,7 @@ def test_scores_of_known_and_unknown_inputs(vae_run, capsys):
     kept.write_text("{}")  # damaged: it is fitted again
     code, again, err = run(capsys, *arguments, "--limit", 5)
     assert (code, again) == (0, out), err
-    x = data.load("digits").first(5).images()
+    x = data.load("digits").take(5).images()
     expected = -load(vae_run).log_prob(x)
     torch.testing.assert_close(torch.tensor([row["score"] for row in rows]), expected.detach())
 

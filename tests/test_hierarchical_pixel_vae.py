@@ -8,7 +8,7 @@ from torch.autograd.functional import jacobian
 
 from robustgen.generative import HierarchicalPixelVAE
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
-from robustgen.generative.latent import Posterior
+from robustgen.generative.latent.base import Posterior
 
 
 def _model(shape=(1, 8, 8), **options):

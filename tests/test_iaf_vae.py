@@ -7,8 +7,8 @@ import torch
 from torch.autograd.functional import jacobian
 
 from robustgen.generative import IAFVAE
-from robustgen.generative.blocks.autoregressive_flow import MADE, InverseAutoregressiveStep, MaskedConvNet
-from robustgen.generative.latent import Posterior
+from robustgen.generative.latent.autoregressive_flow import MADE, InverseAutoregressiveStep, MaskedConvNet
+from robustgen.generative.latent.base import Posterior
 
 
 def _step(network, backwards):

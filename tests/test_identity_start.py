@@ -9,7 +9,7 @@ from torch import nn
 
 from robustgen import data
 from robustgen.cli import main
-from robustgen.commands.runs import load_run
+from robustgen.commands.opening import load_run
 from robustgen.detectors import ReconstructionError
 from robustgen.fortified import (
     ConvAutoencoder,
@@ -319,6 +319,35 @@ class TestWidths:
                 fortify(model, ["1"], example_input=x, init="identity", **options)
         with pytest.raises(ValueError, match="unknown init 'zeros'"):
             fortify(model, ["1"], example_input=x, init="zeros")
+
+
+class TestCleanWeight:
+    def fitted(self, init, **options):
+        x = data.digits("train").images()[:400].flatten(1)
+        torch.manual_seed(0)
+        net = fortify(mlp(64, [32], 10), ["1"], example_input=x[:2], init=init, noise_std=0.5)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of decisions: the network has learned nothing
+            net.fit_autoencoders(x, epochs=4, progress=False, **options)
+        return net, x
+
+    def test_more_of_it_leaves_states_nearer_to_what_they_are(self):
+        errors = []
+        for weight in (0.0, 2.0, 50.0):
+            net, x = self.fitted("identity", clean_weight=weight)
+            errors.append(net.eval().reconstruction_errors(x, relative=True)["1"].mean().item())
+        assert errors[0] > 1.2 * errors[1]
+        assert errors[1] > 1.2 * errors[2]
+
+    @pytest.mark.parametrize(("init", "weight"), [("identity", 2.0), ("random", 0.0)])
+    def test_its_default(self, init, weight):
+        default, named = (self.fitted(init, **options)[0] for options in ({}, {"clean_weight": weight}))
+        assert torch.equal(default.autoencoders()[0].weight, named.autoencoders()[0].weight)
+
+    @pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
+    def test_out_of_range(self, weight):
+        with pytest.raises(ValueError, match="clean_weight must be a finite number >= 0"):
+            self.fitted("identity", clean_weight=weight)
 
 
 class TestDetectors:

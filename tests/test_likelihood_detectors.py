@@ -31,7 +31,7 @@ from robustgen.detectors import (
 )
 from robustgen.detectors.density_of_states import model_statistics
 from robustgen.generative import IAFVAE, VAE, GatedPixelCNN, Pixels
-from robustgen.generative.latent import LatentVariableModel
+from robustgen.generative.latent.base import LatentVariableModel
 
 SHAPE = (1, 2, 3)
 D = 6

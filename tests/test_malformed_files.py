@@ -66,7 +66,7 @@ READERS = [
         ["train", "--run", "{d}/new", "--data", "{d}/images.npz", *SIZED, "--epochs", "1", "--quiet"],
     ),
     ("images/0.png", ["score", "--run", "{d}/fortified", "--data", "{d}/images", "--strict", "--quiet"]),
-    ("results/ahmed-2017/figure-2.4/cpu/*.json", ["reproduce", "--list", "--out", "{d}/results"]),
+    ("results/ahmed-2017/figure-2.4/cpu.jsonl", ["reproduce", "--list", "--out", "{d}/results"]),
 ]
 JUNK = [None, True, -1, 0, 3, 2**70, 10**9, 1e308, 0.5, "text", "", "\x1b[2J", [], {}, [[]], [1, "a"], {"a": [None]}]
 
@@ -91,8 +91,8 @@ def valid(tmp_path_factory):
     (d / "images").mkdir()
     for k, image in enumerate(few.x[:, 0].numpy()):
         Image.fromarray(image).save(d / "images" / f"{k}.png")
-    kept = Path(__file__).parent.parent / "results" / "ahmed-2017" / "figure-2.4" / "cpu"
-    shutil.copytree(kept, d / "results" / "ahmed-2017" / "figure-2.4" / "cpu")
+    kept = Path(__file__).parent.parent / "results" / "ahmed-2017" / "figure-2.4"
+    shutil.copytree(kept, d / "results" / "ahmed-2017" / "figure-2.4")
     return d
 
 
@@ -167,6 +167,8 @@ def malform(path, draw):
     ways = ["cut", "flip", "flip", "nothing", "folder", "text", "noise", "gone"]
     if path.suffix == ".json":
         ways += ["json"] * 16
+    if path.suffix == ".jsonl":
+        ways += ["line"] * 16
     if path.suffix == ".safetensors":
         ways += ["tensors"] * 8 + ["pickle"]
     if path.suffix == ".npz":
@@ -174,6 +176,10 @@ def malform(path, draw):
     way = draw.choice(ways)
     if way == "json":
         path.write_text(changed_json(whole.decode(), draw))
+    elif way == "line":
+        lines = whole.decode().splitlines()
+        k = draw.randrange(len(lines))
+        path.write_text("\n".join([*lines[:k], changed_json(lines[k], draw), *lines[k + 1 :]]) + "\n")
     elif way == "tensors":
         changed_tensors(path, draw)
     elif way == "arrays":

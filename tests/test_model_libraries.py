@@ -12,7 +12,7 @@ from torchvision import models
 from robustgen import Normalize, cli
 from robustgen.commands.model_libraries import of_library, outputs_of_weights
 from robustgen.commands.network_spec import NetworkSpec, load_weights
-from robustgen.commands.runs import load_run, open_network
+from robustgen.commands.opening import load_run, open_network
 from robustgen.data import ArrayDataset
 from robustgen.data.npz import save_npz
 from robustgen.files import save_tensors
@@ -105,7 +105,7 @@ def test_a_run_remembers_library_and_normalisation(capsys, tmp_path, photos):
     assert run(capsys, *common, tmp_path / "r", *normal, "--resume")[0] == 0
     assert run(capsys, *common, tmp_path / "r", "--resume")[0] == 0  # what is not given is remembered
     other = ["--mean", "0.5", "--std", "0.5"]
-    assert "network was" in refused(capsys, *common, tmp_path / "r", "--resume", *other)
+    assert "network.mean was" in refused(capsys, *common, tmp_path / "r", "--resume", *other)
 
 
 def test_a_run_of_other_weights_keeps_their_outputs(capsys, tmp_path, photos):

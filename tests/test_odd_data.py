@@ -11,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from robustgen.commands.runs import DataSpec
+from robustgen.commands import DataSpec
 from robustgen.data import ArrayDataset, load, load_folder, load_npz
 from robustgen.detectors import mutate
 from robustgen.detectors.compression import compressed_bits

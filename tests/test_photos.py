@@ -168,7 +168,7 @@ def test_mixed_photos_are_scored_as_the_network_takes_them(capsys, fortified_run
     assert code == 0
     flagged = sum(row["flag"] == "True" for row in csv.DictReader((tmp_path / "rows.csv").read_text().splitlines()))
     assert f"flagged: {flagged / 16:.1%}\nnominal: 5.0%\n" in out
-    from robustgen.commands.runs import load_run, saved_detector
+    from robustgen.commands.opening import load_run, saved_detector
 
     network = load_run(fortified_run)[0]
     expected = saved_detector(fortified_run, network).score(x.images())

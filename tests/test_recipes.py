@@ -26,6 +26,7 @@ from robustgen.training import (
     load_checkpoint,
 )
 from robustgen.training.recipes import METHODS, RECIPES, Recipe, find, fitting
+from robustgen.training.recipes.recipe import uses
 
 DIGITS = ["--data", "digits", "--limit", "120", "--quiet"]
 
@@ -100,9 +101,8 @@ def test_a_recipe_trains(name):
         "epochs": 2,
         "batch_size": 4,
         "single_step_epochs": min(1, recipe.single_step_epochs),
-        "steps": 2,
         "width": 4,
-    }
+    } | ({"steps": 2} if uses("steps", recipe.method) else {})
     small = replace(recipe, **few)
     x, y = torch.rand(8, *recipe.shape), torch.arange(8) % recipe.n_classes
     network = small.network(seed=1)
@@ -131,15 +131,23 @@ def test_a_recipe_describes_what_it_trains(method):
         ({"method": "free"}, "unknown method 'free'"),
         ({"schedule": "step"}, "unknown schedule 'step'"),
         ({"optimizer": "lion"}, "unknown optimizer 'lion'"),
-        ({"method": "madry", "beta": 1.0}, "beta weighs"),
-        ({"method": "fast", "clean_weight": 1.0}, "has no clean_weight"),
-        ({"method": "fast", "single_step_epochs": 1}, "before a multi-step method"),
+        ({"method": "madry", "beta": 1.0}, "beta is of trades and mart, this training is by madry"),
+        ({"method": "fast", "clean_weight": 1.0}, "clean_weight is of fgsm and pgd, this training is by fast"),
+        ({"method": "fast", "single_step_epochs": 1}, "single_step_epochs is of madry, trades and mart"),
         (
             {"method": "madry", "single_step_epochs": 11},
             "=11 is longer than the training of 10 epochs",
         ),
         ({"method": "madry", "warm_up_epochs": 11}, "warm_up_epochs=11 is longer"),
-        ({"warm_up_epochs": 1}, "method plain has none"),
+        ({"warm_up_epochs": 1}, "warm_up_epochs is of adversarial training, this training is plain"),
+        ({"eps": 0.1}, "eps is of adversarial training"),
+        ({"norm": "L2"}, "norm is of adversarial training"),
+        ({"steps": 3}, "steps is of"),
+        ({"method": "fgsm", "steps": 3}, "steps is of pgd, madry, trades and mart, this training is by fgsm"),
+        ({"method": "fast", "step_size": 0.1}, "step_size is of"),
+        ({"method": "trades", "start_in_bounds": False}, "start_in_bounds is of pgd, fast, madry and mart"),
+        ({"ema": float("nan")}, r"ema must be a decay in \[0, 1\), got nan"),
+        ({"ema": 1.0}, r"ema must be a decay in \[0, 1\), got 1.0"),
         ({"weight_decay": -1.0}, "weight_decay must be"),
         ({"epochs": 0}, "epochs must be at least 1"),
         ({"eps": -0.1}, "eps"),
@@ -148,6 +156,16 @@ def test_a_recipe_describes_what_it_trains(method):
 def test_wrong_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         Recipe(**settings)
+
+
+def test_what_a_derived_recipe_has_no_use_for_is_at_its_default():
+    recipe = find("mnist-trades")
+    assert recipe.derived(single_step_epochs=0).start_in_bounds
+    assert not recipe.derived(single_step_epochs=1).start_in_bounds
+    fast = recipe.derived(method="fast")
+    assert (fast.steps, fast.beta, fast.single_step_epochs, fast.eps) == (7, None, 0, 0.3)
+    with pytest.raises(ValueError, match="beta is of trades and mart"):
+        recipe.derived(method="madry", beta=1.0)
 
 
 def test_phases_and_warm_up_switch_where_they_say():
@@ -289,7 +307,7 @@ class TestTheCommand:
         assert all(torch.equal(v, two[k]) for k, v in one.items())
 
     def test_the_best_epoch_is_attacked(self, capsys, tmp_path):
-        from robustgen.commands.runs import load_run
+        from robustgen.commands.opening import load_run
 
         few = ["--adversarial", "fast", "--epochs", "6", "--width", "4"]
         assert run(capsys, "train", "--run", tmp_path, *DIGITS, *few)[0] == 0
@@ -323,13 +341,29 @@ class TestTheCommand:
             (["--recipe", "mnist-fast"], "is for inputs 1 x 28 x 28, digits/train has 1 x 8 x 8"),
             (["--recipe", "digits-fast", "--adversarial", "madry"], "leave out --adversarial madry"),
             (["--recipe", "digits-fast", "--attack", "pgd"], "leave out --attack"),
-            (["--recipe", "digits-fast", "--beta", "2"], "--adversarial trades or mart"),
+            (["--recipe", "digits-fast", "--beta", "2"], "--beta is of trades and mart, this training is by fast"),
             (
                 ["--adversarial", "madry", "--warm-up-epochs", "99"],
                 "warm_up_epochs=99 is longer than",
             ),
             (["--adversarial", "fast", "--start", "somewhere"], "it is bounds or ball"),
-            (["--adversarial", "fast", "--single-step-epochs", "2"], "before a multi-step method"),
+            (
+                ["--adversarial", "fast", "--single-step-epochs", "2"],
+                "--single-step-epochs is of madry, trades and mart",
+            ),
+            (["--adversarial", "fast", "--steps", "7"], "--steps is of pgd, madry, trades and mart"),
+            (["--attack", "fgsm", "--steps", "7"], "--steps is of"),
+            (["--attack", "fgsm", "--start", "bounds"], "--start is of pgd, fast, madry and mart"),
+            (["--adversarial", "trades", "--start", "ball"], "--start is of pgd, fast, madry and mart"),
+            (["--eps", "0.3"], "--eps is of adversarial training, this training is plain"),
+            (["--norm", "Linf"], "--norm is of adversarial training"),
+            (["--warm-up-epochs", "0"], "--warm-up-epochs is of adversarial training"),
+            (["--ema", "nan"], "ema must be a decay in [0, 1), got nan"),
+            (["vae", "--set", "quantization=stochastic", "--ema", "nan"], "ema must be a decay in [0, 1), got nan"),
+            (["--hidden", "5"], "--hidden goes with --fortify"),
+            (["--freeze-backbone"], "--freeze-backbone goes with --fortify"),
+            (["--fortify", "auto", "--lambda-adv", "1"], "--lambda-adv is of adversarial training"),
+            (["--fortify", "auto", "--freeze-backbone", "--lambda-rec", "1"], "--lambda-rec is of a joint training"),
         ],
     )
     def test_what_does_not_go_together_is_one_line(self, capsys, tmp_path, options, message):
@@ -364,7 +398,7 @@ class TestTheCommand:
         one, two = (load_checkpoint(tmp_path / name).model_state for name in "ab")
         assert all(torch.equal(v, two[k]) for k, v in one.items())
         code, _, err = run(capsys, "train", "--run", tmp_path / "a", "--resume", "--eps", "0.2", "--quiet")
-        assert (code, "training was" in err) == (2, True)
+        assert (code, "training.eps was 0.1, now 0.2" in err) == (2, True)
 
     def test_a_generative_run_remembers_too(self, capsys, tmp_path):
         begun = ["vae", "--epochs", "1", "--set", "latent_dim=2", "--set", "quantization=stochastic", "--ema", "0.5"]
@@ -424,6 +458,36 @@ class TestTheCommand:
         assert code == 0, err
         assert "mart with the settings of digits-trades, not measured" in out
         assert json.loads((tmp_path / "run.json").read_text())["training"]["name"].startswith("mart with")
+
+    def test_the_list_as_json(self, capsys):
+        for arguments in (["--list-recipes", "--json"], ["--json", "--list-recipes"]):
+            code, out, _ = run(capsys, "train", *arguments)
+            assert code == 0
+            found = {entry.pop("name"): entry for entry in json.loads(out)}
+            assert list(found) == list(RECIPES)
+            assert found["digits-fast"]["eps"] == 0.15
+            assert {name for name, entry in found.items() if entry["measured"]} == set(measured())
+
+    def test_without_a_place_nothing_is_trained(self, capsys):
+        code, _, err = run(capsys, "train", "--data", "digits")
+        assert (code, "pass --run DIR" in err) == (2, True)
+
+    def test_the_start_of_single_steps_is_of_use_to_trades(self, capsys, tmp_path):
+        few = [
+            "--adversarial",
+            "trades",
+            "--single-step-epochs",
+            "1",
+            "--start",
+            "ball",
+            "--epochs",
+            "1",
+            "--width",
+            "4",
+        ]
+        code, _, err = run(capsys, "train", "--run", tmp_path, *DIGITS, *few)
+        assert code == 0, err
+        assert json.loads((tmp_path / "run.json").read_text())["training"]["start_in_bounds"] is False
 
     def test_the_list_says_what_was_measured_and_what_not(self, capsys):
         code, out, _ = run(capsys, "train", "--list-recipes")

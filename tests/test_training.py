@@ -28,6 +28,7 @@ from torch.utils.data import (
 )
 
 from robustgen.data import ArrayDataset
+from robustgen.differences import differences
 from robustgen.locks import alone
 from robustgen.training import (
     Batch,
@@ -290,15 +291,27 @@ def test_other_settings_are_named(tmp_path):
         ({"examples": 90}, "number of examples was 96, now 90"),
         ({"optimizer": lambda p: torch.optim.SGD(p, lr=0.2, momentum=0.9)}, r"lr of group 0 was 0\.1, now 0\.2"),
         ({"optimizer": torch.optim.Adam}, 'optimizer was "SGD", now "Adam"'),
-        ({"objective": ClassifierObjective(label_smoothing=0.1)}, "objective was .* now .*0.1"),
+        (
+            {"objective": ClassifierObjective(label_smoothing=0.1)},
+            r"settings: objective.label_smoothing was 0\.0, now 0\.1$",
+        ),
         ({"schedule": lambda t: 1.0, "epochs": 2}, "schedule was null.*epochs was 1, now 2"),
         ({"model": nn.Linear(8, 2)}, "missing weight.*unexpected 0.weight"),
         ({"model": network()[:4].append(nn.Linear(16, 3))}, r"4.weight is \(2, 16\), the network has \(3, 16\)"),
-        ({"model": network().double()}, "dtypes was"),
+        ({"model": network().double()}, r"dtypes\[0\] was"),
     ]:
         with pytest.raises(ValueError, match=message):
             run(**options)
     run()  # nothing of this spoilt it
+
+
+def test_of_a_long_value_the_part_that_differs_is_shown():
+    old, new = {"a": {"text": "x" * 500 + "old"}}, {"a": {"text": "x" * 500 + "new"}}
+    (line,) = differences(old, new)
+    assert line.startswith("a.text was ...")
+    assert 'xold", now ...' in line
+    assert line.endswith('xnew"')
+    assert differences([1, 2], [1], "a") == ["a was [1, 2], now [1]"]
 
 
 def test_a_function_made_anew_is_the_same_function(tmp_path):

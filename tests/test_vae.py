@@ -9,12 +9,12 @@ from torch.distributions import MultivariateNormal
 
 from robustgen.data import digits
 from robustgen.generative import VAE, fit
-from robustgen.generative.blocks.coders import ConvDecoder, ConvEncoder
 from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
 from robustgen.generative.blocks.gaussian import bounded_log_std, gaussian_kl, gaussian_log_prob
 from robustgen.generative.blocks.pixel_likelihood import Bernoulli, Gaussian
 from robustgen.generative.blocks.softmax import Softmax
-from robustgen.generative.latent import LatentVariableModel, Posterior
+from robustgen.generative.latent.base import LatentVariableModel, Posterior
+from robustgen.generative.latent.coders import ConvDecoder, ConvEncoder
 from robustgen.training import Batch
 
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from robustgen import cli
-from robustgen.commands.runs import load_weights
+from robustgen.commands.network_spec import load_weights
 from robustgen.files import save_tensors
 from robustgen.weights import ENTRIES, read_weights, unwrapped
 

@@ -26,6 +26,7 @@ for name in plain afterwards fortified-fgsm; do attack --run runs/mnist-$name --
 $robustgen attack --data mnist --data-root "$root" --eps 0.3 --limit 1000 --suite standard --quiet --resume --run runs/mnist-pgd \
   --out $out/attack-pgd-standard
 for name in afterwards fortified-fgsm; do score --run runs/mnist-$name --report $out/score-$name; done
+rm -f $out/*/report.html  # drawn from report.json again by `robustgen report`
 
 {
   echo "# MNIST"
@@ -35,5 +36,7 @@ for name in afterwards fortified-fgsm; do score --run runs/mnist-$name --report 
   echo "but for the PGD-trained network: 20,000 images, of which 2,000 calibrate, and the suite \`standard\` on 1,000 test images."
   echo "The training settings of the FGSM-trained network (activation, batch size, learning rate, schedule) were chosen in a few"
   echo "smaller trials that looked at FGSM on part of the test set: its FGSM number is optimistic to that extent."
+  echo
+  echo "\`robustgen report results/mnist/attack-plain\` draws the page of a report, charts included."
   for report in $out/*/report.json; do echo; $robustgen report "$report" --markdown; done
 } > $out/README.md

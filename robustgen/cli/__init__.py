@@ -13,6 +13,7 @@ import typer
 
 from robustgen import __version__
 from robustgen.cli.attack import attack
+from robustgen.cli.grouped_help import GroupedCommand, examples
 from robustgen.cli.options import refuse_empty
 from robustgen.cli.reproduce import demo, report, reproduce
 from robustgen.cli.score import score
@@ -29,8 +30,34 @@ app = typer.Typer(
     rich_markup_mode=None,
 )
 
-for _command in (demo, train, sample, attack, score, reproduce, report):
-    app.command()(_command)
+app.command()(demo)
+app.command(
+    cls=GroupedCommand,
+    epilog=examples(
+        "train --data mnist --data-root data --adversarial fast --run runs/robust",
+        "train --data digits --adversarial trades --fortify auto --detach-states --run runs/guarded",
+        "train vae --data mnist --data-root data --set quantization=stochastic --run runs/vae",
+    ),
+)(train)
+app.command()(sample)
+app.command(
+    cls=GroupedCommand,
+    epilog=examples(
+        "attack --run example:digits",
+        "attack --run runs/robust --data-root data --suite standard --limit 1000 --out runs/robust/attack",
+        "attack --model torchvision:resnet18 --weights resnet18.pth --data photos/ --eps 8/255",
+    ),
+)(attack)
+app.command(
+    cls=GroupedCommand,
+    epilog=examples(
+        "score --run example:digits --data digits --against noise --against pgd",
+        "score --run runs/guarded --data photos/ --out scores.csv",
+        "score --checkpoint runs/vae --detector input-complexity --data mnist --data-root data --out scores.csv",
+    ),
+)(score)
+app.command()(reproduce)
+app.command()(report)
 
 
 @app.callback(invoke_without_command=True)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from robustgen.cli.grouped_help import ATTACK, DATA, DETECTOR, RUN
 from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
 from robustgen.cli.options import (
     DataOption,
@@ -30,7 +31,7 @@ from robustgen.cli.options import (
     given,
     normalization,
 )
-from robustgen.cli.terminal import say
+from robustgen.cli.terminal import complain, say
 
 __all__ = ["attack"]
 
@@ -51,41 +52,64 @@ def attack(
     channels: ChannelsOption = None,
     fit: FitOption = None,
     background: BackgroundOption = None,
-    split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
-    eps: EpsOption = 0.3,
-    norm: NormOption = "Linf",
+    split: Annotated[str, typer.Option("--split", help="train or test.", rich_help_panel=DATA)] = "test",
+    eps: EpsOption = None,
+    norm: NormOption = None,
     suite: Annotated[
-        str, typer.Option("--suite", help="quick (noise, FGSM, PGD-40), standard (AutoAttack too), or thorough.")
+        str,
+        typer.Option(
+            "--suite",
+            help="quick (noise, FGSM, PGD-40), standard (AutoAttack too), or thorough.",
+            rich_help_panel=ATTACK,
+        ),
     ] = "quick",
     surrogate: Annotated[
-        Path | None, typer.Option("--surrogate", help="Run of a substitute network, for black-box transfer.")
+        Path | None,
+        typer.Option(
+            "--surrogate", help="Run of a substitute network, for black-box transfer.", rich_help_panel=ATTACK
+        ),
     ] = None,
     masking_tests: Annotated[
         bool,
         typer.Option(
             "--masking-tests/--no-masking-tests",
             help="PGD at many eps and without bound, stronger probes, diagnostics of the attack.",
+            rich_help_panel=ATTACK,
         ),
     ] = True,
     detector: Annotated[
         bool,
         typer.Option(
-            "--detector", help="Attack the run's detector too: attacks that do not know it beside ones that do."
+            "--detector",
+            help="Attack the run's detector too: attacks that do not know it beside ones that do.",
+            rich_help_panel=DETECTOR,
         ),
     ] = False,
     fpr: Annotated[
-        float | None, typer.Option("--fpr", help="Nominal false-alarm rate of that detector; default 0.05.")
+        float | None,
+        typer.Option(
+            "--fpr", help="Nominal false-alarm rate of that detector; default 0.05.", rich_help_panel=DETECTOR
+        ),
     ] = None,
     ood: Annotated[
         str | None,
-        typer.Option("--ood", help="With --detector: a data set to be made to look in-distribution."),
+        typer.Option(
+            "--ood", help="With --detector: a data set to be made to look in-distribution.", rich_help_panel=DETECTOR
+        ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Directory of report.json and report.html; finished chunks too.")
+        Path | None,
+        typer.Option(
+            "--out", help="Directory of report.json and report.html; finished chunks too.", rich_help_panel=RUN
+        ),
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Continue the evaluation in --out, with its options: none need be given again."),
+        typer.Option(
+            "--resume",
+            help="Continue the evaluation in --out, with its options: none need be given again.",
+            rich_help_panel=RUN,
+        ),
     ] = False,
     max_minutes: Annotated[
         float | None,
@@ -93,9 +117,10 @@ def attack(
             "--max-minutes",
             help="Stop after so many minutes of attacks and report what was finished, with exit code 1; --resume "
             "finishes it.",
+            rich_help_panel=ATTACK,
         ),
     ] = None,
-    batch_size: Annotated[int, typer.Option("--batch-size")] = 250,
+    batch_size: Annotated[int, typer.Option("--batch-size", rich_help_panel=ATTACK)] = 250,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     as_json: JsonOption = False,
@@ -141,6 +166,7 @@ def attack(
             progress=not quiet,
             command=command_line(),
             options=chosen,
+            tell=lambda line: complain("note", line),
         )
     if current_world().rank:
         return  # the first process speaks for all

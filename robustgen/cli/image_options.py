@@ -4,6 +4,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from robustgen.cli.grouped_help import DATA
+
 if TYPE_CHECKING:
     from robustgen.data import ImageReader
 
@@ -11,22 +13,33 @@ __all__ = ["BackgroundOption", "ChannelsOption", "FitOption", "SizeOption", "ima
 
 SizeOption = Annotated[
     str | None,
-    typer.Option("--size", metavar="H[xW]", help="Of images in files, in pixels; default: that of the network."),
+    typer.Option(
+        "--size",
+        metavar="H[xW]",
+        help="Of images in files, in pixels; default: that of the network.",
+        rich_help_panel=DATA,
+    ),
 ]
 ChannelsOption = Annotated[
-    int | None, typer.Option("--channels", help="Of images in files, 1 (grey) or 3 (RGB); default: as the network has.")
+    int | None,
+    typer.Option(
+        "--channels", help="Of images in files, 1 (grey) or 3 (RGB); default: as the network has.", rich_help_panel=DATA
+    ),
 ]
 FitOption = Annotated[
     str | None,
     typer.Option(
         "--fit",
         help="How images of other proportions get that size: squash (default), or crop, the centre alone.",
+        rich_help_panel=DATA,
     ),
 ]
 BackgroundOption = Annotated[
     str | None,
     typer.Option(
-        "--background", help="What images with transparent places are laid on: white, '#808080', ...; without: refused."
+        "--background",
+        help="What images with transparent places are laid on: white, '#808080', ...; without: refused.",
+        rich_help_panel=DATA,
     ),
 ]
 

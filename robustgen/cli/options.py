@@ -10,6 +10,8 @@ from typing import Annotated
 
 import typer
 
+from robustgen.cli.grouped_help import ADVERSARIAL, ATTACK, DATA, GENERATIVE, NETWORK, RUN
+
 __all__ = [
     "DataOption",
     "DeviceOption",
@@ -27,6 +29,7 @@ __all__ = [
     "SetOption",
     "StdOption",
     "TrainingEpsOption",
+    "TrainingLimitOption",
     "TrainingNormOption",
     "TrustOption",
     "WeightsOption",
@@ -110,13 +113,26 @@ def _bars(context: typer.Context, quiet: bool) -> bool:
 
 DataOption = Annotated[
     str | None,
-    typer.Option("--data", help="digits, mnist, fashion-mnist, cifar10, svhn, or the path of an .npz or image folder."),
+    typer.Option(
+        "--data",
+        help="digits, mnist, fashion-mnist, cifar10, svhn, or the path of an .npz or image folder.",
+        rich_help_panel=DATA,
+    ),
 ]
-RootOption = Annotated[str | None, typer.Option("--data-root", help="Folder of the named sets (torchvision's layout).")]
-DownloadOption = Annotated[bool, typer.Option("--download", help="Fetch a missing named set into --data-root.")]
+RootOption = Annotated[
+    str | None,
+    typer.Option("--data-root", help="Folder of the named sets (torchvision's layout).", rich_help_panel=DATA),
+]
+DownloadOption = Annotated[
+    bool, typer.Option("--download", help="Fetch a missing named set into --data-root.", rich_help_panel=DATA)
+]
 RunOption = Annotated[
     Path | None,
-    typer.Option("--run", help="Directory of a run of `robustgen train`; or example:digits, example:mnist."),
+    typer.Option(
+        "--run",
+        help="Directory of a run of `robustgen train`; or example:digits, example:mnist.",
+        rich_help_panel=NETWORK,
+    ),
 ]
 ModelOption = Annotated[
     str | None,
@@ -124,25 +140,40 @@ ModelOption = Annotated[
         "--model",
         help="A network that is not ours: torchvision:NAME, timm:NAME, hf:FOLDER (of save_pretrained), or "
         "module:function, called without arguments. Nothing is fetched. With --run: what its network is.",
+        rich_help_panel=NETWORK,
     ),
 ]
 TrustOption = Annotated[
-    bool, typer.Option("--trust", help="Run the code that a run names as its network (see SECURITY.md).")
+    bool,
+    typer.Option(
+        "--trust", help="Run the code that a run names as its network (see SECURITY.md).", rich_help_panel=NETWORK
+    ),
 ]
 WeightsOption = Annotated[
     Path | None,
     typer.Option(
-        "--weights", help="Its weights: .safetensors, a state dict of torch.save (.pt, .pth), or a run directory."
+        "--weights",
+        help="Its weights: .safetensors, a state dict of torch.save (.pt, .pth), or a run directory.",
+        rich_help_panel=NETWORK,
     ),
 ]
-DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...")]
-SeedOption = Annotated[int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of everything random.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.")]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.", callback=_bars)]
+DeviceOption = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, ...", rich_help_panel=RUN)]
+SeedOption = Annotated[
+    int, typer.Option("--seed", min=0, max=2**63 - 1, help="Of everything random.", rich_help_panel=RUN)
+]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print one JSON object instead of text.", rich_help_panel=RUN)]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="No progress bars.", callback=_bars, rich_help_panel=RUN)]
 LimitOption = Annotated[
     int | None,
+    typer.Option("--limit", min=1, help="At most so many examples, spaced evenly over the data.", rich_help_panel=DATA),
+]
+TrainingLimitOption = Annotated[
+    int | None,
     typer.Option(
-        "--limit", min=1, help="At most so many examples: evenly spaced ones of files, the first of a named set."
+        "--limit",
+        min=1,
+        help="At most so many examples: the first of a named set, evenly spaced ones of files.",
+        rich_help_panel=DATA,
     ),
 ]
 SetOption = Annotated[
@@ -150,19 +181,29 @@ SetOption = Annotated[
     typer.Option(
         "--set",
         help="An argument of the model's or detector's class, name=value; repeatable. A wrong name lists them all.",
+        rich_help_panel=GENERATIVE,
     ),
 ]
 EpsOption = Annotated[
-    float,
+    float | None,
     typer.Option(
         "--eps",
         parser=radius,
         metavar="NUMBER",
-        help="Radius of the attack, of pixels in [0, 1]: a number, or a fraction such as 8/255.",
+        rich_help_panel=ATTACK,
+        help="Radius of the attack, of pixels in [0, 1]: a number, or a fraction such as 8/255. Default: the one that "
+        "the run was trained against; else 0.3.",
     ),
 ]
 NormOption = Annotated[
-    str, typer.Option("--norm", parser=norm_name, metavar="NORM", help="Linf, L2 or L1, in any case.")
+    str | None,
+    typer.Option(
+        "--norm",
+        parser=norm_name,
+        metavar="NORM",
+        rich_help_panel=ATTACK,
+        help="Linf, L2 or L1, in any case. Default: the one that the run was trained against; else Linf.",
+    ),
 ]
 TrainingEpsOption = Annotated[
     float | None,
@@ -170,12 +211,20 @@ TrainingEpsOption = Annotated[
         "--eps",
         parser=radius,
         metavar="NUMBER",
+        rich_help_panel=ADVERSARIAL,
         help="Radius of the attack in training, of pixels in [0, 1]: a number, or a fraction such as 8/255. Default: "
         "the recipe's; without one 0.3.",
     ),
 ]
 TrainingNormOption = Annotated[
-    str | None, typer.Option("--norm", parser=norm_name, metavar="NORM", help="Linf (default), L2 or L1, in any case.")
+    str | None,
+    typer.Option(
+        "--norm",
+        parser=norm_name,
+        metavar="NORM",
+        rich_help_panel=ADVERSARIAL,
+        help="Linf (default), L2 or L1, in any case.",
+    ),
 ]
 MeanOption = Annotated[
     str | None,
@@ -183,9 +232,10 @@ MeanOption = Annotated[
         "--mean",
         help="With --std, for a network that was trained on normalised pixels (most pretrained ones): it is given "
         "(pixels in [0, 1] - mean) / std. One number, or one for each channel: 0.485,0.456,0.406.",
+        rich_help_panel=NETWORK,
     ),
 ]
-StdOption = Annotated[str | None, typer.Option("--std", help="See --mean: 0.229,0.224,0.225.")]
+StdOption = Annotated[str | None, typer.Option("--std", help="See --mean: 0.229,0.224,0.225.", rich_help_panel=NETWORK)]
 
 
 def refuse_empty(arguments: Sequence[str]) -> None:

@@ -49,20 +49,29 @@ def reproduce(
         bool, typer.Option("--check", help="Measure a kept --cell again, from nothing, and compare.")
     ] = False,
     part: Annotated[str, typer.Option("--part", help="i/k: every k-th row from the i-th, to share the work.")] = "1/1",
-    page: Annotated[Path | None, typer.Option("--page", help="Draw the page of all results to this file.")] = None,
+    merge: Annotated[
+        Path | None, typer.Option("--merge", help="Take the cells of this other results folder into --out.")
+    ] = None,
+    page: Annotated[
+        Path | None,
+        typer.Option("--page", help="Draw the page of all results to this file, its details into docs/ beside it."),
+    ] = None,
     device: DeviceOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """Measure a table or figure of the source theses: published numbers beside ours, cell by cell, resumable."""
+    if merge is not None and experiment is None:
+        raise ValueError("--merge needs an experiment")
     if experiment is None and not list_ and page is None:
         raise ValueError("name an experiment, or pass --list or --page")
     if check and (experiment is None or cell is None):
         raise ValueError("--check needs an experiment and its --cell")
-    from robustgen.experiments.results_page import draw_list, draw_page
+    from robustgen.commands import reproduce as command
+    from robustgen.experiments.pages import draw_list
 
-    if experiment is not None:
-        from robustgen.commands import reproduce as command
-
+    if experiment is not None and merge is not None:
+        say(command.take_in(experiment, scale=scale, out=out, other=merge))
+    elif experiment is not None:
         root = None if data_root is None else Path(data_root)
         if check:
             assert cell is not None
@@ -99,10 +108,8 @@ def reproduce(
             )
         )
     if page is not None:
-        from robustgen.files import write_bytes
-
-        write_bytes(page, draw_page(out).encode())
-        say(page)
+        for path in command.draw(out, page):
+            say(path)
     if list_:
         say(draw_list(out))
 

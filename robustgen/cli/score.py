@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from robustgen.cli.grouped_help import DATA, DETECTOR, GENERATIVE, RUN
 from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
 from robustgen.cli.options import (
     DeviceOption,
@@ -40,6 +41,7 @@ def score(
         typer.Option(
             "--data",
             help="What to score: a named set, an .npz file (pixels or tokens), a folder, an image, a .txt list.",
+            rich_help_panel=DATA,
         ),
     ],
     run: RunOption = None,
@@ -50,12 +52,18 @@ def score(
     trust: TrustOption = False,
     checkpoint: Annotated[
         list[Path] | None,
-        typer.Option("--checkpoint", help="Run of a generative model; repeated for detectors that compare several."),
+        typer.Option(
+            "--checkpoint",
+            help="Run of a generative model; repeated for detectors that compare several.",
+            rich_help_panel=GENERATIVE,
+        ),
     ] = None,
     detector_name: Annotated[
         str | None,
         typer.Option(
-            "--detector", help="Over --checkpoint: likelihood, typicality, input-complexity, discriminator, ..."
+            "--detector",
+            help="Over --checkpoint: likelihood, typicality, input-complexity, discriminator, ...",
+            rich_help_panel=GENERATIVE,
         ),
     ] = None,
     set_: SetOption = None,
@@ -68,34 +76,55 @@ def score(
     background: BackgroundOption = None,
     strict: Annotated[
         bool,
-        typer.Option("--strict", help="Stop at a file that cannot be read; else it is reported, counted and skipped."),
+        typer.Option(
+            "--strict",
+            help="Stop at a file that cannot be read; else it is reported, counted and skipped.",
+            rich_help_panel=DATA,
+        ),
     ] = False,
-    split: Annotated[str, typer.Option("--split", help="train or test.")] = "test",
+    split: Annotated[str, typer.Option("--split", help="train or test.", rich_help_panel=DATA)] = "test",
     fit_data: Annotated[
         str | None,
-        typer.Option("--fit-data", help="For a network without a detector: inputs like its training data, new to it."),
+        typer.Option(
+            "--fit-data",
+            help="For a network without a detector: inputs like its training data, new to it.",
+            rich_help_panel=DETECTOR,
+        ),
     ] = None,
-    layers: Annotated[str, typer.Option("--layers", help="Where its autoencoders go: auto, or names.")] = "auto",
-    epochs: Annotated[int, typer.Option("--epochs", help="Of their training.")] = 3,
-    batch_size: Annotated[int, typer.Option("--batch-size", help="Likewise.")] = 128,
-    fpr: Annotated[float, typer.Option("--fpr", help="Nominal false-alarm rate of the flag.")] = 0.05,
+    layers: Annotated[
+        str, typer.Option("--layers", help="Where its autoencoders go: auto, or names.", rich_help_panel=DETECTOR)
+    ] = "auto",
+    epochs: Annotated[int, typer.Option("--epochs", help="Of their training.", rich_help_panel=DETECTOR)] = 3,
+    batch_size: Annotated[int, typer.Option("--batch-size", help="Likewise.", rich_help_panel=DETECTOR)] = 128,
+    fpr: Annotated[
+        float, typer.Option("--fpr", help="Nominal false-alarm rate of the flag.", rich_help_panel=DETECTOR)
+    ] = 0.05,
     against: Annotated[
         list[str] | None,
-        typer.Option("--against", help="Tell --data from: a data set, noise, fgsm, pgd, heldout; may be repeated."),
+        typer.Option(
+            "--against",
+            help="Tell --data from: a data set, noise, fgsm, pgd, heldout; may be repeated.",
+            rich_help_panel=DATA,
+        ),
     ] = None,
-    eps: EpsOption = 0.3,
-    norm: NormOption = "Linf",
+    eps: EpsOption = None,
+    norm: NormOption = None,
     out: Annotated[
         Path | None,
         typer.Option(
             "--out",
             help="A .csv, .jsonl or .parquet file; default: CSV to stdout. CSV puts an apostrophe before formulas.",
+            rich_help_panel=RUN,
         ),
     ] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Directory of the report of --against.")] = None,
+    report: Annotated[
+        Path | None, typer.Option("--report", help="Directory of the report of --against.", rich_help_panel=RUN)
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the summary, or one line an input.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print JSON: the summary, or one line an input.", rich_help_panel=RUN)
+    ] = False,
     quiet: QuietOption = False,
 ) -> None:
     """Score inputs for being off the training manifold: score, p-value and flag for each.
@@ -118,6 +147,7 @@ def score(
         parse_options,
         training_data,
     )
+    from robustgen.commands.run_info import stopped_early, threat
 
     if report is not None and not against:
         raise ValueError("--report is about --against")
@@ -172,6 +202,9 @@ def score(
             rates = {} if as_json else {name: f"{found[name]:.1%}" for name in ("flagged", "nominal")}
             print_found(found | rates, as_json)
     if against:
+        eps, norm, line = threat(info, eps, norm)
+        if line and {"fgsm", "pgd"} & others.keys():
+            complain("note", line)
         scored = str(checkpoint[0] if checkpoint else model if run is None else run)
         entry = compare_populations(
             detector,
@@ -195,6 +228,8 @@ def score(
 
             found = {"title": f"Scores of {scored} on {data}", "command": command_line(), "seed": seed}
             found |= {"environment": environment(), "networks": [], "detection": [entry]}
+            opened = checkpoint or ([] if run is None else [run])
+            found |= {"remarks": [line for used in opened if (line := stopped_early(used))]}
             page = write_report(found, report)
             if not as_json:
                 say(f"report: {page}")

@@ -1,18 +1,27 @@
 """``robustgen train`` and ``sample``."""
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
 
 import typer
 
+from robustgen.cli.grouped_help import (
+    ADVERSARIAL,
+    DATA,
+    FORTIFY,
+    GENERATIVE,
+    NETWORK,
+    OPTIMISATION,
+    RUN,
+)
 from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
 from robustgen.cli.options import (
     DataOption,
     DeviceOption,
     DownloadOption,
     JsonOption,
-    LimitOption,
     MeanOption,
     QuietOption,
     RootOption,
@@ -20,6 +29,7 @@ from robustgen.cli.options import (
     SetOption,
     StdOption,
     TrainingEpsOption,
+    TrainingLimitOption,
     TrainingNormOption,
     command_line,
     given,
@@ -30,18 +40,12 @@ from robustgen.cli.terminal import note, print_found, say
 __all__ = ["sample", "train"]
 
 
-def _list_recipes(wanted: bool) -> None:
-    """Print every recipe and leave, where that was asked for."""
-    if wanted:
-        from robustgen.commands.recipes import list_recipes
-
-        say(list_recipes())
-        raise typer.Exit
-
-
 def train(
     context: typer.Context,
-    run: Annotated[Path, typer.Option("--run", help="Directory for checkpoints and metrics.")],
+    run: Annotated[
+        Path | None,
+        typer.Option("--run", help="Directory for checkpoints and metrics; always needed.", rich_help_panel=RUN),
+    ] = None,
     generative: Annotated[
         str | None,
         typer.Argument(
@@ -54,9 +58,9 @@ def train(
     data_root: RootOption = None,
     download: DownloadOption = False,
     hold_out: Annotated[
-        list[str] | None, typer.Option("--hold-out", help="Class to leave out; may be repeated.")
+        list[str] | None, typer.Option("--hold-out", help="Class to leave out; may be repeated.", rich_help_panel=DATA)
     ] = None,
-    limit: LimitOption = None,
+    limit: TrainingLimitOption = None,
     size: SizeOption = None,
     channels: ChannelsOption = None,
     fit: FitOption = None,
@@ -65,19 +69,30 @@ def train(
         str | None,
         typer.Option(
             "--model",
-            help="convnet (default), strided, mlp, resnet, resnet18; torchvision:NAME, timm:NAME, hf:FOLDER; or "
-            "module:function of your own.",
+            help="convnet (default), strided, mlp, resnet, resnet8, resnet18; torchvision:NAME, timm:NAME, hf:FOLDER; "
+            "or module:function of your own.",
+            rich_help_panel=NETWORK,
         ),
     ] = None,
     width: Annotated[
-        int | None, typer.Option("--width", help="Channels of the first layers of a built-in network; units of mlp.")
+        int | None,
+        typer.Option(
+            "--width", help="Channels of the first layers of a built-in network; units of mlp.", rich_help_panel=NETWORK
+        ),
     ] = None,
     activation: Annotated[
-        str | None, typer.Option("--activation", help="Of a built-in network: relu (default), leaky_relu, tanh.")
+        str | None,
+        typer.Option(
+            "--activation", help="Of a built-in network: relu (default), leaky_relu, tanh.", rich_help_panel=NETWORK
+        ),
     ] = None,
     weights: Annotated[
         Path | None,
-        typer.Option("--weights", help="Start from these (.safetensors, a state dict as .pt or .pth, or a run)."),
+        typer.Option(
+            "--weights",
+            help="Start from these (.safetensors, a state dict as .pt or .pth, or a run).",
+            rich_help_panel=NETWORK,
+        ),
     ] = None,
     mean: MeanOption = None,
     std: StdOption = None,
@@ -87,99 +102,183 @@ def train(
             "--adversarial",
             help="A method with its attack and loss: fast, madry, trades or mart. What you do not set is as the recipe "
             "of your data has it.",
+            rich_help_panel=ADVERSARIAL,
         ),
     ] = None,
     recipe: Annotated[
-        str | None, typer.Option("--recipe", help="Train by this recipe; --list-recipes prints them all.")
+        str | None,
+        typer.Option(
+            "--recipe", help="Train by this recipe; --list-recipes prints them all.", rich_help_panel=ADVERSARIAL
+        ),
     ] = None,
-    list_recipes: Annotated[
+    list_the_recipes: Annotated[
         bool,
         typer.Option(
-            "--list-recipes",
-            help="Print the recipes, what they gave and what they cost.",
-            is_eager=True,
-            callback=_list_recipes,
+            "--list-recipes", help="Print the recipes, what they gave and what they cost.", rich_help_panel=ADVERSARIAL
         ),
     ] = False,
     beta: Annotated[
-        float | None, typer.Option("--beta", help="Of trades (default 6) or mart (5): weight of the divergence.")
+        float | None,
+        typer.Option(
+            "--beta", help="Of trades (default 6) or mart (5): weight of the divergence.", rich_help_panel=ADVERSARIAL
+        ),
     ] = None,
     awp: Annotated[
-        float | None, typer.Option("--awp", help="Perturb weights too, by this share of each layer's norm: 0.005.")
+        float | None,
+        typer.Option(
+            "--awp", help="Perturb weights too, by this share of each layer's norm: 0.005.", rich_help_panel=ADVERSARIAL
+        ),
     ] = None,
     attack: Annotated[
-        str, typer.Option("--attack", help="Adversarial training without a method: none, fgsm or pgd.")
+        str,
+        typer.Option(
+            "--attack", help="Adversarial training without a method: none, fgsm or pgd.", rich_help_panel=ADVERSARIAL
+        ),
     ] = "none",
     eps: TrainingEpsOption = None,
     norm: TrainingNormOption = None,
-    steps: Annotated[int | None, typer.Option("--steps", help="Of pgd, madry, trades and mart; default 7.")] = None,
+    steps: Annotated[
+        int | None,
+        typer.Option("--steps", help="Of pgd, madry, trades and mart; default 7.", rich_help_panel=ADVERSARIAL),
+    ] = None,
     single_step_epochs: Annotated[
         int | None,
-        typer.Option("--single-step-epochs", help="Epochs of fast that come first, with madry, trades or mart."),
+        typer.Option(
+            "--single-step-epochs",
+            help="Epochs of fast that come first, with madry, trades or mart.",
+            rich_help_panel=ADVERSARIAL,
+        ),
     ] = None,
     warm_up_epochs: Annotated[
-        int | None, typer.Option("--warm-up-epochs", help="Epochs over which eps grows from 0.")
+        int | None,
+        typer.Option("--warm-up-epochs", help="Epochs over which eps grows from 0.", rich_help_panel=ADVERSARIAL),
     ] = None,
     start: Annotated[
         str | None,
         typer.Option(
             "--start",
             help="Random start of the attack in training: bounds (clamped to them) or ball (only the step is).",
+            rich_help_panel=ADVERSARIAL,
         ),
     ] = None,
     clean_weight: Annotated[
         float | None,
-        typer.Option("--clean-weight", help="Of the clean loss beside that of --attack; default 1; 0: madry."),
+        typer.Option(
+            "--clean-weight",
+            help="Of the clean loss beside that of --attack; default 1; 0: madry.",
+            rich_help_panel=ADVERSARIAL,
+        ),
     ] = None,
     fortify: Annotated[
-        str | None, typer.Option("--fortify", help="Layers to fortify: auto, or names separated by commas.")
+        str | None,
+        typer.Option(
+            "--fortify", help="Layers to fortify: auto, or names separated by commas.", rich_help_panel=FORTIFY
+        ),
     ] = None,
-    hidden: Annotated[int | None, typer.Option("--hidden", help="Units or channels of each autoencoder.")] = None,
+    hidden: Annotated[
+        int | None, typer.Option("--hidden", help="Units or channels of each autoencoder.", rich_help_panel=FORTIFY)
+    ] = None,
     autoencoder_init: Annotated[
         str | None,
-        typer.Option("--autoencoder-init", help="identity (default where there is one) or random (the source's)."),
+        typer.Option(
+            "--autoencoder-init",
+            help="identity (default where there is one) or random (the source's).",
+            rich_help_panel=FORTIFY,
+        ),
     ] = None,
     autoencoder_activation: Annotated[
-        str, typer.Option("--autoencoder-activation", help="leaky_relu, relu, tanh or linear.")
+        str, typer.Option("--autoencoder-activation", help="leaky_relu, relu, tanh or linear.", rich_help_panel=FORTIFY)
     ] = "leaky_relu",
-    decoder_activation: Annotated[str, typer.Option("--decoder-activation", help="Likewise.")] = "linear",
+    decoder_activation: Annotated[
+        str, typer.Option("--decoder-activation", help="Likewise.", rich_help_panel=FORTIFY)
+    ] = "linear",
     input_autoencoder: Annotated[
-        bool, typer.Option("--input-autoencoder", help="One on the input; --fortify says where its loss is measured.")
+        bool,
+        typer.Option(
+            "--input-autoencoder",
+            help="One on the input; --fortify says where its loss is measured.",
+            rich_help_panel=FORTIFY,
+        ),
     ] = False,
-    noise_std: Annotated[float, typer.Option("--noise-std", help="Of the corruption of hidden states.")] = 0.1,
-    noise_at_test: Annotated[bool, typer.Option("--noise-at-test", help="Corrupt at test time too.")] = False,
-    lambda_rec: Annotated[float, typer.Option("--lambda-rec", help="Weight of the clean reconstruction loss.")] = 0.1,
-    lambda_adv: Annotated[float, typer.Option("--lambda-adv", help="Of the adversarial reconstruction loss.")] = 0.1,
+    noise_std: Annotated[
+        float, typer.Option("--noise-std", help="Of the corruption of hidden states.", rich_help_panel=FORTIFY)
+    ] = 0.1,
+    noise_at_test: Annotated[
+        bool, typer.Option("--noise-at-test", help="Corrupt at test time too.", rich_help_panel=FORTIFY)
+    ] = False,
+    lambda_rec: Annotated[
+        float, typer.Option("--lambda-rec", help="Weight of the clean reconstruction loss.", rich_help_panel=FORTIFY)
+    ] = 0.1,
+    lambda_adv: Annotated[
+        float, typer.Option("--lambda-adv", help="Of the adversarial reconstruction loss.", rich_help_panel=FORTIFY)
+    ] = 0.1,
     detach_states: Annotated[
-        bool, typer.Option("--detach-states", help="Reconstruction losses train the autoencoders only.")
+        bool,
+        typer.Option(
+            "--detach-states", help="Reconstruction losses train the autoencoders only.", rich_help_panel=FORTIFY
+        ),
     ] = False,
     freeze_backbone: Annotated[
-        bool, typer.Option("--freeze-backbone", help="Keep a pretrained network; train only its autoencoders.")
+        bool,
+        typer.Option(
+            "--freeze-backbone", help="Keep a pretrained network; train only its autoencoders.", rich_help_panel=FORTIFY
+        ),
     ] = False,
-    epochs: Annotated[int | None, typer.Option("--epochs", help="Default 10.")] = None,
-    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Default 128.")] = None,
-    lr: Annotated[float | None, typer.Option("--lr", help="Default 1e-3; a generative model's is its paper's.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", help="Default 10.", rich_help_panel=OPTIMISATION)] = None,
+    batch_size: Annotated[
+        int | None, typer.Option("--batch-size", help="Default 128.", rich_help_panel=OPTIMISATION)
+    ] = None,
+    lr: Annotated[
+        float | None,
+        typer.Option("--lr", help="Default 1e-3; a generative model's is its paper's.", rich_help_panel=OPTIMISATION),
+    ] = None,
     schedule: Annotated[
         str | None,
-        typer.Option("--schedule", help="Of the learning rate: constant (default), cosine (to 0), cyclic (up, to 0)."),
+        typer.Option(
+            "--schedule",
+            help="Of the learning rate: constant (default), cosine (to 0), cyclic (up, to 0).",
+            rich_help_panel=OPTIMISATION,
+        ),
     ] = None,
-    optimizer: Annotated[str | None, typer.Option("--optimizer", help="adam (default) or sgd.")] = None,
-    weight_decay: Annotated[float | None, typer.Option("--weight-decay", help="Of the optimizer; default 0.")] = None,
-    ema: Annotated[float | None, typer.Option("--ema", help="Decay of a moving average of the weights.")] = None,
+    optimizer: Annotated[
+        str | None, typer.Option("--optimizer", help="adam (default) or sgd.", rich_help_panel=OPTIMISATION)
+    ] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option("--weight-decay", help="Of the optimizer; default 0.", rich_help_panel=OPTIMISATION)
+    ] = None,
+    ema: Annotated[
+        float | None,
+        typer.Option("--ema", help="Decay of a moving average of the weights.", rich_help_panel=OPTIMISATION),
+    ] = None,
     augment: Annotated[
-        bool | None, typer.Option("--augment/--no-augment", help="Train on shifted and mirrored images.")
+        bool | None,
+        typer.Option(
+            "--augment/--no-augment", help="Train on shifted and mirrored images.", rich_help_panel=OPTIMISATION
+        ),
     ] = None,
     set_: SetOption = None,
-    precision: Annotated[str, typer.Option("--precision", help="Generative: float32 or bfloat16.")] = "float32",
-    clip_norm: Annotated[float | None, typer.Option("--clip-norm", help="Generative: of the gradient.")] = None,
-    samples: Annotated[int, typer.Option("--samples", help="Generative: images drawn after each epoch.")] = 16,
+    precision: Annotated[
+        str, typer.Option("--precision", help="float32 or bfloat16.", rich_help_panel=GENERATIVE)
+    ] = "float32",
+    clip_norm: Annotated[
+        float | None, typer.Option("--clip-norm", help="Largest norm of the gradient.", rich_help_panel=GENERATIVE)
+    ] = None,
+    samples: Annotated[
+        int, typer.Option("--samples", help="Images drawn after each epoch.", rich_help_panel=GENERATIVE)
+    ] = 16,
     seed: SeedOption = 0,
     device: DeviceOption = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue a run that was interrupted, exactly.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue a run that was interrupted, exactly.", rich_help_panel=RUN)
+    ] = False,
     as_json: JsonOption = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Train a generative MODEL, or a classifier: plain, adversarial (--adversarial, --attack) or --fortify."""
+    """Train a generative MODEL, or a classifier: plain, adversarial (--adversarial, --attack) or --fortify.
+
+    A tenth of the data is kept from training. Of an adversarial training one half of it, 1,000 images at most, chooses
+    the best epoch, which is the network that one gets; the others calibrate the detector of a fortified network.
+    """
     from robustgen.commands import (
         DataSpec,
         FortifySpec,
@@ -188,10 +287,16 @@ def train(
         train_generative,
         train_network,
     )
+    from robustgen.commands.recipes import list_recipes, recipes_as_json
     from robustgen.examples import PREFIX
 
+    if list_the_recipes:
+        say(json.dumps(recipes_as_json()) if as_json else list_recipes())
+        return
+    if run is None:
+        raise ValueError("pass --run DIR, for checkpoints and metrics")
     own = given(context)
-    asked = {name: context.params[name] for name in own}
+    asked = {name: context.params[name] for name in sorted(own)}
     if str(run).startswith(PREFIX):
         raise ValueError(f"--run {run} is a run that comes with the package: train in a directory of your own")
     if resume:
@@ -231,6 +336,10 @@ def train(
         if found:
             print_found(found, as_json)
         return
+    idle = asked.keys() & (_FORTIFY if o.fortify is None else _JOINT if o.freeze_backbone else set())
+    if idle:
+        without = "goes with --fortify" if o.fortify is None else "is of a joint training, --freeze-backbone is none"
+        raise ValueError(f"--{min(idle).replace('_', '-')} {without}")
     spec = None
     if o.fortify is not None:
         spec = FortifySpec(
@@ -249,8 +358,9 @@ def train(
         )
     means, stds = normalization(o.mean, o.std)
     found = train_network(
-        method=_method(o),
         recipe=o.recipe,
+        adversarial=o.adversarial,
+        attack=o.attack,
         asked={name: getattr(o, name) for name in _RECIPE if name in asked} | _start(o.start),
         weights=None if o.weights is None else Path(o.weights),
         mean=means,
@@ -284,24 +394,13 @@ _RECIPE = (  # options that are values of a recipe
     "ema",
     "augment",
 )
+_JOINT = {"lambda_rec", "lambda_adv", "detach_states"}
+_FORTIFY = {"hidden", "autoencoder_init", "autoencoder_activation", "decoder_activation", "input_autoencoder"}
+_FORTIFY |= {"noise_std", "noise_at_test", "freeze_backbone"} | _JOINT
 _GENERATIVE = {"set_", "precision", "clip_norm", "samples"}
 _COMMON = {"run", "generative", "data", "data_root", "download", "hold_out", "limit", "epochs", "batch_size", "lr"}
 _COMMON |= {"size", "channels", "fit", "background", "seed", "device", "resume", "as_json", "quiet", "ema"}
-_NOT_KEPT = {"run", "resume", "as_json", "quiet", "device", "download"}
-
-
-def _method(options: SimpleNamespace) -> str | None:
-    """The method of training that --adversarial or --attack names."""
-    if options.adversarial not in (None, "madry", "trades", "mart", "fast"):
-        raise ValueError(f"unknown method {options.adversarial!r}; known: madry, trades, mart, fast")
-    if options.attack == "none":
-        return None if options.adversarial is None else str(options.adversarial)
-    named = "--recipe" if options.recipe is not None else f"--adversarial {options.adversarial}"
-    if options.recipe is not None or options.adversarial is not None:
-        raise ValueError(f"{named} chooses attack and loss: leave out --attack and --clean-weight")
-    if options.attack not in ("fgsm", "pgd"):
-        raise ValueError(f"unknown attack {options.attack!r}; known: none, fgsm, pgd")
-    return str(options.attack)
+_NOT_KEPT = {"run", "resume", "as_json", "quiet", "device", "download", "list_the_recipes"}
 
 
 def _start(start: str | None) -> dict[str, bool]:
@@ -316,6 +415,7 @@ def sample(
     n: Annotated[int, typer.Option("--n", help="How many.")] = 64,
     seed: SeedOption = 0,
     device: DeviceOption = None,
+    quiet: QuietOption = False,
 ) -> None:
     """Draw images from a trained generative model."""
     from robustgen.commands import sample_images

@@ -3,6 +3,7 @@
 from robustgen.commands.attack import attack_network
 from robustgen.commands.attack_options import naming_options, resumed_options
 from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.fortify_spec import FortifySpec
 from robustgen.commands.generative import (
     generative_detector,
     parse_options,
@@ -11,7 +12,7 @@ from robustgen.commands.generative import (
     training_data,
 )
 from robustgen.commands.network_spec import NetworkSpec
-from robustgen.commands.runs import FortifySpec, remembered_options
+from robustgen.commands.runs import remembered_options
 from robustgen.commands.score import MADE, compare_populations, open_detector
 from robustgen.commands.scoring import Scoring, score_inputs, write_rows
 from robustgen.commands.train import train_network

@@ -4,42 +4,39 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from robustgen.attacks import FGSM, PGD, Attack
+from robustgen.attacks import Attack
 from robustgen.commands.data_spec import DataSpec
-from robustgen.commands.runs import FortifySpec
+from robustgen.commands.fortify_spec import FortifySpec
 from robustgen.data import ArrayDataset
 from robustgen.data.load import canonical_name
 from robustgen.fortified import FortifiedObjective
 from robustgen.training import AWP, ClassificationLoss, Objective
 from robustgen.training.recipes import Make, Recipe, find, fitting
-from robustgen.training.recipes.recipe import classifier
+from robustgen.training.recipes.recipe import classifier, not_used, uses
 
-__all__ = ["chosen_recipe", "makes", "settled", "training_attack"]
+__all__ = ["chosen_recipe", "makes", "option", "settled"]
 
 
 def chosen_recipe(
-    recipe: str | None, method: str | None, asked: Mapping[str, Any], data: DataSpec, dataset: ArrayDataset
+    recipe: str | None,
+    adversarial: str | None,
+    attack: str,
+    asked: Mapping[str, Any],
+    data: DataSpec,
+    dataset: ArrayDataset,
 ) -> tuple[Recipe, str]:
-    """The recipe that --recipe names, or the one for ``method`` and the data, and a line that says so.
+    """The recipe that --recipe names, or the one for a method and the data, and a line that says so.
 
     Without either it is plain defaults, which are said nothing of.
 
     Args:
+        adversarial, attack: what --adversarial (or None) and --attack (or "none") say.
         asked: what the user's own options say, by the names of the recipe's values.
 
     Raises:
         ValueError: a recipe for other inputs or another method, or several that fit the data.
     """
-    trained_by = find(recipe).method if recipe is not None else method
-    if "beta" in asked and trained_by not in ("trades", "mart"):
-        raise ValueError("--beta weighs the second term of --adversarial trades or mart")
-    if "clean_weight" in asked and trained_by not in ("fgsm", "pgd"):
-        chosen = f"--recipe {recipe}" if recipe is not None else f"--adversarial {method}"
-        raise ValueError(
-            "--clean-weight weighs the clean half of an adversarial loss: pass an attack (--attack fgsm or pgd)"
-            if trained_by is None
-            else f"{chosen} chooses attack and loss: leave out --attack and --clean-weight"
-        )
+    method = _method(recipe, adversarial, attack)
     shape, name = tuple(dataset.x.shape[1:]), canonical_name(data.source or "")
     if recipe is not None:
         found = find(recipe)
@@ -68,13 +65,21 @@ def chosen_recipe(
     about = "" if name == found.data else f", by shape and classes of {dataset.name}"
     if method == "mart":
         settings = f"mart with the settings of {found.name}"
-        return replace(found, name=settings, method="mart", beta=None), f"{settings}, not measured{about}"
+        return found.derived(name=settings, method="mart", beta=None), f"{settings}, not measured{about}"
     return found, f"recipe {found.name}{about}"
 
 
 def settled(recipe: Recipe, line: str, asked: Mapping[str, Any]) -> tuple[Recipe, str]:
-    """The recipe with what was asked for in place of its own values, and the line with what that changes."""
-    found = replace(recipe, **asked)
+    """The recipe with what was asked for in place of its own values, and the line with what that changes.
+
+    Raises:
+        ValueError: a value that its method has no use for, or that is none.
+    """
+    first = asked.get("single_step_epochs", recipe.single_step_epochs)
+    for name in asked:
+        if not uses(name, recipe.method, first):
+            raise ValueError(not_used(name, option(name), recipe.method))
+    found = recipe.derived(**asked)
     changes = {k: (mine, its) for k, (mine, its) in found.differences(recipe).items() if k in asked}
     if not line or not recipe.name or not changes:
         return found, line
@@ -104,10 +109,24 @@ def makes(fortified: FortifySpec | None, awp: float | None) -> Make:
     return make
 
 
-def training_attack(name: str, eps: float, norm: str, steps: int, seed: int) -> Attack:
-    """The attack "fgsm" or "pgd" as training has it: every sample runs every step."""
-    common: dict[str, Any] = {"eps": eps, "norm": norm, "seed": seed, "early_stop": False}
-    return FGSM(**common) if name == "fgsm" else PGD(**common, steps=steps)
+def _method(recipe: str | None, adversarial: str | None, attack: str) -> str | None:
+    """The method of training that --adversarial or --attack names, None where neither does."""
+    known = ("fast", "madry", "trades", "mart")
+    if adversarial not in (None, *known):
+        raise ValueError(f"unknown method {adversarial!r}; known: {', '.join(known)}")
+    if attack == "none":
+        return adversarial
+    if recipe is not None or adversarial is not None:
+        named = f"--adversarial {adversarial}" if recipe is None else "--recipe"
+        raise ValueError(f"{named} chooses attack and loss: leave out --attack")
+    if attack not in ("fgsm", "pgd"):
+        raise ValueError(f"unknown attack {attack!r}; known: none, fgsm, pgd")
+    return attack
+
+
+def option(name: str) -> str:
+    """The option of the command that a value of a recipe has."""
+    return "--start" if name == "start_in_bounds" else f"--{name.replace('_', '-')}"
 
 
 def _size(shape: tuple[int, ...]) -> str:

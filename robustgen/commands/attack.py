@@ -1,12 +1,15 @@
 """``robustgen attack``: how robust a trained network is on a data set."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from robustgen.commands.attack_options import remember_options
 from robustgen.commands.data_spec import DataSpec
-from robustgen.commands.runs import by_class_name, data_for, load_run, open_network, saved_detector, usable_device
+from robustgen.commands.opening import load_run, open_network, saved_detector, usable_device
+from robustgen.commands.run_info import stopped_early, threat
+from robustgen.commands.runs import by_class_name, data_for, is_first
 from robustgen.data import require_nonempty
 from robustgen.evaluation import (
     DetectorRobustness,
@@ -27,8 +30,8 @@ def attack_network(
     model: str | None,
     weights: Path | None,
     data: DataSpec,
-    eps: float,
-    norm: str = "Linf",
+    eps: float | None = None,
+    norm: str | None = None,
     suite: str = "quick",
     part: str = "test",
     surrogate: Path | None = None,
@@ -48,11 +51,15 @@ def attack_network(
     progress: bool = True,
     command: str | None = None,
     options: dict[str, Any] | None = None,
+    tell: Callable[[str], None] = print,
 ) -> tuple[RobustnessReport, DetectorRobustness | None, Path | None]:
     """Attack a trained network on a data set and, if asked, the run's detector with it.
 
     With ``max_minutes`` the attacks stop when these are used up; the report's ``unfinished`` says what is missing, and
     a detector's attacks that were not finished are not reported. ``options``: what is kept in ``out`` for ``--resume``.
+
+    ``eps`` and ``norm``: without them, those that the run was trained against, which ``tell`` is told; see
+    :func:`~robustgen.commands.run_info.threat`.
 
     ``trust``: the code that ``run`` and ``surrogate`` name as their networks may run; see :func:`load_run`.
 
@@ -80,14 +87,16 @@ def attack_network(
         usable_device(device)
     fpr = 0.05 if fpr is None else fpr
     network, info = open_network(run, model, weights, trust, mean, std)
+    eps, norm, of_training = threat(info, eps, norm)
+    stopped = [line for used in (run, surrogate) if used is not None and (line := stopped_early(used))]
     guard = None
     if detector:
         assert run is not None
         guard = saved_detector(run, network)
         guard.calibration.threshold(fpr)  # before hours of attacks: there may be too few calibration scores for it
     shape = tuple(info["network"]["shape"]) if info else None
-    dataset = data_for(data, info).read(part, shape)
-    x_ood = None if ood is None else ood.read(part, shape).images()
+    dataset = data_for(data, info).read(part, shape, spaced=True)
+    x_ood = None if ood is None else ood.read(part, shape, spaced=True).images()
     if info:
         dataset = require_nonempty(by_class_name(dataset, info)[0])
     substitute = None if surrogate is None else load_run(surrogate, trust=trust)[0]
@@ -99,7 +108,9 @@ def attack_network(
     name = f"{model if run is None else run} on {dataset.name}"
     with showing(progress), world.alone(out, where):
         if out is not None and options is not None and world.rank == 0:
-            remember_options(out, options)
+            remember_options(out, options | {"eps": eps, "norm": norm})
+        if of_training and is_first():
+            tell(of_training)
         started = time.perf_counter()
         report = evaluate_robustness(
             network,
@@ -119,6 +130,7 @@ def attack_network(
             progress=progress,
             max_minutes=max_minutes,
         )
+        report.notes += stopped
         guarded = None
         if guard is not None:
             try:

@@ -74,17 +74,26 @@ class DataSpec:
         return files
 
     def read(
-        self, part: str, shape: tuple[int, ...] | None = None, skip: Callable[[ValueError], None] | None = None
+        self,
+        part: str,
+        shape: tuple[int, ...] | None = None,
+        skip: Callable[[ValueError], None] | None = None,
+        *,
+        spaced: bool = False,
     ) -> ArrayDataset:
         """Read the "train" or "test" part; images in files with channels and size of ``shape`` (C, H, W).
 
         ``skip`` is called with the error of each file that cannot be read, which is then left out; None raises it.
+        ``spaced``: of a named set too, the examples within ``limit`` are spaced evenly, not the first.
         """
         self._check_options()
         if self._holds_tokens():
             raise ValueError(f"{self._named} holds tokens: of the commands, only score takes them")
         reader = asdict(self.images.or_else(_for_network(shape)))
-        found = load(self._named, split=part, root=self.root, download=self.download, n=self.limit, skip=skip, **reader)
+        whole = spaced and canonical_name(self._named) is not None
+        common: dict[str, Any] = {"split": part, "root": self.root, "download": self.download, "skip": skip}
+        found = load(self._named, n=None if whole else self.limit, **common, **reader)
+        found = found.take(self.limit) if whole and self.limit is not None else found
         require_nonempty(found)
         _check_shape(found.name, found.shape, shape)
         if self.images.size is None and (said := [step for step in found.preprocessing if step.startswith("resized")]):
@@ -92,11 +101,14 @@ class DataSpec:
         return found
 
     def read_tokens_too(
-        self, part: str, shape: tuple[int, ...] | None = None, skip: Callable[[ValueError], None] | None = None
+        self,
+        part: str,
+        shape: tuple[int, ...] | None = None,
+        skip: Callable[[ValueError], None] | None = None,
     ) -> ArrayDataset | TokenDataset:
-        """As :meth:`read`; from an .npz file also tokens, the inputs of shape (-1,)."""
+        """What is to be scored: as :meth:`read`, ``spaced``; from an .npz file also tokens, of shape (-1,)."""
         if not self._holds_tokens():
-            return self.read(part, shape, skip)
+            return self.read(part, shape, skip, spaced=True)
         self._check_options()
         found = load_tokens(path_of(self._named))
         found = found if self.limit is None else found.take(self.limit)

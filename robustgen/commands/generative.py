@@ -15,8 +15,9 @@ from robustgen import detectors as detector_room
 from robustgen.calibration import check_rate
 from robustgen.checks import check_positive, nearest
 from robustgen.commands.data_spec import DataSpec
-from robustgen.commands.run_info import read_info, recorded_data
-from robustgen.commands.runs import claim, is_first, move, parts
+from robustgen.commands.opening import move
+from robustgen.commands.run_info import read_info, recorded_data, stopped_early
+from robustgen.commands.runs import claim, is_first, parts
 from robustgen.commands.trial import try_objective
 from robustgen.data import ArrayDataset, require_nonempty, split
 from robustgen.detectors import Detector
@@ -229,6 +230,8 @@ def _trained(run: Path) -> GenerativeModel:
     model = load(run)
     if (run / "run.json").exists() and load_checkpoint(run).step == 0:
         raise ValueError(f"{run}: holds the network that its training began with, no step was completed")
+    if line := stopped_early(run):
+        warnings.warn(line, stacklevel=2)
     return model
 
 

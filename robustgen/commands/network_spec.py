@@ -21,6 +21,7 @@ from robustgen.commands.model_libraries import (
     own_weights,
     with_weights,
 )
+from robustgen.commands.run_info import stopped_early
 from robustgen.examples import run_directory
 from robustgen.files import load_state
 from robustgen.model import Normalize
@@ -153,6 +154,8 @@ def _tensors(source: str | Path) -> dict[str, Tensor]:
     if not source.is_dir():
         return read_weights(source)
     tensors = load_checkpoint(source, best=True).model_state
+    if line := stopped_early(source):
+        warnings.warn(line, stacklevel=2)
     normalised = all(name.startswith("network.") for name in tensors)
     return weights_inside("network.", tensors) if normalised else tensors
 

@@ -7,7 +7,7 @@ from typing import Any
 from robustgen.files import read_json
 from robustgen.training.recipes import RECIPES
 
-__all__ = ["list_recipes", "measured"]
+__all__ = ["list_recipes", "measured", "recipes_as_json"]
 
 _ENTRY = {"clean": float, "robust": float, "n": int, "core_minutes": float, "seeds": int}
 
@@ -19,6 +19,12 @@ def measured() -> dict[str, dict[str, Any]]:
     """
     with resources.as_file(resources.files("robustgen.training.recipes") / "measured.json") as path:
         return dict(read_json(Path(path), {str: _ENTRY}))
+
+
+def recipes_as_json() -> list[dict[str, Any]]:
+    """Every recipe with its values and, under "measured", what it gave, or null."""
+    found = measured()
+    return [recipe.record() | {"measured": found.get(name)} for name, recipe in RECIPES.items()]
 
 
 def list_recipes() -> str:

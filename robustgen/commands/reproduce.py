@@ -1,18 +1,20 @@
-"""``robustgen reproduce``: measure the tables and figures of the sources, list them, draw the page of results."""
+"""``robustgen reproduce``: measure tables and figures of the sources, take in cells, draw the pages of results."""
 
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
 
-from robustgen.commands.runs import usable_device
+from robustgen.commands.opening import usable_device
 from robustgen.experiments.catalogue import find
+from robustgen.experiments.cells import merge
 from robustgen.experiments.experiment import check_scale
-from robustgen.experiments.results_page import draw_experiment
+from robustgen.experiments.pages import draw_experiment, draw_pages
 from robustgen.experiments.runner import check_cell, run_experiment
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
+from robustgen.files import write_bytes
 
-__all__ = ["check", "measure"]
+__all__ = ["check", "draw", "measure", "take_in"]
 
 
 def measure(
@@ -37,7 +39,7 @@ def measure(
     run_experiment(
         experiment,
         scale,
-        _workshop(work, data_root, device, progress, say),
+        _cache(work, data_root, device, progress, say),
         out,
         seeds=seeds,
         only=None if cell is None else experiment.cell(cell),
@@ -63,15 +65,33 @@ def check(
     """Measure a kept cell again in a fresh ``work`` directory; returns what comes out otherwise."""
     check_scale(scale)
     experiment = find(name)
-    workshop = _workshop(work, data_root, device, progress, say)
-    return check_cell(experiment, experiment.cell(cell), scale, workshop, out)
+    cache = _cache(work, data_root, device, progress, say)
+    return check_cell(experiment, experiment.cell(cell), scale, cache, out)
 
 
-def _workshop(
+def take_in(name: str, *, scale: str, out: Path, other: Path) -> str:
+    """Keep the cells of another folder of results that are not kept in ``out``; returns what was taken, in words."""
+    check_scale(scale)
+    taken, held, stale = merge(out, find(name), scale, other)
+    left = f"; {stale} left, whose settings are no longer the experiment's" if stale else ""
+    return f"{name} {scale}: {taken} cells taken from {other}, {held} kept already{left}"
+
+
+def draw(out: Path, page: Path) -> list[Path]:
+    """Write the page of all results to ``page``, and beside it what it links to; returns the files."""
+    written: list[Path] = []
+    for name, text in draw_pages(out).items():
+        path = page if not written else page.parent / name
+        write_bytes(path, text.encode())
+        written.append(path)
+    return written
+
+
+def _cache(
     work: Path, data_root: Path | None, device: str | None, progress: bool, say: Callable[[str], None]
-) -> Workshop:
+) -> TrainingCache:
     where = torch.device("cpu") if device is None else usable_device(device)
-    return Workshop(work, data_root, where, progress, say)
+    return TrainingCache(work, data_root, where, progress, say)
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -8,19 +8,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from robustgen.attacks import FGSM, PGD
 from robustgen.calibration import check_rate
-from robustgen.commands.adversarial import training_attack
 from robustgen.commands.data_spec import DataSpec
-from robustgen.commands.run_info import recorded_data
-from robustgen.commands.runs import (
-    CALIBRATION,
-    by_class_name,
-    data_for,
-    device_of,
-    move,
-    open_network,
-    saved_detector,
-)
+from robustgen.commands.fortify_spec import FortifySpec
+from robustgen.commands.opening import device_of, move, open_network, saved_detector
+from robustgen.commands.run_info import recorded_data, was_adversarial
+from robustgen.commands.runs import CALIBRATION, by_class_name, data_for
 from robustgen.data import (
     ArrayDataset,
     TokenDataset,
@@ -32,9 +26,10 @@ from robustgen.data import (
 )
 from robustgen.detectors import Detector, ReconstructionError
 from robustgen.evaluation import evaluate_detection
-from robustgen.fortified import FortifiedNetwork, fortify
+from robustgen.fortified import FortifiedNetwork
 from robustgen.inputs import Inputs, each
 from robustgen.progress import track
+from robustgen.training.recipes import Recipe
 from robustgen.turns import seeded
 
 __all__ = ["MADE", "compare_populations", "open_detector"]
@@ -90,11 +85,13 @@ def open_detector(
     shape = known.shape
     before_fit(shape, info)
     train, calibration = split(known, (1 - CALIBRATION, CALIBRATION), seed=0, stratified=known.y is not None)
+    known_to_run = was_adversarial(info) and fit_data.is_same_source(recorded_data(info))
+    if known_to_run and isinstance(calibration, ArrayDataset):  # the tenth of which the other half chose the epoch
+        calibration = Recipe().unwatched(calibration)
     if fpr is not None:
         check_rate(fpr, len(calibration))
-    names = layers if layers == "auto" else layers.split(",")
     with seeded(seed):
-        fortified = fortify(network, names, example_input=train.batch(torch.arange(2))[0])
+        fortified = FortifySpec(layers).fortified(network, train.batch(torch.arange(2))[0])
     move(fortified, device)
     fortified.fit_autoencoders(train, epochs=epochs, batch_size=batch_size, seed=seed, progress=progress)
     return ReconstructionError(fortified.eval(), relative=True).fit(train).calibrate(calibration), shape, info
@@ -168,7 +165,8 @@ def _made(
         return f"held-out {', '.join(info['held_out'])}", left_out.images()
     if "generative" in info:
         raise ValueError(f"--against {label} attacks a classifier, and this run holds a generative model")
-    attack = training_attack(label, eps, norm, 40, seed)
+    kind = {"fgsm": FGSM, "pgd": PGD}[label]
+    attack = kind(eps=eps, norm=norm, seed=seed, early_stop=False)  # each input as far as the attack goes
     x, y, where = dataset.images(), dataset.labels(), device_of(detector.model)
     rows = track(torch.arange(len(dataset)).split(250), f"{label.upper()} attacks")
     found = [attack(detector.model, x[i].to(where), y[i], ids=dataset.ids[i]) for i in rows]

@@ -14,8 +14,8 @@ import torch
 
 from robustgen.commands.data_spec import DataSpec, fitted
 from robustgen.commands.data_spec import Inputs as Source
+from robustgen.commands.opening import device_of
 from robustgen.commands.run_info import recorded_data
-from robustgen.commands.runs import device_of
 from robustgen.commands.unreadable import Unreadable
 from robustgen.data import ImageFiles, Table
 from robustgen.data.image_files import Remarks
@@ -80,7 +80,7 @@ class Scoring:
         self._inputs = fitted(self._inputs, shape, recorded_data(info).images if info else NOTHING_ASKED)
         if isinstance(self._inputs, ImageFiles):
             self._try_images(self._inputs)
-            self._tell("note", f"{self._inputs.name}: {len(self._inputs)} image files, {self._how_read}")
+            self._tell("note", f"{self._inputs.name}: {_count(len(self._inputs))}, {self._how_read}")
 
     def write(self, detector: Detector) -> dict[str, Any]:
         """Score everything and write it; returns what to print."""
@@ -122,6 +122,10 @@ class Scoring:
                     raise
                 last = error
         raise ValueError(f"{files.name}: none of the {len(files)} files could be read; the last: {last}")
+
+
+def _count(n: int) -> str:
+    return "1 image file" if n == 1 else f"{n} image files"
 
 
 def _batches(

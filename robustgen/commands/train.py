@@ -9,37 +9,36 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustgen.commands.adversarial import chosen_recipe, makes, settled
+from robustgen.commands.adversarial import chosen_recipe, makes, option, settled
 from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.fortify_spec import FortifySpec
 from robustgen.commands.network_spec import NetworkSpec
-from robustgen.commands.runs import (
-    FortifySpec,
-    claim,
-    device_of,
-    is_first,
-    move,
-    parts,
-)
+from robustgen.commands.opening import device_of, move
+from robustgen.commands.runs import claim, is_first, parts
 from robustgen.commands.trial import try_autoencoders, try_detector, try_objective
 from robustgen.data import ArrayDataset
 from robustgen.detectors import ReconstructionError
 from robustgen.files import load_state, write_json
-from robustgen.fortified import FortifiedNetwork, fortify
+from robustgen.fortified import FortifiedNetwork
 from robustgen.model import evaluating, logits_of, naming_inputs
-from robustgen.training import Objective, best_checkpoint, load_checkpoint
+from robustgen.training import Objective, load_checkpoint
 from robustgen.training.collapse import COLLAPSED
+from robustgen.training.metrics import best_row
 from robustgen.training.recipes.recipe import BEST, Recipe
 from robustgen.turns import seeded
 
 __all__ = ["train_network"]
+
+_OF_FROZEN = {"model", "width", "activation", "epochs", "batch_size", "lr"}  # with --freeze-backbone
 
 
 def train_network(
     *,
     run: Path,
     data: DataSpec,
-    method: str | None = None,
     recipe: str | None = None,
+    adversarial: str | None = None,
+    attack: str = "none",
     asked: Mapping[str, Any] | None = None,
     weights: Path | None = None,
     mean: tuple[float, ...] | None = None,
@@ -58,7 +57,7 @@ def train_network(
     """Train a classifier, plain, adversarially or fortified, and write it to ``run``; returns what to print.
 
     Args:
-        method, recipe: see :func:`~robustgen.commands.adversarial.chosen_recipe`.
+        recipe, adversarial, attack: see :func:`~robustgen.commands.adversarial.chosen_recipe`.
         asked: values of the :class:`~robustgen.training.recipes.Recipe` that go before its own.
         options: of the command, for a resumed one to remember.
         say: receives which recipe is followed and, of adversarial training, a line each epoch.
@@ -68,15 +67,23 @@ def train_network(
     whole.labels()  # a clear error where there are none
     # The same tenth for every seed, so that fortifying a network of ours afterwards calibrates on data new to it.
     rest, train, held_back = parts(whole, hold_out, labelled=True)
-    chosen, line = settled(*chosen_recipe(recipe, method, asked, data, whole), asked)
-    _check_options(chosen, awp, fortified, weights)
+    chosen, line = settled(*chosen_recipe(recipe, adversarial, attack, asked, data, whole), asked)
+    _check_options(chosen, asked, awp, fortified, weights)
+    if chosen.adversarial and len(held_back) < 2:
+        raise ValueError(
+            f"{rest.name}: 1 example is kept from training, and one has to choose the epoch, another to be judged by: "
+            "pass more data, or a larger --limit"
+        )
+    watched = chosen.watched(held_back) if chosen.adversarial else None
+    # What has chosen an epoch, of this network or of the one that it begins with, calibrates no detector.
+    calibration = held_back if watched is None and weights is None else chosen.unwatched(held_back)
     make = makes(fortified, awp)
     shape, n_classes = tuple(rest.x.shape[1:]), rest.n_classes
     spec = NetworkSpec(chosen.model, shape, n_classes, chosen.width, chosen.activation, mean=mean, std=std)
     with seeded(seed):
         network, spec = spec.open(weights)
         if fortified is not None:
-            network = _fortify(network, fortified, train.batch(torch.arange(2))[0])
+            network = fortified.fortified(network, train.batch(torch.arange(2))[0])
     move(network, device)
     info: dict[str, Any] = {
         "format": 1,
@@ -89,11 +96,13 @@ def train_network(
         "command": command,
         "options": dict(options or {}),
     }
+    if watched is not None:
+        info["held_back"] = {"choose_the_epoch": len(watched), "calibrate": len(calibration)}
     frozen = fortified is not None and fortified.freeze_backbone
     objective = chosen.objective(len(train), seed=seed, make=make)
     _try(network, fortified, objective, train, batch_size=chosen.batch_size, n_classes=n_classes, seed=seed)
-    if line and progress and is_first():
-        say(line)
+    if watched is not None and progress and is_first():
+        say(f"{line}; the best epoch is chosen on {_images(watched)}".removeprefix("; "))
     with claim(run, info, resume):  # only now: what is refused above leaves nothing
         if isinstance(network, FortifiedNetwork) and frozen:
             history = network.fit_autoencoders(
@@ -108,54 +117,73 @@ def train_network(
             )
         else:
             common: dict[str, Any] = {"run_dir": run, "resume": resume, "progress": progress, "device": device}
-            if chosen.adversarial:
+            if watched is not None:
                 common["after_epoch"] = partial(_say_epoch, say if progress else None)
             trainer = chosen.trainer(len(train), seed=seed, make=make, **common)
-            history = trainer.fit(network, train, chosen.watched(held_back) if chosen.adversarial else None)
+            history = trainer.fit(network, train, watched)
         if not is_first():
             return {}
         found: dict[str, Any] = {"run": str(run)} | ({"training": line} if line else {}) | {"epochs": len(history)}
-        found |= {k: v for k, v in history[-1].items() if k not in ("epoch", "step")}
-        if (best := best_checkpoint(run)) is not None:
-            load_state(network, load_checkpoint(run, best=True).model_state, best)
-            row = next(row for row in history if row[BEST] == max(row[BEST] for row in history))
-            info["best"] = {"epoch": row["epoch"], "step": row["step"], BEST: row[BEST]}
-            found["best epoch"] = row["epoch"]
-        if history[-1].get(COLLAPSED):
+        kept: Mapping[str, float] = history[-1]  # the epoch of the network that one gets
+        if watched is not None:
+            kept = best_row(history, BEST)
+            checkpoint = load_checkpoint(run, best=True)
+            load_state(network, checkpoint.model_state, checkpoint.path)
+            info["best"] = {name: kept[name] for name in ("epoch", "step", BEST)}
+            found |= {"best epoch": kept["epoch"], "chosen on": _images(watched)}
+        found |= {name: value for name, value in kept.items() if name not in ("epoch", "step")}
+        if kept.get(COLLAPSED):
             info[COLLAPSED] = True
         write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
         network.eval()
-        found["held-back accuracy"] = accuracy(network, held_back)
+        found["held-back accuracy"] = accuracy(network, calibration)
         if isinstance(network, FortifiedNetwork) and fortified is not None:
             found["layers"] = list(network.layers)
             if fortified.noise_at_test:
                 found["detector"] = "none: the noise stays on at test, scores would depend on the draw"
             else:
-                detector = ReconstructionError(network, relative=True).fit(train).calibrate(held_back)
+                detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
                 detector.save(run / "detector")
+                found["detector"] = f"calibrated on {len(calibration)} held-back images"
         return found
 
 
-def _check_options(recipe: Recipe, awp: float | None, fortified: FortifySpec | None, weights: Path | None) -> None:
+def _check_options(
+    recipe: Recipe,
+    asked: Mapping[str, Any],
+    awp: float | None,
+    fortified: FortifySpec | None,
+    weights: Path | None,
+) -> None:
     """ValueError for options that do not go together."""
     if awp is not None and not recipe.adversarial:
         raise ValueError("--awp goes with adversarial training: pass --adversarial, --recipe or --attack")
     if fortified is not None and fortified.freeze_backbone:
         if weights is None:
             raise ValueError("--freeze-backbone keeps a pretrained network as it is: pass its --weights")
-        if recipe.adversarial or recipe.schedule != "constant":
+        if recipe.adversarial:
             raise ValueError(
-                "--freeze-backbone trains the autoencoders alone: leave out --attack, --adversarial, --recipe and "
-                "--schedule"
+                "--freeze-backbone trains the autoencoders alone: leave out --attack, --adversarial and --recipe"
             )
+        for name in asked.keys() - _OF_FROZEN:
+            raise ValueError(f"--freeze-backbone trains the autoencoders by Adam, at --lr: leave out {option(name)}")
+    if fortified is not None and not recipe.adversarial and fortified.lambda_adv != FortifySpec.lambda_adv:
+        raise ValueError("--lambda-adv is of adversarial training, this training is plain")
+
+
+def _images(watched: ArrayDataset) -> str:
+    """On what the best epoch is chosen."""
+    n = len(watched)
+    few = f" (few: a standard error of up to {50 / n**0.5:.0f} points)" if n < 100 else ""
+    return f"{n} held-back image{'s' * (n != 1)}{few}"
 
 
 def _say_epoch(say: Callable[[str], None] | None, model: nn.Module, history: list[dict[str, float]]) -> None:
     """One line an epoch: how the network stands on inputs that it is not trained on."""
     if say is None:
         return
-    row, before = history[-1], [r[BEST] for r in history[:-1]]
-    best = " (best so far)" if not before or row[BEST] > max(before) else ""
+    row = history[-1]
+    best = " (best so far)" if best_row(history, BEST) is row else ""
     say(f"epoch {row['epoch']}: of held-back images {row['val_accuracy']:.1%} right, {row[BEST]:.1%} under PGD{best}")
 
 
@@ -181,21 +209,6 @@ def _try(
         try_objective(network, objective, data, batch_size, seed)
     if isinstance(network, FortifiedNetwork) and fortified is not None and not fortified.noise_at_test:
         try_detector(network, data)
-
-
-def _fortify(network: nn.Module, spec: FortifySpec, example: torch.Tensor) -> FortifiedNetwork:
-    return fortify(
-        network,
-        "auto" if spec.layers == "auto" else [name for name in spec.layers.split(",") if name],
-        example_input=example,
-        hidden=spec.hidden,
-        activation=spec.activation,
-        decoder_activation=spec.decoder_activation,
-        noise_std=spec.noise_std,
-        noise_at_test=spec.noise_at_test,
-        input_autoencoder=spec.input_autoencoder,
-        init=spec.init,
-    )
 
 
 def accuracy(network: nn.Module, dataset: ArrayDataset, batch_size: int = 500) -> float:

@@ -5,7 +5,7 @@ import copy
 import torch
 from torch import nn
 
-from robustgen.commands.runs import device_of
+from robustgen.commands.opening import device_of
 from robustgen.data import ArrayDataset
 from robustgen.detectors import ReconstructionError
 from robustgen.fortified import FortifiedNetwork

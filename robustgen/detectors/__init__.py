@@ -22,6 +22,7 @@ from robustgen.detectors.nearest_neighbour import NearestNeighbour
 from robustgen.detectors.pca_residual import PCAResidual
 from robustgen.detectors.reconstruction import ReconstructionError
 from robustgen.detectors.sklearn_interface import OutlierEstimator, as_sklearn
+from robustgen.detectors.smoothed import SmoothedDetector
 from robustgen.detectors.typicality import Typicality
 from robustgen.detectors.waic import WAIC
 
@@ -48,6 +49,7 @@ __all__ = [
     "OutlierEstimator",
     "PCAResidual",
     "ReconstructionError",
+    "SmoothedDetector",
     "Typicality",
     "as_sklearn",
     "load",

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.calibration import ConformalCalibration
-from robustgen.checks import check_images, check_integers, hint_of_levels, plain
+from robustgen.checks import check_images, check_integers, check_numbers, hint_of_levels, plain
 from robustgen.counter_rng import integers, uniform
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
 from robustgen.inputs import MASK, Inputs, are_inputs, check_inputs, count, described, each, named, parted, split
+from robustgen.lipschitz import NORMS
 from robustgen.model import check_rows_alone, naming_inputs, untouched
 from robustgen.progress import track
 from robustgen.structure import check_arguments, check_size, check_structure
@@ -221,6 +222,67 @@ class Detector(ABC):
         calibration = self.calibration
         with torch.no_grad():
             return calibration.flag(self.score(x), fpr)
+
+    def lipschitz(self, norm: str = "L2") -> float | None:
+        """By how much the score changes at most for a change of the input of length 1; None where no bound is known.
+
+        Args:
+            norm: of the change: "L2", "L1" or "Linf".
+
+        Raises:
+            NotFittedError: before ``fit``.
+            ValueError: another norm.
+        """
+        self._require_fit()
+        if norm not in NORMS:
+            raise ValueError(f"norm must be {', '.join(NORMS)}, got {norm!r}")
+        like = _like(self.statistics)
+        return self._lipschitz(norm, like.shape[1:].numel()) if isinstance(like, Tensor) else None
+
+    def _lipschitz(self, norm: str, dimensions: int) -> float | None:
+        """See :meth:`lipschitz`; ``dimensions``: how many numbers an input has."""
+        return None
+
+    def certified_flag(self, x: Any, fpr: float, radius: float, norm: str = "L2") -> Tensor:
+        """Alarms that no change of the input can take back, bool (N,): ``flag`` says True wherever one may be moved.
+
+        It holds for every change up to ``radius`` in ``norm``, whatever an attacker knows: the score cannot fall by
+        more than ``lipschitz(norm) * radius``.
+
+        Raises:
+            NotFittedError: before ``fit`` and ``calibrate``.
+            TypeError, ValueError: as ``flag`` and ``lipschitz`` do, a radius below 0, or a detector without a bound.
+        """
+        calibration = self.calibration
+        return calibration.flag(self._score_bounds(x, radius, norm)[0], fpr)
+
+    def certified_p_value(self, x: Any, radius: float, norm: str = "L2") -> tuple[Tensor, Tensor]:
+        """The smallest and the largest p-value that a change up to ``radius`` can give each input: float64 (N,) each.
+
+        An alarm stays where the largest one is at most the false-alarm rate; a normal input can be made to raise one
+        only where the smallest is.
+
+        Raises:
+            NotFittedError, TypeError, ValueError: as :meth:`certified_flag` does.
+        """
+        calibration = self.calibration
+        lowest, highest = self._score_bounds(x, radius, norm)
+        return calibration.p_value(highest), calibration.p_value(lowest)
+
+    def _score_bounds(self, x: Any, radius: float, norm: str) -> tuple[Tensor, Tensor]:
+        """The lowest and the highest score that a change can give, (N,) each; rounding is allowed for."""
+        check_numbers(radius=radius)
+        if not 0 <= radius < float("inf"):
+            raise ValueError(f"radius must be a finite number >= 0, got {radius}")
+        slope = self.lipschitz(norm)
+        if slope is None:
+            raise ValueError(
+                f"no bound is known of how far a {type(self).__name__} can be moved: SmoothedDetector has one for any"
+            )
+        with torch.no_grad():
+            scores = self.score(x).double()
+        reach = slope * radius + _ROUNDING_OF_SCORES * scores.abs()
+        return scores - reach, scores + reach
 
     def save(self, directory: str | Path) -> None:
         """Write ``detector.json`` and ``detector.safetensors``; the model is the user's and is not written.

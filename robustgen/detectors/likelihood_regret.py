@@ -14,7 +14,7 @@ from robustgen.detectors.base import Detector
 from robustgen.progress import track
 
 if TYPE_CHECKING:
-    from robustgen.generative.latent import LatentVariableModel
+    from robustgen.generative.latent.base import LatentVariableModel
 
 __all__ = ["LikelihoodRegret"]
 

@@ -9,10 +9,11 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_numbers
+from robustgen.checks import check_flags, check_numbers
 from robustgen.detectors.base import Detector, check_network, check_width
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.inputs import Inputs
+from robustgen.lipschitz import in_norm
 from robustgen.model import logits_of
 
 __all__ = ["Mahalanobis"]
@@ -26,16 +27,20 @@ class Mahalanobis(Detector):
 
     Classes are the labels of ``fit``; where there are none, those that the classifier itself says.
 
+    Its root gives the same order; it moves by at most the length of L^-1 times the change of f(x), so that its alarms
+    can be certified where f has a bound.
+
     Args:
         model: a classifier.
         layer: whose output f is, see :class:`~robustgen.detectors.features.FeatureExtractor`; None: the input of the
             ``nn.Linear`` that makes the logits.
         shrinkage: weight in [0, 1] of the mean variance on the diagonal in S, against directions without variance, such
             as units that never fire, which would count infinitely.
+        root: score the distance, not its square.
         batch_size: inputs scored at once.
 
     Raises:
-        TypeError: a generative model.
+        TypeError: a generative model, or ``root`` that is no flag.
         ValueError: no such layer, ``shrinkage`` outside [0, 1], or in ``fit`` a covariance that is singular.
 
     >>> x = torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]])  # variance 1/2 in each direction
@@ -46,14 +51,22 @@ class Mahalanobis(Detector):
     takes_tokens = True
 
     def __init__(
-        self, model: nn.Module, layer: str | None = None, shrinkage: float = 1e-3, *, batch_size: int = 256
+        self,
+        model: nn.Module,
+        layer: str | None = None,
+        shrinkage: float = 1e-3,
+        *,
+        root: bool = False,
+        batch_size: int = 256,
     ) -> None:
         super().__init__(model, batch_size)
         check_network(model, "Mahalanobis")
         check_numbers(shrinkage=shrinkage)
         if not 0 <= shrinkage <= 1:
             raise ValueError(f"shrinkage must be in [0, 1], got {shrinkage}")
-        self.layer, self.shrinkage, self._extractor = layer, shrinkage, FeatureExtractor(model, layer)
+        check_flags(root=root)
+        self.layer, self.shrinkage, self.root = layer, shrinkage, root
+        self._extractor = FeatureExtractor(model, layer)
 
     def _fit(self, batches: Iterable[tuple[Inputs, Tensor | None]]) -> dict[str, Tensor]:
         features, labels = [], []
@@ -81,4 +94,12 @@ class Mahalanobis(Detector):
         mean, whitening, classes = (self.statistics[k].to(features.device) for k in ("mean", "whitening", "classes"))
         white = (features.double() - mean) @ whitening.T  # (N, D)
         distances = white.square().sum(1, keepdim=True) - 2 * white @ classes.T + classes.square().sum(1)  # (N, C)
-        return distances.amin(1).to(features)
+        least = distances.amin(1)
+        return (least.clamp(min=1e-24).sqrt() if self.root else least).to(features)
+
+    def _lipschitz(self, norm: str, dimensions: int) -> float | None:
+        features_are_inputs = isinstance(self.model, nn.Linear) and self.layer is None
+        if not (self.root and features_are_inputs):
+            return None
+        whitening = self.statistics["whitening"]  # of one map for all classes: a minimum moves no faster
+        return in_norm(float(torch.linalg.matrix_norm(whitening, 2)), norm, dimensions)

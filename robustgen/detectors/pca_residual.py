@@ -10,8 +10,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_integers
+from robustgen.checks import check_flags, check_integers
 from robustgen.detectors.base import Detector, check_network, check_width
+from robustgen.lipschitz import in_norm, lipschitz_bound
 
 __all__ = ["PCAResidual"]
 
@@ -19,13 +20,16 @@ __all__ = ["PCAResidual"]
 class PCAResidual(Detector):
     """score(x) = |(I - P P') (f(x) - m)|^2, with m the mean of ``fit`` and P its leading principal components.
 
+    Its root gives the same order, and moves by at most the length of a change of f(x): its alarms can be certified.
+
     Args:
         model: f, what the components are of; the identity takes the inputs themselves.
         components: number of columns of P.
+        root: score the length, not its square.
         batch_size: inputs scored at once.
 
     Raises:
-        TypeError: a generative model.
+        TypeError: a generative model, or ``root`` that is no flag.
         ValueError: ``components`` below 1, or in ``fit`` not below the numbers of dimensions and inputs.
 
     >>> line = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 2.0]])
@@ -33,11 +37,14 @@ class PCAResidual(Detector):
     tensor([0., 2.])
     """
 
-    def __init__(self, model: nn.Module = nn.Identity(), components: int = 64, *, batch_size: int = 256) -> None:
+    def __init__(
+        self, model: nn.Module = nn.Identity(), components: int = 64, *, root: bool = False, batch_size: int = 256
+    ) -> None:
         super().__init__(model, batch_size)
         check_network(model, "PCAResidual")
         check_integers(components=components)
-        self.components = components
+        check_flags(root=root)
+        self.components, self.root = components, root
 
     def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
         n, mean, scatter = 0, torch.zeros(()), torch.zeros(())
@@ -62,4 +69,8 @@ class PCAResidual(Detector):
         check_width(features, len(self.statistics["mean"]))
         centred = features - self.statistics["mean"].to(features)
         basis = self.statistics["basis"].to(features)
-        return (centred - centred @ basis @ basis.T).square().sum(1)
+        rest = centred - centred @ basis @ basis.T
+        return torch.linalg.vector_norm(rest, dim=1) if self.root else rest.square().sum(1)
+
+    def _lipschitz(self, norm: str, dimensions: int) -> float | None:
+        return in_norm(lipschitz_bound(self.model), norm, dimensions) if self.root else None

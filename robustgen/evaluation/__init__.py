@@ -1,6 +1,7 @@
 """Evaluation: robustness and tests for gradient masking, detection metrics, the report."""
 
 from robustgen.evaluation.binarization import Binarization, binarization_test
+from robustgen.evaluation.certification import CertificationReport, certify_robustness
 from robustgen.evaluation.detection import evaluate_detection
 from robustgen.evaluation.detector_robustness import evaluate_detector_robustness
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness, GuardedOutcome, ReverseOutcome
@@ -29,6 +30,7 @@ __all__ = [
     "AUPR",
     "AttackOutcome",
     "Binarization",
+    "CertificationReport",
     "DetectorRobustness",
     "GuardedOutcome",
     "MaskingTest",
@@ -44,6 +46,7 @@ __all__ = [
     "auroc",
     "average_precision",
     "binarization_test",
+    "certify_robustness",
     "detection_metrics",
     "draw_html",
     "evaluate_detection",

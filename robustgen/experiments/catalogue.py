@@ -25,14 +25,14 @@ _CHAPTER_2 = (
 _AHMED_2017 = (
     "table_2_1",
     "table_2_2",
-    "pixelvae",
+    "figure_2_4",
     "latent_knn",
     "table_4_1",
     "table_4_2",
-    "literature",
+    "literature_protocol",
     "far_ood",
-    "selection",
-    "trainings",
+    "detector_selection",
+    "validation_losses",
 )
 _MODULES = [
     "robustgen.experiments.recipes",

@@ -2,7 +2,7 @@
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -12,7 +12,7 @@ from robustgen.checks import nearest
 from robustgen.training.collapse import COLLAPSED, is_at_chance
 
 if TYPE_CHECKING:
-    from robustgen.experiments.workshop import Workshop
+    from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = [
     "LAMB_2018",
@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 SCALES = ("smoke", "cpu", "full")
-Kept: TypeAlias = Mapping[str, dict[str, Any]]  # cells by name, as runner.read_cells reads them
+Kept: TypeAlias = Mapping[str, dict[str, Any]]  # cells by name, as cells.read_cells reads them
 KeptOf: TypeAlias = "Callable[[Experiment], Kept]"
 LAMB_2018 = 'Lamb, "Generative Models: A Critical Review", 2018'
 
@@ -73,9 +73,9 @@ class Row:
     data: Any = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, order=True)
 class Cell:
-    """One row, one column, one seed: what is measured at a time and kept in a file of its own."""
+    """One row, one column, one seed: what is measured at a time and kept in a line of its own."""
 
     row: str
     column: str
@@ -83,7 +83,7 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """As on the command line and in file names.
+        """As on the command line.
 
         >>> Cell("fortified", "fgsm-0.3", 2).name
         'fortified--fgsm-0.3--seed2'
@@ -139,6 +139,8 @@ class Experiment(ABC):
     Attributes:
         name: "source/what", as on the command line and under results/.
         title: one line.
+        question: what the table asks, in plain words.
+        finding: what came out, with places for numbers of the cells, see :func:`robustgen.experiments.summary.fill`.
         source: title, author, year and place of the published numbers.
         metric: what ``value`` is, with its unit.
         rows, columns: of the table.
@@ -152,6 +154,8 @@ class Experiment(ABC):
 
     name: str
     title: str
+    question: str = ""
+    finding: str = ""
     source: str
     metric: str
     rows: tuple[Row, ...]
@@ -168,7 +172,7 @@ class Experiment(ABC):
         """All that the cell's numbers depend on, JSON-able; a kept cell with other settings is measured anew."""
 
     @abstractmethod
-    def measure(self, cell: Cell, scale: str, workshop: "Workshop") -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: "TrainingCache") -> Measurement:
         """Train, attack, score: whatever the cell needs."""
 
     def describe(self, scale: str) -> str:
@@ -180,6 +184,15 @@ class Experiment(ABC):
 
         Args:
             kept_of: the kept cells of another experiment, at the same scale.
+        """
+        return ""
+
+    def conclusion(self, kept: Kept, kept_of: KeptOf) -> str:
+        """What came out besides ``finding``, in a sentence, where that takes more than means of cells.
+
+        Args:
+            kept: with those that have collapsed.
+            kept_of: as for :meth:`remarks`.
         """
         return ""
 
@@ -201,18 +214,30 @@ class Experiment(ABC):
 
     def cells(self, seeds: int | None = None) -> list[Cell]:
         """All cells that are measured, seed by seed, so that a table that grows is whole for its first seeds."""
-        columns = [c.key for c in self.columns]
         return [
-            Cell(row.key, column, seed)
+            Cell(row, column, seed)
             for seed in range(self.seeds if seeds is None else seeds)
-            for row in self.rows
-            if not row.missing
-            for column in (columns if row.columns is None else row.columns)
+            for row, column in self._places()
         ]
+
+    def is_measured(self, row: Row, column: str) -> bool:
+        """Whether the row has a cell in this column, kept or due."""
+        return not row.missing and (row.columns is None or column in row.columns)
+
+    def _places(self) -> list[tuple[str, str]]:
+        """Row and column of all that is measured."""
+        return [(row.key, c.key) for row in self.rows for c in self.columns if self.is_measured(row, c.key)]
+
+    def sorted(self, cells: Iterable[Cell]) -> list[Cell]:
+        """Those of ``cells`` that the experiment has, of whatever seed, in the order of :meth:`cells`."""
+        order = {place: k for k, place in enumerate(self._places())}
+        own = [cell for cell in cells if (cell.row, cell.column) in order and cell.seed >= 0]
+        return sorted(own, key=lambda cell: (cell.seed, order[cell.row, cell.column]))
 
     def cell(self, name: str) -> Cell:
         """The cell called ``name``; ValueError where the experiment has none."""
         cell = Cell.parse(name)
-        if cell not in self.cells(cell.seed + 1):
-            raise ValueError(f"{self.name} has no cell {name!r}; one of its cells is {self.cells(1)[0].name!r}")
+        if not self.sorted([cell]):
+            such = [f"; one of its cells is {cell.name!r}" for cell in self.cells(1)[:1]]
+            raise ValueError(f"{self.name} has no cell {name!r}{''.join(such)}")
         return cell

@@ -1,6 +1,6 @@
 """The recipes that the library offers, each trained and attacked: what a user gets who types nothing else."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -9,10 +9,22 @@ import torch
 
 from robustgen.data import split
 from robustgen.evaluation import evaluate_robustness
-from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row, counted, epochs_of
-from robustgen.experiments.runner import read_cells
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.cells import read_cells
+from robustgen.experiments.experiment import (
+    Cell,
+    Column,
+    Experiment,
+    Kept,
+    KeptOf,
+    Measurement,
+    Row,
+    counted,
+    epochs_of,
+)
+from robustgen.experiments.summary import fill, summarise
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.training.recipes import RECIPES, Recipe
+from robustgen.training.recipes.recipe import uses
 
 __all__ = ["EXPERIMENT", "measured_of"]
 
@@ -27,6 +39,7 @@ class RecipeTable(Experiment):
 
     name: str = "recipes/standard"
     title: str = "training recipes under the standard suite"
+    question: str = "How robust is the network that a training recipe gives, with no setting changed?"
     source: str = (
         "Published: networks of Wong et al., 2020, Madry et al., 2018, and Zhang et al., 2019, as Croce and Hein, "
         '"Reliable Evaluation of Adversarial Robustness", 2020, measured them'
@@ -46,7 +59,7 @@ class RecipeTable(Experiment):
         for name, recipe in RECIPES.items()
     )
     notes: tuple[str, ...] = (
-        "Trained on nine tenths of the training images, as `robustgen train` does; attacked is the best epoch "
+        "TrainedModels on nine tenths of the training images, as `robustgen train` does; attacked is the best epoch "
         "under a margin PGD on 500 of the tenth that is kept back. Test images are spaced evenly over the test set.",
         "CIFAR-10 is re-encoded as JPEG, which changes high frequencies.",
     )
@@ -55,14 +68,14 @@ class RecipeTable(Experiment):
         recipe = self._recipe(cell, scale)
         return {"recipe": recipe.record(), "suite": _SUITE, "n_test": self._n_test(recipe, scale)}
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         recipe = self._recipe(cell, scale)
         name = "cifar10-jpeg" if recipe.data == "cifar10" else recipe.data
-        train, held_back = split(workshop.images(name, "train"), (0.9, 0.1), seed=0, stratified=True)
+        train, held_back = split(cache.images(name, "train"), (0.9, 0.1), seed=0, stratified=True)
         network = recipe.network(cell.seed)
-        history, core_seconds = workshop.follow(recipe, network, train, held_back, seed=cell.seed)
-        test, n = workshop.images(name, "test"), self._n_test(recipe, scale)
-        x, y = workshop.put(test.subset(torch.arange(n) * len(test) // n))
+        history, core_seconds = cache.follow(recipe, network, train, held_back, seed=cell.seed)
+        test, n = cache.images(name, "test"), self._n_test(recipe, scale)
+        x, y = cache.put(test.subset(torch.arange(n) * len(test) // n))
         report = evaluate_robustness(
             network,
             x,
@@ -71,12 +84,18 @@ class RecipeTable(Experiment):
             eps=recipe.eps,
             norm=recipe.norm,
             masking_tests=False,
-            progress=workshop.progress,
+            progress=cache.progress,
         )
         standing = {"clean": report.clean_accuracy, "standard": report.robust_accuracy}
         numbers = counted({name: 100 * share for name, share in standing.items()}, n)
         numbers |= counted({"core-minutes of training": core_seconds / 60}, len(train))
         return Measurement(value=numbers["standard"]["value"], numbers=numbers, history=epochs_of(history))
+
+    def conclusion(self, kept: Kept, kept_of: KeptOf) -> str:
+        groups = summarise(self, kept)
+        said = [fill(f"{name} {{{name}|standard}}", self, groups) for name, _ in groups]
+        left = [row.key for row in self.rows if (row.key, "standard") not in groups]
+        return f"{'; '.join(said)}." + (f" Not measured: {', '.join(left)}." if left else "")
 
     def describe(self, scale: str) -> str:
         return "All training images but a tenth; 1,000 test images, 500 of CIFAR-10" if scale != "smoke" else ""
@@ -89,9 +108,8 @@ class RecipeTable(Experiment):
             "single_step_epochs": min(1, recipe.single_step_epochs),
             "epochs": 2,
             "width": 4,
-            "steps": 2,
-        }
-        return replace(recipe, data="digits", shape=(1, 8, 8), warm_up_epochs=0, augment=False, **few)
+        } | ({"steps": 2} if uses("steps", recipe.method) else {})
+        return recipe.derived(data="digits", shape=(1, 8, 8), warm_up_epochs=0, augment=False, **few)
 
     def _n_test(self, recipe: Recipe, scale: str) -> int:
         return 40 if scale == "smoke" else _N_TEST.get(recipe.data, 359 if recipe.data == "digits" else 1000)

@@ -8,8 +8,10 @@ from robustgen.fortified.monitor import SequenceMonitor
 from robustgen.fortified.network import FortifiedNetwork, fortify
 from robustgen.fortified.objective import FortifiedObjective
 from robustgen.fortified.recurrent import free_run, step_errors
+from robustgen.fortified.smoothing import Certificate, SmoothedClassifier, smooth
 
 __all__ = [
+    "Certificate",
     "ConvAutoencoder",
     "DenseAutoencoder",
     "FortifiedNetwork",
@@ -19,7 +21,9 @@ __all__ = [
     "InputEncoding",
     "LanguageModelObjective",
     "SequenceMonitor",
+    "SmoothedClassifier",
     "fortify",
     "free_run",
+    "smooth",
     "step_errors",
 ]

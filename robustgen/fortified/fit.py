@@ -1,11 +1,12 @@
 """Training the autoencoders of a pretrained network, the backbone frozen."""
 
 import copy
+import math
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -17,43 +18,79 @@ from robustgen.model import evaluating, naming_inputs, untouched
 from robustgen.training import Batch, Trainer, as_source, unwrap
 from robustgen.turns import seeded, taking_turns, training_alone
 
-if TYPE_CHECKING:
-    from robustgen.fortified.network import FortifiedNetwork
-
 __all__ = ["fit_autoencoders"]
+
+FortifiedNetwork: TypeAlias = Any  # the class in network.py, which calls this file
 
 _ROWS = 256  # of a batch's states, evenly spaced, that directions are found from
 
 
+#: Of the error without noise, beside the one with it, of an autoencoder that starts as the identity.
+_CLEAN_WEIGHT = 2.0
+
+
 class _AutoencoderObjective:
-    """Sum over layers of the mean squared error, in units of the layer's scale, on the original network's states."""
+    """Sum over layers of the mean squared error, in units of the layer's scale, on the original network's states.
+
+    Corrupted states alone pull every state towards the mean, which costs an identity the decisions that it began with:
+    there the error of states as they are, at test time, is added, ``clean_weight`` times.
+    """
+
+    def __init__(self, clean_weight: float | None) -> None:
+        self.clean_weight = clean_weight
 
     def __call__(self, model: nn.Module, batch: Batch, step: int) -> dict[str, Tensor]:
         net: Any = unwrap(model)
         net.backbone.eval()  # batch statistics and dropout of the frozen network stay as they are
         _, states = call_model(model, batch.x, return_states=True, detach_states=True, replace=False)
-        scales, mask = dict(zip(net.layers, (a.scale for a in net.autoencoders()), strict=True)), mask_of(batch.x)
-        losses = {
-            n: net.per_example(n, ((d - s) / scales[n.split("#")[0]]).square(), mask).mean()
-            for n, (s, d) in states.items()
-        }
-        total = torch.stack(list(losses.values())).sum()
-        return {"loss": total} | {f"relative_error/{n}": loss.detach() for n, loss in losses.items()}
+        autoencoders, mask = _by_layer(net), mask_of(batch.x)
+        losses, terms = {}, []
+        for name, (state, decoded) in states.items():
+            autoencoder = autoencoders[name.split("#")[0]]
+            losses[name] = _squared_error(net, name, autoencoder, state, decoded, mask)
+            terms.append(losses[name])
+            if weight := self._clean(autoencoder):
+                with evaluating(autoencoder):
+                    clean = autoencoder(state)
+                terms.append(weight * _squared_error(net, name, autoencoder, state, clean, mask))
+        total = torch.stack(terms).sum()
+        return {"loss": total} | {f"relative_error/{name}": loss.detach() for name, loss in losses.items()}
+
+    def _clean(self, autoencoder: DenoisingAutoencoder) -> float:
+        if autoencoder.noise_at_test:
+            return 0.0  # its states are never without noise
+        if self.clean_weight is not None:
+            return self.clean_weight
+        return _CLEAN_WEIGHT if autoencoder.init == "identity" else 0.0
+
+
+def _squared_error(
+    net: FortifiedNetwork,
+    name: str,
+    autoencoder: DenoisingAutoencoder,
+    state: Tensor,
+    decoded: Tensor,
+    mask: Tensor | None,
+) -> Tensor:
+    return net.per_example(name, ((decoded - state) / autoencoder.scale).square(), mask).mean()
 
 
 def fit_autoencoders(
-    net: "FortifiedNetwork",
+    net: FortifiedNetwork,
     data: Any,
     *,
     epochs: int,
     lr: float,
     batch_size: int,
     seed: int,
+    clean_weight: float | None,
     progress: bool,
     run_dir: str | Path | None,
     resume: bool,
 ) -> list[dict[str, float]]:
     """See :meth:`FortifiedNetwork.fit_autoencoders`."""
+    if clean_weight is not None and not 0 <= clean_weight < math.inf:
+        raise ValueError(f"clean_weight must be a finite number >= 0, got {clean_weight}")
     if net.input_layer is not None and net.config["layers"]:
         raise ValueError("an input autoencoder with its loss in hidden states is trained with FortifiedObjective")
     trained = [name for name, autoencoder in _by_layer(net).items() if autoencoder.is_trained]
@@ -69,7 +106,7 @@ def fit_autoencoders(
         return made[-1]
 
     trainer = Trainer(
-        _AutoencoderObjective(),
+        _AutoencoderObjective(clean_weight),
         optimizer=adam,
         epochs=epochs,
         batch_size=batch_size,
@@ -107,11 +144,11 @@ def _frozen(module: nn.Module) -> Iterator[None]:
                     p.requires_grad_(flag)
 
 
-def _by_layer(net: "FortifiedNetwork") -> dict[str, DenoisingAutoencoder]:
+def _by_layer(net: FortifiedNetwork) -> dict[str, DenoisingAutoencoder]:
     return dict(zip(net.layers, net.autoencoders(), strict=True))
 
 
-def _errors(net: "FortifiedNetwork", data: Any, batch_size: int) -> dict[str, float]:
+def _errors(net: FortifiedNetwork, data: Any, batch_size: int) -> dict[str, float]:
     """The mean relative error of each layer over all of the data, on the states of the original network."""
     source, device = as_source(data), next(net.parameters()).device
     totals = dict.fromkeys(net.layers, 0.0)
@@ -123,7 +160,7 @@ def _errors(net: "FortifiedNetwork", data: Any, batch_size: int) -> dict[str, fl
     return {name: total / len(source) for name, total in totals.items()}
 
 
-def _warn_of_disagreement(net: "FortifiedNetwork", data: Any, batch_size: int, most: float = 0.01) -> None:
+def _warn_of_disagreement(net: FortifiedNetwork, data: Any, batch_size: int, most: float = 0.01) -> None:
     """Warn where the fortified predictions differ from the original network's on too many of a sample of the inputs."""
     device, n, different = next(net.parameters()).device, 0, 0
     with evaluating(net), torch.no_grad():
@@ -142,7 +179,7 @@ def _warn_of_disagreement(net: "FortifiedNetwork", data: Any, batch_size: int, m
 
 
 def _measure_states(
-    net: "FortifiedNetwork", data: Any, batch_size: int, seed: int, keep: Sequence[str], batches: int = 10
+    net: FortifiedNetwork, data: Any, batch_size: int, seed: int, keep: Sequence[str], batches: int = 10
 ) -> None:
     """Set each scale and, of an identity start with too few units, the directions; not of layers to ``keep``: an
     autoencoder that is trained already would be another one.

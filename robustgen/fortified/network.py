@@ -21,6 +21,7 @@ from robustgen.fortified.autoencoder import (
     PositionAutoencoder,
     check_activations,
 )
+from robustgen.fortified.fit import fit_autoencoders
 from robustgen.fortified.identity import kept_directions
 from robustgen.fortified.layer import FortifiedLayer, Tape, recording
 from robustgen.fortified.placement import Placement, auto_layers, place
@@ -346,6 +347,7 @@ class FortifiedNetwork(nn.Module):
         lr: float = 1e-3,
         batch_size: int = 128,
         seed: int = 0,
+        clean_weight: float | None = None,
         progress: bool = True,
         run_dir: str | Path | None = None,
         resume: bool = False,
@@ -363,15 +365,17 @@ class FortifiedNetwork(nn.Module):
         Args:
             data: inputs as :class:`~robustgen.training.Trainer` takes them; labels, if any, are not used.
             epochs, lr, batch_size, seed, progress, run_dir, resume: of the training, by Adam.
+            clean_weight: of the error of states without noise, beside that of corrupted ones: larger ones change fewer
+                of the network's decisions and denoise less. None: 2 for an autoencoder that starts as the identity, 0
+                (the source's loss) for one at random and for noise at test.
 
         Returns:
             One dict for each epoch, with the mean loss and the relative error of every layer.
 
         Raises:
-            ValueError: no data, or a network whose autoencoder sits on the input with its loss in hidden states.
+            ValueError: no data, a weight out of range, or a network whose autoencoder sits on the input with its loss
+                in hidden states.
         """
-        from robustgen.fortified.fit import fit_autoencoders
-
         return fit_autoencoders(
             self,
             data,
@@ -379,6 +383,7 @@ class FortifiedNetwork(nn.Module):
             lr=lr,
             batch_size=batch_size,
             seed=seed,
+            clean_weight=clean_weight,
             progress=progress,
             run_dir=run_dir,
             resume=resume,

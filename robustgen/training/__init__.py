@@ -5,6 +5,7 @@ from robustgen.training.batches import Batch, Source, as_source
 from robustgen.training.checkpoint import (
     Checkpoint,
     best_checkpoint,
+    epochs_done,
     latest_checkpoint,
     load_checkpoint,
     save_checkpoint,
@@ -51,6 +52,7 @@ __all__ = [
     "as_source",
     "best_checkpoint",
     "class_loss",
+    "epochs_done",
     "latest_checkpoint",
     "load_checkpoint",
     "save_checkpoint",

@@ -27,11 +27,13 @@ from robustgen.files import (
 )
 from robustgen.locks import alone
 from robustgen.structure import check_structure
+from robustgen.training.metrics import best_row
 from robustgen.training.packing import pack, unpack
 
 __all__ = [
     "Checkpoint",
     "best_checkpoint",
+    "epochs_done",
     "holds_run",
     "keep_as_best",
     "latest_checkpoint",
@@ -101,7 +103,7 @@ def save_checkpoint(
     try:
         with alone(root, wait=True):
             _remove(root, _UNFINISHED.fullmatch)  # left by a writer that was killed: no other is in here
-            before, best = latest_checkpoint(run_dir), best_checkpoint(run_dir)
+            before, best = latest_checkpoint(run_dir), _named(root / "best")
             path = root / f"step-{step:08d}"
             if path in (before, best):
                 path = root / f"{path.name}-again"  # the latest is never touched, not even to write it anew
@@ -149,12 +151,64 @@ def latest_checkpoint(run_dir: str | Path) -> Path | None:
 
 
 def best_checkpoint(run_dir: str | Path) -> Path | None:
-    """The directory of the checkpoint that a run kept as its best, or None if it kept none.
+    """The directory of the checkpoint that a run kept as its best, or None if it keeps none.
 
     Raises:
-        ValueError: the ``best`` file names no checkpoint.
+        ValueError: the ``best`` file names no checkpoint, or one that is not the history's best, or is missing.
     """
-    return _named(Path(run_dir) / "checkpoints" / "best")
+    pointer = Path(run_dir) / "checkpoints" / "best"
+    named, latest = _named(pointer), latest_checkpoint(run_dir)
+    best = None if latest is None else _best_epoch(latest)
+    if latest is None or best is None:
+        return named
+    epoch, step = best
+    if _head(latest)["step"] == step:
+        return latest  # where the run was killed before it was named, too
+    if named is None:
+        raise ValueError(f"{pointer}: is missing; it names the checkpoint of the best epoch, {epoch}, at step {step}")
+    if (other := _head(named)["step"]) != step:
+        raise ValueError(f"{pointer}: names the checkpoint at step {other}; the best epoch is {epoch}, at step {step}")
+    return named
+
+
+def epochs_done(run_dir: str | Path) -> tuple[int, int] | None:
+    """How many epochs of a training run are behind its latest checkpoint, and how many it was to have.
+
+    None where there is no checkpoint, or one without the state of a training.
+    """
+    latest = latest_checkpoint(run_dir)
+    history = None if latest is None else _history(latest)
+    if latest is None or history is None:
+        return None
+    config = _head(latest)["config"]
+    check_structure(config, {"epochs": int}, latest / "config.json", "config")
+    return len(history), config["epochs"]
+
+
+def _best_epoch(checkpoint: Path) -> tuple[int, int] | None:
+    """The epoch and step of the best row of a checkpoint's history; None where the run keeps no best."""
+    entry, history = _head(checkpoint)["config"].get("best"), _history(checkpoint)
+    if entry is None or not history:
+        return None
+    if not all(isinstance(row.get(entry), int | float) for row in history):
+        raise ValueError(f"{checkpoint / 'training_state.json'}: history lacks numbers called {entry!r}")
+    row = best_row(history, entry)
+    return int(row["epoch"]), int(row["step"])
+
+
+def _history(checkpoint: Path) -> list[dict[str, float]] | None:
+    """The history in a checkpoint, without its tensors; None in one of no training."""
+    path = checkpoint / "training_state.json"
+    packed = read_json(path, {"dict": [list]})
+    try:
+        for key, value in packed["dict"]:
+            if key == "history":
+                rows: list[dict[str, float]] = unpack(value, {})
+                check_structure(rows, [{"epoch": int, "step": int}], path, "history")
+                return rows
+    except (RecursionError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: not the state of a training ({error})") from None
+    return None
 
 
 def keep_as_best(checkpoint: Path) -> None:

@@ -43,8 +43,8 @@ def collapse_of(history: Sequence[Mapping[str, float]], n_classes: int) -> str:
     if is_at_chance(last, n_classes):
         return (
             f"the network has collapsed: its loss is that of guessing among {n_classes} classes, "
-            f"{math.log(n_classes):.2f}; lower the learning rate, warm eps up or begin with a weaker attack, or lower "
-            "the weights of the autoencoders"
+            f"{math.log(n_classes):.2f}; train longer, lower the learning rate, warm eps up or begin with a weaker "
+            "attack, or lower the weights of the autoencoders"
         )
     for name in last:
         if name.startswith(_NORMS) and last[name] <= _SHRUNK * first.get(name, 0.0):

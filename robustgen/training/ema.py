@@ -7,7 +7,13 @@ import torch
 from torch import Tensor
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-__all__ = ["EMA"]
+__all__ = ["EMA", "check_decay"]
+
+
+def check_decay(ema: float | None) -> None:
+    """ValueError unless it is a decay in [0, 1), or None for no average."""
+    if ema is not None and not 0 <= ema < 1:
+        raise ValueError(f"ema must be a decay in [0, 1), got {ema}")
 
 
 class EMA:

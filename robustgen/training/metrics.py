@@ -12,7 +12,7 @@ from robustgen.files import write_bytes
 from robustgen.structure import check_structure
 from robustgen.training.distributed import World
 
-__all__ = ["Means", "write_rows"]
+__all__ = ["Means", "best_row", "write_rows"]
 
 
 class Means:
@@ -55,6 +55,19 @@ class Means:
         self._sums = state["sums"].to(self._sums).clone()
         if world.rank:
             self._sums.zero_()
+
+
+def best_row(rows: Sequence[Mapping[str, float]], entry: str) -> Mapping[str, float]:
+    """The first of the rows of a history, one at least, in which ``entry`` is highest.
+
+    >>> best_row([{"epoch": 1, "a": 0.5}, {"epoch": 2, "a": 0.75}, {"epoch": 3, "a": 0.75}], "a")["epoch"]
+    2
+    """
+    best = rows[0]
+    for row in rows[1:]:
+        if row[entry] > best[entry]:
+            best = row
+    return best
 
 
 def write_rows(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:

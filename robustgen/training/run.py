@@ -6,19 +6,21 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from robustgen.counter_rng import derive_seed, integers
+from robustgen.differences import differences
 from robustgen.files import load_state
 from robustgen.model import evaluating
 from robustgen.structure import check_structure
 from robustgen.training.batches import Batch, Source, epoch_order
 from robustgen.training.checkpoint import (
     Checkpoint,
+    best_checkpoint,
     keep_as_best,
     latest_checkpoint,
     load_checkpoint,
@@ -28,14 +30,12 @@ from robustgen.training.collapse import COLLAPSED, collapse_of
 from robustgen.training.distributed import World
 from robustgen.training.ema import EMA
 from robustgen.training.interrupt import Interrupt, Stopped
-from robustgen.training.metrics import Means, write_rows
+from robustgen.training.metrics import Means, best_row, write_rows
 from robustgen.training.objective import Objective, describe
 from robustgen.training.overfitting import Watch
 from robustgen.training.players import Players
+from robustgen.training.settings import Settings
 from robustgen.turns import RANDOM_STATE, seeded, taking_turns
-
-if TYPE_CHECKING:
-    from robustgen.training.trainer import Trainer
 
 __all__ = ["Run", "training_mode"]
 
@@ -48,7 +48,7 @@ class Run:
 
     def __init__(
         self,
-        trainer: "Trainer",
+        settings: Settings,
         model: nn.Module,
         source: Source,
         val: Source | None,
@@ -56,13 +56,13 @@ class Run:
         device: torch.device,
         interrupt: Interrupt,
     ) -> None:
-        self.trainer, self.model, self.source, self.val = trainer, model, source, val
+        self.settings, self.model, self.source, self.val = settings, model, source, val
         self.world, self.device, self.interrupt = world, device, interrupt
-        self.players = Players(model, trainer.optimizer)
+        self.players = Players(model, settings.optimizer)
         self.weights = [p for p in model.parameters() if p.requires_grad]
-        self.per_epoch = -(-len(source) // trainer.batch_size)  # batches
+        self.per_epoch = -(-len(source) // settings.batch_size)  # batches
         self._enter_epoch(0)
-        self.total = trainer.epochs * self.per_epoch
+        self.total = settings.epochs * self.per_epoch
         for what, n in {
             "batches": len(self.order[-1]),
             "validation data": world.size if val is None else len(val),
@@ -70,8 +70,8 @@ class Run:
             if n < world.size:
                 raise ValueError(f"{what} of {n} examples cannot be shared by {world.size} processes")
         self.config = self._describe()
-        self.ema = None if trainer.ema is None else EMA(self.weights, trainer.ema)
-        self.watch = None if trainer.guard is None else Watch(trainer.guard, self._tensors)
+        self.ema = None if settings.ema is None else EMA(self.weights, settings.ema)
+        self.watch = None if settings.guard is None else Watch(settings.guard, self._tensors)
         self.means = self._no_means()
         self.step = 0  # completed
         self.history: list[dict[str, float]] = []
@@ -81,11 +81,11 @@ class Run:
 
     def go(self) -> list[dict[str, float]]:
         """Start or resume, train to the end, and return the history."""
-        trainer = self.trainer
+        settings = self.settings
         self._start()
         wrapped = self.world.wrap(self.model, self.device, unused=self.players.several)
-        every = trainer.checkpoint_every or self.per_epoch
-        quiet = not trainer.progress or self.world.rank > 0
+        every = settings.checkpoint_every or self.per_epoch
+        quiet = not settings.progress or self.world.rank > 0
         with tqdm(total=self.total, initial=self.step, unit="step", disable=quiet) as bar:
             try:
                 while self.step < self.total or self._epoch_ended():
@@ -110,14 +110,22 @@ class Run:
             self.ema.apply()
         if self.watch is not None and self.watch.fired and self.world.rank == 0:
             warnings.warn(self.watch.fired, stacklevel=4)
-        if self.history[-1].get(COLLAPSED) and self.world.rank == 0:
-            warnings.warn(collapse_of(self.history, self._n_classes), stacklevel=4)
+        kept = self._kept_history()
+        if kept[-1].get(COLLAPSED) and self.world.rank == 0:
+            warnings.warn(collapse_of(kept, self._n_classes), stacklevel=4)
         return self.history
+
+    def _kept_history(self) -> list[dict[str, float]]:
+        """The epochs up to the one that the run is about: the best where it is kept, else the last."""
+        if self.settings.best is None or self.settings.run_dir is None:
+            return self.history
+        epoch = int(best_row(self.history, self.settings.best)["epoch"])
+        return self.history[:epoch]
 
     @cached_property
     def _n_classes(self) -> int:
         """As a sample of the labels numbers them; 0 where there are none."""
-        with seeded(derive_seed(self.trainer.seed, 3)):  # a data set may augment at random
+        with seeded(derive_seed(self.settings.seed, 3)):  # a data set may augment at random
             y = self.source.sample(500)[1]
         return 0 if y is None or y.ndim != 1 else int(y.max()) + 1
 
@@ -131,17 +139,17 @@ class Run:
 
     def _enter_epoch(self, epoch: int) -> None:
         """The batches of an epoch, and for each of its steps a seed, made here at once: one at a time is slow."""
-        self.order = epoch_order(len(self.source), self.trainer.batch_size, self.trainer.seed, epoch)
+        self.order = epoch_order(len(self.source), self.settings.batch_size, self.settings.seed, epoch)
         steps = torch.arange(epoch * self.per_epoch, (epoch + 1) * self.per_epoch)
-        self.seeds = integers(self.trainer.seed, steps, (), 2**62, stream=(self.world.rank,)).tolist()
+        self.seeds = integers(self.settings.seed, steps, (), 2**62, stream=(self.world.rank,)).tolist()
 
     def _train_step(self, wrapped: nn.Module) -> None:
-        trainer = self.trainer
+        settings = self.settings
         epoch, i = divmod(self.step, self.per_epoch)
         if i == 0:
             self._enter_epoch(epoch)
-        if trainer.schedule is not None:
-            self.players.scale_lr(trainer.schedule(self.step / self.total))
+        if settings.schedule is not None:
+            self.players.scale_lr(settings.schedule(self.step / self.total))
         player = self.players.at(self.step)
         with self.players.only(player), seeded(self.seeds[i]):
             batch = self.source.fetch(self.world.share(self.order[i]), self.device)
@@ -152,8 +160,8 @@ class Run:
                 loss = loss * (len(batch.ids) * self.world.size / len(self.order[i]))
             self.players.zero_grad()
             loss.backward()
-        if trainer.clip_norm is not None:
-            nn.utils.clip_grad_norm_(self.players.parameters[player], trainer.clip_norm)
+        if settings.clip_norm is not None:
+            nn.utils.clip_grad_norm_(self.players.parameters[player], settings.clip_norm)
         self.players.optimizers[player].step()
         if self.ema:
             self.ema.update(first=self.step == 0)
@@ -166,12 +174,12 @@ class Run:
 
     def _objective(self) -> Objective:
         """What is minimised: the trainer's objective, or what its guard has put in its place."""
-        if self._acted() and self.trainer.guard is not None and self.trainer.guard.instead is not None:
-            return self.trainer.guard.instead
-        return self.trainer.objective
+        if self._acted() and self.settings.guard is not None and self.settings.guard.instead is not None:
+            return self.settings.guard.instead
+        return self.settings.objective
 
     def _scalars(self, objective: Objective, model: nn.Module, batch: Batch) -> dict[str, Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.trainer.precision == "bfloat16"):
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bfloat16"):
             scalars = objective(model, batch, self.step)
         if not isinstance(scalars, dict) or not isinstance(scalars.get("loss"), Tensor) or scalars["loss"].ndim:
             raise ValueError('the objective must return a dict of scalars with a tensor "loss"')
@@ -193,16 +201,16 @@ class Run:
         if self.val is not None:
             row |= {f"val_{name}": value for name, value in self._validate(self.val).items()}
         self.means = self._no_means()
-        if (best := self.trainer.best) is not None and best not in row:
+        if (best := self.settings.best) is not None and best not in row:
             raise ValueError(f"best={best!r} is no entry of the history; it has {', '.join(row)}")
         self.history.append(row)
         if collapse_of(self.history, self._n_classes):
             row[COLLAPSED] = True
         if self.world.rank == 0:
-            if self.trainer.run_dir is not None:
-                write_rows(self.trainer.run_dir / "metrics.jsonl", self.history)
-            if self.trainer.after_epoch is not None:
-                self._show(self.trainer.after_epoch)
+            if self.settings.run_dir is not None:
+                write_rows(self.settings.run_dir / "metrics.jsonl", self.history)
+            if self.settings.after_epoch is not None:
+                self._show(self.settings.after_epoch)
 
     def _no_means(self) -> dict[str, Means]:
         return {name: Means(self.device) for name in self.players.parameters}
@@ -219,19 +227,19 @@ class Run:
             stack.enter_context(torch.no_grad())
             if self.ema:
                 stack.enter_context(self.ema.applied())
-            stack.enter_context(seeded(derive_seed(self.trainer.seed, 2)))
+            stack.enter_context(seeded(derive_seed(self.settings.seed, 2)))
             after_epoch(self.model, self.history)
 
     def _validate(self, val: Source) -> dict[str, float]:
-        means, objective = Means(self.device), self.trainer.val_objective or self._objective()
+        means, objective = Means(self.device), self.settings.val_objective or self._objective()
         mine = self.world.share(torch.arange(len(val)))
         with ExitStack() as stack:
             stack.enter_context(evaluating(self.model))
             stack.enter_context(torch.no_grad())
             if self.ema:
                 stack.enter_context(self.ema.applied())
-            for i, indices in enumerate(mine.split(self.trainer.batch_size)):
-                with seeded(derive_seed(self.trainer.seed, i, self.world.rank, 1)):  # alike in each epoch
+            for i, indices in enumerate(mine.split(self.settings.batch_size)):
+                with seeded(derive_seed(self.settings.seed, i, self.world.rank, 1)):  # alike in each epoch
                     batch = val.fetch(indices, self.device)
                     means.add(self._scalars(objective, self.model, batch), len(indices))
                 if self.world.size == 1 and self.interrupt.requested:
@@ -258,7 +266,7 @@ class Run:
             )
 
     def _advice(self) -> str:
-        saved = None if self.trainer.run_dir is None else latest_checkpoint(self.trainer.run_dir)
+        saved = None if self.settings.run_dir is None else latest_checkpoint(self.settings.run_dir)
         what = "a lower learning rate or with clip_norm"
         if saved is None:
             return f"; train again with {what}"
@@ -278,16 +286,17 @@ class Run:
 
     def _start(self) -> None:
         """Load the checkpoint to resume from, or write the first one: the weights that this run began with."""
-        run_dir = self.trainer.run_dir
+        run_dir = self.settings.run_dir
         if run_dir is None:
             return
         rows = run_dir / "metrics.jsonl"
         held = latest_checkpoint(run_dir) is not None
-        if (held or rows.exists()) and not self.trainer.resume:
+        if (held or rows.exists()) and not self.settings.resume:
             raise ValueError(f"{run_dir} already holds a run: pass resume=True or another run_dir")
         if held:
             checkpoint = load_checkpoint(run_dir)
             self._restore(checkpoint)
+            best_checkpoint(run_dir)  # raises where it is not the one of the history
             if self.world.rank == 0 and self._is_best():
                 keep_as_best(checkpoint.path)  # the run was killed before it could
         self._wait()  # every rank has looked before rank 0 writes
@@ -297,7 +306,7 @@ class Run:
             self._save()
 
     def _save(self) -> None:
-        if self.trainer.run_dir is None or self.saved == (self.step, len(self.history)):
+        if self.settings.run_dir is None or self.saved == (self.step, len(self.history)):
             return
         self._check_loss()
         self._check_weights()
@@ -313,7 +322,7 @@ class Run:
             state["watch"] = self.watch.state()
         if self.world.rank == 0:
             model_state = {k: averages.get(id(v), v) for k, v in self.model.state_dict(keep_vars=True).items()}
-            path = save_checkpoint(self.trainer.run_dir, self.step, model_state, state, self.config)
+            path = save_checkpoint(self.settings.run_dir, self.step, model_state, state, self.config)
             if self._is_best():
                 keep_as_best(path)
         self._wait()
@@ -321,10 +330,10 @@ class Run:
 
     def _is_best(self) -> bool:
         """Whether an epoch has just ended and is the best so far."""
-        name, rows = self.trainer.best, self.history
+        name, rows = self.settings.best, self.history
         if name is None or not rows or rows[-1]["step"] != self.step:
             return False
-        return all(row[name] < rows[-1][name] for row in rows[:-1])
+        return best_row(rows, name) is rows[-1]
 
     def _tensors(self) -> dict[str, Tensor]:
         """The network that is trained, and its averages."""
@@ -377,18 +386,18 @@ class Run:
         if own != {name: t.shape for name, t in checkpoint.model_state.items()}:
             load_state(self.model, checkpoint.model_state, checkpoint.path)  # raises, naming the tensors
         if "epochs" not in checkpoint.config:
-            raise ValueError(f"{self.trainer.run_dir} holds a saved model, not a run to resume: pass another run_dir")
+            raise ValueError(f"{self.settings.run_dir} holds a saved model, not a run to resume: pass another run_dir")
         old, new = dict(checkpoint.config), self.config
         check_structure(old, {"epochs": int}, checkpoint.path / "config.json", "config")
         if new["schedule"] is None and new["epochs"] > old["epochs"]:
             old["epochs"] = new["epochs"]  # only adds steps; with a schedule it would change those already taken
-        differ = [f"{k} was {_short(old[k])}, now {_short(new[k])}" for k in new if k in old and old[k] != new[k]]
-        if differ:
-            raise ValueError(f"{self.trainer.run_dir} holds a run with other settings: {'; '.join(differ)}")
+        shared = [name for name in new if name in old]
+        if differ := differences({k: old[k] for k in shared}, {k: new[k] for k in shared}):
+            raise ValueError(f"{self.settings.run_dir} holds a run with other settings: {'; '.join(differ)}")
 
     def _describe(self) -> dict[str, Any]:
         """What a resumed run must share with the first, entry by entry."""
-        t = self.trainer
+        t = self.settings
         config = {
             "objective": describe(t.objective),
             "schedule": None if t.schedule is None else describe(t.schedule),
@@ -431,8 +440,3 @@ def training_mode(model: nn.Module) -> Iterator[None]:
         with taking_turns(model):
             for module, flag in flags:
                 module.training = flag
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 200 else f"{text[:200]}..."

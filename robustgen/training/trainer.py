@@ -1,31 +1,21 @@
-"""The trainer: what a run is made of. The loop itself is in ``run.py``."""
+"""The trainer: a run from its settings, ``settings.py``. The loop itself is in ``run.py``."""
 
-from collections.abc import Callable, Iterable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
-from robustgen.checks import check_integers, check_positive, plain_arguments
 from robustgen.training.batches import as_source
 from robustgen.training.distributed import join
 from robustgen.training.interrupt import deferred_interrupt
-from robustgen.training.objective import Objective
-from robustgen.training.overfitting import OverfittingGuard
 from robustgen.training.run import Run, training_mode
+from robustgen.training.settings import Settings
 from robustgen.turns import taking_turns, training_alone
 
 __all__ = ["Trainer"]
 
 
-def adam(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-    """The default optimizer: Adam (Kingma and Ba, 2015) with its paper's learning rate."""
-    return torch.optim.Adam(parameters, lr=1e-3)
-
-
-class Trainer:
+class Trainer(Settings):
     """Trains a network on an objective; killed at any moment, it resumes exactly.
 
     Everything random in a step (batch order, dropout, noise) is a function of (seed, step) and is drawn from torch's
@@ -74,50 +64,6 @@ class Trainer:
     >>> [(row["epoch"], row["step"]) for row in history], [name for name in sorted(history[0]) if "loss" in name]
     ([(1, 4), (2, 8)], ['clean_loss', 'loss', 'val_clean_loss', 'val_loss'])
     """
-
-    @plain_arguments
-    def __init__(
-        self,
-        objective: Objective,
-        *,
-        optimizer: Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer] = adam,
-        schedule: Callable[[float], float] | None = None,
-        epochs: int = 1,
-        batch_size: int = 128,
-        seed: int = 0,
-        device: torch.device | str | None = None,
-        precision: str = "float32",
-        ema: float | None = None,
-        clip_norm: float | None = None,
-        guard: OverfittingGuard | None = None,
-        val_objective: Objective | None = None,
-        best: str | None = None,
-        run_dir: str | Path | None = None,
-        resume: bool = False,
-        checkpoint_every: int | None = None,
-        after_epoch: Callable[[nn.Module, list[dict[str, float]]], None] | None = None,
-        progress: bool = True,
-    ) -> None:
-        check_integers(epochs=epochs, batch_size=batch_size)
-        check_integers(-(2**63), seed=seed)
-        if checkpoint_every is not None:
-            check_integers(checkpoint_every=checkpoint_every)
-        if precision not in ("float32", "bfloat16"):
-            raise ValueError(f"precision must be 'float32' or 'bfloat16', got {precision!r}")
-        if ema is not None and not 0 <= ema < 1:
-            raise ValueError(f"ema must be a decay in [0, 1), got {ema}")
-        if clip_norm is not None:
-            check_positive(clip_norm=clip_norm)
-        if resume and run_dir is None:
-            raise ValueError("resume=True needs the run_dir to resume from")
-        self.objective, self.optimizer, self.schedule = objective, optimizer, schedule
-        self.epochs, self.batch_size, self.seed = epochs, batch_size, seed
-        self.device, self.precision = device, precision
-        self.ema, self.clip_norm, self.guard = ema, clip_norm, guard
-        self.val_objective, self.best = val_objective, best
-        self.run_dir = None if run_dir is None else Path(run_dir)
-        self.resume, self.checkpoint_every = resume, checkpoint_every
-        self.after_epoch, self.progress = after_epoch, progress
 
     def fit(self, model: nn.Module, data: Any, val: Any = None) -> list[dict[str, float]]:
         """Train ``model`` in place.

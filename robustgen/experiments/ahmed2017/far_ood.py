@@ -5,11 +5,11 @@ from typing import Any
 
 from robustgen.data import ArrayDataset
 from robustgen.evaluation import unseen_datasets
-from robustgen.experiments.ahmed2017.contenders import CONTENDERS
+from robustgen.experiments.ahmed2017.compared_detectors import DETECTORS
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, CALIBRATION, FPR, Budget, HeldoutTable, Make
 from robustgen.experiments.ahmed2017.recipes import MNIST
 from robustgen.experiments.experiment import Cell, Column, Row
-from robustgen.experiments.workshop import Workshop, shuffled
+from robustgen.experiments.training_cache import TrainingCache, shuffled
 
 __all__ = ["EXPERIMENT"]
 
@@ -42,6 +42,13 @@ BUDGETS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("", 20_000), "full
 class _Table(HeldoutTable):
     name = "ahmed-2017/far-ood"
     title = "Fashion-MNIST against MNIST, both ways"
+    question = "Which detector finds images of another data set, whichever of the two is the normal one?"
+    finding = (
+        "AUROC for Fashion-MNIST against MNIST, and the other way round: VAE {mnist|vae}, {fashion-mnist|vae}; "
+        "PixelCNN {mnist|pixelcnn}, {fashion-mnist|pixelcnn}; squared error of the VAE "
+        "{mnist|vae-reconstruction}, {fashion-mnist|vae-reconstruction}; nearest after distortion "
+        "{mnist|distortion}, {fashion-mnist|distortion}."
+    )
     source = f"Not in {AHMED_2017}"
     metric = "AUROC in percent, the other data set positive"
     value = "auroc"
@@ -50,7 +57,7 @@ class _Table(HeldoutTable):
         Row(key="mnist", title="trained on MNIST, against Fashion-MNIST"),
         Row(key="fashion-mnist", title="trained on Fashion-MNIST, against MNIST"),
     )
-    columns = tuple(Column(key, CONTENDERS[key].title) for key in _COLUMNS)
+    columns = tuple(Column(key, DETECTORS[key].title) for key in _COLUMNS)
     budgets = BUDGETS
     recipes = MNIST
     levels = ()
@@ -69,15 +76,15 @@ class _Table(HeldoutTable):
         data = self.budgets[scale].data or cell.row
         return data, _OTHER[data]
 
-    def data(self, cell: Cell, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
+    def data(self, cell: Cell, scale: str, cache: TrainingCache) -> tuple[ArrayDataset, ArrayDataset]:
         b, name = self.budgets[scale], self._names(cell, scale)[0]
-        return workshop.images(name, "train", b.n_train), workshop.images(name, "test", b.n_test)
+        return cache.images(name, "train", b.n_train), cache.images(name, "test", b.n_test)
 
-    def judge(
-        self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, workshop: Workshop
+    def evaluate(
+        self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, cache: TrainingCache
     ) -> dict[str, Any]:
         dataset = train.name.partition("/")[0]
-        other = replace(test, x=255 - test.x) if dataset == "digits" else workshop.images(_OTHER[dataset], "test")
+        other = replace(test, x=255 - test.x) if dataset == "digits" else cache.images(_OTHER[dataset], "test")
         other = shuffled(replace(other, name=_OTHER[dataset])).first(len(test))
         found = unseen_datasets(make, train, test, {"other": other}, seed=cell.seed, fpr=FPR, calibration=CALIBRATION)
         return found | found.pop("populations")["other"]

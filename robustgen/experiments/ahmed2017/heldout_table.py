@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 from robustgen.data import ArrayDataset
 from robustgen.detectors import Detector
 from robustgen.evaluation import heldout_class
-from robustgen.experiments.ahmed2017.contenders import CONTENDERS, contender
+from robustgen.experiments.ahmed2017.compared_detectors import DETECTORS, compared_detector
 from robustgen.experiments.ahmed2017.recipes import Recipe
-from robustgen.experiments.ahmed2017.trained import Trained, described
+from robustgen.experiments.ahmed2017.trained_models import TrainedModels, described
 from robustgen.experiments.experiment import Cell, Experiment, Kept, Measurement, counted
-from robustgen.experiments.workshop import Workshop, shuffled
+from robustgen.experiments.training_cache import TrainingCache, shuffled
 
 __all__ = [
     "AHMED_2017",
@@ -79,17 +79,17 @@ def means_over_rows(kept: Kept, number: str, n_rows: int) -> dict[str, float]:
     """The mean of a number of each column that has a cell, of all test images and of seed 0, in each of its rows."""
     found: dict[str, list[float]] = {}
     for record in kept.values():
-        if record["seed"] == 0 and not CONTENDERS[record["column"]].n_test:
+        if record["seed"] == 0 and not DETECTORS[record["column"]].n_test:
             found.setdefault(record["column"], []).append(record["numbers"][number]["value"])
     return {key: statistics.mean(values) for key, values in found.items() if len(values) == n_rows}
 
 
 class HeldoutTable(Experiment):
-    """A subclass states rows (key: the class), columns (key: the contender), budgets and recipes.
+    """A subclass states rows (key: the class), columns (key: the detector), budgets and recipes.
 
     Attributes:
         value: the number of the table.
-        protocol: what ``judge`` does, in a word.
+        protocol: what ``evaluate`` does, in a word.
         budgets, recipes: of each scale.
     """
 
@@ -106,7 +106,7 @@ class HeldoutTable(Experiment):
         return self.budgets[scale].describe()
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
-        b, made = self.budgets[scale], contender(cell.column, scale)
+        b, made = self.budgets[scale], compared_detector(cell.column, scale)
         return {
             "data": b.data,
             "n_train": b.n_train,
@@ -116,30 +116,30 @@ class HeldoutTable(Experiment):
             "protocol": self.protocol,
             "heldout": cell.row,
             "fpr": FPR,
-            "contender": made.describe(),
+            "contender": made.describe(),  # as kept cells call it
             "recipes": described(self.recipes[scale], made.models),
         }
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
-        made = contender(cell.column, scale)
-        train, test = self.data(cell, scale, workshop)
-        trained: list[Trained] = []
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
+        made = compared_detector(cell.column, scale)
+        train, test = self.data(cell, scale, cache)
+        trained: list[TrainedModels] = []
 
         def make(images: ArrayDataset) -> Detector:
-            trained.append(Trained(workshop, self.recipes[scale], images, cell.seed))
+            trained.append(TrainedModels(cache, self.recipes[scale], images, cell.seed))
             return made.make(trained[-1])
 
         judged = shuffled(test).first(made.n_test) if made.n_test else test
-        found = self.judge(make, train, judged, cell, workshop)
+        found = self.evaluate(make, train, judged, cell, cache)
         return as_measurement(found, trained[-1].history, self.value)
 
-    def data(self, cell: Cell, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
+    def data(self, cell: Cell, scale: str, cache: TrainingCache) -> tuple[ArrayDataset, ArrayDataset]:
         """Training and test images, of all classes."""
         b = self.budgets[scale]
-        return workshop.images(b.data, "train", b.n_train), workshop.images(b.data, "test", b.n_test)
+        return cache.images(b.data, "train", b.n_train), cache.images(b.data, "test", b.n_test)
 
-    def judge(
-        self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, workshop: Workshop
+    def evaluate(
+        self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, cache: TrainingCache
     ) -> dict[str, Any]:
         """The numbers of a cell, by the table's protocol."""
         return heldout_class(make, train, test, heldout=cell.row, seed=cell.seed, fpr=FPR, calibration=CALIBRATION)

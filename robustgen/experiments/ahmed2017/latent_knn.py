@@ -9,9 +9,9 @@ from torch import Tensor
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017
 from robustgen.experiments.ahmed2017.likelihoods import BUDGETS, trained_on
 from robustgen.experiments.ahmed2017.recipes import MNIST, Recipe
-from robustgen.experiments.ahmed2017.trained import described
+from robustgen.experiments.ahmed2017.trained_models import described
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row, counted
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EXPERIMENT", "neighbour_errors"]
 
@@ -45,6 +45,8 @@ def neighbour_errors(
 class _Table(Experiment):
     name = "ahmed-2017/latent-knn"
     title = "nearest neighbours in two latent dimensions"
+    question = "Do two latent dimensions of a PixelVAE tell the digits apart better than those of a VAE?"
+    finding = "Error in percent of 5 nearest neighbours: VAE {vae|error}, PixelVAE {pixelvae|error}."
     source = f"{AHMED_2017}, section 2.4.1"
     metric = f"error in percent of the {OF_THE_TABLE} nearest training latents on test images"
     rows = (
@@ -71,13 +73,13 @@ class _Table(Experiment):
         data = {"data": b.data, "n_train": b.n_train, "n_test": b.n_test, "drawn": bool(b.n_test)}
         return data | {"neighbours": NEIGHBOURS, "recipes": recipes}
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
-        trained, test = trained_on(BUDGETS[scale], self._recipes(cell, scale), workshop, cell.seed)
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
+        trained, test = trained_on(BUDGETS[scale], self._recipes(cell, scale), cache, cell.seed)
         model: Any = trained.model(cell.row)
         with torch.no_grad():
             known, asked = (
                 (torch.cat([model.latents(x) for x in images.split(500)]), labels)
-                for images, labels in map(workshop.put, (trained.train, test))
+                for images, labels in map(cache.put, (trained.train, test))
             )
         errors = neighbour_errors(known, asked, NEIGHBOURS)
         numbers = counted({f"error of {k} nearest, %": error for k, error in errors.items()}, len(test))

@@ -11,9 +11,9 @@ from robustgen.data import ArrayDataset
 from robustgen.detectors import Likelihood
 from robustgen.experiments.ahmed2017.heldout_table import Budget
 from robustgen.experiments.ahmed2017.recipes import Recipe
-from robustgen.experiments.ahmed2017.trained import Trained
+from robustgen.experiments.ahmed2017.trained_models import TrainedModels
 from robustgen.experiments.experiment import counted
-from robustgen.experiments.workshop import Workshop, shuffled
+from robustgen.experiments.training_cache import TrainingCache, shuffled
 from robustgen.generative.pixels import bits_per_dim
 
 __all__ = ["BUDGETS", "measured", "trained_on"]
@@ -26,12 +26,12 @@ BUDGETS = {
 
 
 def trained_on(
-    budget: Budget, recipes: Mapping[str, Recipe], workshop: Workshop, seed: int
-) -> tuple[Trained, ArrayDataset]:
+    budget: Budget, recipes: Mapping[str, Recipe], cache: TrainingCache, seed: int
+) -> tuple[TrainedModels, ArrayDataset]:
     """Models of a budget's training images, and its test images."""
-    train = workshop.images(budget.data, "train", budget.n_train)
-    test = shuffled(workshop.images(budget.data, "test"))  # drawn: those in front are the easier ones
-    return Trained(workshop, dict(recipes), train, seed), test.first(budget.n_test or len(test))
+    train = cache.images(budget.data, "train", budget.n_train)
+    test = shuffled(cache.images(budget.data, "test"))  # drawn: those in front are the easier ones
+    return TrainedModels(cache, dict(recipes), train, seed), test.first(budget.n_test or len(test))
 
 
 def measured(model: Any, test: Tensor, importance_samples: int = 0) -> tuple[float, dict[str, dict[str, float]]]:

@@ -19,8 +19,8 @@ class Recipe:
     """A model and its training.
 
     Attributes:
-        model: class in :mod:`robustgen.generative`, or a network of :mod:`robustgen.experiments.ahmed2017.trained`:
-            "convnet", a classifier; "deformed", a classifier of deformed images; "contrastive", an encoder of them.
+        model: class in :mod:`robustgen.generative`, or a network of ``trained_models.NETWORKS``: "convnet", a
+            classifier; "deformed", a classifier of deformed images; "contrastive", an encoder of them.
         options: of its constructor; a ``kl_warmup`` below 1 is a share of all updates.
         epochs, batch_size: of the training.
         annealed: whether the learning rate falls to zero; adversarial models keep theirs.

@@ -5,9 +5,9 @@ from typing import Any
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017
 from robustgen.experiments.ahmed2017.likelihoods import BUDGETS, measured, trained_on
 from robustgen.experiments.ahmed2017.recipes import MNIST
-from robustgen.experiments.ahmed2017.trained import described
+from robustgen.experiments.ahmed2017.trained_models import described
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EXPERIMENT"]
 
@@ -20,6 +20,11 @@ _ELSEWHERE = "named by the source for comparison; not a model of this library"
 class _Table(Experiment):
     name = "ahmed-2017/table-2.1"
     title = "likelihood of binarised MNIST"
+    question = "How likely are test images of MNIST under each generative model?"
+    finding = (
+        "Nats, lower is better: VAE, a bound, {vae|bound}; IAF-VAE {iaf-vae|nll}; PixelCNN {pixelcnn-plain|nll}; "
+        "Gated PixelCNN {pixelcnn|nll}; Gated PixelVAE {pixelvae|nll}."
+    )
     source = f"{AHMED_2017}, Table 2.1"
     metric = "-log p(x) of test images in nats: exact or importance-weighted, and the bound (-ELBO)"
     rows = (
@@ -68,11 +73,11 @@ class _Table(Experiment):
     def _weighted(self, cell: Cell) -> bool:
         return cell.column == "nll" and self.row(cell.row).columns == _LATENT
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
-        trained, test = trained_on(BUDGETS[scale], MNIST[scale], workshop, cell.seed)
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
+        trained, test = trained_on(BUDGETS[scale], MNIST[scale], cache, cell.seed)
         model = trained.model(cell.row)
         k, n = IMPORTANCE[scale] if self._weighted(cell) else (0, len(test))
-        value, numbers = measured(model, workshop.put(test)[0][:n], k)
+        value, numbers = measured(model, cache.put(test)[0][:n], k)
         return Measurement(value=value, numbers=numbers, history=trained.history)
 
 

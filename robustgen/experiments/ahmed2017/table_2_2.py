@@ -4,7 +4,7 @@ from typing import Any
 
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EXPERIMENT"]
 
@@ -15,6 +15,8 @@ _ELSEWHERE = "named by the source for comparison; not a model of this library"
 class _Table(Experiment):
     name = "ahmed-2017/table-2.2"
     title = "likelihood of ImageNet at 64x64"
+    question = "How likely are images of ImageNet at 64x64 under each generative model?"
+    finding = "Bits a dimension: Gated PixelCNN {pixelcnn|val}, hierarchical PixelVAE {pixelvae|val}."
     source = f"{AHMED_2017}, Table 2.2"
     metric = "bits a dimension (the source prints no unit), validation and training"
     rows = (
@@ -30,7 +32,7 @@ class _Table(Experiment):
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
         raise NotImplementedError(_IMAGENET)
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         raise NotImplementedError(_IMAGENET)
 
 

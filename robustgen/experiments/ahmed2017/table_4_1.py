@@ -3,12 +3,12 @@
 from typing import Any
 
 from robustgen.data import ArrayDataset
-from robustgen.experiments.ahmed2017.contenders import CONTENDERS, NOT_GENERATIVE
+from robustgen.experiments.ahmed2017.compared_detectors import DETECTORS, NOT_GENERATIVE
 from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, Budget, HeldoutTable, means_over_rows
+from robustgen.experiments.ahmed2017.rank_correlations import correlations_by_sign, published_correlation
 from robustgen.experiments.ahmed2017.recipes import MNIST
-from robustgen.experiments.ahmed2017.signs import published_correlation, sign_of
 from robustgen.experiments.experiment import Cell, Column, Kept, KeptOf, Row
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EXPERIMENT", "PUBLISHED"]
 
@@ -56,12 +56,20 @@ BUDGETS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("mnist", 20_000), 
 class _Table(HeldoutTable):
     name = "ahmed-2017/table-4.1"
     title = "a digit of MNIST held out"
+    question = "Which detector finds the digit of MNIST that was left out of the training?"
+    finding = (
+        "Mean AUPR over the ten digits, and the worst digit: VAE {mean|vae}, {worst|vae}; DCGAN {mean|dcgan}, "
+        "{worst|dcgan}; nearest training image {mean|nearest}, {worst|nearest}; contrastive features times "
+        "distortion {mean|contrastive-distortion}, {worst|contrastive-distortion}; with labels, features of a "
+        "classifier of deformed images times distortion {mean|deformed-distortion}, {worst|deformed-distortion}. "
+        "Chance is 10."
+    )
     source = f"{AHMED_2017}, Table 4.1"
     rows = tuple(
         Row(key=digit, title=f"digit {digit}", published=dict(zip(_NAMES, numbers, strict=True)))
         for digit, numbers in PUBLISHED.items()
     )
-    columns = tuple(Column(key, CONTENDERS[key].title) for key in _COLUMNS)
+    columns = tuple(Column(key, DETECTORS[key].title) for key in _COLUMNS)
     budgets = BUDGETS
     recipes = MNIST
     notes = (
@@ -89,25 +97,25 @@ class _Table(HeldoutTable):
         lines = []
         for said, beats in (("above", True), ("not above", False)):
             found = [key for key in means if key != "nearest" and (means[key] > means["nearest"]) == beats]
-            names = ", ".join(f"{CONTENDERS[key].title} {means[key]:.1f}" for key in found)
+            names = ", ".join(f"{DETECTORS[key].title} {means[key]:.1f}" for key in found)
             lines.append(f"- {said} the nearest training image, mean {means['nearest']:.1f}: {names or 'none'}")
-        flipped = [f"{CONTENDERS[key].title} {other[key]:.1f}" for key in means if other[key] > means[key]]
+        flipped = [f"{DETECTORS[key].title} {other[key]:.1f}" for key in means if other[key] > means[key]]
         lines.append(f"- better with the other sign: {', '.join(flipped) or 'none'}")
         return "\n".join(["Means over the ten digits, of columns that are complete:", "", *lines, *_signs(kept)])
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
         return super().settings(cell, scale) | ({"n_train": 0} if cell.column.endswith(_OF_ALL) else {})
 
-    def data(self, cell: Cell, scale: str, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
-        train, test = super().data(cell, scale, workshop)
-        return workshop.images(self.budgets[scale].data, "train") if cell.column.endswith(_OF_ALL) else train, test
+    def data(self, cell: Cell, scale: str, cache: TrainingCache) -> tuple[ArrayDataset, ArrayDataset]:
+        train, test = super().data(cell, scale, cache)
+        return cache.images(self.budgets[scale].data, "train") if cell.column.endswith(_OF_ALL) else train, test
 
 
 def _signs(kept: Kept) -> list[str]:
     published = {name: {row: numbers[i] for row, numbers in PUBLISHED.items()} for i, name in enumerate(_NAMES)}
     lines = [published_correlation(published, name, "dcgan") for name in _NAMES[:3]]
-    lines += [line for name in _NAMES for line in sign_of(kept, published, name, name)]
-    lines += sign_of(kept, published, "wgan-gp", "dcgan")
+    lines += [line for name in _NAMES for line in correlations_by_sign(kept, published, name, name)]
+    lines += correlations_by_sign(kept, published, "wgan-gp", "dcgan")
     return ["", "Which sign the source's columns have, by rank correlations:", "", *lines]
 
 

@@ -26,7 +26,7 @@ from robustgen.experiments.experiment import (
     counted,
     epochs_of,
 )
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
 from robustgen.networks import mlp
 from robustgen.training import ClassifierObjective
@@ -58,6 +58,11 @@ class _Spheres(Experiment):
     name = "lamb-2018/adversarial-spheres"
     n_classes = 2
     title = "concentric spheres, attacks on and off the manifold"
+    question = "Does fortifying help against inputs that are attacked on the data manifold, or off it?"
+    finding = (
+        "Off the sphere: plain {plain|off}, adversarial training {adversarial|off}, fortified adversarial "
+        "training {fortified|off}. On the sphere: {plain|on}, {adversarial|on} and {fortified|on}."
+    )
     source = f"{LAMB_2018}, section 2.8.4 (no numbers), after Gilmer et al. 2018"
     metric = "accuracy under attack, %"
     columns = (
@@ -92,13 +97,13 @@ class _Spheres(Experiment):
         row = {"row": list(self.row(cell.row).data), "column": cell.column}
         return SCALES[scale] | TRAINING | row | {"attacks": attacks, "radii": [INNER, OUTER]}
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         s = SCALES[scale]
         x, y = spheres(s["n_train"], s["dim"], INNER, OUTER, seed=derive_seed(cell.seed, 0))
         x_test, y_test = spheres(s["n_test"], s["dim"], INNER, OUTER, seed=derive_seed(cell.seed, 1))
         off, on = _attacks(s)
-        x_test, y_test = x_test.to(workshop.device), y_test.to(workshop.device)
-        net, history = self._train(cell, s, off, (x, y), workshop)
+        x_test, y_test = x_test.to(cache.device), y_test.to(cache.device)
+        net, history = self._train(cell, s, off, (x, y), cache)
         attack: Attack = off if cell.column == "off" else on
         found = attack.run(net, x_test, y_test)
         hardest = replace(attack, early_stop=False)(net, x_test, y_test)
@@ -118,7 +123,7 @@ class _Spheres(Experiment):
         )
 
     def _train(
-        self, cell: Cell, s: dict[str, int], off: PGD, examples: tuple[Tensor, Tensor], workshop: Workshop
+        self, cell: Cell, s: dict[str, int], off: PGD, examples: tuple[Tensor, Tensor], cache: TrainingCache
     ) -> tuple[nn.Module, list[dict[str, float]]]:
         weights, adversarial = self.row(cell.row).data
         attack = replace(off, steps=TRAINING["attack_steps"]) if adversarial else None
@@ -132,7 +137,7 @@ class _Spheres(Experiment):
         training = (
             {"spheres": [INNER, OUTER], "seed": cell.seed, "weights": weights, "attack": described} | s | TRAINING
         )
-        history = workshop.train(
+        history = cache.train(
             training,
             net,
             objective,

@@ -19,9 +19,9 @@ from robustgen.experiments.experiment import (
     accuracies,
     epochs_of,
 )
-from robustgen.experiments.lamb2018.battery import judge, record_battery, run_battery
+from robustgen.experiments.lamb2018.attack_suite import describe_attack_suite, masking_tests, run_attack_suite
 from robustgen.experiments.lamb2018.recipes import Budget, Recipe, example_sets, train_recipe
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["CIFAR", "FASHION", "MNIST", "AttackColumn", "ClassifierTable", "surrogate"]
 
@@ -64,14 +64,14 @@ CIFAR = {
 
 @dataclass(frozen=True)
 class AttackColumn(Column):
-    """Trained and tested with ``attack`` ("fgsm" or "pgd") at ``eps``."""
+    """TrainedModels and tested with ``attack`` ("fgsm" or "pgd") at ``eps``."""
 
     attack: str
     eps: float
 
     @property
     def outcome(self) -> str:
-        """The number of the battery that is the table's: PGD begins at the clean input, as the source says."""
+        """The number of the attack suite that is the table's: PGD begins at the clean input, as the source says."""
         return f"FGSM {self.eps:g}" if self.attack == "fgsm" else f"PGD clean start {self.eps:g}"
 
 
@@ -96,9 +96,12 @@ class ClassifierTable(Experiment):
         columns: tuple[AttackColumn, ...],
         eps: tuple[float, ...],
         scales: Mapping[str, Budget],
+        question: str,
+        finding: str,
         notes: tuple[str, ...] = (),
     ) -> None:
         self.name, self.title, self.rows, self.columns = name, title, rows, columns
+        self.question, self.finding = question, finding
         self.source = f"{LAMB_2018}, {place}"
         self.eps, self.scales, self.notes = eps, scales, notes
 
@@ -119,25 +122,25 @@ class ClassifierTable(Experiment):
         return {
             "recipe": self.recipe(cell).record(),
             "budget": asdict(self.scales[scale]),
-            "attacks": record_battery(self.eps, self.scales[scale], self.row(cell.row).data.noise_at_test),
+            "attacks": describe_attack_suite(self.eps, self.scales[scale], self.row(cell.row).data.noise_at_test),
             "surrogate": SURROGATE.record(),
         }
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         budget = self.scales[scale]
-        train, test = example_sets(budget, workshop)
+        train, test = example_sets(budget, cache)
         recipe = self.recipe(cell)
-        net, history = train_recipe(recipe, budget, cell.seed, workshop, train)
-        x, y = workshop.put(test)
-        standing = run_battery(
+        net, history = train_recipe(recipe, budget, cell.seed, cache, train)
+        x, y = cache.put(test)
+        standing = run_attack_suite(
             net,
             x,
             y,
             eps=self.eps,
             budget=budget,
-            surrogate=surrogate(budget, cell.seed, workshop, train),
+            surrogate=surrogate(budget, cell.seed, cache, train),
             stochastic=recipe.noise_at_test,
-            progress=workshop.progress,
+            progress=cache.progress,
             title=cell.name,
         )
         numbers = accuracies(standing)
@@ -146,7 +149,7 @@ class ClassifierTable(Experiment):
         return Measurement(
             value=numbers[self.attack_of(cell).outcome]["value"],
             numbers=numbers,
-            verdicts=[test.to_dict() for test in judge(standing, self.eps)],
+            verdicts=[test.to_dict() for test in masking_tests(standing, self.eps)],
             history=epochs_of(history),
         )
 
@@ -162,6 +165,6 @@ def _other_stand_ins(net: nn.Module, x: Tensor, y: Tensor, eps: tuple[float, ...
     return standing
 
 
-def surrogate(budget: Budget, seed: int, workshop: Workshop, train: ArrayDataset) -> nn.Module:
+def surrogate(budget: Budget, seed: int, cache: TrainingCache, train: ArrayDataset) -> nn.Module:
     """The attacker's own network: trained plainly on the same data, from other initial weights."""
-    return train_recipe(SURROGATE, budget, 1000 + seed, workshop, train)[0]
+    return train_recipe(SURROGATE, budget, 1000 + seed, cache, train)[0]

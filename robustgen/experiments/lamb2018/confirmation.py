@@ -22,11 +22,11 @@ from robustgen.experiments.experiment import (
     counted,
     epochs_of,
 )
-from robustgen.experiments.lamb2018.battery import judge, record_battery, run_battery
+from robustgen.experiments.lamb2018.attack_suite import describe_attack_suite, masking_tests, run_attack_suite
 from robustgen.experiments.lamb2018.classifier_table import SURROGATE, surrogate
 from robustgen.experiments.lamb2018.recipes import Budget, Recipe, example_sets, step_cost, train_recipe
 from robustgen.experiments.lamb2018.sweep import EPS, PLAIN, SCALES
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EXPERIMENT"]
 
@@ -47,6 +47,12 @@ PAIRS = (
 class _Confirmation(Experiment):
     name = "lamb-2018/confirmation"
     title = "the best setting of the sweep on five fresh seeds, against adversarial training with the same compute"
+    question = "Is the best fortified network of the sweep more robust than adversarial training with the same compute?"
+    finding = (
+        "Under PGD: adversarial training {adversarial|pgd}, fortified {fortified|pgd}, adversarial training on "
+        "adversarial inputs alone {adversarial-only|pgd}. Without an attack: {adversarial|pgd|clean}, "
+        "{fortified|pgd|clean} and {adversarial-only|pgd|clean}."
+    )
     source = "no counterpart in the source, which reports one run of each"
     metric = f"accuracy under PGD with restarts at eps {EPS:g} on test images, %"
     columns = (Column("pgd", "PGD with restarts"),)
@@ -87,33 +93,33 @@ class _Confirmation(Experiment):
             "recipe": self.row(cell.row).data.record(),
             "budget": asdict(budget),
             "compute": CHOSEN.record(),
-            "attacks": record_battery((EPS,), budget),
+            "attacks": describe_attack_suite((EPS,), budget),
             "surrogate": SURROGATE.record(),
         }
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         budget, seed = self.budget(scale), FRESH + cell.seed
-        train, test = example_sets(budget, workshop)
+        train, test = example_sets(budget, cache)
         recipe: Recipe = self.row(cell.row).data
-        x, y = workshop.put(test)
+        x, y = cache.put(test)
         more = step_cost(CHOSEN, budget, train) / step_cost(recipe, budget, train)
         recipe = replace(recipe, more_epochs=more)
-        net, history = train_recipe(recipe, budget, seed, workshop, train)
-        standing = run_battery(
+        net, history = train_recipe(recipe, budget, seed, cache, train)
+        standing = run_attack_suite(
             net,
             x,
             y,
             eps=(EPS,),
             budget=budget,
-            surrogate=surrogate(budget, seed, workshop, train),
-            progress=workshop.progress,
+            surrogate=surrogate(budget, seed, cache, train),
+            progress=cache.progress,
             title=cell.name,
         )
         numbers = accuracies(standing) | counted({"epochs": float(len(history))}, 1)
         return Measurement(
             value=numbers[f"PGD restarts {EPS:g}"]["value"],
             numbers=numbers,
-            verdicts=[test.to_dict() for test in judge(standing, (EPS,))],
+            verdicts=[test.to_dict() for test in masking_tests(standing, (EPS,))],
             history=epochs_of(history),
         )
 

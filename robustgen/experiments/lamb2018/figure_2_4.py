@@ -25,7 +25,7 @@ from robustgen.experiments.experiment import (
     counted,
     epochs_of,
 )
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
 from robustgen.networks import mlp
 from robustgen.training import ClassifierObjective
@@ -48,6 +48,13 @@ SCALES = {
 class _Figure(Experiment):
     name = "lamb-2018/figure-2.4"
     title = "reconstruction error under attack, by capacity and space"
+    question = "Do reconstruction errors rise under attack, and more in hidden layers than at the input?"
+    finding = (
+        "Error under FGSM over the clean one, autoencoders of 512 units fitted afterwards: input "
+        "{input-afterwards|512}, first hidden layer {hidden-1-afterwards|512}; under noise of the same norm "
+        "{input-afterwards|512|ratio, same-norm noise (FGSM)} and {hidden-1-afterwards|512|ratio, same-norm noise "
+        "(FGSM)}. First hidden layer trained jointly: {hidden-1-joint|512}."
+    )
     source = f"{LAMB_2018}, Figure 2.4"
     metric = f"mean reconstruction error under FGSM at eps {EPS:g} over the clean one"
     columns = tuple(Column(f"{k}", f"{k} units") for k in (2, 8, 32, 128, 512, 2048))
@@ -77,43 +84,43 @@ class _Figure(Experiment):
             SCALES[scale] | row | {"attacks": attacks, "network": NETWORK, "autoencoder": AUTOENCODER, "joint": JOINT}
         )
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         s: dict[str, Any] = SCALES[scale]
         space, mode = self.row(cell.row).data
-        train = workshop.images(s["data"], "train", s["n_train"])
-        x, y = workshop.put(workshop.images(s["data"], "test", s["n_test"]))
+        train = cache.images(s["data"], "train", s["n_train"])
+        x, y = cache.put(cache.images(s["data"], "test", s["n_test"]))
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 0))
             plain = mlp(x[0].numel(), [s["units"]] * 2, train.n_classes)
         if mode == "afterwards":
-            net, history = self._afterwards(plain, space, cell, s, train, workshop)
+            net, history = self._afterwards(plain, space, cell, s, train, cache)
             attacked: nn.Module = net.unfortified().eval()
         else:
-            net, history = self._jointly(plain, space, cell, s, train, workshop)
+            net, history = self._jointly(plain, space, cell, s, train, cache)
             attacked = net
         numbers = _measured(net, attacked, SPACES[space], x, y, cell.seed)
         return Measurement(value=numbers["ratio, FGSM"], numbers=counted(numbers, len(x)), history=epochs_of(history))
 
     def _afterwards(
-        self, plain: nn.Module, space: str, cell: Cell, s: dict[str, Any], train: ArrayDataset, workshop: Workshop
+        self, plain: nn.Module, space: str, cell: Cell, s: dict[str, Any], train: ArrayDataset, cache: TrainingCache
     ) -> tuple[FortifiedNetwork, list[dict[str, float]]]:
         training = {"figure 2.4": "plain", "seed": cell.seed, "network": NETWORK} | s
         objective = ClassifierObjective()
-        workshop.train(training, plain, objective, train, epochs=s["epochs"], seed=cell.seed, **NETWORK)
+        cache.train(training, plain, objective, train, epochs=s["epochs"], seed=cell.seed, **NETWORK)
         net = _fortified(plain, space, cell, train)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # narrow autoencoders change predictions: that is the figure
-            options = {"epochs": s["epochs"], "seed": cell.seed, "progress": workshop.progress}
+            options = {"epochs": s["epochs"], "seed": cell.seed, "progress": cache.progress}
             history = net.fit_autoencoders(train, **options, **AUTOENCODER)
         return net.eval(), history
 
     def _jointly(
-        self, plain: nn.Module, space: str, cell: Cell, s: dict[str, Any], train: ArrayDataset, workshop: Workshop
+        self, plain: nn.Module, space: str, cell: Cell, s: dict[str, Any], train: ArrayDataset, cache: TrainingCache
     ) -> tuple[FortifiedNetwork, list[dict[str, float]]]:
         net = _fortified(plain, space, cell, train)
         training = {"figure 2.4": cell.row, "capacity": cell.column, "seed": cell.seed, "network": NETWORK} | JOINT | s
         objective = FortifiedObjective(**JOINT)
-        return net, workshop.train(training, net, objective, train, epochs=s["epochs"], seed=cell.seed, **NETWORK)
+        return net, cache.train(training, net, objective, train, epochs=s["epochs"], seed=cell.seed, **NETWORK)
 
 
 def _fortified(plain: nn.Module, space: str, cell: Cell, train: ArrayDataset) -> FortifiedNetwork:

@@ -30,6 +30,11 @@ EXPERIMENT = _Figure(
     ),
     (AttackColumn("pgd", "PGD at the same eps, clean start", "pgd", 0.0),),
     eps=EPS,
+    question="Does an attack without a bound break a fortified network that is trained with PGD?",
+    finding=(
+        "Trained and tested at eps 0.1 {0.1|pgd}, at eps 0.3 {0.3|pgd}, at eps 1 {1|pgd}. Under PGD without a "
+        "bound, trained at eps 0.1: {0.1|pgd|PGD unbounded}."
+    ),
     scales={
         "smoke": FASHION["smoke"],
         "cpu": replace(FASHION["cpu"], n_train=10_000, epochs=5, n_test=2000, n_few=500),

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import flop_registry
 from robustgen.attacks import FGSM, PGD, Attack
 from robustgen.counter_rng import derive_seed
 from robustgen.data import ArrayDataset
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.fortified import (
     FortifiedObjective,
     HiddenMatchingNetwork,
@@ -36,7 +36,7 @@ class Budget:
     Attributes:
         data: the set's name; ``n_train`` images of it are trained on (0: all), from ``first`` on.
         network, width: see :func:`robustgen.networks.build`.
-        epochs, batch_size, lr: of Adam, with :func:`~robustgen.experiments.workshop.one_cycle`.
+        epochs, batch_size, lr: of Adam, with :func:`~robustgen.experiments.training_cache.one_cycle`.
         train_steps: of PGD in training.
         n_test: test images that every attack sees (0: all); n_few: those for 10 restarts and for the sweeps over eps.
         steps, restarts: of PGD in evaluation.
@@ -123,13 +123,13 @@ class Recipe:
 FORTIFIED = Recipe(layers="last", lambda_rec=0.1, lambda_adv=0.1)
 
 
-def example_sets(budget: Budget, workshop: Workshop) -> tuple[ArrayDataset, ArrayDataset]:
+def example_sets(budget: Budget, cache: TrainingCache) -> tuple[ArrayDataset, ArrayDataset]:
     """Training and test images of ``budget``."""
-    return workshop.images(budget.data, "train", budget.n_train), workshop.images(budget.data, "test", budget.n_test)
+    return cache.images(budget.data, "train", budget.n_train), cache.images(budget.data, "test", budget.n_test)
 
 
 def train_recipe(
-    recipe: Recipe, budget: Budget, seed: int, workshop: Workshop, train: ArrayDataset
+    recipe: Recipe, budget: Budget, seed: int, cache: TrainingCache, train: ArrayDataset
 ) -> tuple[nn.Module, list[dict[str, float]]]:
     """The trained network, in eval mode, and its training history.
 
@@ -145,10 +145,10 @@ def train_recipe(
         "training": [epochs, budget.batch_size, budget.lr, budget.train_steps if recipe.attack == "pgd" else 0],
         "seed": seed,
     }
-    workshop.say(
+    cache.say(
         f"training: {recipe.attack} {recipe.eps:g}, {recipe.activation} {recipe.layers} {recipe.encoding}".rstrip()
     )
-    history = workshop.train(
+    history = cache.train(
         settings,
         network,
         objective,

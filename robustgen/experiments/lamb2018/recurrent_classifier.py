@@ -25,7 +25,7 @@ from robustgen.experiments.experiment import (
     epochs_of,
 )
 from robustgen.experiments.lamb2018.table_2_7 import PARTS, symbols
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.fortified import fortify
 from robustgen.recurrent_networks import TextClassifier
 from robustgen.training import ClassifierObjective
@@ -50,6 +50,11 @@ class _Recurrent(Experiment):
     name = "lamb-2018/recurrent-classifier"
     n_classes = 3
     title = "a recurrent classifier attacked in embedding space, and its detector"
+    question = "Do autoencoders on the states of a recurrent classifier detect attacks on its embeddings?"
+    finding = (
+        "LSTM: accuracy {lstm|linf|clean} clean, {lstm|linf} under PGD in Linf. AUROC of the detector against it "
+        "{lstm|linf|AUROC, PGD}, against PGD in L2 {lstm|l2|AUROC, PGD}; 0.5 is chance."
+    )
     source = "no counterpart in the source"
     metric = "accuracy under PGD in embedding space, %"
     columns = tuple(Column(key, f"{norm}, eps {eps:g}") for key, (norm, eps) in BALLS.items())
@@ -68,11 +73,11 @@ class _Recurrent(Experiment):
         more = {"row": cell.row, "attacks": attacks, "length": LENGTH, "parts": PARTS, "fpr": FPR, "sizes": SIZES}
         return SCALES[scale] | TRAINING | more | {"autoencoder": AUTOENCODER}
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         s: dict[str, Any] = SCALES[scale]
-        blocks = split_text(symbols(s["text"], workshop), PARTS, block=LENGTH + 1, seed=derive_seed(cell.seed, 0))
+        blocks = split_text(symbols(s["text"], cache), PARTS, block=LENGTH + 1, seed=derive_seed(cell.seed, 0))
         (train, y_train), (calibration, _), (test, y) = (_task(part) for part in blocks)
-        test, y = test[: s["n_test"]].to(workshop.device), y[: s["n_test"]].to(workshop.device)
+        test, y = test[: s["n_test"]].to(cache.device), y[: s["n_test"]].to(cache.device)
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 1))
             classifier = TextClassifier(self.row(cell.row).data, s["units"], n_classes=self.n_classes)
@@ -80,18 +85,18 @@ class _Recurrent(Experiment):
             {"recurrent classifier": cell.row, "seed": cell.seed, "length": LENGTH, "parts": PARTS} | s | TRAINING
         )
         objective = ClassifierObjective()
-        history = workshop.train(
+        history = cache.train(
             training, classifier, objective, (train, y_train), epochs=s["epochs"], seed=cell.seed, **TRAINING
         )
         view = EmbeddedInput(classifier)
         e_train, e_calibration, e = (
-            view.embed(tokens.to(workshop.device))
+            view.embed(tokens.to(cache.device))
             for tokens in (train[: SIZES["autoencoder"]], calibration[: SIZES["calibration"]], test)
         )
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 2))
             net = fortify(view, ["model.rnn"], example_input=e[:2], init="random")
-        net.fit_autoencoders((e_train,), epochs=s["epochs"], seed=cell.seed, progress=workshop.progress, **AUTOENCODER)
+        net.fit_autoencoders((e_train,), epochs=s["epochs"], seed=cell.seed, progress=cache.progress, **AUTOENCODER)
         net.eval()
         detector = ReconstructionError(net, relative=True).fit((e_train,)).calibrate(e_calibration)
 

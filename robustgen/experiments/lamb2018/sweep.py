@@ -24,7 +24,7 @@ from robustgen.experiments.experiment import (
 )
 from robustgen.experiments.lamb2018.classifier_table import FASHION
 from robustgen.experiments.lamb2018.recipes import Budget, Recipe, step_cost, train_recipe
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 
 __all__ = ["EPS", "EXPERIMENT", "PLAIN", "SCALES", "best"]
 
@@ -55,6 +55,12 @@ def _attacks(budget: Budget) -> dict[str, Attack]:
 class _Sweep(Experiment):
     name = "lamb-2018/sweep"
     title = "placement x weight x noise of fortified layers, Fashion-MNIST"
+    question = "Where, how strongly and with how much noise should a network be fortified?"
+    finding = (
+        "Adversarial training {none|0}, with a quarter more epochs {none-more|0}. Last layer fortified with "
+        "lambda 3 {last-mean-3|0}; first and last with lambda 0.03 {first-and-last-mean-0.03|0.1}, at "
+        "{first-and-last-mean-0.03|0.1|cost} times the cost."
+    )
     source = "no counterpart in the source, which recommends several layers (section 2.5) without a measurement"
     metric = f"accuracy under PGD with restarts at eps {EPS:g} on validation images, %"
     columns = (Column("0", "noise 0"), Column("0.1", "noise 0.1"), Column("0.3", "noise 0.3"))
@@ -99,14 +105,14 @@ class _Sweep(Experiment):
         attacks = {name: attack.describe() for name, attack in _attacks(SCALES[scale]).items()}
         return {"recipe": self.recipe(cell).record(), "budget": asdict(SCALES[scale]), "attacks": attacks}
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         budget = SCALES[scale]
-        images = workshop.images(budget.data, "train")
+        images = cache.images(budget.data, "train")
         train = images.first(budget.n_train)
         n = min(budget.n_test, len(images) - len(train))
-        x, y = workshop.put(images.subset(torch.arange(len(images) - n, len(images))))
+        x, y = cache.put(images.subset(torch.arange(len(images) - n, len(images))))
         recipe = self.recipe(cell)
-        net, history = train_recipe(recipe, budget, cell.seed, workshop, train)
+        net, history = train_recipe(recipe, budget, cell.seed, cache, train)
         jobs = {name: Job(attack, n) for name, attack in _attacks(budget).items()}
         done = run_jobs(jobs, net, x, y, torch.arange(n), batch_size=500, title=cell.name)
         numbers = accuracies({name: ~result.success for name, result in done.items()})

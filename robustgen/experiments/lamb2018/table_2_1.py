@@ -105,6 +105,11 @@ EXPERIMENT = ClassifierTable(
     ROWS,
     (AttackColumn(FGSM_03, "FGSM 0.3", "fgsm", 0.3), AttackColumn(FGSM_01, "FGSM 0.1", "fgsm", 0.1)),
     eps=(0.1, 0.3),
+    question="Does a fortified layer make adversarial training on MNIST more accurate under single-step FGSM?",
+    finding=(
+        "FGSM at eps 0.3: adversarial training {adversarial|fgsm-0.3}, fortified {fortified|fgsm-0.3}. The same "
+        "networks under PGD at eps 0.3: {adversarial|fgsm-0.3|PGD 0.3} and {fortified|fgsm-0.3|PGD 0.3}."
+    ),
     scales=MNIST,
     notes=("High accuracy under FGSM is not robustness: compare the PGD columns of the same networks.",),
 )

@@ -30,5 +30,10 @@ EXPERIMENT = ClassifierTable(
     ),
     (AttackColumn(PGD_01, "PGD 0.1, clean start", "pgd", 0.1),),
     eps=(0.1, 0.3),
+    question="Does a fortified layer make adversarial training on MNIST more accurate under PGD at eps 0.1?",
+    finding=(
+        "Adversarial training {adversarial|pgd-0.1}, layers without autoencoder losses {no-rec|pgd-0.1}, "
+        "fortified {fortified|pgd-0.1}. Fortified under PGD at eps 0.3: {fortified|pgd-0.1|PGD 0.3}."
+    ),
     scales=MNIST,
 )

@@ -23,6 +23,13 @@ EXPERIMENT = ClassifierTable(
     ),
     (AttackColumn(FGSM, "FGSM 0.3", "fgsm", 0.3),),
     eps=(0.03, 0.3),
+    question=(
+        "How accurate are networks for CIFAR-10 under FGSM at eps 0.3, where images can be turned into one another?"
+    ),
+    finding=(
+        "Adversarial training {adversarial|fgsm-0.3}, fortified {fortified|fgsm-0.3}. Adversarial training under "
+        "PGD at eps 0.03: {adversarial|fgsm-0.3|PGD 0.03}."
+    ),
     scales=CIFAR,
     notes=(
         "The images are CIFAR-10 re-encoded as JPEG, which changes high frequencies.",

@@ -47,6 +47,11 @@ EXPERIMENT = ClassifierTable(
     ),
     (AttackColumn(FGSM, "FGSM 0.03", "fgsm", 0.03),),
     eps=(0.03, 0.3),
+    question="Do fortified layers make adversarial training on CIFAR-10 more accurate under FGSM at eps 0.03?",
+    finding=(
+        "Adversarial training {adversarial|fgsm-0.03}, fortified {fortified|fgsm-0.03}. Under PGD at eps 0.03: "
+        "{adversarial|fgsm-0.03|PGD 0.03} and {fortified|fgsm-0.03|PGD 0.03}."
+    ),
     scales=CIFAR,
     notes=("The images are CIFAR-10 re-encoded as JPEG, which changes high frequencies.",),
 )

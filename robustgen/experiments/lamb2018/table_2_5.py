@@ -50,6 +50,12 @@ EXPERIMENT = ClassifierTable(
         AttackColumn(PGD_01, "PGD 0.1, clean start", "pgd", 0.1),
     ),
     eps=(0.1, 0.3),
+    question="Does a fortified layer make adversarial training on Fashion-MNIST more accurate under FGSM and PGD?",
+    finding=(
+        "PGD at eps 0.1: adversarial training {adversarial|pgd-0.1}, fortified {fortified|pgd-0.1}. FGSM at eps "
+        "0.3: {adversarial|fgsm-0.3} and {fortified|fgsm-0.3}; these two networks under PGD at eps 0.3: "
+        "{adversarial|fgsm-0.3|PGD 0.3} and {fortified|fgsm-0.3|PGD 0.3}."
+    ),
     scales=FASHION,
     notes=(
         "In the source accuracy rises with eps. Each number there is another network, trained on that very attack: "

@@ -26,10 +26,10 @@ from robustgen.experiments.experiment import (
     accuracies,
     epochs_of,
 )
-from robustgen.experiments.lamb2018.battery import white_and_black
+from robustgen.experiments.lamb2018.attack_suite import white_box_against_transfer
 from robustgen.experiments.lamb2018.classifier_table import MNIST, SURROGATE, surrogate
 from robustgen.experiments.lamb2018.recipes import FORTIFIED, Recipe, example_sets, train_recipe
-from robustgen.experiments.workshop import Workshop
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.networks import mlp
 
 __all__ = ["EXPERIMENT"]
@@ -44,6 +44,11 @@ SEEN = 150  # test images that the attacker holds
 class _BlackBox(Experiment):
     name = "lamb-2018/table-2.6"
     title = "MNIST, black-box FGSM"
+    question = "How accurate are networks for MNIST when the attacker has only their answers and trains a substitute?"
+    finding = (
+        "Adversarial training {adversarial|black-box}, fortified {fortified|black-box}, thermometer inputs "
+        "{thermometer|black-box}."
+    )
     source = f"{LAMB_2018}, Table 2.6"
     metric = "accuracy under FGSM at eps 0.3 transferred from a substitute, %"
     columns = (Column(BLACK_BOX, "black-box FGSM"),)
@@ -108,18 +113,18 @@ class _BlackBox(Experiment):
             "attack": FGSM(eps=EPS).describe(),
         }
 
-    def measure(self, cell: Cell, scale: str, workshop: Workshop) -> Measurement:
+    def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         budget = MNIST[scale]
-        train, test = example_sets(budget, workshop)
-        net, history = train_recipe(self.recipe(cell), budget, cell.seed, workshop, train)
-        x, y = workshop.put(test)
+        train, test = example_sets(budget, cache)
+        net, history = train_recipe(self.recipe(cell), budget, cell.seed, cache, train)
+        x, y = cache.put(test)
         seen = min(SEEN, len(x) // 3)
 
         def substitute_network() -> nn.Module:
             return mlp(x[0].numel(), UNITS, train.n_classes)
 
         found = train_substitute(net, x[:seen], network=substitute_network, seed=cell.seed, **SUBSTITUTE)
-        trained = surrogate(budget, cell.seed, workshop, train)
+        trained = surrogate(budget, cell.seed, cache, train)
         fgsm = FGSM(eps=EPS)
         jobs = {
             "clean": Job(NoAttack(), len(x) - seen),
@@ -135,7 +140,9 @@ class _BlackBox(Experiment):
             value=numbers["substitute FGSM"]["value"],
             numbers=numbers,
             verdicts=[
-                white_and_black(f"white-box FGSM at least as strong as {k}", white, (k, standing[k])).to_dict()
+                white_box_against_transfer(
+                    f"white-box FGSM at least as strong as {k}", white, (k, standing[k])
+                ).to_dict()
                 for k in ("substitute FGSM", "transfer FGSM")
             ],
             history=epochs_of(history),

@@ -1,7 +1,7 @@
 """A recipe: everything that decides how strong a trained classifier becomes, as plain values."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import torch
@@ -9,9 +9,11 @@ from torch import nn
 
 from robustgen.attacks import FGSM, KLPGD, PGD, Attack, RandomStartFGSM
 from robustgen.checks import check_flags, check_integers, check_positive, nearest, plain_fields
+from robustgen.data import ArrayDataset
 from robustgen.networks import build
 from robustgen.training.classification import ClassificationLoss
 from robustgen.training.deformations import CropAndFlip, OnDeformed
+from robustgen.training.ema import check_decay
 from robustgen.training.mart import Mart
 from robustgen.training.objective import ClassifierObjective, Objective
 from robustgen.training.overfitting import OverfittingGuard
@@ -23,10 +25,22 @@ from robustgen.training.trainer import Trainer
 from robustgen.training.warm_up import WarmUp
 from robustgen.turns import seeded
 
-__all__ = ["BEST", "METHODS", "Make", "Recipe", "classifier"]
+__all__ = ["BEST", "METHODS", "Make", "Recipe", "classifier", "not_used", "uses"]
 
-#: How a network is trained. ``pgd`` and ``fgsm``: clean_weight * CE(x) + CE(x_adv); the others chose attack and loss.
-METHODS = ("plain", "fgsm", "pgd", "fast", "madry", "trades", "mart")
+_STEPS = ("steps", "step_size", "start_in_bounds")
+#: How a network is trained, and what of an attack and its loss each method uses beside the ball and its warm-up.
+#: ``pgd`` and ``fgsm``: clean_weight * CE(x) + CE(x_adv); the others chose attack and loss.
+METHODS: dict[str, tuple[str, ...]] = {
+    "plain": (),
+    "fgsm": ("clean_weight",),
+    "pgd": (*_STEPS, "clean_weight"),
+    "fast": ("start_in_bounds",),
+    "madry": (*_STEPS, "single_step_epochs"),
+    "trades": ("steps", "step_size", "beta", "single_step_epochs"),  # its attack has a start of its own
+    "mart": (*_STEPS, "beta", "single_step_epochs"),
+}
+_BALL = ("eps", "norm", "warm_up_epochs")
+_OF_ATTACKS = {*_BALL, *(name for used in METHODS.values() for name in used)}
 _OPTIMIZERS = ("adam", "sgd")
 BEST = "val_adv_accuracy"  # the entry of the history by which the best epoch is told
 
@@ -39,6 +53,29 @@ def classifier(attack: Attack | None, clean_weight: float, loss: ClassificationL
     return ClassifierObjective(attack, clean_weight, loss=loss)
 
 
+def uses(name: str, method: str, single_step_epochs: int = 0) -> bool:
+    """Whether a training by ``method`` has a use for the value of a recipe that is called ``name``.
+
+    >>> uses("steps", "madry"), uses("steps", "fast"), uses("eps", "plain"), uses("lr", "plain")
+    (True, False, False, True)
+    """
+    if name not in _OF_ATTACKS:
+        return True
+    single_steps = single_step_epochs > 0 and "single_step_epochs" in METHODS[method] and name in METHODS["fast"]
+    return single_steps or name in METHODS[method] or (name in _BALL and method != "plain")
+
+
+def _n_watched(held_back: ArrayDataset) -> int:
+    return min(1000, len(held_back) // 2)
+
+
+def not_used(name: str, called: str, method: str) -> str:
+    """A line that a training by ``method`` has no use for a value, ``called`` as the reader knows it, and which has."""
+    methods = [other for other in METHODS if uses(name, other)]
+    whose = "adversarial training" if name in _BALL else f"{', '.join(methods[:-1])} and {methods[-1]}"
+    return f"{called} is of {whose}, this training is {method if method == 'plain' else f'by {method}'}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
     """How a classifier is trained; what is not said is a plain default, and no recommendation.
@@ -49,7 +86,7 @@ class Recipe:
         method: one of ``METHODS``.
         eps, norm: of the attack in training, of pixels in [0, 1].
         model, width, activation: of the network, see :func:`robustgen.networks.build`.
-        steps, step_size: of the multi-step attacks; None: 2.5 * eps / steps.
+        steps, step_size: of the multi-step attacks; None: 2.5 * eps / steps. ``METHODS`` says which these are.
         start_in_bounds: whether the attack's random start is clamped to the bounds, see :class:`RandomStartFGSM`.
         clean_weight: of "fgsm" and "pgd"; None is 1.
         beta: of "trades" and "mart"; None is their papers'.
@@ -98,22 +135,23 @@ class Recipe:
         check_integers(0, single_step_epochs=self.single_step_epochs, warm_up_epochs=self.warm_up_epochs)
         check_flags(start_in_bounds=self.start_in_bounds, augment=self.augment)
         check_positive(lr=self.lr, eps=self.eps)
-        for kind, known in {"method": METHODS, "schedule": SCHEDULES, "optimizer": _OPTIMIZERS}.items():
+        check_decay(self.ema)
+        for kind, known in {
+            "method": tuple(METHODS),
+            "schedule": tuple(SCHEDULES),
+            "optimizer": _OPTIMIZERS,
+        }.items():
             if (name := getattr(self, kind)) not in known:
                 raise ValueError(f"unknown {kind} {name!r}; {nearest(name, known)}")
         if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay must be a finite number >= 0, got {self.weight_decay}")
-        if self.beta is not None and self.method not in ("trades", "mart"):
-            raise ValueError("beta weighs the second term of method trades or mart")
-        if self.clean_weight is not None and self.method not in ("fgsm", "pgd"):
-            raise ValueError(f"method {self.method} has no clean_weight: it chooses attack and loss")
-        if self.single_step_epochs and self.method not in ("madry", "trades", "mart"):
-            raise ValueError("single_step_epochs come before a multi-step method: madry, trades or mart")
+        for field in fields(self):
+            unused = not uses(field.name, self.method, self.single_step_epochs)
+            if unused and getattr(self, field.name) != field.default:
+                raise ValueError(not_used(field.name, field.name, self.method))
         for name in ("single_step_epochs", "warm_up_epochs"):
             if (first := getattr(self, name)) > self.epochs:
                 raise ValueError(f"{name}={first} is longer than the training of {self.epochs} epochs")
-        if self.warm_up_epochs and self.method == "plain":
-            raise ValueError("warm_up_epochs are of an attack's eps: method plain has none")
 
     @property
     def adversarial(self) -> bool:
@@ -142,7 +180,7 @@ class Recipe:
         if self.method != "fast":
             return None
         strong = PGD(eps=self.eps, norm=self.norm, seed=seed, steps=10)
-        instead = replace(self, name="", method="madry").objective(n, seed=seed, make=make)
+        instead = self.derived(name="", method="madry").objective(n, seed=seed, make=make)
         return OverfittingGuard(weak=self._single_step(seed), strong=strong, instead=instead)
 
     def validation(self, seed: int = 0) -> RobustAccuracy:
@@ -170,9 +208,27 @@ class Recipe:
             found |= {"val_objective": self.validation(seed), "best": BEST}
         return Trainer(self.objective(n, seed=seed, make=make), **(found | options))
 
-    def watched(self, held_back: Any) -> Any:
-        """Of a data set that is kept from training, what validation attacks: a few percent of an epoch's work."""
-        return held_back.subset(torch.arange(min(500, len(held_back))))
+    def watched(self, held_back: ArrayDataset) -> ArrayDataset:
+        """Of data that are kept from training, in random order, what chooses the epoch: half, of 2,000 or more 1,000.
+
+        Attacking them is a few percent of an epoch's work; of 1,000 a standard error is 1.6 points at most.
+        """
+        return held_back.first(_n_watched(held_back))
+
+    def unwatched(self, held_back: ArrayDataset) -> ArrayDataset:
+        """The others, which chose nothing: what a detector may be calibrated on."""
+        return held_back.subset(torch.arange(_n_watched(held_back), len(held_back)))
+
+    def derived(self, **changes: Any) -> "Recipe":
+        """The recipe with other values; what its method then does not use is back at the default.
+
+        >>> Recipe(method="trades", beta=4.0).derived(method="madry").beta is None
+        True
+        """
+        values = {f.name: getattr(self, f.name) for f in fields(self)} | changes
+        unused = _OF_ATTACKS - changes.keys()
+        unused -= {name for name in unused if uses(name, values["method"], values["single_step_epochs"])}
+        return Recipe(**{name: value for name, value in values.items() if name not in unused})
 
     def record(self) -> dict[str, Any]:
         """Every value, JSON-able."""

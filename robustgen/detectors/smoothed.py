@@ -1,0 +1,167 @@
+"""Alarms that no attacker can take back, for any detector: the median of its scores under Gaussian noise.
+
+Chiang, Curry, Abdelkader, Kumar, Dickerson and Goldstein, "Detection as Regression: Certified Object Detection by
+Median Smoothing", NeurIPS 2020, lemma 1: a percentile p of the noisy scores at x' is at least the percentile
+Phi(Phi^-1(p) - |x' - x| / sigma) at x.
+"""
+
+import copy
+import math
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from robustgen.binomial import check_level, lower_bound
+from robustgen.checks import check_integers, check_numbers
+from robustgen.counter_rng import content_ids, derive_seed
+from robustgen.detectors.base import Detector
+from robustgen.fortified.smoothing_noise import Gaussian
+from robustgen.structure import check_arguments, check_structure
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["SmoothedDetector"]
+
+_STEP = 100  # draws that have a random stream of their own, so that no score depends on how many fit in a batch
+
+
+class SmoothedDetector(Detector):
+    """score(x) = the median of n scores of ``detector`` at x + sigma * noise.
+
+    The draws are functions of ``seed`` and of the input's own content. What :meth:`certified_flag` and
+    :meth:`certified_p_value` say holds for each input with probability 1 - ``alpha`` over the draws at the input and at
+    what it is changed to, so that an attacker must not know the seed.
+
+    Args:
+        detector: of inputs (N, ...) of floats; fitted or not. Its own calibration is not used.
+        sigma: standard deviation of the noise, in units of the input.
+        n: draws for each input.
+        alpha: probability with which a certificate may be wrong.
+        seed: of the draws.
+        batch_size: noisy inputs scored at once.
+
+    Raises:
+        TypeError: no detector.
+        ValueError: a value out of range.
+
+    >>> from robustgen.detectors import MeanBrightness
+    >>> x = torch.rand(200, 1, 4, 4, generator=torch.Generator().manual_seed(0)) / 2
+    >>> detector = SmoothedDetector(MeanBrightness(), sigma=0.5, n=200).fit(x[:100]).calibrate(x[100:])
+    >>> detector.certified_flag(torch.ones(1, 1, 4, 4), fpr=0.05, radius=0.5)
+    tensor([True])
+    """
+
+    def __init__(
+        self,
+        detector: Detector,
+        sigma: float,
+        n: int = 1000,
+        *,
+        alpha: float = 0.001,
+        seed: int = 0,
+        batch_size: int = 256,
+    ) -> None:
+        if not isinstance(detector, Detector):
+            raise TypeError(f"SmoothedDetector takes a detector, got {type(detector).__name__}")
+        super().__init__(detector.model, batch_size)
+        self.detector = copy.copy(detector)  # which is given what this one has learned, and keeps nothing of its own
+        self.statistics_ = detector.statistics_
+        self.noise = Gaussian(sigma)
+        check_integers(n=n)
+        check_integers(0, seed=seed)
+        check_level(alpha)
+        self.sigma, self.n, self.alpha, self.seed = sigma, n, alpha, seed
+        self.fit_on_fresh = detector.fit_on_fresh  # type: ignore[misc]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments, the detector by its name and its own."""
+        inside = {"name": type(self.detector).__name__, "config": self.detector.config}
+        return super().config | {"detector": inside}
+
+    @classmethod
+    def _from_settings(cls, settings: dict[str, Any], model: Any, path: Path) -> "Self":
+        import robustgen.detectors as room
+
+        own = {name: value for name, value in settings.items() if name != "detector"}
+        check_arguments(cls, own, path, "config", after=1)
+        check_structure(settings, {"detector": {"name": str, "config": dict}}, path, "config")
+        inside = settings["detector"]
+        known = [getattr(room, name) for name in room.__all__]
+        kinds = {c.__name__: c for c in known if isinstance(c, type) and issubclass(c, Detector) and c is not cls}
+        if inside["name"] not in kinds:
+            raise ValueError(f"{path}: config.detector.name: no detector {inside['name']!r}")
+        detector = kinds[inside["name"]]._from_settings(inside["config"], model, path)
+        try:
+            return cls(detector, **own)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: not the settings of a {cls.__name__} ({error})") from None
+
+    def _fit(self, batches: Iterable[tuple[Any, Tensor | None]]) -> dict[str, Tensor]:
+        return self.detector._fit(batches)
+
+    @property
+    def _inside(self) -> Detector:
+        self.detector.statistics_ = self.statistics
+        return self.detector
+
+    def _check_scores(self, x: Any) -> None:
+        self._inside._check_scores(x)
+
+    def _score(self, x: Tensor) -> Tensor:
+        return torch.stack([self._noisy_scores(*pair).median() for pair in self._keyed(x)])
+
+    def _keyed(self, x: Tensor) -> Iterable[tuple[Tensor, int]]:
+        return zip(x, (derive_seed(self.seed, content) for content in content_ids(x).tolist()), strict=True)
+
+    def _noisy_scores(self, one: Tensor, key: int) -> Tensor:
+        """Scores (n,) of noisy versions of one input."""
+        scores: list[Tensor] = []
+        inside = self._inside
+        at_once = max(1, self.batch_size // _STEP)
+        steps = -(-self.n // _STEP)
+        for start in range(0, steps, at_once):
+            numbers = range(start, min(start + at_once, steps))
+            noisy = torch.cat([self._draw(one, key, number) for number in numbers])
+            scores.append(inside._score(noisy[: self.n - start * _STEP]))
+        return torch.cat(scores)
+
+    def _draw(self, one: Tensor, key: int, number: int) -> Tensor:
+        generator = torch.Generator(one.device).manual_seed(derive_seed(key, number))
+        return self.noise.draw(one, _STEP, generator)
+
+    def _score_bounds(self, x: Any, radius: float, norm: str) -> tuple[Tensor, Tensor]:
+        from scipy.stats import binom
+
+        check_numbers(radius=radius)
+        if not 0 <= radius < float("inf"):
+            raise ValueError(f"radius must be a finite number >= 0, got {radius}")
+        self.lipschitz(norm)  # its errors
+        x = self._check(x)
+        assert isinstance(x, Tensor)
+        reach = radius * (math.sqrt(x[0].numel()) if norm == "Linf" and len(x) else 1.0) / self.sigma
+        middle, level = (self.n + 1) // 2, self.alpha / 2  # torch's median: the lower of two
+        least = lower_bound(torch.tensor([middle]), self.n, level)  # the median is at least this percentile ...
+        most = 1 - lower_bound(torch.tensor([self.n - middle + 1]), self.n, level)  # ... and at most this one
+        low = float(torch.special.ndtr(torch.special.ndtri(least) - reach))
+        high = float(torch.special.ndtr(torch.special.ndtri(most) + reach))
+        below = int(binom.ppf(level, self.n, low))  # so many scores at x are below its percentile ``low``, or more
+        while below > 0 and binom.cdf(below - 1, self.n, low) > level:
+            below -= 1
+        above = int(binom.ppf(level, self.n, 1 - high))
+        while above > 0 and binom.cdf(above - 1, self.n, 1 - high) > level:
+            above -= 1
+        bounds = x.new_full((2, len(x)), math.inf, dtype=torch.float64)
+        bounds[0] = -math.inf
+        with torch.no_grad():
+            for k, pair in enumerate(self._keyed(x)):
+                ordered = self._noisy_scores(*pair).double().sort().values
+                if below > 0:
+                    bounds[0, k] = ordered[below - 1]
+                if above > 0:
+                    bounds[1, k] = ordered[self.n - above]
+        return bounds[0], bounds[1]

@@ -1,0 +1,284 @@
+"""How robust a smoothed classifier provably is, and how far attacks come: a lower bound beside an upper one.
+
+Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019 (certified accuracy
+at a radius); Zhai et al., "MACER: Attack-free and Scalable Robust Training via Maximizing Certified Radius", ICLR 2020
+(the average certified radius); the attack averages gradients over the noise: Salman et al., "Provably Robust Deep
+Learning via Adversarially Trained Smoothed Classifiers", NeurIPS 2019, section 3.
+"""
+
+import json
+import math
+import time
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustgen.attacks import PGD
+from robustgen.binomial import most_provable
+from robustgen.checks import check_ids, check_images, check_integers, check_labels, check_positive
+from robustgen.counter_rng import derive_seed
+from robustgen.evaluation.kept import Keep, anew, kept_in
+from robustgen.evaluation.shares import percent, share
+from robustgen.files import environment, read_json, write_json
+from robustgen.fingerprint import fingerprint, model_fingerprint
+from robustgen.fortified import SmoothedClassifier
+from robustgen.locks import alone
+from robustgen.printable import printable
+from robustgen.progress import showing, track
+
+__all__ = ["CertificationReport", "certify_robustness"]
+
+_AT_ONCE = 5  # examples that a kill costs at most
+_CERTIFICATE = ("prediction", "radius", "p_lower", "draws")
+
+
+@dataclass
+class CertificationReport:
+    """What :func:`certify_robustness` found.
+
+    Attributes:
+        name: of the classifier.
+        sigma, noise, norm: of the smoothing, and of the radii.
+        n0, n, alpha, seed: of each certificate.
+        ids, y: int64 (N,).
+        prediction, radius, p_lower, draws: (N,) each, see :class:`~robustgen.fortified.Certificate`.
+        attacked: by radius, int64 (M,): what is predicted at the points that the attack found for the first M inputs,
+            -1 where it abstains.
+        dimensions: numbers in an input.
+        environment, wall_seconds: how it was made.
+    """
+
+    name: str
+    sigma: float
+    noise: str
+    norm: str
+    n0: int
+    n: int
+    alpha: float
+    seed: int
+    ids: Tensor
+    y: Tensor
+    prediction: Tensor
+    radius: Tensor
+    p_lower: Tensor
+    draws: Tensor
+    radii: tuple[float, ...]
+    attacked: dict[float, Tensor]
+    most: float
+    dimensions: int
+    environment: dict[str, Any] = field(default_factory=environment)
+    wall_seconds: float = 0.0
+
+    @property
+    def right(self) -> Tensor:
+        """bool (N,): the class that was certified is the true one."""
+        return self.prediction == self.y
+
+    def certified(self, radius: float) -> Tensor:
+        """bool (N,): right, and so for every change shorter than ``radius``; each errs with probability alpha."""
+        return self.right & (self.radius >= radius)
+
+    def standing(self, radius: float) -> Tensor:
+        """bool (M,): still right at the points of the attack at ``radius``."""
+        return self.attacked[radius] == self.y[: len(self.attacked[radius])]
+
+    def beaten(self, radius: float) -> Tensor:
+        """bool (M,): certified, and yet another class is predicted at the attack's point; one of 1 / alpha may be."""
+        found = self.attacked[radius]
+        n = len(found)
+        return self.certified(radius)[:n] & (found != self.y[:n]) & (found >= 0)
+
+    @property
+    def average_radius(self) -> float:
+        """Mean radius, where what is wrong counts as 0."""
+        return float(torch.where(self.right, self.radius, 0.0).mean())
+
+    def to_dict(self) -> dict[str, Any]:
+        """JSON-able: settings, every number with its interval, one record for each input."""
+        return {
+            "name": self.name,
+            "smoothing": {"sigma": self.sigma, "noise": self.noise, "norm": self.norm},
+            "certificates": {"n0": self.n0, "n": self.n, "alpha": self.alpha, "largest_provable_radius": self.most},
+            "accuracy": share(self.right),
+            "abstains": share(self.prediction < 0),
+            "average_radius": self.average_radius,
+            "draws": int(self.draws.sum()),
+            "radii": [
+                {"radius": r, "certified": share(self.certified(r))}
+                | (
+                    {"attacked": share(self.standing(r)), "beaten": int(self.beaten(r).sum())}
+                    if r in self.attacked
+                    else {}
+                )
+                for r in self.radii
+            ],
+            "linf_of_the_largest_radius": max(self.radii) / math.sqrt(self.dimensions),
+            "per_example": {
+                "ids": self.ids.tolist(),
+                "labels": self.y.tolist(),
+                "prediction": self.prediction.tolist(),
+                "radius": [round(r, 6) for r in self.radius.tolist()],
+                "p_lower": [round(p, 6) for p in self.p_lower.tolist()],
+                "attacked": {str(r): found.tolist() for r, found in self.attacked.items()},
+            },
+            "seed": self.seed,
+            "environment": self.environment,
+            "wall_seconds": round(self.wall_seconds, 2),
+        }
+
+    def __str__(self) -> str:
+        rows = [
+            f"{self.name}: {len(self.y)} examples behind {self.noise} noise of {self.sigma:g}, {self.n:,} draws, "
+            f"alpha {self.alpha:g} (95 % Wilson intervals)",
+            f"  {'right, without attack':<26}{percent(share(self.right))}",
+            f"  {'abstains':<26}{percent(share(self.prediction < 0))}",
+            f"  average certified radius {self.average_radius:.3f}, largest that can be proved {self.most:.3f}",
+        ]
+        for r in self.radii:
+            line = f"  {f'{self.norm} {r:g}: certified':<26}{percent(share(self.certified(r)))}"
+            if r in self.attacked:
+                line += f"   attacked, first {len(self.attacked[r])}: {percent(share(self.standing(r)))}"
+                line += f"   {int(self.beaten(r).sum())} certificates beaten"
+            rows.append(line)
+        small = max(self.radii) / math.sqrt(self.dimensions)
+        rows.append(
+            f"  a change of {max(self.radii):g} in {self.norm} may be no more than {small:.4f} in every element"
+        )
+        return printable("\n".join(rows))
+
+
+def certify_robustness(
+    model: SmoothedClassifier,
+    x: Tensor,
+    y: Tensor,
+    *,
+    radii: Sequence[float] = (0.25, 0.5, 0.75, 1.0),
+    n0: int = 100,
+    n: int = 10_000,
+    alpha: float = 0.001,
+    n_attacked: int = 0,
+    attack_steps: int = 20,
+    ids: Tensor | None = None,
+    run_dir: str | Path | None = None,
+    resume: bool = False,
+    seed: int | None = None,
+    name: str = "the smoothed classifier",
+    progress: bool = False,
+) -> CertificationReport:
+    """Certify each input, and attack some of them at the same radii.
+
+    Certified accuracy is a lower bound: no attack can do better, whatever it knows, but with probability alpha for each
+    input (an attacker must not know the seed). What is left under an attack (PGD whose gradients average over the
+    noise; a verdict of fresh draws) is an upper one.
+
+    Args:
+        model: what :func:`robustgen.smooth` gave.
+        x, y: (N, ...) in the bounds, int64 (N,).
+        radii: at which accuracy is told, in the norm of the smoothing.
+        n0, n, alpha: see :meth:`SmoothedClassifier.certify`.
+        n_attacked: how many of the first inputs are attacked, with ``attack_steps`` steps; attacks are in L2 alone.
+        ids: int64 (N,), by which they are told.
+        run_dir: where finished certificates are kept; with ``resume`` they are read again.
+        seed: of the certificates, instead of the model's; attacks are judged by other draws.
+        progress: show a bar.
+
+    Raises:
+        TypeError: no smoothed classifier.
+        ValueError: what ``certify`` refuses, no input, a radius that is not positive, or a ``run_dir`` that holds
+            another evaluation.
+    """
+    if not isinstance(model, SmoothedClassifier):
+        raise TypeError(f"certify_robustness takes what robustgen.smooth gives, got {type(model).__name__}")
+    x = check_images(x, model.bounds)
+    y = check_labels(y, len(x))
+    ids = check_ids(torch.arange(len(x)) if ids is None else ids, len(x), x.device)
+    check_integers(0, n_attacked=n_attacked)
+    check_integers(attack_steps=attack_steps)
+    if not len(x):
+        raise ValueError("there is no input to certify")
+    if not radii:
+        raise ValueError("name one radius at least")
+    for radius in radii:
+        check_positive(radius=radius)
+    if n_attacked and model.norm != "L2":
+        raise ValueError(f"the attack is in L2, certificates of {model.config['noise']} noise are in {model.norm}")
+    started = time.perf_counter()
+    key = model.seed if seed is None else seed
+    check_integers(-(2**63), seed=key)
+    plan: dict[str, Any] = {
+        "model": model_fingerprint(model),
+        "examples": fingerprint({"x": x, "y": y, "ids": ids}),
+        "certificates": {"n0": n0, "n": n, "alpha": alpha, "seed": key},
+        "attacks": {"n": n_attacked, "steps": attack_steps, "radii": list(radii)} if n_attacked else None,
+    }
+    options = plan["certificates"]
+    with nullcontext() if run_dir is None else alone(Path(run_dir), wait=False), showing(progress):
+        keep = anew if run_dir is None else _kept(Path(run_dir), plan, resume)
+        parts = [
+            keep(f"{k:06d}", _CERTIFICATE, partial(_certified, model, few, options))
+            for k, few in enumerate(track(x.split(_AT_ONCE), f"{name}, certificates"))
+        ]
+        found = {entry: torch.cat([part[entry] for part in parts]) for entry in _CERTIFICATE}
+        few, labels = x[:n_attacked], y[:n_attacked]
+        attacked = {
+            radius: keep(
+                f"attack-{k:03d}", ("found",), partial(_attacked, model, few, labels, radius, attack_steps, options)
+            )["found"]
+            for k, radius in enumerate(track(radii if n_attacked else (), f"{name}, attacks"))
+        }
+    most = model.noise.radius(torch.tensor([most_provable(n, alpha)], dtype=torch.float64))
+    return CertificationReport(
+        name=name,
+        sigma=model.sigma,
+        noise=str(model.config["noise"]),
+        norm=model.norm,
+        n0=n0,
+        n=n,
+        alpha=alpha,
+        seed=key,
+        ids=ids.cpu(),
+        y=y.cpu(),
+        **found,
+        radii=tuple(radii),
+        attacked=attacked,
+        most=float(most),
+        dimensions=x[0].numel(),
+        wall_seconds=time.perf_counter() - started,
+    )
+
+
+def _certified(model: SmoothedClassifier, x: Tensor, options: dict[str, Any]) -> dict[str, Tensor]:
+    certificate = model.certify(x, **options)
+    return {name: getattr(certificate, name) for name in _CERTIFICATE}
+
+
+def _attacked(
+    model: SmoothedClassifier, x: Tensor, y: Tensor, radius: float, steps: int, options: dict[str, Any]
+) -> dict[str, Tensor]:
+    """What is predicted, by draws that no certificate used, at points a hair inside the radius."""
+    seed, bounds = options["seed"], model.bounds or (-1e6, 1e6)
+    attack = PGD(eps=radius * (1 - 1e-5), norm="L2", steps=steps, early_stop=False, seed=seed, bounds=bounds)
+    n = min(options["n"], 1000)
+    return {"found": model.predict(attack(model, x, y), n, options["alpha"], seed=derive_seed(seed, 1)).cpu()}
+
+
+def _kept(run_dir: Path, plan: dict[str, Any], resume: bool) -> Keep:
+    """Pieces in ``run_dir/certificates``, which are of this plan."""
+    directory = run_dir / "certificates"
+    path, wanted = directory / "plan.json", json.loads(json.dumps(plan))
+    if not path.exists():
+        write_json(path, wanted)
+    elif not resume:
+        raise ValueError(f"{run_dir} already holds certificates: resume (--resume), or choose another directory")
+    else:
+        found = read_json(path, dict)
+        different = [name for name in wanted if found.get(name) != wanted[name]]
+        if different:
+            raise ValueError(f"{run_dir} holds certificates of another evaluation: {', '.join(different)} differ")
+    return kept_in(directory)

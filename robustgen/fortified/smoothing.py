@@ -1,0 +1,309 @@
+"""Randomized smoothing: what a network says of most noisy versions of an input, and how far that holds.
+
+Cohen, Rosenfeld and Kolter, "Certified Adversarial Robustness via Randomized Smoothing", ICML 2019 (the certificate);
+Salman, Sun, Yang, Kapoor and Kolter, "Denoised Smoothing: A Provable Defense for Pretrained Classifiers", NeurIPS 2020
+(a denoiser before a network that has never seen noise).
+"""
+
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.binomial import check_level, lower_bound, majority_p_value, most_provable, needed_draws
+from robustgen.checks import check_bounds, check_images, check_integers, check_positive
+from robustgen.counter_rng import content_ids, derive_seed
+from robustgen.fortified.smoothing_noise import noise_called
+from robustgen.model import check_rows_alone, is_stochastic, logits_of, naming_inputs, untouched
+from robustgen.progress import track
+
+__all__ = ["ABSTAINS", "Certificate", "SmoothedClassifier", "smooth"]
+
+ABSTAINS = -1  # instead of a class
+_BLOCK = 100  # draws that have a random stream of their own, so that no count depends on how many fit in a batch
+_SELECTION, _ESTIMATION, _PREDICTION = range(3)  # what the draws are for: none are used twice
+
+
+@runtime_checkable
+class _Denoiser(Protocol):
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """Images (N, ...) without the Gaussian noise of standard deviation sigma that x (N, ...) have."""
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What :meth:`SmoothedClassifier.certify` proves of each of N inputs.
+
+    Attributes:
+        prediction: int64 (N,), the class; -1 where it abstains.
+        radius: float64 (N,): no change shorter than this, in ``norm``, makes the smoothed classifier prefer another
+            class; 0 where it abstains. Each holds with probability 1 - alpha.
+        p_lower: float64 (N,), what the class's share of the votes is at least.
+        counts: int64 (N, C), the votes of the estimation.
+        draws: int64 (N,), how many votes were asked for in all; fewer than n + n0 after an early stop.
+        norm: "L2" or "L1".
+    """
+
+    prediction: Tensor
+    radius: Tensor
+    p_lower: Tensor
+    counts: Tensor
+    draws: Tensor
+    norm: str
+
+
+class SmoothedClassifier(nn.Module):
+    """The class that a network finds most often in noisy versions of an input; see :func:`smooth`.
+
+    ``forward`` draws afresh, ``draws`` times, and returns the log of the mean probabilities: what attacks and users of
+    logits see. It is stochastic, and differentiable. :meth:`predict` and :meth:`certify` count votes; their draws are
+    functions of the seed and of the input's own content, so that neither the batch nor its order matters.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        sigma: float,
+        denoiser: nn.Module | None = None,
+        noise: str = "gaussian",
+        seed: int = 0,
+        *,
+        draws: int = 8,
+        bounds: tuple[float, float] | None = (0.0, 1.0),
+        precision: str = "float32",
+        batch_size: int = 500,
+    ) -> None:
+        super().__init__()
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"smooth takes an nn.Module, got {type(model).__name__}")
+        if denoiser is not None and not isinstance(denoiser, _Denoiser):
+            raise TypeError(f"a denoiser has a method denoise(x, sigma), {type(denoiser).__name__} has none")
+        if denoiser is not None and noise != "gaussian":
+            raise ValueError(f"a denoiser takes Gaussian noise away, not {noise} noise")
+        check_integers(draws=draws, batch_size=batch_size)
+        check_integers(-(2**63), seed=seed)
+        if precision not in ("float32", "bfloat16"):
+            raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
+        self.model, self.denoiser = model, denoiser
+        self.noise = noise_called(noise, sigma)
+        self.config = {"sigma": sigma, "noise": noise, "draws": draws, "precision": precision}
+        self.seed, self.draws, self.precision, self.batch_size = seed, draws, precision, batch_size
+        self.bounds = None if bounds is None else check_bounds(bounds)
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise, in units of the input."""
+        return self.noise.sigma
+
+    @property
+    def norm(self) -> str:
+        """Of the radii."""
+        return self.noise.norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        """log((1/m) sum_i softmax(f(x + noise_i))), (N, C), of m fresh draws, by torch's global random numbers."""
+        votes = [self._logits(self.noise.draw(x, 1, None)[0]).log_softmax(1) for _ in range(self.draws)]
+        return torch.stack(votes).logsumexp(0) - math.log(self.draws)
+
+    def predict(self, x: Tensor, n: int = 1000, alpha: float = 0.001, *, seed: int | None = None) -> Tensor:
+        """The class that most noisy versions of each input get, int64 (N,); -1 where n draws cannot tell.
+
+        With probability 1 - alpha a class that is returned is the smoothed classifier's (the source's algorithm
+        PREDICT, with the test of Hung and Fithian, 2019).
+
+        Args:
+            x: (N, ...) in the bounds.
+            n: draws for each input.
+            alpha: probability of an error.
+            seed: instead of the classifier's own.
+
+        Raises:
+            TypeError, ValueError: as :meth:`certify` does.
+        """
+        check_level(alpha)
+        check_integers(n=n)
+        found = []
+        for ask, one, key in self._each(x, seed):
+            counts = self._count(ask, one, key, _PREDICTION, n)
+            (first, second), (best, _) = counts.topk(2)
+            sure = bool(majority_p_value(first[None], second[None]) <= alpha)
+            found.append(int(best) if sure else ABSTAINS)
+        return torch.tensor(found, dtype=torch.int64, device=x.device)
+
+    def certify(
+        self,
+        x: Tensor,
+        n0: int = 100,
+        n: int = 10_000,
+        alpha: float = 0.001,
+        *,
+        radius: float | None = None,
+        seed: int | None = None,
+        progress: bool = False,
+    ) -> Certificate:
+        """A class for each input and a radius inside which the smoothed classifier keeps it.
+
+        ``n0`` draws choose the class, ``n`` others bound its share of the votes from below (exactly, by Clopper and
+        Pearson); abstains where that may be a half or less.
+
+        Args:
+            x: (N, ...) in the bounds.
+            n0, n: draws for each input, of the choice and of the bound.
+            alpha: probability with which a certificate may be wrong.
+            radius: stop early where it can no longer be reached; the votes that were not asked for count against the
+                class, so that what is returned, though smaller, holds with the same probability.
+            seed: instead of the classifier's own. An attacker who knows it can look for inputs whose certificate is
+                wrong.
+
+        Raises:
+            TypeError: x is no batch of float32 or float64 inputs.
+            ValueError: inputs outside the bounds, alpha outside (0, 1), n below n0, a radius that n draws can never
+                prove, or a network whose answer to an input depends on others in its batch, be it by noise that they
+                share.
+        """
+        check_level(alpha)
+        check_integers(n0=n0, n=n)
+        if n < n0:
+            raise ValueError(f"n={n} draws bound what n0={n0} choose: n must be at least n0")
+        needed = None if radius is None else self._needed(radius, n, alpha)
+        rows: list[tuple[int, Tensor, int]] = []
+        for ask, one, key in self._each(x, seed, progress):
+            best = int(self._count(ask, one, key, _SELECTION, n0).argmax())
+            counts = self._count(ask, one, key, _ESTIMATION, n, best, needed)
+            rows.append((best, counts, n0 + int(counts.sum())))
+        if not rows:
+            empty, none = torch.zeros(0, dtype=torch.int64), torch.zeros(0, dtype=torch.float64)
+            return Certificate(empty, none, none, torch.zeros(0, 0, dtype=torch.int64), empty, self.norm)
+        best, counts = torch.tensor([row[0] for row in rows]), torch.stack([row[1] for row in rows])
+        share = lower_bound(counts.gather(1, best[:, None])[:, 0], n, alpha)
+        return Certificate(
+            prediction=torch.where(share > 0.5, best, ABSTAINS),
+            radius=self.noise.radius(share),
+            p_lower=share,
+            counts=counts,
+            draws=torch.tensor([row[2] for row in rows]),
+            norm=self.norm,
+        )
+
+    def _needed(self, radius: float, n: int, alpha: float) -> int:
+        """How many of n votes prove the radius; ValueError where all of them would not."""
+        check_positive(radius=radius)
+        share = self.noise.share(radius)
+        if most_provable(n, alpha) <= share:
+            possible = float(self.noise.radius(torch.tensor([most_provable(n, alpha)], dtype=torch.float64)))
+            enough = f"{needed_draws(share, alpha)} draws could" if share < 1 else "and no number of draws does"
+            raise ValueError(
+                f"n={n} draws prove radii up to {possible:.3g} at sigma={self.sigma:g}, not {radius:g}: {enough}"
+            )
+        least = torch.arange(1, n + 1)
+        return int(least[lower_bound(least, n, alpha) > share][0])
+
+    def _each(
+        self, x: Tensor, seed: int | None, progress: bool = False
+    ) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, int]]:
+        """The base classifier, each input alone and the seed of its draws."""
+        x = check_images(x, self.bounds)
+        if not len(x):
+            return
+        with torch.no_grad(), naming_inputs(x[:1]):
+            with untouched(self, derive_seed(self.seed)):
+                self._check_base(x[:1])
+            inputs = zip(x, content_ids(x).tolist(), strict=True)
+            for one, content in track(inputs, "certificates", len(x)) if progress else inputs:
+                key = derive_seed(self.seed if seed is None else seed, content)
+                with untouched(self, key):
+                    yield self._logits, one, key
+
+    def _check_base(self, one: Tensor) -> None:
+        """ValueError where votes of one batch are not votes of its rows alone."""
+        same = one.expand(8, *one.shape[1:])
+
+        def ask() -> Tensor:
+            return self._logits(same)
+
+        if not is_stochastic(ask):
+            check_rows_alone(self._logits, self.noise.draw(one[0], 4, None))
+        elif bool((ask() - (first := ask())[:1]).isnan().any()) or torch.allclose(first, first[:1].expand_as(first)):
+            raise ValueError(
+                "the network draws random numbers that all rows of a batch share: votes would not be independent; draw "
+                "for each row"
+            )
+
+    def _count(
+        self,
+        ask: Callable[[Tensor], Tensor],
+        one: Tensor,
+        key: int,
+        purpose: int,
+        n: int,
+        best: int | None = None,
+        needed: int | None = None,
+    ) -> Tensor:
+        """Votes (C,) of n draws for one input; of fewer, once ``best`` can no longer have ``needed`` of them."""
+        counts: Tensor | None = None
+        blocks = -(-n // _BLOCK)
+        at_once = max(1, self.batch_size // _BLOCK)
+        for start in range(0, blocks, at_once):
+            numbers = range(start, min(start + at_once, blocks))
+            noisy = torch.cat([self._block(one, key, purpose, number) for number in numbers])
+            logits = ask(noisy[: n - start * _BLOCK])
+            votes = torch.where(logits.isfinite().all(1), logits.argmax(1), logits.shape[1])  # what is NaN votes not
+            found = votes.bincount(minlength=logits.shape[1] + 1)[:-1]
+            counts = found if counts is None else counts + found
+            left = n - min((start + at_once) * _BLOCK, n)
+            if needed is not None and int(counts[best]) + left < needed:
+                break
+        assert counts is not None
+        return counts.cpu()
+
+    def _block(self, one: Tensor, key: int, purpose: int, number: int) -> Tensor:
+        generator = torch.Generator(one.device).manual_seed(derive_seed(key, purpose, number))
+        return self.noise.draw(one, _BLOCK, generator)
+
+    def _logits(self, x: Tensor) -> Tensor:
+        half = self.precision == "bfloat16"
+        with torch.autocast(x.device.type, dtype=torch.bfloat16, enabled=half or torch.is_autocast_enabled()):
+            if self.denoiser is not None:
+                x = self.denoiser.denoise(x, self.sigma)
+            return logits_of(self.model(x)).float()
+
+    def extra_repr(self) -> str:
+        return ", ".join(f"{name}={value!r}" for name, value in self.config.items())
+
+
+def smooth(
+    model: nn.Module,
+    sigma: float,
+    denoiser: nn.Module | None = None,
+    noise: str = "gaussian",
+    seed: int = 0,
+    **more: Any,
+) -> SmoothedClassifier:
+    """A classifier with certificates around any network: it answers what the network says of most noisy inputs.
+
+    Args:
+        model: x (N, ...) in bounds -> logits (N, C). As it is, it will hardly stand the noise: train it on noisy
+            inputs, or put a denoiser before it.
+        sigma: standard deviation of the noise in every element, in units of the input: larger radii, lower accuracy.
+        denoiser: what has a method ``denoise(x, sigma)``, such as :class:`robustgen.generative.Denoiser`.
+        noise: "gaussian" (radii in L2) or "uniform" (in L1).
+        seed: of the draws that certify.
+        draws: keyword; of ``forward``, default 8.
+        bounds: keyword; of the inputs, default (0, 1); None: any, as those of embeddings.
+        precision: keyword; "bfloat16": certificates are those of the network in bfloat16.
+        batch_size: keyword; noisy inputs asked at once. No count depends on it.
+
+    Raises:
+        TypeError: no module, or a denoiser without that method.
+        ValueError: a value out of range, or a denoiser with other noise than Gaussian.
+
+    >>> _ = torch.manual_seed(0)
+    >>> model = nn.Linear(4, 2)
+    >>> certificate = smooth(model, sigma=0.5).certify(torch.rand(3, 4), n=1000)
+    >>> certificate.radius.shape, certificate.counts.sum(1).tolist()
+    (torch.Size([3]), [1000, 1000, 1000])
+    """
+    return SmoothedClassifier(model, sigma, denoiser, noise, seed, **more)

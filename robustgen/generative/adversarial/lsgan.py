@@ -1,0 +1,56 @@
+"""The least-squares GAN.
+
+Mao et al., "Least Squares Generative Adversarial Networks", 2017, equation 9: targets 0 for generated and 1 for real
+images. The networks are those of DCGAN.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.generative.adversarial.heuristics import HeuristicGAN
+
+__all__ = ["LSGAN", "discriminator_loss", "generator_loss"]
+
+
+def discriminator_loss(on_real: Tensor, on_fake: Tensor, real_target: float = 1.0) -> Tensor:
+    """E (D(x) - 1)^2 / 2 + E D(G(z))^2 / 2; the minimiser is D = p / (p + p_G), times ``real_target``.
+
+    >>> discriminator_loss(torch.zeros(3), torch.ones(3))
+    tensor(1.)
+    """
+    return ((on_real - real_target).square().mean() + on_fake.square().mean()) / 2
+
+
+def generator_loss(on_fake: Tensor) -> Tensor:
+    """E (D(G(z)) - 1)^2 / 2.
+
+    >>> generator_loss(torch.zeros(3))
+    tensor(0.5000)
+    """
+    return (on_fake - 1).square().mean() / 2
+
+
+class LSGAN(HeuristicGAN):
+    """Squared errors in place of the cross-entropy: no sigmoid. Arguments: see :class:`HeuristicGAN`.
+
+    generator_objective: "least_squares" or "feature_matching".
+
+    >>> gan = LSGAN((1, 8, 8), latent_dim=4, width=4).eval()
+    >>> gan.discriminate(gan.sample(3)).shape
+    torch.Size([3])
+    """
+
+    generator_objectives = ("least_squares", "feature_matching")
+
+    def _discriminator_loss(self, on_real: Tensor, on_fake: Tensor) -> Tensor:
+        return discriminator_loss(on_real, on_fake, self.real_target)
+
+    def _generator_loss(self, on_fake: Tensor) -> Tensor:
+        return generator_loss(on_fake)
+
+    @staticmethod
+    def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """RMSProp, learning rate 1e-4, as searched for this architecture by Gulrajani et al., 2017, appendix."""
+        return torch.optim.RMSprop(parameters, lr=1e-4)

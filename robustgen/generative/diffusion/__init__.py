@@ -1,0 +1,1 @@
+"""Models that take Gaussian noise away."""

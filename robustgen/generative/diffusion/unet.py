@@ -1,0 +1,89 @@
+"""A small U-Net that is told how noisy its images are.
+
+Ronneberger, Fischer and Brox, "U-Net: Convolutional Networks for Biomedical Image Segmentation", MICCAI 2015 (the way
+down, the way up, and the bridges between them); Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models",
+NeurIPS 2020 (residual blocks that are told the noise); Perez et al., "FiLM: Visual Reasoning with a General
+Conditioning Layer", AAAI 2018 (a scale and a shift for each channel).
+"""
+
+import math
+from itertools import pairwise
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["UNet"]
+
+
+class _Block(nn.Module):
+    """Two 3x3 convolutions behind normalisations, with a way around them."""
+
+    def __init__(self, in_channels: int, out_channels: int, told: int) -> None:
+        super().__init__()
+        self.norm1, self.norm2 = _norm(in_channels), _norm(out_channels)
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.film = nn.Linear(told, 2 * out_channels)
+        same = in_channels == out_channels
+        self.around = nn.Identity() if same else nn.Conv2d(in_channels, out_channels, 1)
+        nn.init.zeros_(self.conv2.weight)  # each block begins as the way around it
+
+    def forward(self, h: Tensor, told: Tensor) -> Tensor:
+        scale, shift = self.film(told)[:, :, None, None].chunk(2, 1)
+        y = self.conv1(F.silu(self.norm1(h)))
+        y = self.conv2(F.silu(self.norm2(y) * (1 + scale) + shift))
+        result: Tensor = y + self.around(h)
+        return result
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(next(g for g in (8, 4, 2, 1) if g == 1 or channels % (2 * g) == 0), channels)
+
+
+class UNet(nn.Module):
+    """(N, C, H, W) and a number (N,) that says how noisy each is -> (N, C', H, W).
+
+    Args:
+        in_channels, out_channels: C and C'.
+        width: channels at full resolution; at each of the other levels twice as many.
+        levels: resolutions; each is half of the one before, rounded up.
+
+    The output begins at zero.
+
+    >>> UNet(1, 2, width=4)(torch.zeros(3, 1, 7, 9), torch.zeros(3)).shape
+    torch.Size([3, 2, 7, 9])
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, width: int = 12, levels: int = 3) -> None:
+        super().__init__()
+        told = 2 * width
+        self.register_buffer("frequencies", torch.logspace(0, math.log10(64), 8), persistent=False)
+        self.tell = nn.Sequential(nn.Linear(16, told), nn.SiLU())
+        widths = [width] + [2 * width] * (levels - 1)
+        self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
+        self.down = nn.ModuleList(_Block(w, w, told) for w in widths)
+        self.shrink = nn.ModuleList(nn.Conv2d(a, b, 3, stride=2, padding=1) for a, b in pairwise(widths))
+        self.grow = nn.ModuleList(nn.Conv2d(b, a, 3, padding=1) for a, b in pairwise(widths))
+        self.up = nn.ModuleList(_Block(2 * w, w, told) for w in widths[:-1])
+        self.norm, self.out = _norm(width), nn.Conv2d(width, out_channels, 3, padding=1)
+        nn.init.zeros_(self.out.weight)
+        nn.init.zeros_(self.out.bias)
+
+    frequencies: Tensor
+
+    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+        angles = noise[:, None] * self.frequencies.to(noise)
+        told = self.tell(torch.cat([angles.sin(), angles.cos()], 1))
+        h, bridges = self.stem(x), []
+        for level, block in enumerate(self.down):
+            h = block(h, told)
+            if level < len(self.shrink):
+                bridges.append(h)
+                h = self.shrink[level](h)
+        for level in reversed(range(len(self.grow))):
+            bridge = bridges[level]
+            h = self.grow[level](F.interpolate(h, size=bridge.shape[2:], mode="nearest"))
+            h = self.up[level](torch.cat([h, bridge], 1), told)
+        result: Tensor = self.out(F.silu(self.norm(h)))
+        return result

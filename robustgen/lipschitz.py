@@ -1,0 +1,59 @@
+"""By how much a network's output can move for a change of its input: a bound from its layers, where each has one."""
+
+import math
+
+import torch
+from torch import nn
+
+from robustgen.model import Normalize
+
+__all__ = ["NORMS", "in_norm", "lipschitz_bound"]
+
+NORMS = ("L2", "L1", "Linf")
+
+_NONE_LONGER = (  # modules that lengthen no change
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus),
+    *(nn.ELU, nn.Hardtanh, nn.ReLU6, nn.AdaptiveAvgPool2d),
+)
+
+
+def lipschitz_bound(module: nn.Module) -> float | None:
+    """A number c with \\|f(x) - f(y)\\| <= c \\|x - y\\| in L2, for ``module`` in eval mode; None where none is known.
+
+    Known are ``nn.Sequential`` of linear layers (their largest singular value), 2-D convolutions (the root of the
+    product of their L1 and Linf norms, Schur's bound), :class:`~robustgen.model.Normalize`, activations that lengthen
+    nothing, and a few others. The product over layers may be far from the truth: it grows with depth.
+
+    >>> lipschitz_bound(nn.Sequential(nn.Flatten(), nn.Linear(4, 4, bias=False), nn.ReLU())) is None
+    False
+    >>> lipschitz_bound(nn.LSTM(2, 2)) is None
+    True
+    """
+    if module._forward_hooks or module._forward_pre_hooks:
+        return None
+    if type(module) is nn.Sequential:
+        bounds = [lipschitz_bound(part) for part in module]
+        return None if None in bounds else math.prod(b for b in bounds if b is not None)
+    if isinstance(module, nn.LeakyReLU) and abs(module.negative_slope) > 1:
+        return abs(module.negative_slope)
+    if isinstance(module, nn.ELU) and module.alpha > 1:
+        return module.alpha
+    if type(module) in _NONE_LONGER:
+        return 1.0
+    if type(module) is Normalize:
+        return float(1 / module.std.double().min())
+    if type(module) is nn.Linear:
+        return float(torch.linalg.matrix_norm(module.weight.detach().double(), 2)) if module.weight.numel() else 0.0
+    if type(module) is nn.Conv2d:
+        size = module.weight.detach().double().abs()
+        rows, columns = size.flatten(1).sum(1).max(), size.sum((0, 2, 3)).max()
+        return float((rows * columns).sqrt()) if module.padding_mode == "zeros" else None
+    return None
+
+
+def in_norm(bound: float | None, norm: str, dimensions: int) -> float | None:
+    """An L2 bound of inputs with so many numbers, in another norm of the input: a change is at most as long in L2 as in
+    L1, and at most sqrt(dimensions) times as long as in Linf."""
+    if bound is None:
+        return None
+    return bound * math.sqrt(dimensions) if norm == "Linf" else bound

@@ -1,0 +1,113 @@
+"""Certified accuracy: counted from certificates, resumed, and never beaten."""
+
+import json
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from robustgen import data, smooth
+from robustgen.evaluation import certify_robustness
+from robustgen.fortified import SmoothedClassifier
+from robustgen.networks import mlp
+
+
+class Threshold(nn.Module):
+    """Class 1 where the first number is above 1/2."""
+
+    def forward(self, x):
+        return torch.stack([torch.zeros(len(x)), x[:, 0] - 0.5], 1)
+
+
+@pytest.fixture
+def smoothed():
+    return smooth(Threshold(), 0.5)
+
+
+X = torch.tensor([[0.95, 0.5], [0.8, 0.5], [0.6, 0.5], [0.5, 0.5], [0.1, 0.5]])
+Y = torch.tensor([1, 1, 1, 1, 1])
+
+
+class TestNumbers:
+    def test_they_are_those_of_distances(self, smoothed):
+        report = certify_robustness(smoothed, X, Y, radii=(0.05, 0.25, 0.4), n0=1000, n=20_000)
+        assert report.right.tolist() == [True, True, True, False, False]
+        assert report.certified(0.25).tolist() == [True, True, False, False, False]
+        assert report.certified(0.4).tolist() == [True, False, False, False, False]
+        assert report.average_radius == pytest.approx((0.45 + 0.3 + 0.1) / 5, abs=0.02)
+        found = report.to_dict()
+        assert [row["certified"]["value"] for row in found["radii"]] == [0.6, 0.4, 0.2]
+        assert found["accuracy"]["value"] == 0.6
+        assert found["abstains"]["value"] == pytest.approx(0.2)
+        assert found["linf_of_the_largest_radius"] == pytest.approx(0.4 / math.sqrt(2))
+        assert json.loads(json.dumps(found)) == found
+        assert "L2 0.25: certified" in str(report)
+
+    def test_an_attack_stays_above_the_certified_and_wins_beyond(self, smoothed):
+        report = certify_robustness(smoothed, X, Y, radii=(0.2, 0.35), n0=1000, n=20_000, n_attacked=5)
+        for radius in (0.2, 0.35):
+            assert report.standing(radius).sum() >= report.certified(radius).sum()
+            assert not report.beaten(radius).any()
+        assert report.standing(0.35).tolist() == [True, False, False, False, False]
+        assert "0 certificates beaten" in str(report)
+
+    def test_a_beaten_certificate_shows(self, smoothed):
+        report = certify_robustness(smoothed, X, Y, radii=(0.2,), n=1000, n_attacked=2)
+        report.attacked[0.2] = torch.tensor([0, -1])
+        assert report.beaten(0.2).tolist() == [True, False]
+        assert report.to_dict()["radii"][0]["beaten"] == 1
+
+
+class TestResume:
+    def test_a_resumed_evaluation_asks_only_for_what_is_missing(self, smoothed, tmp_path, monkeypatch):
+        x, y = X.repeat(3, 1), Y.repeat(3)
+        options = {"radii": (0.2,), "n": 500, "n_attacked": 2, "run_dir": tmp_path}
+        whole = certify_robustness(smoothed, x, y, radii=(0.2,), n=500, n_attacked=2)
+        certify, calls = SmoothedClassifier.certify, []
+
+        def counted(self, rows, **more):
+            calls.append(len(rows))
+            if len(calls) == 2:
+                raise KeyboardInterrupt
+            return certify(self, rows, **more)
+
+        monkeypatch.setattr(SmoothedClassifier, "certify", counted)
+        with pytest.raises(KeyboardInterrupt):
+            certify_robustness(smoothed, x, y, **options)
+        report = certify_robustness(smoothed, x, y, resume=True, **options)
+        assert calls == [5, 5, 5, 5]  # the first of three was kept
+        assert torch.equal(report.radius, whole.radius)
+        assert report.attacked.keys() == whole.attacked.keys()
+        assert torch.equal(report.attacked[0.2], whole.attacked[0.2])
+
+    def test_another_evaluation_is_refused(self, smoothed, tmp_path):
+        certify_robustness(smoothed, X, Y, n=200, radii=(0.1,), run_dir=tmp_path)
+        with pytest.raises(ValueError, match="already holds certificates: resume"):
+            certify_robustness(smoothed, X, Y, n=200, radii=(0.1,), run_dir=tmp_path)
+        with pytest.raises(ValueError, match="of another evaluation: certificates differ"):
+            certify_robustness(smoothed, X, Y, n=300, radii=(0.1,), run_dir=tmp_path, resume=True)
+        with pytest.raises(ValueError, match="of another evaluation: model differ"):
+            certify_robustness(smooth(Threshold(), 0.4), X, Y, n=200, radii=(0.1,), run_dir=tmp_path, resume=True)
+
+
+def test_errors(smoothed):
+    with pytest.raises(TypeError, match=r"takes what robustgen.smooth gives, got Threshold"):
+        certify_robustness(Threshold(), X, Y)
+    with pytest.raises(ValueError, match="there is no input to certify"):
+        certify_robustness(smoothed, X[:0], Y[:0])
+    with pytest.raises(ValueError, match="name one radius at least"):
+        certify_robustness(smoothed, X, Y, radii=())
+    with pytest.raises(ValueError, match="radius must be a finite number > 0"):
+        certify_robustness(smoothed, X, Y, radii=(-1.0,))
+    with pytest.raises(ValueError, match="the attack is in L2, certificates of uniform noise are in L1"):
+        certify_robustness(smooth(Threshold(), 0.5, noise="uniform"), X, Y, n_attacked=2)
+
+
+def test_a_network_for_digits():
+    torch.manual_seed(0)
+    test = data.digits("test")
+    model = smooth(nn.Sequential(nn.Flatten(), mlp(64, [16], 10)), 0.25)
+    report = certify_robustness(model, test.images()[:7], test.labels()[:7], n=100, radii=(0.1,), n_attacked=3)
+    assert report.draws.tolist() == [200] * 7
+    assert len(report.standing(0.1)) == 3

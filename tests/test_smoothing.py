@@ -1,0 +1,275 @@
+"""Randomized smoothing against closed forms: radii that are distances, levels that hold, attacks that may not win."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import binom
+from torch import nn
+
+from robustgen import data
+from robustgen.attacks import PGD
+from robustgen.binomial import lower_bound, majority_p_value, most_provable, needed_draws, upper_bound
+from robustgen.fortified import SmoothedClassifier, smooth
+from robustgen.fortified.smoothing_noise import Gaussian, Uniform
+from robustgen.networks import mlp
+from robustgen.training import ClassifierObjective, Trainer
+
+
+def half_space(weights, bias=0.0):
+    """Class 1 where w.x + b > 0."""
+    linear = nn.Linear(len(weights), 2)
+    with torch.no_grad():
+        linear.weight.copy_(torch.stack([torch.zeros(len(weights)), torch.tensor(weights)]))
+        linear.bias.copy_(torch.tensor([0.0, bias]))
+    return linear.eval()
+
+
+@pytest.fixture(scope="module")
+def trained():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), mlp(64, [64], 10))
+        x, y = data.digits("train").images(), data.digits("train").labels()
+        generator = torch.Generator().manual_seed(0)
+        noisy = torch.cat([x + 0.25 * torch.randn(x.shape, generator=generator) for _ in range(4)])
+        Trainer(ClassifierObjective(), epochs=10, batch_size=64, progress=False).fit(model, (noisy, y.repeat(4)))
+        return model.eval()
+
+
+class TestBounds:
+    @pytest.mark.parametrize("alpha", [0.001, 0.05])
+    def test_the_bound_is_where_the_tail_is_alpha(self, alpha):
+        for n, k in ((100, 1), (100, 60), (1000, 990), (50, 50)):
+            low = lower_bound(torch.tensor([k]), n, alpha).item()
+            assert binom.sf(k - 1, n, low) == pytest.approx(alpha, rel=1e-6)  # P(K >= k) at the bound
+            high = upper_bound(torch.tensor([n - k]), n, alpha).item()
+            assert high == pytest.approx(1 - low)
+
+    def test_its_level(self):
+        draws = torch.from_numpy(binom.rvs(200, 0.7, size=20_000, random_state=0))
+        wrong = (lower_bound(draws, 200, 0.05) > 0.7).double().mean().item()
+        assert 0.02 < wrong <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 20_000)
+
+    def test_all_draws(self):
+        assert most_provable(100, 0.001) == pytest.approx(lower_bound(torch.tensor([100]), 100, 0.001).item())
+        assert most_provable(needed_draws(0.9, 0.01), 0.01) > 0.9 >= most_provable(needed_draws(0.9, 0.01) - 1, 0.01)
+
+    def test_a_majority(self):
+        found = majority_p_value(torch.tensor([8, 5, 5]), torch.tensor([0, 5, 4]))
+        assert found.tolist() == pytest.approx([2 / 256, 1.0, 1.0])
+
+
+class TestRadii:
+    def test_gaussian_is_the_distance_to_a_plane(self):
+        weights, sigma = [3.0, 4.0], 0.5
+        x = torch.tensor([[0.1, 0.05], [0.05, 0.02], [0.3, 0.1]])
+        distances = (x @ torch.tensor(weights)) / 5
+        exact = Gaussian(sigma).radius(torch.special.ndtr(distances.double() / sigma))
+        assert torch.allclose(exact, distances.double(), atol=1e-6)
+        certificate = smooth(half_space(weights), sigma).certify(x, n0=2000, n=20_000)
+        assert certificate.prediction.tolist() == [1, 1, 1]
+        assert certificate.norm == "L2"
+        assert bool((certificate.radius <= distances).all())
+        assert torch.allclose(certificate.radius, distances.double(), atol=0.025)
+
+    def test_uniform_is_the_distance_to_a_threshold(self):
+        noise = Uniform(0.3)
+        x = torch.tensor([[0.55], [0.7], [0.99]])
+        distances = (x[:, 0] - 0.5).double()
+        assert torch.allclose(noise.radius(0.5 + distances / (2 * noise.half_width)), distances)
+        certificate = smooth(half_space([1.0], -0.5), 0.3, noise="uniform").certify(x, n=20_000)
+        assert certificate.norm == "L1"
+        assert bool((certificate.radius <= distances).all())
+        assert torch.allclose(certificate.radius, distances, atol=0.025)
+
+    @pytest.mark.parametrize("noise", [Gaussian(0.25), Uniform(0.25)])
+    def test_share_is_the_inverse(self, noise):
+        shares = torch.tensor([0.5, 0.6, 0.9])
+        assert [noise.share(r) for r in noise.radius(shares).tolist()] == pytest.approx(shares.tolist())
+
+    @pytest.mark.parametrize("noise", [Gaussian(0.3), Uniform(0.3)])
+    def test_noise_has_its_standard_deviation(self, noise):
+        drawn = noise.draw(torch.full((50,), 0.5), 4000, torch.Generator().manual_seed(0))
+        assert drawn.std().item() == pytest.approx(0.3, rel=0.01)
+        assert drawn.mean().item() == pytest.approx(0.5, abs=0.005)
+
+    def test_a_coin_abstains(self):
+        certificate = smooth(half_space([1.0, -1.0]), 0.5).certify(torch.full((1, 2), 0.5), n=1000)
+        assert certificate.prediction.tolist() == [-1]
+        assert certificate.radius.tolist() == [0.0]
+
+    def test_nan_is_no_vote(self):
+        class Broken(nn.Module):
+            def forward(self, x):
+                return torch.where(x[:, :1] > 0.5, torch.nan, torch.tensor([0.0, 1.0]))
+
+        certificate = smooth(Broken(), 0.5).certify(torch.full((1, 2), 0.5), n=1000)
+        assert 400 < int(certificate.counts.sum()) < 600
+        assert certificate.prediction.tolist() == [-1]
+
+
+class TestDraws:
+    def test_neither_batch_nor_order_nor_its_size_matters(self, trained):
+        x = data.digits("test").images()[:6]
+        whole = smooth(trained, 0.25).certify(x, n=350)
+        order = torch.tensor([4, 2, 0, 5, 1, 3])
+        shuffled = smooth(trained, 0.25, batch_size=100).certify(x[order], n=350)
+        assert torch.equal(whole.counts[order], shuffled.counts)
+        assert torch.equal(whole.counts[2:3], smooth(trained, 0.25).certify(x[2:3], n=350).counts)
+
+    def test_the_global_random_state_and_the_model_stay(self, trained):
+        model = smooth(trained.train(), 0.25)
+        state, x = torch.get_rng_state(), data.digits("test").images()[:2]
+        model.certify(x, n=100)
+        model.predict(x, n=100)
+        assert torch.equal(state, torch.get_rng_state())
+        assert trained.training
+        trained.eval()
+
+    def test_choice_and_bound_do_not_share_draws(self, trained):
+        x = data.digits("test").images()[:1]
+        model = smooth(trained, 1.5)
+        certificate = model.certify(x, n0=100, n=100)
+        with torch.no_grad():
+            chosen = next(model._count(ask, one, key, 0, 100) for ask, one, key in model._each(x, None))
+        assert not torch.equal(chosen, certificate.counts[0])
+
+    def test_another_seed(self, trained):
+        x = data.digits("test").images()[:3]
+        model = smooth(trained, 1.0)
+        assert not torch.equal(model.certify(x, n=500).counts, model.certify(x, n=500, seed=1).counts)
+        assert torch.equal(
+            smooth(trained, 1.0, seed=1).certify(x, n=500).counts, model.certify(x, n=500, seed=1).counts
+        )
+
+    def test_forward_draws_afresh_and_is_differentiable(self, trained):
+        model, x = smooth(trained, 0.25).eval(), data.digits("test").images()[:2].requires_grad_()
+        first, second = model(x), model(x)
+        assert not torch.equal(first, second)
+        assert torch.allclose(first.exp().sum(1), torch.ones(2))
+        first[:, 0].sum().backward()
+        assert bool((x.grad != 0).any())
+
+    def test_an_early_stop_loses_draws_and_no_level(self):
+        model = smooth(half_space([1.0, 0.0]), 0.5)
+        x = torch.tensor([[0.1, 0.5], [0.9, 0.5]])
+        full, stopped = model.certify(x, n=2000), model.certify(x, n=2000, radius=0.6)
+        assert stopped.draws[0] < full.draws[0] == 2100
+        assert stopped.radius[0] < 0.6
+        assert stopped.radius[0] <= full.radius[0]
+        assert stopped.p_lower[0] == lower_bound(stopped.counts[0, 1:], 2000, 0.001)
+        assert torch.equal(stopped.counts[1], full.counts[1])
+
+    def test_predict_agrees_with_certify(self, trained):
+        x = data.digits("test").images()[:20]
+        model = smooth(trained, 0.25)
+        predicted, certificate = model.predict(x, n=500), model.certify(x, n=500)
+        both = (predicted >= 0) & (certificate.prediction >= 0)
+        assert both.double().mean() > 0.7
+        assert torch.equal(predicted[both], certificate.prediction[both])
+
+
+class Denoising(nn.Module):
+    def denoise(self, x, sigma):
+        return torch.zeros_like(x)
+
+
+class TestDenoiser:
+    def test_it_stands_before_the_network(self):
+        model = smooth(half_space([1.0, 0.0], 0.25), 0.5, denoiser=Denoising())
+        certificate = model.certify(torch.zeros(1, 2), n=1000)
+        assert certificate.counts.tolist() == [[0, 1000]]
+        assert certificate.radius.item() == pytest.approx(0.5 * 2.46, abs=0.01)  # Phi^-1(0.001 ** 0.001)
+
+    def test_refused(self):
+        with pytest.raises(TypeError, match=r"a denoiser has a method denoise\(x, sigma\), Linear has none"):
+            smooth(half_space([1.0]), 0.5, denoiser=nn.Linear(1, 1))
+        with pytest.raises(ValueError, match="a denoiser takes Gaussian noise away, not uniform noise"):
+            smooth(half_space([1.0]), 0.5, denoiser=Denoising(), noise="uniform")
+
+
+class TestAttacks:
+    def test_no_attack_beats_a_certificate(self, trained):
+        x, y = data.digits("test").images()[:40], data.digits("test").labels()[:40]
+        model = smooth(trained, 0.25, draws=16)
+        certificate = model.certify(x, n=2000)
+        held = (certificate.prediction == y) & (certificate.radius > 0.05)
+        assert held.sum() > 25
+        x, y, radius = x[held], y[held], certificate.radius[held]
+        attack = PGD(eps=1.0, norm="L2", steps=20, early_stop=False, seed=1)
+        x_adv = attack(model, x, y, eps=(0.99 * radius).float())
+        assert bool(((x_adv - x).flatten(1).norm(dim=1) > 0.5 * radius).all())  # it did go somewhere
+        found = model.predict(x_adv, n=2000, seed=7)
+        assert bool(((found == y) | (found == -1)).all())
+        beyond = attack(model, x, y, eps=(4 * radius + 0.5).float())  # and it could win, were there no certificate
+        assert bool((model.predict(beyond, n=2000, seed=7) != y).double().mean() > 0.5)
+
+
+class TestErrors:
+    @pytest.mark.parametrize(
+        ("build", "error", "line"),
+        [
+            (lambda m: smooth(m, 0.0), ValueError, r"sigma must be a finite number > 0, got 0.0"),
+            (lambda m: smooth(m, float("nan")), ValueError, r"sigma must be a finite number > 0"),
+            (lambda m: smooth(lambda x: x, 0.5), TypeError, "smooth takes an nn.Module, got function"),
+            (lambda m: smooth(m, 0.5, noise="cauchy"), ValueError, "unknown noise 'cauchy'"),
+            (lambda m: smooth(m, 0.5, precision="float16"), ValueError, "precision must be float32 or bfloat16"),
+            (lambda m: smooth(m, 0.5).certify(torch.rand(2, 2), alpha=1.0), ValueError, r"alpha must be in \(0, 1\)"),
+            (lambda m: smooth(m, 0.5).certify(torch.rand(2, 2), n0=100, n=10), ValueError, "n must be at least n0"),
+            (lambda m: smooth(m, 0.5).certify(torch.rand(2, 2) + 1), ValueError, "outside the bounds"),
+            (lambda m: smooth(m, 0.5).certify(torch.ones(2, 2).long()), TypeError, "must be float32 or float64"),
+            (
+                lambda m: smooth(m, 0.5).certify(torch.rand(2, 2), n=100, radius=2.0),
+                ValueError,
+                r"n=100 draws prove radii up to 0.75 at sigma=0.5, not 2: \d+ draws could",
+            ),
+            (
+                lambda m: smooth(m, 0.5, noise="uniform").certify(torch.rand(2, 2), n=100, radius=2.0),
+                ValueError,
+                "and no number of draws does",
+            ),
+            (lambda m: smooth(m, 0.5).certify(torch.rand(2, 3)), ValueError, "the model fails on inputs"),
+        ],
+    )
+    def test_one_clear_line(self, build, error, line):
+        with pytest.raises(error, match=line):
+            build(half_space([1.0, 1.0]))
+
+    def test_randomness_that_rows_share_is_refused_and_that_of_each_row_is_not(self):
+        class Noisy(nn.Module):
+            def __init__(self, shared):
+                super().__init__()
+                self.shared, self.linear = shared, half_space([1.0, 1.0])
+
+            def forward(self, x):
+                noise = torch.randn(1 if self.shared else len(x), 2)
+                return self.linear(x) + noise
+
+        x = torch.rand(2, 2)
+        with pytest.raises(ValueError, match="random numbers that all rows of a batch share"):
+            smooth(Noisy(True), 0.5).certify(x, n=200)
+        model = smooth(Noisy(False), 0.5)
+        assert torch.equal(model.certify(x, n=200).counts, model.certify(x.flip(0), n=200).counts.flip(0))
+
+    def test_a_network_that_looks_at_its_batch_is_refused(self):
+        class Batch(nn.Module):
+            def forward(self, x):
+                return torch.cat([x, x - x.mean(0)], 1)
+
+        with pytest.raises(ValueError, match="depends on the others in its batch"):
+            smooth(Batch(), 0.5).certify(torch.rand(2, 2), n=200)
+
+    def test_an_empty_batch(self):
+        certificate = smooth(half_space([1.0, 1.0]), 0.5).certify(torch.rand(0, 2))
+        assert len(certificate.radius) == 0
+        assert len(smooth(half_space([1.0, 1.0]), 0.5).predict(torch.rand(0, 2))) == 0
+
+    def test_embeddings_of_a_sequence(self):
+        class Mean(nn.Module):
+            def forward(self, x):
+                return x.mean(1)[:, :2]
+
+        model = SmoothedClassifier(Mean(), 0.5, bounds=None)
+        certificate = model.certify(5 * torch.randn(3, 7, 4, generator=torch.Generator().manual_seed(0)), n=500)
+        assert bool((certificate.radius > 0.5).all())

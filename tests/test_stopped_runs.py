@@ -1,0 +1,180 @@
+"""What a run is held to before its network is used: a finished training, a best epoch that is the best."""
+
+import json
+import shutil
+
+import pytest
+
+from robustgen import cli
+from robustgen.commands.opening import load_run, saved_detector
+from robustgen.commands.runs import parts
+from robustgen.data import digits
+from robustgen.training import best_checkpoint, epochs_done, latest_checkpoint
+from robustgen.training.recipes import find
+
+pytestmark = pytest.mark.filterwarnings("always:run .* was stopped", "always:clean accuracy")
+
+SMALL = ["--data", "digits", "--limit", "400", "--width", "4", "--quiet"]
+ATTACK = ["--data", "digits", "--limit", "20", "--eps", "0.05", "--no-masking-tests", "--quiet"]
+
+
+def run(capsys, *arguments):
+    code = cli.main([str(a) for a in arguments])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A fortified, adversarially trained network, whose best epoch is not its last."""
+    where = tmp_path_factory.mktemp("runs")
+    for seed in range(9):
+        run_dir = where / str(seed)
+        options = ["--adversarial", "fast", "--epochs", "5", "--fortify", "auto", "--seed", str(seed)]
+        assert cli.main(["train", "--run", str(run_dir), *SMALL, *options]) == 0
+        if best_checkpoint(run_dir) != latest_checkpoint(run_dir):
+            return run_dir
+    raise AssertionError("no run whose best epoch is not its last")
+
+
+@pytest.fixture
+def copied(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "run")
+    return tmp_path / "run"
+
+
+def stop_early(run_dir, epochs):
+    """Make it a run that was to have so many epochs."""
+    path = latest_checkpoint(run_dir) / "config.json"
+    head = json.loads(path.read_text())
+    head["config"]["epochs"] = epochs
+    path.write_text(json.dumps(head))
+
+
+def test_a_training_that_was_not_finished_is_said(capsys, copied, tmp_path):
+    line = f"run {copied} was stopped after epoch 5 of 9"
+    assert line not in run(capsys, "attack", "--run", copied, *ATTACK)[2]
+    stop_early(copied, 9)
+    assert epochs_done(copied) == (5, 9)
+    code, out, err = run(capsys, "attack", "--run", copied, *ATTACK, "--out", tmp_path / "a")
+    assert code == 0, err
+    assert f"robustgen: warning: {line}\n" in err
+    assert line in out
+    assert line in json.loads((tmp_path / "a" / "report.json").read_text())["networks"][0]["notes"]
+    code, out, err = run(capsys, "attack", "--run", "example:digits", "--surrogate", copied, *ATTACK)
+    assert (code, line in err, line in out) == (0, True, True), err
+    code, _, err = run(capsys, "score", "--run", copied, "--data", "digits", "--limit", "5")
+    assert (code, line in err) == (0, True), err
+    against = ["--data", "digits", "--limit", "20", "--against", "noise", "--report", tmp_path / "b"]
+    code, _, err = run(capsys, "score", "--run", copied, *against)
+    assert (code, line in err) == (0, True), err
+    assert line in json.loads((tmp_path / "b" / "report.json").read_text())["remarks"]
+    begun = ["train", "--run", tmp_path / "c", *SMALL, "--weights", copied, "--epochs", "1", "--fortify", "auto"]
+    assert line in run(capsys, *begun)[2]
+
+
+def test_of_a_generative_model_too(capsys, tmp_path):
+    vae = ["vae", "--set", "latent_dim=2", "--set", "quantization=stochastic", "--data", "digits", "--limit", "100"]
+    assert run(capsys, "train", *vae, "--run", tmp_path, "--epochs", "1", "--quiet")[0] == 0
+    sample = ["sample", "--checkpoint", tmp_path, "--n", "1", "--quiet", "--out", tmp_path / "x.png"]
+    assert run(capsys, *sample)[2] == ""
+    stop_early(tmp_path, 2)
+    assert f"run {tmp_path} was stopped after epoch 1 of 2" in run(capsys, *sample)[2]
+
+
+def test_a_best_epoch_that_is_missing_is_an_error(capsys, copied):
+    pointer = copied / "checkpoints" / "best"
+    pointer.unlink()
+    message = f"{pointer}: is missing; it names the checkpoint of the best epoch"
+    for command in (["attack", "--run", copied, *ATTACK], ["train", "--run", copied, "--resume", "--quiet"]):
+        code, _, err = run(capsys, *command)
+        assert (code, message in err, err.count("\n")) == (2, True, 1), err
+    assert not pointer.exists()
+
+
+def test_a_best_epoch_that_is_another_is_an_error(capsys, copied):
+    pointer = copied / "checkpoints" / "best"
+    pointer.write_text(f"{latest_checkpoint(copied).name}\n")
+    for command in (["attack", "--run", copied, *ATTACK], ["train", "--run", copied, "--resume", "--quiet"]):
+        code, _, err = run(capsys, *command)
+        assert (code, f"{pointer}: names the checkpoint at step" in err, err.count("\n")) == (2, True, 1), err
+
+
+def test_a_garbled_best_is_an_error_where_the_latest_is_the_best_too(capsys, tmp_path):
+    assert run(capsys, "train", "--run", tmp_path, *SMALL, "--adversarial", "fast", "--epochs", "1")[0] == 0
+    pointer = tmp_path / "checkpoints" / "best"
+    pointer.write_text("garbled\n")
+    code, _, err = run(capsys, "train", "--run", tmp_path, "--resume", "--quiet")
+    assert (code, f"{pointer}: names 'garbled'" in err, err.count("\n")) == (2, True, 1), err
+    assert pointer.read_text() == "garbled\n"
+
+
+def test_the_best_epoch_is_held_against_run_json(copied):
+    path = copied / "run.json"
+    info = json.loads(path.read_text())
+    load_run(copied)
+    path.write_text(json.dumps(info | {"best": {"epoch": 1, "step": info["best"]["step"] + 1}}))
+    with pytest.raises(ValueError, match="the best epoch is 1, at step"):
+        load_run(copied)
+    path.write_text(json.dumps(info | {"best": "yes"}))
+    with pytest.raises(ValueError, match="best must be an object"):
+        load_run(copied)
+
+
+def test_the_summary_is_of_the_best_epoch(trained, copied, capsys):
+    code, out, err = run(capsys, "train", "--run", copied, "--resume", "--json", "--quiet")
+    assert code == 0, err
+    found, info = json.loads(out), json.loads((copied / "run.json").read_text())
+    rows = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    best = rows[info["best"]["epoch"] - 1]
+    assert found["best epoch"] == best["epoch"] < len(rows)
+    assert all(found[name] == value for name, value in best.items() if name not in ("epoch", "step"))
+    assert found["epochs"] == 5
+
+
+def test_what_chooses_the_epoch_calibrates_no_detector(copied, capsys):
+    """Of 40 held-back images 20 choose, and the scores of the detector are of the 20 others."""
+    network, info = load_run(copied)
+    assert info["held_back"] == {"choose_the_epoch": 20, "calibrate": 20}
+    _, _, held_back = parts(digits("train").first(400), ())
+    recipe = find("digits-fast")
+    watched, others = recipe.watched(held_back), recipe.unwatched(held_back)
+    assert sorted([*watched.ids.tolist(), *others.ids.tolist()]) == sorted(held_back.ids.tolist())
+    detector = saved_detector(copied, network)
+    scores = detector.score(others.images())
+    assert detector.calibration.scores.sort().values.tolist() == pytest.approx(scores.sort().values.tolist())
+
+
+@pytest.mark.filterwarnings("ignore:the fortified network decides")
+def test_nor_a_detector_that_is_fitted_afterwards(tmp_path, capsys, monkeypatch):
+    from robustgen.commands import score
+    from robustgen.detectors import ReconstructionError
+
+    seen = {}
+    calibrate = ReconstructionError.calibrate
+    monkeypatch.setattr(
+        score.ReconstructionError,
+        "calibrate",
+        lambda self, data: seen.update(ids=set(data.ids.tolist())) or calibrate(self, data),
+    )
+    whole = [word for word in SMALL if word not in ("--limit", "400")]
+    assert run(capsys, "train", "--run", tmp_path, *whole, "--adversarial", "fast", "--epochs", "1")[0] == 0
+    few = ["--data", "digits", "--limit", "3", "--fit-data", "digits", "--epochs", "1", "--quiet"]
+    code, _, err = run(capsys, "score", "--run", tmp_path, *few)
+    assert code == 0, err
+    held_back = json.loads((tmp_path / "run.json").read_text())["held_back"]
+    _, _, kept = parts(digits("train"), ())
+    assert seen["ids"] == set(find("digits-fast").unwatched(kept).ids.tolist())
+    assert len(seen["ids"]) == held_back["calibrate"] == 72
+
+
+def test_few_images_that_choose_the_epoch_are_said(capsys, tmp_path):
+    few = ["--data", "digits", "--limit", "30", "--width", "4", "--adversarial", "fast", "--epochs", "1"]
+    code, out, err = run(capsys, "train", "--run", tmp_path / "a", *few)
+    assert code == 0, err
+    line = "1 held-back image (few: a standard error of up to 50 points)"
+    assert line in err
+    assert f"chosen on: {line}" in out
+    few[few.index("30")] = "12"
+    code, _, err = run(capsys, "train", "--run", tmp_path / "b", *few, "--quiet")
+    assert (code, "1 example is kept from training" in err) == (2, True)
