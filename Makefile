@@ -2,12 +2,12 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: install demo test lint types check smoke dist lowest accelerator accelerator-smoke clean
+.PHONY: install demo test lint types check smoke docs dist check-all lowest accelerator accelerator-smoke clean
 install: .venv/installed
 
 .venv/installed: pyproject.toml
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev]"
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable ".[dev,docs]"
 	touch $@
 
 demo: install
@@ -28,6 +28,10 @@ check: install
 smoke: install
 	$(BIN)/robustgen demo --smoke --out "$$(mktemp -d)"
 
+# The site, in site/; a warning, or anything that a page would load from elsewhere, is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 # What pip gives a user: sdist and wheel, the wheel in an empty environment, the demo from there.
 dist: install
 	rm -rf dist build
@@ -35,6 +39,9 @@ dist: install
 	empty="$$(mktemp -d)" && trap 'rm -rf "$$empty"' EXIT && $(PYTHON) -m venv "$$empty/env" \
 	&& "$$empty/env/bin/python" -m pip install --quiet --disable-pip-version-check dist/*.whl \
 	&& cd "$$empty" && env/bin/robustgen demo --smoke --quiet --out report && env/bin/robustgen --version
+
+# Everything that a change has to pass.
+check-all: docs test dist
 
 # The tests with the lowest versions that pyproject.toml allows: make lowest PYTHON=python3.10. These use what newer
 # versions of their own dependencies deprecate.
@@ -53,4 +60,4 @@ accelerator accelerator-smoke:
 	PYTHONPATH=. $$python benchmarks/accelerator.py $(if $(findstring smoke,$@),--smoke) $(ARGS)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-report build dist *.egg-info
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis demo-report site build dist *.egg-info
