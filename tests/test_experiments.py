@@ -156,6 +156,7 @@ def test_a_line_that_is_no_cell_is_refused_by_its_number(tmp_path):
         json.dumps(good | {"value": "3"}): "value must be a finite number",
         json.dumps(good | {"scale": "full"}): "holds a cell of fake/table at scale full",
         json.dumps(good)[:50]: "not a complete JSON value",
+        json.dumps(good | {"settings": "@"}).replace('"@"', '{"a": 1e999}'): "number that is too large",
         lines[0]: "a--x--seed0 again",
     }.items():
         path.write_text("\n".join([lines[0], wrong, *lines[2:]]) + "\n")
@@ -166,6 +167,12 @@ def test_a_line_that_is_no_cell_is_refused_by_its_number(tmp_path):
         ):
             with pytest.raises(ValueError, match=rf"cpu\.jsonl, line 2: .*{message}"):
                 read()
+
+
+def test_a_folder_in_place_of_the_file_is_named(tmp_path):
+    cells_path(tmp_path, Fake(), "cpu").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"cpu\.jsonl: a folder"):
+        read_cells(tmp_path, Fake(), "cpu")
 
 
 def test_what_the_experiment_does_not_ask_for_is_left_where_it_is(tmp_path):

@@ -49,6 +49,8 @@ def read_records(out: Path, experiment: Experiment, scale: str) -> dict[Cell, di
     path = cells_path(out, experiment, scale)
     if not path.exists():
         return {}
+    if not path.is_file():
+        raise ValueError(f"{path}: a folder, where a file of cells belongs")
     with open(path, "rb") as file:
         data = file.read(MOST_BYTES + 1)
     if len(data) > MOST_BYTES:
@@ -69,6 +71,10 @@ def _cell_of(record: dict[str, Any], experiment: Experiment, scale: str, where: 
     if record.get("format") != FORMAT:
         raise ValueError(f"{where}: not the record of a cell in format {FORMAT}")
     check_structure(record, RECORD, where)
+    try:
+        json.dumps(record, allow_nan=False)
+    except ValueError:  # such as 1e999, among settings, which nothing else looks into
+        raise ValueError(f"{where}: holds a number that is too large") from None
     if (record["experiment"], record["scale"]) != (experiment.name, scale):
         raise ValueError(f"{where}: holds a cell of {record['experiment']} at scale {record['scale']}")
     return Cell(record["row"], record["column"], record["seed"])

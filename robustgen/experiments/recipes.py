@@ -41,7 +41,7 @@ class RecipeTable(Experiment):
     title: str = "training recipes under the standard suite"
     question: str = "How robust is the network that a training recipe gives, with no setting changed?"
     source: str = (
-        "Published: networks of Wong et al., 2020, Madry et al., 2018, and Zhang et al., 2019, as Croce and Hein, "
+        "networks of Wong et al., 2020, Madry et al., 2018, and Zhang et al., 2019, as Croce and Hein, "
         '"Reliable Evaluation of Adversarial Robustness", 2020, measured them'
     )
     metric: str = "accuracy under the standard suite, percent"
@@ -59,7 +59,7 @@ class RecipeTable(Experiment):
         for name, recipe in RECIPES.items()
     )
     notes: tuple[str, ...] = (
-        "TrainedModels on nine tenths of the training images, as `robustgen train` does; attacked is the best epoch "
+        "Trained on nine tenths of the training images, as `robustgen train` does; attacked is the best epoch "
         "under a margin PGD on 500 of the tenth that is kept back. Test images are spaced evenly over the test set.",
         "CIFAR-10 is re-encoded as JPEG, which changes high frequencies.",
     )

@@ -64,7 +64,7 @@ CIFAR = {
 
 @dataclass(frozen=True)
 class AttackColumn(Column):
-    """TrainedModels and tested with ``attack`` ("fgsm" or "pgd") at ``eps``."""
+    """Trained and tested with ``attack`` ("fgsm" or "pgd") at ``eps``."""
 
     attack: str
     eps: float

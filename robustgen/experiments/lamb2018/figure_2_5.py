@@ -32,8 +32,8 @@ EXPERIMENT = _Figure(
     eps=EPS,
     question="Does an attack without a bound break a fortified network that is trained with PGD?",
     finding=(
-        "Trained and tested at eps 0.1 {0.1|pgd}, at eps 0.3 {0.3|pgd}, at eps 1 {1|pgd}. Under PGD without a "
-        "bound, trained at eps 0.1: {0.1|pgd|PGD unbounded}."
+        "Trained and tested at eps 0.1: {0.1|pgd}; at 0.3: {0.3|pgd}; at 1: {1|pgd}. Trained at 0.1, under PGD without "
+        "a bound: {0.1|pgd|PGD unbounded}."
     ),
     scales={
         "smoke": FASHION["smoke"],

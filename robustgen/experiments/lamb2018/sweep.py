@@ -57,8 +57,8 @@ class _Sweep(Experiment):
     title = "placement x weight x noise of fortified layers, Fashion-MNIST"
     question = "Where, how strongly and with how much noise should a network be fortified?"
     finding = (
-        "Adversarial training {none|0}, with a quarter more epochs {none-more|0}. Last layer fortified with "
-        "lambda 3 {last-mean-3|0}; first and last with lambda 0.03 {first-and-last-mean-0.03|0.1}, at "
+        "Adversarial training: {none|0}, with a quarter more epochs {none-more|0}. Last layer fortified with lambda 3: "
+        "{last-mean-3|0}. First and last with lambda 0.03: {first-and-last-mean-0.03|0.1}, at "
         "{first-and-last-mean-0.03|0.1|cost} times the cost."
     )
     source = "no counterpart in the source, which recommends several layers (section 2.5) without a measurement"
