@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustgen import data, smooth
+from robustgen import cli, data, smooth
 from robustgen.evaluation import certify_robustness
 from robustgen.fortified import SmoothedClassifier
 from robustgen.networks import mlp
@@ -111,3 +111,35 @@ def test_a_network_for_digits():
     report = certify_robustness(model, test.images()[:7], test.labels()[:7], n=100, radii=(0.1,), n_attacked=3)
     assert report.draws.tolist() == [200] * 7
     assert len(report.standing(0.1)) == 3
+
+
+class TestCommand:
+    def run(self, *arguments):
+        return cli.main([*arguments, "--quiet"])
+
+    def test_a_network_behind_a_denoiser(self, tmp_path, capsys):
+        denoiser, out = str(tmp_path / "denoiser"), str(tmp_path / "out")
+        few = ["--data", "digits", "--limit", "200", "--epochs", "1", "--set", "width=4"]
+        assert self.run("train", "denoiser", "--run", denoiser, *few) == 0
+        capsys.readouterr()
+        options = ["--run", "example:digits", "--denoiser", denoiser, "--data", "digits", "--limit", "6", "--n", "100"]
+        options += ["--sigma", "0.2", "--radius", "0.1", "--out", out]
+        assert self.run("certify", *options) == 0
+        assert "L2 0.1: certified" in (said := capsys.readouterr().out)
+        record = json.loads((tmp_path / "out" / "certification.json").read_text())
+        assert len(record["certified"][0]["per_example"]["radius"]) == 6
+        assert self.run("certify", *options) == 2
+        assert "already holds certificates" in capsys.readouterr().err
+        assert self.run("certify", *options, "--resume") == 0
+        assert capsys.readouterr().out == said
+
+    def test_errors(self, tmp_path, capsys):
+        for arguments, line in (
+            (["--run", "example:digits"], "say how much noise: --sigma 0.5"),
+            (["--run", "example:digits", "--sigma", "0"], "sigma must be a finite number > 0"),
+            (["--run", "example:digits", "--sigma", "0.5", "--n", "10"], "n must be at least n0"),
+            (["--run", "example:digits", "--sigma", "0.5", "--resume"], "--resume goes on with the certificates"),
+            (["--run", "example:digits", "--sigma", "0.5", "--denoiser", str(tmp_path)], "no checkpoint"),
+        ):
+            assert self.run("certify", "--limit", "3", *arguments) in (1, 2), arguments
+            assert line in capsys.readouterr().err

@@ -13,6 +13,7 @@ import typer
 
 from robustgen import __version__
 from robustgen.cli.attack import attack
+from robustgen.cli.certify import certify
 from robustgen.cli.grouped_help import GroupedCommand, examples
 from robustgen.cli.options import refuse_empty
 from robustgen.cli.reproduce import demo, report, reproduce
@@ -48,6 +49,14 @@ app.command(
         "attack --model torchvision:resnet18 --weights resnet18.pth --data photos/ --eps 8/255",
     ),
 )(attack)
+app.command(
+    cls=GroupedCommand,
+    epilog=examples(
+        "train denoiser --data mnist --data-root data --epochs 3 --run runs/denoiser",
+        "certify --run runs/plain --denoiser runs/denoiser --data-root data --sigma 0.5 --limit 200 --n 2000",
+        "certify --run runs/robust --sigma 0.25 --sigma 0.5 --radius 0.25 --attack 50 --out runs/robust/certified",
+    ),
+)(certify)
 app.command(
     cls=GroupedCommand,
     epilog=examples(

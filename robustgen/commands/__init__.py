@@ -2,6 +2,7 @@
 
 from robustgen.commands.attack import attack_network
 from robustgen.commands.attack_options import naming_options, resumed_options
+from robustgen.commands.certify import certify_network
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.fortify_spec import FortifySpec
 from robustgen.commands.generative import (
@@ -26,6 +27,7 @@ __all__ = [
     "Scoring",
     "Unreadable",
     "attack_network",
+    "certify_network",
     "compare_populations",
     "generative_detector",
     "naming_options",
