@@ -69,6 +69,11 @@ def test_commands_parse(page):
                 raise AssertionError(f"robustgen {shlex.join(arguments)}: {error}") from error
 
 
+def test_every_command_has_its_options_on_the_page():
+    drawn_there = re.findall(r"<!-- options: (\S+) -->", (ROOT / "docs" / "command.md").read_text())
+    assert sorted(drawn_there) == sorted(GROUP.commands)
+
+
 @pytest.mark.filterwarnings("default")
 def test_commands_of_the_readme_run(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)

@@ -1,7 +1,7 @@
 """Pages of the site that are drawn from the package and the project's own files, so that they cannot go stale.
 
 A hook of MkDocs: API pages from each room's ``__all__``, tables of options from the command itself, and the project's
-files that are pages too (SECURITY.md, CONTRIBUTING.md, CHANGELOG.md; RESULTS.md where docs/results has no index).
+files that are pages too (SECURITY.md, CONTRIBUTING.md, CHANGELOG.md).
 """
 
 import importlib
@@ -24,11 +24,10 @@ SHARED = {"security.md": "SECURITY.md", "contributing.md": "CONTRIBUTING.md", "c
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
     """The pages of docs/results go into the navigation, as many as there are."""
     folder = Path(config.docs_dir, "results")
-    found = sorted(path.relative_to(config.docs_dir).as_posix() for path in folder.rglob("*.md"))
-    home = "results/README.md" if "results/README.md" in found else "results/index.md"
+    found = sorted(folder.rglob("*.md"), key=lambda path: (path.name != "index.md", path))
     for entry in config.nav or ():
         if isinstance(entry, dict) and "Results" in entry:
-            entry["Results"] = [*entry["Results"], home, *(page for page in found if page != home)]
+            entry["Results"] += [path.relative_to(config.docs_dir).as_posix() for path in found]
     return config
 
 
@@ -37,8 +36,6 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
         files.append(File.generated(config, f"api/{room}.md", content=api_page(room)))
     for page, source in SHARED.items():
         files.append(File.generated(config, page, content=project_file(source, page)))
-    if not any(files.get_file_from_path(f"results/{name}") for name in ("index.md", "README.md")):
-        files.append(File.generated(config, "results/index.md", content=project_file("RESULTS.md", "results/index.md")))
     return files
 
 
@@ -88,7 +85,7 @@ def project_file(name: str, page: str) -> str:
         if re.match(r"https?://|#", target):
             return found[0]
         path, _, anchor = target.partition("#")
-        pages = {source: other for other, source in SHARED.items()} | {"RESULTS.md": "results/index.md"}
+        pages = {source: other for other, source in SHARED.items()}
         inside = path.removeprefix("docs/") if path.startswith("docs/") else pages.get(path)
         if inside is None:
             return text if text.startswith("`") else f"{text} (`{path}`)" if text != path else f"`{path}`"

@@ -10,7 +10,7 @@ from typing import Any
 from robustgen.experiments.recipes import EXPERIMENT
 
 ROOT = Path(__file__).parent.parent
-CELLS = ROOT / "results" / "recipes" / "standard"
+CELLS = ROOT / "results" / "recipes" / "standard" / "cpu.jsonl"
 FIGURE = ROOT / "docs" / "assets" / "robust-accuracy.svg"
 
 _WIDTH, _LEFT, _RIGHT, _ROW, _TOP = 760, 190, 60, 46, 78
@@ -19,9 +19,7 @@ _CLEAN, _ROBUST, _PUBLISHED, _TEXT, _QUIET = "#b2dfdb", "#00796b", "#e65100", "#
 
 def measured() -> list[dict[str, Any]]:
     """A row for each recipe that has been measured, the most robust first."""
-    lines = CELLS / "cpu.jsonl"  # a cell a line, or a file each
-    texts = lines.read_text().splitlines() if lines.exists() else [p.read_text() for p in CELLS.glob("cpu/*.json")]
-    cells = {cell["row"]: cell["numbers"] for cell in map(json.loads, texts)}
+    cells = {cell["row"]: cell["numbers"] for cell in map(json.loads, CELLS.read_text().splitlines())}
     rows = [
         {
             "recipe": row.key,
