@@ -301,7 +301,7 @@ def test_runs_on_photos_remember_how_they_were_read(capsys, tmp_path):
     assert recorded_data(info).images == ImageReader(size=(6, 5), fit="crop")
     assert run(capsys, *train, *chosen, "--resume")[0] == 0
     assert run(capsys, *train, "--size", "6x5", "--resume")[0] == 0  # what is not given is remembered
-    assert "data was" in run(capsys, *train, "--fit", "squash", "--resume")[2]
+    assert "data.images.fit was" in run(capsys, *train, "--fit", "squash", "--resume")[2]
     other = tmp_path / "other"
     other.mkdir()
     Image.fromarray(pixels(0, 20, 12)).save(other / "1.png")
@@ -309,7 +309,7 @@ def test_runs_on_photos_remember_how_they_were_read(capsys, tmp_path):
     tell = lambda kind, line: found.append(line)
     scoring = Scoring(DataSpec(str(other)), "test", unreadable=Unreadable(tell), tell=tell)
     scoring.fit_to((1, 6, 5), info)
-    assert found == ["other: 1 image files, converted to L, resized to 6x5, bilinear, after a centre crop"]
+    assert found == ["other: 1 image file, converted to L, resized to 6x5, bilinear, after a centre crop"]
     assert DataSpec("digits").record() == {"source": "digits", "root": None, "download": False, "limit": None}
     info["data"]["images"]["fit"] = "stretch"
     (tmp_path / "r" / "run.json").write_text(json.dumps(info))

@@ -57,6 +57,7 @@ class Trainer(Settings):
         TypeError: a number of another kind.
         ValueError: an argument out of range.
 
+    >>> import torch
     >>> x, y = torch.rand(64, 8), torch.arange(64) % 2
     >>> from robustgen.training import ClassifierObjective
     >>> trainer = Trainer(ClassifierObjective(), epochs=2, batch_size=16, progress=False)
