@@ -339,7 +339,7 @@ class TestCleanWeight:
         assert errors[0] > 1.2 * errors[1]
         assert errors[1] > 1.2 * errors[2]
 
-    @pytest.mark.parametrize(("init", "weight"), [("identity", 2.0), ("random", 0.0)])
+    @pytest.mark.parametrize(("init", "weight"), [("identity", 4.0), ("random", 0.0)])
     def test_its_default(self, init, weight):
         default, named = (self.fitted(init, **options)[0] for options in ({}, {"clean_weight": weight}))
         assert torch.equal(default.autoencoders()[0].weight, named.autoencoders()[0].weight)

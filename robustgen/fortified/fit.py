@@ -26,7 +26,7 @@ _ROWS = 256  # of a batch's states, evenly spaced, that directions are found fro
 
 
 #: Of the error without noise, beside the one with it, of an autoencoder that starts as the identity.
-_CLEAN_WEIGHT = 2.0
+_CLEAN_WEIGHT = 4.0
 
 
 class _AutoencoderObjective:

@@ -366,7 +366,7 @@ class FortifiedNetwork(nn.Module):
             data: inputs as :class:`~robustgen.training.Trainer` takes them; labels, if any, are not used.
             epochs, lr, batch_size, seed, progress, run_dir, resume: of the training, by Adam.
             clean_weight: of the error of states without noise, beside that of corrupted ones: larger ones change fewer
-                of the network's decisions and denoise less. None: 2 for an autoencoder that starts as the identity, 0
+                of the network's decisions and denoise less. None: 4 for an autoencoder that starts as the identity, 0
                 (the source's loss) for one at random and for noise at test.
 
         Returns:
