@@ -124,6 +124,17 @@ def test_numbers_of_recipes_are_the_kept_ones():
         assert [cell.strip(" *") for cell in drawn_row.strip("|").split("|")] == cells
 
 
+def test_what_fortifying_costs_is_the_kept_measurement():
+    rows = json.loads((ROOT / "results" / "benchmarks" / "identity_start.json").read_text())["rows"]
+    page = (ROOT / "docs" / "measured.md").read_text()
+    for init in ("identity", "random"):
+        for name in ("mnist", "fashion-mnist"):
+            chosen = [row for row in rows if (row["init"], row["data"]) == (init, name)]
+            lost = [(row["epochs"], row["accuracy, bare"] - row["accuracy, fortified"]) for row in chosen]
+            worst = [f"{max(points for e, points in lost if e == epochs):.2f}" for epochs in (0, 1, 5)]
+            assert f"| {init} | {name} | {' | '.join(worst)} |" in page
+
+
 def test_the_table_of_natural_images_is_the_kept_one():
     record = json.loads((ROOT / "results" / "benchmarks" / "natural_images.json").read_text())
     page = (ROOT / "docs" / "guides" / "score.md").read_text()
