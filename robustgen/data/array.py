@@ -104,6 +104,7 @@ class ArrayDataset(Dataset[Any]):
 
     @property
     def n_classes(self) -> int:
+        """How many classes there are."""
         return len(self.classes)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -66,6 +66,10 @@ class Detector(ABC):
         model: the network that the scores come from, or a sequence of several, kept as one ``nn.ModuleList``.
         batch_size: inputs scored at once; the scores do not depend on it.
 
+    Raises:
+        TypeError: a model that is no ``nn.Module``.
+        ValueError: a batch_size below 1.
+
     Attributes:
         former_names: of the class: what it was called when older files were saved.
         fit_on_fresh: of the class: whether ``fit`` needs data that the model was not trained on either.
