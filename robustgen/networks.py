@@ -47,6 +47,9 @@ def convnet(
         width: channels of the first layer.
         activation: of every layer, see :func:`activation_module`.
 
+    Raises:
+        ValueError: a number of channels or classes below 1, or an unknown activation.
+
     >>> import torch
     >>> convnet(1, 10, image_size=28)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
@@ -87,6 +90,9 @@ def strided(
         units: of the hidden layer; default 100 for each 16 of width.
         activation: of every layer, see :func:`activation_module`.
 
+    Raises:
+        ValueError: an image smaller than 4x4, a number below 1, or an unknown activation.
+
     >>> import torch
     >>> strided(1, 10, image_size=28)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
@@ -116,6 +122,9 @@ def encoder(
         image_size: height and width in pixels (square or not).
         width: channels of the first layer.
 
+    Raises:
+        ValueError: a number of channels or outputs below 1.
+
     >>> import torch
     >>> encoder(image_size=8)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 64])
@@ -135,6 +144,15 @@ def encoder(
 
 def mlp(n_inputs: int, hidden: Sequence[int], n_classes: int, activation: str = "relu") -> nn.Sequential:
     """Fully connected layers with one activation between them, (N, ...) -> logits (N, n_classes).
+
+    Args:
+        n_inputs: numbers in one input.
+        hidden: units of each hidden layer.
+        n_classes: of the data.
+        activation: of every hidden layer, see :func:`activation_module`.
+
+    Raises:
+        ValueError: a number below 1, or an unknown activation.
 
     >>> import torch
     >>> mlp(64, [32], 10)(torch.zeros(2, 1, 8, 8)).shape
@@ -233,7 +251,12 @@ def build(name: str, example: Tensor, n_classes: int, width: int | None = None, 
     """The built-in network called ``name`` for inputs shaped like ``example`` (N, ...): "convnet", "mlp", "resnet",
     "resnet8" and "resnet18" (with batch normalisation and so many layers; the latter is the source's) or "strided".
 
-    ``width``: channels of the first layer (of the first stage of a resnet, doubled from stage to stage), units of mlp.
+    Args:
+        name: of the network.
+        example: an input (N, ...); only its shape counts.
+        n_classes: logits.
+        width: channels of the first layer (of the first stage of a resnet, doubled from stage to stage), units of mlp.
+        activation: of every layer, see :func:`activation_module`.
 
     Raises:
         ValueError: an unknown name, a width below 1, or another than mlp for inputs that are no images (N, C, H, W).

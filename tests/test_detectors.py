@@ -239,8 +239,8 @@ FACTORIES = {
     ],
     "Discriminator": [_case(Pictures, room.Discriminator, _critic)],
     "Energy": [_case(Clusters, room.Energy, Bumps)],
-    "FeaturesTimesDistortion": [
-        _case(Pictures, partial(room.FeaturesTimesDistortion, k=3, batch_size=100), _classifier_of_pictures)
+    "FeatureTimesImageDistance": [
+        _case(Pictures, partial(room.FeatureTimesImageDistance, k=3, batch_size=100), _classifier_of_pictures)
     ],
     "ImageDistortion": [_case(Pictures, partial(room.ImageDistortion, shortlist=9, batch_size=100), nn.Identity)],
     "InputComplexity": [_case(Pictures, room.InputComplexity, _of_pixels)],
@@ -649,7 +649,7 @@ def test_as_sklearn(factory):
     [
         "CompressedSize",
         "Energy",
-        "FeaturesTimesDistortion",
+        "FeatureTimesImageDistance",
         "ImageDistortion",
         "KNearestFeatures",
         "Mahalanobis",
@@ -777,6 +777,24 @@ def test_files_that_were_tampered_with_are_named(record, tmp_path):
     path.write_text(json.dumps(json.loads(path.read_text()) | record))
     with pytest.raises(ValueError, match=re.escape(str(tmp_path))):
         room.load(tmp_path, model=net)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_detectors_saved_under_a_former_name_load(inside, tmp_path):
+    net, x = _classifier_of_pictures(), torch.rand(30, 1, 2, 4, dtype=torch.float64)
+    former, now = "FeaturesTimesDistortion", room.FeatureTimesImageDistance
+    detector = now(net, k=3, shortlist=5)
+    detector = (room.SmoothedDetector(detector, sigma=0.1, n=20) if inside else detector).fit(x).calibrate(x)
+    detector.save(tmp_path)
+    path = tmp_path / "detector.json"
+    path.write_text(path.read_text().replace(now.__name__, former))
+    assert path.read_text().count(former) == 1
+    loaded = room.load(tmp_path, model=net)
+    assert type(loaded.detector if inside else loaded) is now
+    assert loaded.p_value(x[:4]).equal(detector.p_value(x[:4]))
+    assert type(detector).load(tmp_path, model=net).score(x[:4]).equal(detector.score(x[:4]))
+    with pytest.raises(ValueError, match="not a ImageDistortion"):
+        room.ImageDistortion.load(tmp_path, model=net)
 
 
 def test_images_of_older_detectors_are_held_to_their_shape(tmp_path):

@@ -225,6 +225,64 @@ def test_a_resumed_training_ends_as_one_that_was_not_interrupted(make, tmp_path)
     assert model_fingerprint(load(tmp_path / "parts")) == finals[0]
 
 
+# What older versions wrote beside the weights, one model of each family: its class has no module.
+SAVED = {
+    "PixelCNN": {"shape": [1, 8, 8], "levels": 2, "quantization": None, "width": 4, "layers": 2},
+    "VAE": {
+        "shape": [1, 8, 8],
+        "latent_dim": 3,
+        "architecture": "mlp",
+        "width": 8,
+        "likelihood": "bernoulli",
+        "quantization": "stochastic",
+        "levels": None,
+        "components": None,
+        "scale": None,
+        "free_bits": 0.0,
+        "kl_warmup": 0,
+        "importance_samples": 1,
+    },
+    "EnergyModel": {
+        "shape": [1, 8, 8],
+        "width": 4,
+        "objective": "langevin",
+        "sigma": 0.03,
+        "temperature": 0.0001,
+        "step_size": 5e-05,
+        "steps": 60,
+        "sample_steps": 1000,
+        "buffer_size": 10000,
+        "reinitialised": 0.05,
+        "regularisation": 0.1,
+    },
+    "DCGAN": {
+        "shape": [1, 8, 8],
+        "latent_dim": 4,
+        "width": 4,
+        "bn_in_discriminator": False,
+        "generator_objective": "non_saturating",
+        "real_target": 1.0,
+        "minibatch_discrimination": 0,
+        "historical_averaging": 0.0,
+        "virtual_batch_norm": 0,
+        "input_noise": 0.0,
+        "input_noise_steps": 10000,
+    },
+}
+
+
+@pytest.mark.parametrize("name", SAVED)
+def test_a_model_is_found_by_the_name_of_its_class(name, tmp_path):
+    model = getattr(room, name)(**SAVED[name])
+    model.save(tmp_path)
+    path = latest_checkpoint(tmp_path) / "config.json"
+    record = {"format": 1, "step": 0, "config": {"model_class": name, "model": SAVED[name]}}
+    assert json.loads(path.read_text()) == record
+    again = load(tmp_path)
+    assert type(again) is type(model)
+    assert model_fingerprint(again) == model_fingerprint(model)
+
+
 @contract
 def test_it_is_saved_and_loaded_whole(make, tmp_path):
     torch.manual_seed(1)

@@ -11,7 +11,7 @@ from torch import nn
 from robustgen import fortify
 from robustgen.attacks import PGD, EmbeddedInput
 from robustgen.attacks.prepare import prepare
-from robustgen.detectors import Energy, FeaturesTimesDistortion, KNearestFeatures, Mahalanobis, ReconstructionError
+from robustgen.detectors import Energy, FeatureTimesImageDistance, KNearestFeatures, Mahalanobis, ReconstructionError
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.evaluation import binarization_test
 from robustgen.fortified import FortifiedNetwork, HiddenMatchingNetwork
@@ -144,9 +144,9 @@ def test_features_of_named_layers_are_averaged_over_their_places():
     torch.testing.assert_close(FeatureExtractor(view, "model.rnn")(e)[0], lstm.rnn(e)[0].mean(1))
 
 
-def test_features_times_distortion_of_a_transformer():
+def test_feature_times_image_distance_of_a_transformer():
     net, x = built(vit), torch.rand(30, *IMAGES)
-    assert FeaturesTimesDistortion(net, k=3, shortlist=5).fit(x).score(x[:2]).isfinite().all()
+    assert FeatureTimesImageDistance(net, k=3, shortlist=5).fit(x).score(x[:2]).isfinite().all()
 
 
 def test_the_read_out_of_a_binarization_is_not_a_gate_behind_it():

@@ -21,7 +21,8 @@ _Set = TypeVar("_Set", bound=Any)
 class ArrayDataset(Dataset[Any]):
     """Pixels, labels and where each example came from; nothing is copied, and the tensors are not to be modified.
 
-    A ``torch.utils.data.Dataset``, of which a ``DataLoader`` makes batches: ``data[i]`` is (x, y), or x without labels.
+    A ``torch.utils.data.Dataset``, of which a ``DataLoader`` makes batches. ``data[i]`` is one example, (x, y) or x
+    without labels; ``images()`` and ``labels()`` are all of them; ``first``, ``take`` and ``subset`` give smaller sets.
 
     Args:
         x: uint8 images (N, C, H, W), or float32 (N, ...) in [0, 1]. Values at most 1e-6 outside, as rounding leaves
@@ -38,13 +39,16 @@ class ArrayDataset(Dataset[Any]):
         ValueError: a shape does not fit, a label is outside [0, len(classes)), a class name is empty or occurs twice,
             or a float is NaN or outside [0, 1].
 
-    >>> data = ArrayDataset(torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(3, 1, 1, 1), name="grey")
+    >>> pixels = torch.tensor([0, 51, 255], dtype=torch.uint8).reshape(3, 1, 1, 1)
+    >>> data = ArrayDataset(pixels, torch.tensor([0, 0, 1]), classes=("dark", "light"), name="grey")
     >>> data
-    ArrayDataset('grey', 3 x (1, 1, 1) uint8, no labels)
-    >>> data.images().flatten()
-    tensor([0.0000, 0.2000, 1.0000])
-    >>> data[1].item()
-    0.20000000298023224
+    ArrayDataset('grey', 3 x (1, 1, 1) uint8, 2 classes)
+    >>> x, y = data.images(), data.labels()
+    >>> x.flatten(), y
+    (tensor([0.0000, 0.2000, 1.0000]), tensor([0, 0, 1]))
+    >>> x, y = data[1]
+    >>> x.shape, y
+    (torch.Size([1, 1, 1]), tensor(0))
     """
 
     x: Tensor
@@ -100,6 +104,7 @@ class ArrayDataset(Dataset[Any]):
 
     @property
     def n_classes(self) -> int:
+        """How many classes there are."""
         return len(self.classes)
 
     def batch(self, indices: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -26,6 +26,7 @@ def load_npz(path: str | Path, *, layout: str | None = None, ignore: int | None 
     there, and the classes are called "0", "1", ...
 
     Args:
+        path: the file.
         layout: of four dimensions: "NCHW", or "NHWC" for channels last. The file may say so itself, in an array
             ``layout``; :func:`save_npz` does. None: where one of the two places holds 1 or 3, that is the channels;
             otherwise fewer channels than columns are taken for channels first, and what is left is refused.
@@ -115,6 +116,10 @@ def numbered(y: torch.Tensor) -> tuple[str, ...]:
 
 def save_npz(path: str | Path, dataset: ArrayDataset) -> None:
     """Write a data set as ``.npz`` (all but the sources), whole or not at all.
+
+    Args:
+        path: the file to write.
+        dataset: what is written.
 
     Raises:
         OSError: the disk is full or not writable.

@@ -24,7 +24,10 @@ def preprocessing_fingerprint(dataset: ArrayDataset) -> str:
 
 
 def check_same_preprocessing(reference: ArrayDataset, *others: ArrayDataset) -> str:
-    """The fingerprint that all have.
+    """The :func:`preprocessing_fingerprint` that all have.
+
+    Args:
+        reference, *others: the data sets that are compared.
 
     Raises:
         ValueError: one has another; says which and what both are.

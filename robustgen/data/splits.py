@@ -30,7 +30,9 @@ def split(dataset: _Set, fractions: Sequence[float], seed: int, stratified: bool
     number of examples has exactly that number. What is drawn depends on (seed, ids), not on the order of the examples.
 
     Args:
+        dataset: images or tokens.
         fractions: of each part, positive, summing to at most 1.
+        seed: of the draw.
         stratified: keep the class proportions in each part, to within rounding (labels are then needed).
 
     Raises:
@@ -70,6 +72,7 @@ def heldout_classes(dataset: ArrayDataset, classes: Sequence[int | str]) -> tupl
     """Take whole classes out of a data set, to stand for the unknown.
 
     Args:
+        dataset: with labels.
         classes: labels or class names.
 
     Returns:
@@ -114,6 +117,9 @@ def check_disjoint(*datasets: ArrayDataset | TokenDataset) -> None:
     """Refuse data sets that share an example: the same pixel values (or tokens), whatever the ids, labels and dtype.
 
     :func:`drop_shared` takes what is shared out of one of them.
+
+    Args:
+        *datasets: any number of them.
 
     Raises:
         ValueError: says how many examples of which set are also in which other one, and the first indices.

@@ -48,6 +48,7 @@ class Table:
 
     @property
     def name(self) -> str:
+        """Of the file."""
         return self.path.name
 
     @property

@@ -69,6 +69,9 @@ def decode(symbols: Tensor) -> str:
 def load_text(path: str | Path) -> Tensor:
     """The symbols int64 (T,) of a UTF-8 text file, after :func:`normalise`.
 
+    Args:
+        path: the file.
+
     Raises:
         FileNotFoundError: no such file.
         ValueError: not UTF-8, or no letter and no digit in it.
@@ -89,6 +92,8 @@ def windows(symbols: Tensor, length: int, *, n: int | None = None, seed: int = 0
     """Non-overlapping stretches (N, length) of a sequence (T,), or of each row (B, T); what is left over is dropped.
 
     Args:
+        symbols: int64 (T,) or (B, T).
+        length: of a stretch.
         n: that many, drawn at random without replacement; None means all, in the order of the text.
         seed: of the draw.
 
@@ -120,8 +125,10 @@ def split_text(symbols: Tensor, fractions: Sequence[float], *, block: int = 1000
     test a block is best exactly one window long.
 
     Args:
+        symbols: int64 (T,).
         fractions: of the blocks in each part (train, calibration, test, say), positive, summing to at most 1.
         block: symbols in a row that stay together; an incomplete last block is dropped.
+        seed: of the draw.
 
     Raises:
         ValueError: not 1-D, bad fractions, a block longer than the text, or a part that gets no block.

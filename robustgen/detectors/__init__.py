@@ -6,7 +6,7 @@ from robustgen.detectors.compressed_size import CompressedSize
 from robustgen.detectors.density_of_states import DensityOfStates
 from robustgen.detectors.discriminator import Discriminator
 from robustgen.detectors.energy import Energy
-from robustgen.detectors.features_times_distortion import FeaturesTimesDistortion
+from robustgen.detectors.feature_times_image_distance import FeatureTimesImageDistance
 from robustgen.detectors.image_distortion import ImageDistortion
 from robustgen.detectors.input_complexity import InputComplexity
 from robustgen.detectors.k_nearest_features import KNearestFeatures
@@ -34,7 +34,7 @@ __all__ = [
     "Detector",
     "Discriminator",
     "Energy",
-    "FeaturesTimesDistortion",
+    "FeatureTimesImageDistance",
     "ImageDistortion",
     "InputComplexity",
     "KNearestFeatures",

@@ -66,13 +66,19 @@ class Detector(ABC):
         model: the network that the scores come from, or a sequence of several, kept as one ``nn.ModuleList``.
         batch_size: inputs scored at once; the scores do not depend on it.
 
+    Raises:
+        TypeError: a model that is no ``nn.Module``.
+        ValueError: a batch_size below 1.
+
     Attributes:
+        former_names: of the class: what it was called when older files were saved.
         fit_on_fresh: of the class: whether ``fit`` needs data that the model was not trained on either.
         takes_tokens: of the class: whether inputs may be tokens and dicts.
         statistics_: what ``fit`` learned, by name; None before.
         calibration_: what ``calibrate`` learned; None before, and again after another ``fit``.
     """
 
+    former_names: ClassVar[tuple[str, ...]] = ()
     fit_on_fresh: ClassVar[bool] = False
     takes_tokens: ClassVar[bool] = False
 
@@ -315,7 +321,7 @@ class Detector(ABC):
         """
         path = Path(directory) / "detector.json"
         record = read_json(path, dict)
-        if record.get("format") != FORMAT or record.get("detector") != cls.__name__:
+        if record.get("format") != FORMAT or record.get("detector") not in (cls.__name__, *cls.former_names):
             raise ValueError(f"{path}: not a {cls.__name__} in format {FORMAT}")
         check_structure(record, {"config": dict, "model": str, "tensors": str}, path)
         tensors = load_tensors(path.with_name("detector.safetensors"))

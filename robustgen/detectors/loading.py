@@ -10,7 +10,19 @@ from robustgen.checks import nearest
 from robustgen.detectors.base import Detector
 from robustgen.files import read_json
 
-__all__ = ["load"]
+__all__ = ["detector_classes", "load"]
+
+
+def detector_classes() -> dict[str, type[Detector]]:
+    """Every public detector by the name of its class and by those that it had before.
+
+    >>> detector_classes()["FeaturesTimesDistortion"].__name__
+    'FeatureTimesImageDistance'
+    """
+    room = importlib.import_module("robustgen.detectors")
+    public = [getattr(room, name) for name in room.__all__]
+    kinds = [c for c in public if isinstance(c, type) and issubclass(c, Detector) and c is not Detector]
+    return {name: kind for kind in kinds for name in (kind.__name__, *kind.former_names)}
 
 
 def load(directory: str | Path, *, model: nn.Module | Sequence[nn.Module]) -> Detector:
@@ -22,12 +34,9 @@ def load(directory: str | Path, *, model: nn.Module | Sequence[nn.Module]) -> De
     Raises:
         FileNotFoundError, ValueError: as :meth:`Detector.load` does, or no such class in ``robustgen.detectors``.
     """
-    room = importlib.import_module("robustgen.detectors")
     path = Path(directory) / "detector.json"
     name = read_json(path, {"detector": str})["detector"]
-    known = [n for n in room.__all__ if isinstance(c := getattr(room, n), type) and issubclass(c, Detector)]
-    known.remove("Detector")
+    known = detector_classes()
     if name not in known:
         raise ValueError(f"{path}: unknown detector {name!r}; {nearest(name, known)}")
-    detector_class: type[Detector] = getattr(room, name)
-    return detector_class.load(directory, model=model)
+    return known[name].load(directory, model=model)

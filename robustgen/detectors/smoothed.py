@@ -18,6 +18,7 @@ from robustgen.binomial import check_level, lower_bound
 from robustgen.checks import check_integers, check_numbers
 from robustgen.counter_rng import content_ids, derive_seed
 from robustgen.detectors.base import Detector
+from robustgen.detectors.loading import detector_classes
 from robustgen.fortified.smoothing_noise import Gaussian
 from robustgen.structure import check_arguments, check_structure
 
@@ -85,15 +86,12 @@ class SmoothedDetector(Detector):
 
     @classmethod
     def _from_settings(cls, settings: dict[str, Any], model: Any, path: Path) -> "Self":
-        import robustgen.detectors as room
-
         own = {name: value for name, value in settings.items() if name != "detector"}
         check_arguments(cls, own, path, "config", after=1)
         check_structure(settings, {"detector": {"name": str, "config": dict}}, path, "config")
         inside = settings["detector"]
-        known = [getattr(room, name) for name in room.__all__]
-        kinds = {c.__name__: c for c in known if isinstance(c, type) and issubclass(c, Detector) and c is not cls}
-        if inside["name"] not in kinds:
+        kinds = detector_classes()
+        if inside["name"] not in kinds or kinds[inside["name"]] is cls:
             raise ValueError(f"{path}: config.detector.name: no detector {inside['name']!r}")
         detector = kinds[inside["name"]]._from_settings(inside["config"], model, path)
         try:

@@ -24,7 +24,7 @@ from robustgen.binomial import most_provable
 from robustgen.checks import check_ids, check_images, check_integers, check_labels, check_positive
 from robustgen.counter_rng import derive_seed
 from robustgen.evaluation.kept import Keep, anew, kept_in
-from robustgen.evaluation.shares import percent, share
+from robustgen.evaluation.proportions import percent, proportion
 from robustgen.files import environment, read_json, write_json
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.fortified import SmoothedClassifier
@@ -105,14 +105,14 @@ class CertificationReport:
             "name": self.name,
             "smoothing": {"sigma": self.sigma, "noise": self.noise, "norm": self.norm},
             "certificates": {"n0": self.n0, "n": self.n, "alpha": self.alpha, "largest_provable_radius": self.most},
-            "accuracy": share(self.right),
-            "abstains": share(self.prediction < 0),
+            "accuracy": proportion(self.right),
+            "abstains": proportion(self.prediction < 0),
             "average_radius": self.average_radius,
             "draws": int(self.draws.sum()),
             "radii": [
-                {"radius": r, "certified": share(self.certified(r))}
+                {"radius": r, "certified": proportion(self.certified(r))}
                 | (
-                    {"attacked": share(self.standing(r)), "beaten": int(self.beaten(r).sum())}
+                    {"attacked": proportion(self.standing(r)), "beaten": int(self.beaten(r).sum())}
                     if r in self.attacked
                     else {}
                 )
@@ -136,14 +136,14 @@ class CertificationReport:
         rows = [
             f"{self.name}: {len(self.y)} examples behind {self.noise} noise of {self.sigma:g}, {self.n:,} draws, "
             f"alpha {self.alpha:g} (95 % Wilson intervals)",
-            f"  {'right, without attack':<26}{percent(share(self.right))}",
-            f"  {'abstains':<26}{percent(share(self.prediction < 0))}",
+            f"  {'right, without attack':<26}{percent(proportion(self.right))}",
+            f"  {'abstains':<26}{percent(proportion(self.prediction < 0))}",
             f"  average certified radius {self.average_radius:.3f}, largest that can be proved {self.most:.3f}",
         ]
         for r in self.radii:
-            line = f"  {f'{self.norm} {r:g}: certified':<26}{percent(share(self.certified(r)))}"
+            line = f"  {f'{self.norm} {r:g}: certified':<26}{percent(proportion(self.certified(r)))}"
             if r in self.attacked:
-                line += f"   attacked, first {len(self.attacked[r])}: {percent(share(self.standing(r)))}"
+                line += f"   attacked, first {len(self.attacked[r])}: {percent(proportion(self.standing(r)))}"
                 line += f"   {int(self.beaten(r).sum())} certificates beaten"
             rows.append(line)
         small = max(self.radii) / math.sqrt(self.dimensions)

@@ -10,8 +10,8 @@ from torch import Tensor
 from robustgen.evaluation.detection import rounded
 from robustgen.evaluation.detector_robustness_table import detector_robustness_table
 from robustgen.evaluation.metrics import auroc
+from robustgen.evaluation.proportions import percent, proportion
 from robustgen.evaluation.report import write_report
-from robustgen.evaluation.shares import percent, share
 from robustgen.files import environment
 from robustgen.printable import printable
 
@@ -112,7 +112,7 @@ class DetectorRobustness:
             "success": _share(outcome.fooled[self.clean]),
             "flagged": _share(flagged[adversarial]),
             "evaded": _share((adversarial & ~flagged)[self.clean]),
-            "guarded_accuracy": share(~self._broken(outcome)),
+            "guarded_accuracy": proportion(~self._broken(outcome)),
             "auroc": auroc(self.scores, outcome.scores[adversarial]) if adversarial.any() else None,
         }
 
@@ -130,9 +130,9 @@ class DetectorRobustness:
             "threshold": self.threshold,
             "n_calibration": self.n_calibration,
             "clean": {
-                "accuracy": share(self.clean),
-                "false_alarms": share(self.flagged),
-                "correct_and_unflagged": share(self.clean & ~self.flagged),
+                "accuracy": proportion(self.clean),
+                "false_alarms": proportion(self.flagged),
+                "correct_and_unflagged": proportion(self.clean & ~self.flagged),
             },
             "attacks": {label: {"settings": o.settings} | self.rates(o) for label, o in self.outcomes.items()},
             "worst_case": self.rates(self.worst_case),
@@ -155,7 +155,7 @@ class DetectorRobustness:
             return None
 
         def rates(scores: Tensor) -> dict[str, Any]:
-            found = {"flagged": share(scores > self.threshold), "auroc": auroc(self.scores, scores)}
+            found = {"flagged": proportion(scores > self.threshold), "auroc": auroc(self.scores, scores)}
             return found | {"scores": rounded(scores)}
 
         before, after = rates(self.reverse.before), rates(self.reverse.after)
@@ -193,4 +193,4 @@ class DetectorRobustness:
 
 
 def _share(hits: Tensor) -> dict[str, Any] | None:
-    return share(hits) if len(hits) else None
+    return proportion(hits) if len(hits) else None

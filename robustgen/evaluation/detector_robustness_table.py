@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from robustgen.evaluation.shares import percent
+from robustgen.evaluation.proportions import percent
 
 __all__ = ["GUARDED_NOTE", "detector_robustness_table"]
 

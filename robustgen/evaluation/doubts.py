@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustgen.evaluation.metrics import wilson_interval
-from robustgen.evaluation.shares import percent, share
+from robustgen.evaluation.proportions import percent, proportion
 from robustgen.model import Model, logits_of, untouched
 
 __all__ = ["at_chance", "n_classes_of", "raise_doubts"]
@@ -30,8 +30,8 @@ def at_chance(clean: Tensor, y: Tensor, n_classes: int) -> str | None:
             return None
         chance, of = constant, "the most frequent class"
     return (
-        f"clean accuracy {percent(share(clean))} is not above chance, {chance:.1%} ({of}), so robust accuracy says "
-        "nothing; nearly always the preprocessing is wrong (normalisation, [0, 1] or [0, 255], order of channels, "
+        f"clean accuracy {percent(proportion(clean))} is not above chance, {chance:.1%} ({of}), so robust accuracy "
+        "says nothing; nearly always the preprocessing is wrong (normalisation, [0, 1] or [0, 255], order of channels, "
         "numbering of classes)"
     )
 

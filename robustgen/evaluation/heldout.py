@@ -99,6 +99,14 @@ def heldout_benchmark(
 ) -> dict[str, Any]:
     """:func:`heldout_class` for each of ``classes`` (None: all), each with a detector of its own.
 
+    Args:
+        make: a function that is given training images without the class and returns a detector fitted on them.
+        train, test: labelled, of the same classes, images in [0, 1].
+        classes: labels or names of the classes that are held out in turn; None: all.
+        calibration: proportion of the training images that thresholds come from, in (0, 1).
+        seed: of the calibration split.
+        fpr: false-alarm rate that flags are calibrated for.
+
     Returns:
         ``classes``: what each gave; ``mean`` and ``median`` over them of every number.
 
@@ -137,7 +145,20 @@ def anomalous_class(
     anomalous ones, so that the prevalence is around a third, not a tenth. Part of the literature keeps only as many
     anomalies as a random 20 % holds: ``fifth_of_anomalies`` has the same numbers with those.
 
-    Arguments, result and errors otherwise as for :func:`heldout_class`; ``seed`` is also that of the cut.
+    Args:
+        candidate: a function that is given training images and returns a detector fitted on them, a detector or a
+            generative model, see :func:`heldout_class`.
+        train, test: labelled, of the same classes, images in [0, 1].
+        anomaly: label or name of the class.
+        calibration: proportion of the training images that thresholds come from, in (0, 1).
+        seed: of the cut and of the calibration split.
+        fpr: false-alarm rate that flags are calibrated for.
+
+    Returns:
+        As :func:`heldout_class`, with ``fifth_of_anomalies``.
+
+    Raises:
+        TypeError, ValueError: as :func:`heldout_class` does.
     """
     check_same_preprocessing(*map(require_nonempty, (train, test)))
     everything = _joined(train, test)
@@ -163,7 +184,20 @@ def unseen_datasets(
 ) -> dict[str, Any]:
     """Far anomalies: all of ``test`` is normal, each data set of ``others`` anomalous.
 
-    Arguments and errors as for :func:`heldout_class`; the result has the numbers of each of them in ``populations``.
+    Args:
+        candidate: a function that is given training images and returns a detector fitted on them, a detector or a
+            generative model, see :func:`heldout_class`.
+        train, test: of the same classes, images in [0, 1].
+        others: data sets that are anomalous, by name.
+        calibration: proportion of the training images that thresholds come from, in (0, 1).
+        seed: of the calibration split.
+        fpr: false-alarm rate that flags are calibrated for.
+
+    Returns:
+        As :func:`heldout_class`, with the numbers of each of ``others`` in ``populations``.
+
+    Raises:
+        TypeError, ValueError: as :func:`heldout_class` does.
 
     >>> from robustgen.data import digits, noise
     >>> from robustgen.detectors import NearestNeighbour

@@ -95,11 +95,17 @@ def auroc(scores_id: Scores, scores_ood: Scores) -> float:
 def average_precision(scores_id: Scores, scores_ood: Scores) -> AUPR:
     """Average precision, the step-wise area under the precision-recall curve: sum of (R_k - R_k-1) precision_k.
 
-    Arguments and errors as for :func:`auroc`. Precision depends on the prevalence of anomalies in the samples, which
+    Precision depends on the prevalence of anomalies in the samples, which
     the result carries together with the chance level ``[H_n + (n - H_n) (P - 1) / (n - 1)] / n``, where n = N + P and
     H_n is the harmonic number: the item at rank i is positive with probability P / n, and then 1 + (i - 1) (P - 1) /
     (n - 1) positives are expected among the first i (Bestgen, "Exact Expected Average Precision of the Random Baseline
     for System Evaluation", 2015). Its minimum, all anomalies ranked last, is the mean of i / (N + i) over i = 1 .. P.
+
+    Args:
+        scores_id, scores_ood: (N,) in-distribution and (P,) anomalous scores, higher = more anomalous.
+
+    Raises:
+        ValueError: either is empty, not 1-D, or holds NaN.
 
     >>> average_precision([0.0, 1.0], [1.0, 2.0])
     AUPR(0.8333, prevalence=0.5000, chance=0.6806, minimum=0.4167)
@@ -110,10 +116,16 @@ def average_precision(scores_id: Scores, scores_ood: Scores) -> AUPR:
 def aupr_trapezoid(scores_id: Scores, scores_ood: Scores) -> AUPR:
     """Area under the precision-recall curve by trapezoids, from (recall 0, precision 1), as many libraries report it.
 
-    Arguments and errors as for :func:`auroc`. Straight lines between precision-recall points are not attainable and
+    Straight lines between precision-recall points are not attainable and
     flatter the detector (Davis and Goadrich, "The Relationship Between Precision-Recall and ROC Curves", 2006): prefer
     :func:`average_precision`. Its chance level is the mean of that of the average precision and the prevalence; its
     minimum is half the prevalence, reached where all anomalies share the last rank.
+
+    Args:
+        scores_id, scores_ood: (N,) in-distribution and (P,) anomalous scores, higher = more anomalous.
+
+    Raises:
+        ValueError: either is empty, not 1-D, or holds NaN.
 
     >>> aupr_trapezoid([0.0, 1.0], [1.0, 2.0])
     AUPR(0.9167, prevalence=0.5000, chance=0.5903, minimum=0.2500)
@@ -124,10 +136,16 @@ def aupr_trapezoid(scores_id: Scores, scores_ood: Scores) -> AUPR:
 def aupr_davis_goadrich(scores_id: Scores, scores_ood: Scores) -> float:
     """Area under the precision-recall curve in (0, 1] through the points that mixing two thresholds attains.
 
-    Arguments and errors as for :func:`auroc`. Between neighbours the counts of true and false positives grow in
+    Between neighbours the counts of true and false positives grow in
     proportion, and precision is (TP + d) / (TP + FP + c d) at d more true positives, c the inverse precision among
     those that enter: Davis and Goadrich, "The Relationship Between Precision-Recall and ROC Curves", 2006, section 4,
     integrated in closed form. With all of P anomalies behind N others it is 1 - (N / P) ln((N + P) / N).
+
+    Args:
+        scores_id, scores_ood: (N,) in-distribution and (P,) anomalous scores, higher = more anomalous.
+
+    Raises:
+        ValueError: either is empty, not 1-D, or holds NaN.
 
     >>> round(aupr_davis_goadrich([0.0, 1.0], [1.0, 2.0]), 4)
     0.8873
@@ -138,8 +156,15 @@ def aupr_davis_goadrich(scores_id: Scores, scores_ood: Scores) -> float:
 def fpr_at_tpr(scores_id: Scores, scores_ood: Scores, tpr: float = 0.95) -> float:
     """The smallest false positive rate of any threshold that finds at least ``tpr`` of the anomalies; in [0, 1].
 
-    Arguments and errors as for :func:`auroc`; also ValueError for ``tpr`` outside (0, 1]. The positive class is the
+    The positive class is the
     anomalous one (libraries differ in this). No interpolation: the rate is one that a threshold attains.
+
+    Args:
+        scores_id, scores_ood: (N,) in-distribution and (P,) anomalous scores, higher = more anomalous.
+        tpr: rate of anomalies that must be found, in (0, 1].
+
+    Raises:
+        ValueError: either is empty, not 1-D, or holds NaN, or ``tpr`` is outside (0, 1].
 
     >>> fpr_at_tpr([0.0, 1.0, 2.0, 3.0], [2.5, 4.0, 5.0, 6.0])
     0.25
@@ -150,7 +175,11 @@ def fpr_at_tpr(scores_id: Scores, scores_ood: Scores, tpr: float = 0.95) -> floa
 def roc_curve(scores_id: Scores, scores_ood: Scores) -> RocCurve:
     """The ROC curve with a point at every distinct score, from (0, 0) to (1, 1).
 
-    Arguments and errors as for :func:`auroc`.
+    Args:
+        scores_id, scores_ood: (N,) in-distribution and (P,) anomalous scores, higher = more anomalous.
+
+    Raises:
+        ValueError: either is empty, not 1-D, or holds NaN.
 
     >>> roc_curve([0.0, 1.0], [1.0, 2.0])
     RocCurve(fpr=array([0. , 0. , 0.5, 1. ]), tpr=array([0. , 0.5, 1. , 1. ]), thresholds=array([inf, 2., 1., 0.]))
@@ -167,9 +196,13 @@ def roc_curve(scores_id: Scores, scores_ood: Scores) -> RocCurve:
 def detection_metrics(scores_id: Scores, scores_ood: Scores) -> dict[str, float | int]:
     """Every area and rate of this file from one sort of each side, JSON-able, with what they are compared with.
 
-    Arguments and errors as for :func:`auroc`.
-
     ``chance`` and ``minimum`` are those of the average precision.
+
+    Args:
+        scores_id, scores_ood: (N,) in-distribution and (P,) anomalous scores, higher = more anomalous.
+
+    Raises:
+        ValueError: either is empty, not 1-D, or holds NaN.
 
     >>> for name, value in detection_metrics([0.0, 1.0], [1.0, 2.0]).items():
     ...     print(f"{name} {value:.4g}")
@@ -204,6 +237,10 @@ def detection_metrics(scores_id: Scores, scores_ood: Scores) -> dict[str, float 
 
 def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[float, float]:
     """Confidence interval (low, high) in [0, 1] of a rate of which ``successes`` of ``n`` trials were seen.
+
+    Args:
+        successes, n: counts.
+        confidence: with which the interval holds the rate, in (0, 1).
 
     Raises:
         ValueError: n < 1, successes outside [0, n], or confidence outside (0, 1).

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from robustgen.evaluation.detector_robustness_table import GUARDED_NOTE, detector_robustness_table
 from robustgen.evaluation.masking import VERDICTS, VIOLATED
+from robustgen.evaluation.proportions import percent
 from robustgen.evaluation.report_format import FORMAT, check_report
-from robustgen.evaluation.shares import percent
 from robustgen.files import read_json, write_bytes, write_json
 from robustgen.printable import printable
 from robustgen.progress import bar

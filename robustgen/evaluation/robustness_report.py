@@ -9,8 +9,8 @@ from torch import Tensor
 
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness
 from robustgen.evaluation.masking import NOT_RUN, VIOLATED, MaskingTest
+from robustgen.evaluation.proportions import percent, proportion
 from robustgen.evaluation.report import encode_pictures, write_report
-from robustgen.evaluation.shares import percent, share
 from robustgen.files import environment
 from robustgen.printable import printable
 
@@ -103,19 +103,19 @@ class RobustnessReport:
             "threat_model": {"norm": self.norm, "eps": self.eps, "bounds": list(self.bounds)},
             "notes": self.notes,
             "unfinished": self.unfinished,
-            "clean_accuracy": share(self.clean),
-            "worst_case_accuracy": share(self.standing),
+            "clean_accuracy": proportion(self.clean),
+            "worst_case_accuracy": proportion(self.standing),
             "attacks": {
                 name: {
                     "settings": o.settings,
-                    "robust_accuracy": share(o.standing),
+                    "robust_accuracy": proportion(o.standing),
                     "n_attacked": int(o.attacked.sum()),
                     "mean_forwards": o.forwards.double().mean().item(),
                     "mean_backwards": o.backwards.double().mean().item(),
                 }
                 for name, o in self.outcomes.items()
             },
-            "curve": [{"eps": eps} | share(standing) for eps, standing in self.curve],
+            "curve": [{"eps": eps} | proportion(standing) for eps, standing in self.curve],
             "masking_tests": [test.to_dict() for test in self.masking],
             "per_example": {
                 "ids": self.ids.tolist(),
@@ -154,7 +154,7 @@ class RobustnessReport:
 
     def __str__(self) -> str:
         def line(name: str, hits: Tensor, attacked: int) -> str:
-            value, interval = percent(share(hits)).split(" ", 1)
+            value, interval = percent(proportion(hits)).split(" ", 1)
             left = f"   attacked: the {attacked} still standing" if attacked < len(hits) else ""
             return f"  {name:<28}{value:>7}   {interval}{left}"
 

@@ -191,6 +191,18 @@ class DenseAutoencoder(DenoisingAutoencoder):
 
     z = phi(W (h + n) + b), h_decoded = psi(W^T z + c) on the last dimension.
 
+    Args:
+        features: D or C of the states.
+        hidden: units or channels of the hidden layer.
+        activation, decoder_activation: leaky_relu (slope 0.01), relu, tanh or linear.
+        noise_std: standard deviation of the corruption noise, in units of ``scale``.
+        noise_at_test: corrupt in eval mode too.
+        init: "random", or "identity": without noise the states come back as they are.
+        nonnegative: the states are never negative, as those after a ReLU: an identity needs half the units.
+
+    Raises:
+        ValueError: a value out of range, or an identity where there is none.
+
     >>> DenseAutoencoder(6, 12)(torch.zeros(2, 5, 6)).shape
     torch.Size([2, 5, 6])
     """
@@ -226,6 +238,18 @@ class PositionAutoencoder(DenseAutoencoder):
 
 class ConvAutoencoder(DenoisingAutoencoder):
     """For maps (N, C, H, W): 5x5 kernels, stride 1, size-preserving padding; the decoder is the exact transpose.
+
+    Args:
+        features: D or C of the states.
+        hidden: units or channels of the hidden layer.
+        activation, decoder_activation: leaky_relu (slope 0.01), relu, tanh or linear.
+        noise_std: standard deviation of the corruption noise, in units of ``scale``.
+        noise_at_test: corrupt in eval mode too.
+        init: "random", or "identity": without noise the states come back as they are.
+        nonnegative: the states are never negative, as those after a ReLU: an identity needs half the units.
+
+    Raises:
+        ValueError: a value out of range, or an identity where there is none.
 
     >>> ConvAutoencoder(3, 8)(torch.zeros(2, 3, 7, 9)).shape
     torch.Size([2, 3, 7, 9])

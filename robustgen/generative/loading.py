@@ -24,6 +24,9 @@ def model_classes() -> dict[str, type[GenerativeModel]]:
 def load(directory: str | Path) -> GenerativeModel:
     """The model that :meth:`GenerativeModel.save` or a training left in ``directory``, in eval mode on the CPU.
 
+    Args:
+        directory: of the model, or of the run.
+
     Raises:
         FileNotFoundError, ValueError: as :meth:`GenerativeModel.load` does, or no such class here.
     """

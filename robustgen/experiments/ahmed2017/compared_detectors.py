@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
-from robustgen import detectors
 from robustgen.detectors import Detector
+from robustgen.detectors.loading import detector_classes
 from robustgen.experiments.ahmed2017.trained_models import TrainedModels, with_defaults
 
 __all__ = ["DETECTORS", "NOT_GENERATIVE", "VARIANTS", "ComparedDetector", "compared_detector"]
@@ -19,7 +19,7 @@ class ComparedDetector:
 
     Attributes:
         title: as readers see it.
-        detector: class in :mod:`robustgen.detectors`.
+        detector: class in :mod:`robustgen.detectors`, by the name under which its cells are kept.
         models: recipes of the models below it, "pixelcnn@2" for the second of the epochs kept of "pixelcnn"; none: it
             works on pixels.
         options: of its constructor.
@@ -36,7 +36,7 @@ class ComparedDetector:
 
     def describe(self) -> dict[str, Any]:
         """JSON-able: all but the title, with what the detector takes for options that are not given."""
-        kind = getattr(detectors, self.detector)
+        kind = detector_classes()[self.detector]
         options = with_defaults(kind, self.options)
         kept = {name: value for name, value in options.items() if name not in ("model", "batch_size")}
         described = {name: value for name, value in asdict(self).items() if name != "title"}
@@ -44,7 +44,7 @@ class ComparedDetector:
 
     def make(self, trained: TrainedModels) -> Detector:
         """The fitted detector, on models trained now or before."""
-        kind = getattr(detectors, self.detector)
+        kind: Any = detector_classes()[self.detector]  # each takes options of its own
         models = [trained.model(name) for name in self.models]
         below: tuple[nn.Module | list[nn.Module], ...] = () if not models else (models if models[1:] else models[0],)
         detector: Detector = kind(*below, **self.options)

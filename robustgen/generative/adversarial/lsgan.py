@@ -33,9 +33,24 @@ def generator_loss(on_fake: Tensor) -> Tensor:
 
 
 class LSGAN(HeuristicGAN):
-    """Squared errors in place of the cross-entropy: no sigmoid. Arguments: see :class:`HeuristicGAN`.
+    """Squared errors in place of the cross-entropy: no sigmoid.
 
-    generator_objective: "least_squares" or "feature_matching".
+    Args:
+        shape: of an image, (C, H, W).
+        latent_dim: length of z.
+        width: channels of the largest maps; twice as many at each smaller one.
+        bn_in_discriminator: batch norm behind its convolutions but the first.
+        generator_objective: "least_squares" or "feature_matching"; None: the first.
+        real_target: what the discriminator should say of real images; 0.9 is one-sided label smoothing.
+        minibatch_discrimination: kernels of it, 0: without. Such a discriminator cannot score.
+        historical_averaging: weight of the squared distance between a player's weights and their mean so far.
+        virtual_batch_norm: examples whose moments every batch norm takes, 0: those of the batch.
+        input_noise: standard deviation, on the scale [-1, 1], of the noise on what the discriminator is trained on, at
+            step 0.
+        input_noise_steps: the step at which that noise has fallen to zero.
+
+    Raises:
+        ValueError: an argument out of range, or an unknown generator_objective.
 
     >>> gan = LSGAN((1, 8, 8), latent_dim=4, width=4).eval()
     >>> gan.discriminate(gan.sample(3)).shape

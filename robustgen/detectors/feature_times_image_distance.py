@@ -15,13 +15,13 @@ from robustgen.detectors.base import Detector, check_network
 from robustgen.detectors.image_distortion import ImageDistortion
 from robustgen.detectors.k_nearest_features import KNearestFeatures
 
-__all__ = ["FeaturesTimesDistortion"]
+__all__ = ["FeatureTimesImageDistance"]
 
 
-class FeaturesTimesDistortion(Detector):
-    """score(x) = log(d(x) e(x)): d that of :class:`KNearestFeatures`, e that of :class:`ImageDistortion`.
+class FeatureTimesImageDistance(Detector):
+    """score(x) = log(d(x) e(x)), d the k-NN distance in feature space, e the distortion distance between images.
 
-    A distance of zero counts as 1e-12.
+    d is the score of :class:`KNearestFeatures`, e that of :class:`ImageDistortion`. A distance of zero counts as 1e-12.
 
     Args:
         model: the network of the features, such as an encoder trained on
@@ -36,11 +36,13 @@ class FeaturesTimesDistortion(Detector):
         ValueError: as both of them do.
 
     >>> x = torch.rand(40, 1, 8, 8, generator=torch.Generator().manual_seed(0))
-    >>> detector = FeaturesTimesDistortion(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), k=3).fit(x[:30])
+    >>> detector = FeatureTimesImageDistance(nn.Sequential(nn.Flatten(), nn.Linear(64, 2)), k=3).fit(x[:30])
     >>> parts = KNearestFeatures(detector.model, k=3).fit(x[:30]), ImageDistortion().fit(x[:30])
     >>> bool(torch.allclose(detector.score(x).exp(), parts[0].score(x) * parts[1].score(x), atol=1e-6))
     True
     """
+
+    former_names = ("FeaturesTimesDistortion",)
 
     def __init__(
         self,
@@ -55,7 +57,7 @@ class FeaturesTimesDistortion(Detector):
         batch_size: int = 8,
     ) -> None:
         super().__init__(model, batch_size)
-        check_network(model, "FeaturesTimesDistortion")
+        check_network(model, "FeatureTimesImageDistance")
         check_integers(neighbours=neighbours)  # its name in the distortion is k
         self.layer, self.k, self.window, self.shortlist = layer, k, window, shortlist
         self.neighbours, self.exponent = neighbours, exponent
