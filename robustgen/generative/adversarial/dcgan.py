@@ -45,8 +45,8 @@ class DCGAN(HeuristicGAN):
         latent_dim: length of z.
         width: channels of the largest maps; twice as many at each smaller one.
         bn_in_discriminator: batch norm behind its convolutions but the first.
-        generator_objective: "non_saturating" (section 3 of Goodfellow et al.), "minimax" or "feature_matching"; None: the
-            first.
+        generator_objective: "non_saturating" (section 3 of Goodfellow et al.), "minimax" or "feature_matching"; None:
+            the first.
         real_target: what the discriminator should say of real images; 0.9 is one-sided label smoothing.
         minibatch_discrimination: kernels of it, 0: without. Such a discriminator cannot score.
         historical_averaging: weight of the squared distance between a player's weights and their mean so far.
