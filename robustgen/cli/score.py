@@ -92,7 +92,10 @@ def score(
             help="A .csv, .jsonl or .parquet file; default: CSV to stdout. CSV puts an apostrophe before formulas.",
         ),
     ] = None,
-    report: Annotated[Path | None, typer.Option("--report", help="Directory of the report of --against.")] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option("--report", help="Directory of report.json and report.html: scores, pictures, --against."),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON: the summary, or one line an input.")] = False,
@@ -119,8 +122,6 @@ def score(
         training_data,
     )
 
-    if report is not None and not against:
-        raise ValueError("--report is about --against")
     means, stds = normalization(mean, std)
     if checkpoint:
         if trust or any(other is not None for other in (run, model, weights, means, fit_data)):
@@ -140,7 +141,16 @@ def score(
             other.require()
     scoring, unreadable = None, Unreadable(complain, strict)
     if out is not None or not against:
-        scoring = Scoring(spec, split, out=out, as_json=as_json, fpr=fpr, unreadable=unreadable, tell=complain)
+        scoring = Scoring(
+            spec,
+            split,
+            out=out,
+            as_json=as_json,
+            fpr=fpr,
+            summarise=report is not None,
+            unreadable=unreadable,
+            tell=complain,
+        )
     else:
         spec.require()
     checked = {} if scoring is None else {"before_fit": scoring.fit_to}
@@ -171,8 +181,9 @@ def score(
         if out is not None:
             rates = {} if as_json else {name: f"{found[name]:.1%}" for name in ("flagged", "nominal")}
             print_found(found | rates, as_json)
+    scored = str(checkpoint[0] if checkpoint else model if run is None else run)
+    detection = []
     if against:
-        scored = str(checkpoint[0] if checkpoint else model if run is None else run)
         entry = compare_populations(
             detector,
             spec,
@@ -189,15 +200,20 @@ def score(
             skip=unreadable.skip,
         )
         _print_detection(entry, as_json)
-        if report is not None:
-            from robustgen.evaluation import write_report
-            from robustgen.files import environment
+        detection.append(entry)
+    if report is not None:
+        from robustgen.evaluation import write_report
+        from robustgen.files import environment
 
-            found = {"title": f"Scores of {scored} on {data}", "command": command_line(), "seed": seed}
-            found |= {"environment": environment(), "networks": [], "detection": [entry]}
-            page = write_report(found, report)
-            if not as_json:
-                say(f"report: {page}")
+        summary = None if scoring is None else scoring.summary
+        found = {"title": f"Scores of {scored} on {data}", "command": command_line(), "seed": seed}
+        found |= {"environment": environment(), "networks": [], "detection": detection}
+        found |= {"scores": [] if summary is None else [summary.to_dict()]}
+        page = write_report(found, report)
+        if scoring is not None and out is None:  # the rows are on stdout
+            complain("note", f"report: {page}")
+        elif not as_json:
+            say(f"report: {page}")
     unreadable.finish()
 
 

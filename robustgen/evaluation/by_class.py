@@ -35,7 +35,8 @@ def class_name(network: dict[str, Any], k: int | None) -> str:
 def accuracy_by_class(network: dict[str, Any]) -> list[ClassAccuracy]:
     """In the order of the labels; empty where the report lacks the outcomes of examples.
 
-    >>> outcomes = {"labels": [0, 0, 1], "clean_correct": [True, True, False], "broken_by": {"PGD": [True, False, True]}}
+    >>> outcomes = {"labels": [0, 0, 1], "clean_correct": [True, True, False]}
+    >>> outcomes["broken_by"] = {"PGD": [True, False, True]}
     >>> accuracy_by_class({"class_names": ["cat", "dog"], "per_example": outcomes})
     [ClassAccuracy(name='cat', n=2, clean=2, standing=1), ClassAccuracy(name='dog', n=1, clean=0, standing=0)]
     """

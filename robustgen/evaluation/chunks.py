@@ -33,9 +33,10 @@ SCORES = 256  # bytes for an answer without a gradient: more than it has, as it 
 class Job(NamedTuple):
     """One attack on the first ``n`` examples.
 
-    Of the adversarial inputs the first ``keep`` are kept. ``named``: what the model says at each success is kept too. ``after`` names jobs whose fallen examples count as fallen
+    Of the adversarial inputs the first ``keep`` are kept. ``after`` names jobs whose fallen examples count as fallen
     here too and are not attacked again. ``precision`` of the search. ``checked``: every success is put to the verifier,
-    and what that rejects is none; that names them too. ``needed``: it runs to its end even where the time is used up.
+    and what that rejects is none. ``named``: it says what the model takes each success for; so it does where they are
+    checked. ``needed``: it runs to its end even where the time is used up.
     """
 
     attack: Attack

@@ -146,7 +146,7 @@ def check_report(report: Any, source: str | Path) -> None:
 
 def _check_examples(outcomes: dict[str, Any], source: str | Path, field: str) -> None:
     """One entry for each example in every list."""
-    lists = {name: outcomes[name] for name in ("labels", "clean_correct") if name in outcomes}
+    lists: dict[str, Any] = {name: outcomes[name] for name in ("labels", "clean_correct") if name in outcomes}
     lists |= {
         f"{name}.{key}": values for name in ("broken_by", "predicted") for key, values in outcomes.get(name, {}).items()
     }

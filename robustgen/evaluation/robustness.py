@@ -107,8 +107,8 @@ def evaluate_robustness(
 
     Raises:
         TypeError, ValueError: as :meth:`robustgen.attacks.Attack.run`; an empty data set, an unknown suite, an attack
-            in another norm, a label without a name among ``class_names``, ``max_minutes`` that are not > 0 or have no ``run_dir``, a ``run_dir`` that holds another
-            evaluation or one already begun without ``resume``.
+            in another norm, fewer ``class_names`` than labels, ``max_minutes`` that are not > 0 or have no ``run_dir``,
+            a ``run_dir`` that holds another evaluation or one already begun without ``resume``.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 2)

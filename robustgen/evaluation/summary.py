@@ -24,23 +24,21 @@ def of_report(report: dict[str, Any]) -> list[Summary]:
     """One for each network, detector and set of scores; where there are several networks, each is named."""
     networks = report["networks"]
     found = [of_network(n, named=len(networks) > 1) for n in networks]
-    found += [Summary(of_guarded(entry)) for entry in report.get("detector_robustness", [])]
+    found += [Summary(of_scores(entry)) for entry in report.get("scores", [])]
     found += [Summary(of_detection(entry)) for entry in report.get("detection", [])]
-    return found + [Summary(of_scores(entry)) for entry in report.get("scores", [])]
+    return found + [Summary(of_guarded(entry)) for entry in report.get("detector_robustness", [])]
 
 
 def of_network(network: dict[str, Any], named: bool = False) -> Summary:
     """Accuracy without and under attack, how many tests hold, the weakest class."""
-    counts = {kind: 0 for kind in (HOLDS, VIOLATED, NOT_RUN)}
+    counts = dict.fromkeys((HOLDS, VIOLATED, NOT_RUN), 0)
     for test in network["masking_tests"]:
         counts[test["verdict"]] = counts.get(test["verdict"], 0) + 1
     parts = [
         f"{short_percent(network['clean_accuracy']['value'])} clean, "
         f"{short_percent(network['worst_case_accuracy']['value'])} {_under(network)} at {_threat(network)}",
-        f"{_counted(counts[HOLDS], 'test holds', 'tests hold')}, {counts[VIOLATED]} violated, {counts[NOT_RUN]} not run",
+        _tested(counts) if network["masking_tests"] else "no tests of the attacks",
     ]
-    if not network["masking_tests"]:
-        parts[1] = "no tests of the attacks"
     if weakest := _weakest(network):
         parts.append(weakest)
     sentence = f"{network['name']}: {'; '.join(parts)}." if named else f"{'; '.join(parts)}."
@@ -49,10 +47,10 @@ def of_network(network: dict[str, Any], named: bool = False) -> Summary:
 
 def of_guarded(entry: dict[str, Any]) -> str:
     """Accuracy with the detector, without and under attack."""
+    clean, attacked = entry["clean"]["correct_and_unflagged"], entry["worst_case"]["guarded_accuracy"]
     return (
-        f"{entry['name']} with its detector: {short_percent(entry['clean']['correct_and_unflagged']['value'])} right and "
-        f"not flagged without attack; {short_percent(entry['worst_case']['guarded_accuracy']['value'])} right or flagged "
-        f"under the worst attack, by one who knows the detector or not, at {_threat(entry)}."
+        f"{entry['name']} with its detector: {short_percent(clean['value'])} right and not flagged without attack; "
+        f"{short_percent(attacked['value'])} right or flagged under the worst attack at {_threat(entry)}."
     )
 
 
@@ -70,8 +68,8 @@ def of_scores(entry: dict[str, Any]) -> str:
     if entry["flagged"] is None:
         return f"{entry['data']}: nothing was scored."
     return (
-        f"{short_percent(entry['flagged']['value'])} of {entry['n']:,} inputs are flagged; of inputs like those that the "
-        f"threshold was set on it would be {short_percent(entry['fpr'])}."
+        f"{short_percent(entry['flagged']['value'])} of {entry['n']:,} inputs are flagged; of inputs like those that "
+        f"set the threshold it would be {short_percent(entry['fpr'])}."
     )
 
 
@@ -118,6 +116,11 @@ def _under(network: dict[str, Any]) -> str:
 
 def _counted(n: int, one: str, more: str) -> str:
     return f"{n} {one if n == 1 else more}"
+
+
+def _tested(counts: dict[str, int]) -> str:
+    hold = _counted(counts[HOLDS], "test holds", "tests hold")
+    return f"{hold}, {counts[VIOLATED]} violated, {counts[NOT_RUN]} not run"
 
 
 def _weakest(network: dict[str, Any]) -> str:
