@@ -234,8 +234,8 @@ def _story(
     return [
         {
             "title": "A network",
-            "text": f"A small convolutional network reads handwritten digits: {short_percent(plain.clean_accuracy)} of "
-            f"{len(plain.y)} that it has not seen.",
+            "text": f"A small convolutional network learns all handwritten digits but {HELD_OUT[0]} and {HELD_OUT[1]}. "
+            f"It reads {short_percent(plain.clean_accuracy)} of {len(plain.y)} that it has not seen.",
         },
         {
             "title": "How it falls",
@@ -252,10 +252,11 @@ def _story(
         },
         {
             "title": "What is flagged",
-            "text": "The fortified layers also score how unlike the digits of its training an input is. They flag "
-            f"{flagged}; and {short_percent(seen['false_alarms'])} of ordinary digits, where "
+            "text": f"The fortified layers also score how unlike the training digits an input is. They flag {flagged}; "
+            f"and {short_percent(seen['false_alarms'])} of ordinary digits, where "
             f"{short_percent(seen['fpr'])} were allowed. Of {len(attacked.y)} digits {short_percent(kept)} are right "
-            f"and pass; under attack, by one who knows the detector or not, {short_percent(left)} are right or flagged.",
+            f"and pass; under attack, by one who knows the detector or not, {short_percent(left)} are right or "
+            "flagged.",
         },
     ]
 
