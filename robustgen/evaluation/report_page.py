@@ -35,15 +35,21 @@ _Draw = Callable[[Callable[[], "Figure"], str], dict[str, Any]]
 def draw_html(report: dict[str, Any]) -> str:
     """The page, with every picture inside it and nothing loaded from elsewhere."""
     networks, detection, scores = report["networks"], report.get("detection", []), report.get("scores", [])
-    histograms = sum(entry["histogram"] is not None for entry in scores)
-    with bar("report, figures", any(n["curve"] for n in networks) + 2 * len(detection) + histograms) as shown:
+    total = any(n["curve"] for n in networks) + len(networks) + 2 * len(detection) + len(scores)
+    with bar("report, figures", total) as shown:
 
         def figure(draw: Callable[[], "Figure"], caption: str) -> dict[str, Any]:
             drawn = _figure(draw, caption)
             shown.update()
             return drawn
 
+        def network(entry: dict[str, Any]) -> dict[str, Any]:
+            found = _network(entry)
+            shown.update()
+            return found
+
         parts = {
+            "networks": [network(n) for n in networks],
             "curve": _curve(networks, figure),
             "detection": [_detection(entry, figure) for entry in detection],
             "scores": [_scores(entry, figure) for entry in scores],
@@ -56,7 +62,6 @@ def draw_html(report: dict[str, Any]) -> str:
             summaries=of_report(report),
             doubts=tables.doubts([*networks, *report.get("detector_robustness", [])]),
             remarks=report.get("remarks", []),
-            networks=[_network(n) for n in networks],
             story=[step | {"pictures": _told(step, networks)} for step in report.get("story", [])],
             accuracy=tables.accuracy_table(networks) if networks else None,
             robust_note=tables.ROBUST_NOTE,
