@@ -18,7 +18,7 @@ __all__ = ["as_svg", "draw_curves", "draw_roc", "draw_score_histogram", "draw_sc
 _LONGEST = 40  # characters of a name in a figure
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e6c8a", "#c98a1b", "#444444")
 _USUAL, _FLAGGED = "#8fa9bf", "#d1495b"
-_SIZE = (4.4, 3.1)  # inches: as wide as a phone shows nearly whole
+_WIDTH, _HEIGHT, _LINE = 4.4, 2.6, 0.2  # inches: as wide as a phone shows nearly whole; of a line of the legend
 
 
 def as_svg(draw: Callable[[], "Figure"]) -> str:
@@ -43,7 +43,7 @@ def as_svg(draw: Callable[[], "Figure"]) -> str:
 
 def draw_curves(networks: list[dict[str, Any]]) -> "Figure":
     """Accuracy as eps grows, of each network."""
-    figure, axes = _axes()
+    figure, axes = _axes(len(networks) + 1)
     for colour, network in zip(_COLOURS * len(networks), networks, strict=False):
         eps = [p["eps"] for p in network["curve"]]
         axes.plot(eps, [p["value"] for p in network["curve"]], "o-", color=colour, label=_label(network["name"]))
@@ -57,7 +57,7 @@ def draw_curves(networks: list[dict[str, Any]]) -> "Figure":
 
 def draw_scores(entry: dict[str, Any]) -> "Figure":
     """Histograms of the scores of each population."""
-    figure, axes = _axes()
+    figure, axes = _axes(len(entry["populations"]) + 1)
     known = np.asarray(entry["in_distribution"])
     everything = np.concatenate([known, *(np.asarray(p["scores"]) for p in entry["populations"].values())])
     low, high = np.quantile(everything, [0, 0.995])
@@ -75,7 +75,7 @@ def draw_roc(entry: dict[str, Any]) -> "Figure":
     """The ROC curve of each population."""
     from robustgen.evaluation.metrics import roc_curve
 
-    figure, axes = _axes()
+    figure, axes = _axes(len(entry["populations"]))
     known = np.asarray(entry["in_distribution"])
     for colour, (name, population) in zip(_COLOURS * 9, entry["populations"].items(), strict=False):
         curve = roc_curve(known, np.asarray(population["scores"]))
@@ -88,7 +88,7 @@ def draw_roc(entry: dict[str, Any]) -> "Figure":
 
 def draw_score_histogram(entry: dict[str, Any]) -> "Figure":
     """The scores of ``robustgen score``, with the threshold above which an input is flagged."""
-    figure, axes = _axes()
+    figure, axes = _axes(1)
     edges, counts = (np.asarray(entry["histogram"][name], dtype=float) for name in ("edges", "counts"))
     threshold = np.inf if entry["threshold"] is None else entry["threshold"]
     flagged = (edges[:-1] + edges[1:]) / 2 > threshold
@@ -107,8 +107,9 @@ def _label(name: str) -> str:
     return f" {name}" if name.startswith("_") else name  # which a legend would leave out
 
 
-def _axes() -> tuple["Figure", "Axes"]:
+def _axes(lines: int) -> tuple["Figure", "Axes"]:
+    """With room for a legend of so many lines."""
     from matplotlib.figure import Figure  # not pyplot: no global state, no display
 
-    figure = Figure(figsize=_SIZE, layout="constrained")
+    figure = Figure(figsize=(_WIDTH, _HEIGHT + _LINE * lines), layout="constrained")
     return figure, figure.subplots()

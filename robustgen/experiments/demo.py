@@ -35,6 +35,7 @@ __all__ = ["Scale", "run_demo"]
 HELD_OUT = (4, 9)
 EPS = 0.15
 LAYERS = "auto"
+ATTACKED: dict[str, type[Attack]] = {"FGSM": FGSM, "PGD": PGD}  # the detectors are shown what these find
 PLAIN, AFTERWARDS, ADVERSARIAL, FORTIFIED = (
     "plain",
     "plain, fortified afterwards",
@@ -166,8 +167,7 @@ def run_demo(
         network = networks[name]
         detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
         populations = {
-            "FGSM": FGSM(eps=EPS, seed=seed, early_stop=False)(network, x, y),
-            "PGD": PGD(eps=EPS, seed=seed, early_stop=False)(network, x, y),
+            **{name: kind(eps=EPS, seed=seed, early_stop=False)(network, x, y) for name, kind in ATTACKED.items()},
             f"held-out digits {HELD_OUT[0]} and {HELD_OUT[1]}": heldout.images(),
             "uniform noise": data.noise(len(x), tuple(x.shape[1:]), seed=seed).images(),
         }
@@ -225,12 +225,15 @@ def _story(
     (seen, attacked) = next(
         (entry, found) for entry, found in zip(detection, guarded, strict=True) if entry["network"] == FORTIFIED
     )
-    flagged = ", ".join(f"{short_percent(p['flagged'])} of {name}" for name, p in seen["populations"].items())
+    called = {name: f"digits under {name}" if name in ATTACKED else name for name in seen["populations"]}
+    flagged = ", ".join(f"{short_percent(p['flagged'])} of {called[name]}" for name, p in seen["populations"].items())
     rates = attacked.to_dict()
     kept = rates["clean"]["correct_and_unflagged"]["value"]
     left = rates["worst_case"]["guarded_accuracy"]["value"]
-    violated = [f"{name}: {test.name}" for name, r in reports.items() for test in r.masking if test.verdict == VIOLATED]
-    tests = f" Tests of the attacks that are violated: {'; '.join(violated)}." if violated else ""
+    violated = [
+        f"{test.name} ({name})" for name, r in reports.items() for test in r.masking if test.verdict == VIOLATED
+    ]
+    tests = f" Not every test of the attacks holds: {'; '.join(violated)}." if violated else ""
     return [
         {
             "title": "A network",
@@ -239,8 +242,8 @@ def _story(
         },
         {
             "title": "How it falls",
-            "text": f"Let an attacker who knows the network change each pixel by at most {EPS:g} of its range: it "
-            f"reads {short_percent(plain.robust_accuracy)} of them.",
+            "text": f"Let an attacker who knows the network change each pixel by at most {EPS:g} of its range. "
+            f"The network then reads {short_percent(plain.robust_accuracy)} of them.",
             "pictures_of": PLAIN,
         },
         {
