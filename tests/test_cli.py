@@ -125,6 +125,26 @@ def test_train_attack_score_report(capsys, fortified_run, tmp_path):
     assert "| FGSM, Linf eps 0.1 (n = " in run(capsys, "report", tmp_path / "detection", "--markdown")[1]
 
 
+def test_a_report_of_scores_holds_what_the_rows_say(capsys, fortified_run, tmp_path):
+    chosen = ["--run", fortified_run, "--data", "digits", "--limit", "60", "--quiet", "--report", tmp_path]
+    code, rows, err = run(capsys, "score", *chosen)
+    assert code == 0
+    assert f"report: {tmp_path / 'report.html'}" in err
+    scored = list(csv.DictReader(rows.splitlines()))
+    assert len(scored) == 60  # the CSV alone is on stdout
+    report = json.loads((tmp_path / "report.json").read_text())
+    (entry,) = report["scores"]
+    assert entry["n"] == 60
+    assert entry["flagged"]["value"] == sum(row["flag"] == "True" for row in scored) / 60
+    by_score = sorted((float(row["score"]), row["input"]) for row in scored)
+    assert [row["score"] for row in entry["most"]] == [s for s, _ in reversed(by_score[-8:])]
+    assert [row["score"] for row in entry["least"]] == [s for s, _ in by_score[:8]]
+    page = (tmp_path / "report.html").read_text()
+    assert page.count("data:image/png") == 16
+    assert "threshold: above it an input is flagged" in page
+    assert "| most | " in run(capsys, "report", tmp_path, "--markdown")[1]
+
+
 def test_the_detector_under_attack(capsys, fortified_run, plain_run, tmp_path):
     noise = tmp_path / "noise.npz"
     np.savez(noise, x=np.random.default_rng(0).integers(0, 256, (6, 8, 8), dtype=np.uint8))
@@ -491,9 +511,11 @@ def test_the_demo_smoke_run_writes_what_it_prints(tmp_path):
         assert f"{100 * network['worst_case_accuracy']['value']:.1f}" in found.stdout
     assert len(report["detection"]) == 2
     assert [len(entry["per_example"]["ids"]) for entry in report["detector_robustness"]] == [20, 20]
-    verdicts = [line for line in report["remarks"] if line.startswith("Fortification, ")]
-    assert verdicts
-    assert all(line in found.stdout for line in verdicts)
+    said = " ".join(found.stdout.split())
+    assert [step["title"] in said and step["text"] in said for step in report["story"]] == 4 * [True]
+    assert sum("measurable difference" in line for line in found.stdout.split("\n")) <= 1
+    page = (tmp_path / "report.html").read_text()
+    assert page.index("How it falls") < page.index("data:image/png") < page.index("How it is guarded")
 
 
 def test_training_from_python_and_from_the_command_agree(capsys, tmp_path):

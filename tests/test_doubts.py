@@ -137,8 +137,9 @@ class TestPictures:
         with pytest.warns(UserWarning, match="chance"):
             report = evaluate_robustness(net, x, y, eps=1e-6, attacks=[attack], masking_tests=False, ids=ids)
         page = report.save(tmp_path).read_text()
-        assert "stood under every attack and shown as they are: 1050, 1051, 1052, 1053" in page
-        assert "fell:" not in page
+        assert "stood under every attack" in page
+        assert all(f"({k})" in page for k in (1050, 1051, 1052, 1053))
+        assert "right and fell" not in page
         assert json.loads((tmp_path / "report.json").read_text())["networks"][0]["pictures"]["shape"][1] == 4
 
     def test_no_input_that_was_right_no_pictures(self, setting, tmp_path):
@@ -146,7 +147,7 @@ class TestPictures:
         with pytest.warns(UserWarning, match="chance"):
             report = evaluate_robustness(net, x, (y + 1) % 3, eps=0.1, attacks=[FGSM(eps=0.1)], masking_tests=False)
         assert report.to_dict()["pictures"] == {}
-        assert "Adversarial inputs" not in report.save(tmp_path).read_text()
+        assert "data:image" not in report.save(tmp_path).read_text()
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])

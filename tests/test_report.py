@@ -4,6 +4,7 @@ before it is drawn.
 
 import base64
 import copy
+import io
 import json
 
 import pytest
@@ -19,9 +20,14 @@ from robustgen.evaluation import (
     evaluate_robustness,
     load_report,
     report,
+    report_figures,
+    report_markdown,
     write_report,
 )
 from robustgen.evaluation.report import draw_markdown
+from robustgen.evaluation.report_pictures import _decode, draw_pictures
+from robustgen.evaluation.score_summary import ScoreSummary
+from robustgen.evaluation.summary import of_network
 
 ODD = [
     "runs/$x_{",
@@ -42,10 +48,20 @@ def whole():
     )
     x = torch.rand(100, 1, 4, 4)
     y = net(x).argmax(1)
-    robustness = evaluate_robustness(net, x, y, eps=0.1, attacks=[FGSM(eps=0.1)], sweep_examples=20)
+    y[:10] = (y[:10] + 1) % 3  # wrong from the start
+    robustness = evaluate_robustness(
+        net, x, y, eps=0.1, attacks=[FGSM(eps=0.1)], sweep_examples=20, class_names=["cat", "dog", "frog"]
+    )
     detector = ReconstructionError(net).fit(x[:40]).calibrate(x[40:80])
     guarded = evaluate_detector_robustness(
         net, detector, x[80:], y[80:], eps=0.1, fpr=0.1, steps=1, formulations=["sum"], x_ood=x[:5]
+    )
+    scores = ScoreSummary(
+        "mine", repr(detector), fpr=0.1, threshold=detector.calibration.threshold(0.1), n_calibration=40
+    )
+    scored = detector.score(x)
+    scores.add(
+        list(range(100)), x, scored, detector.calibration.p_value(scored), detector.calibration.flag(scored, 0.1)
     )
     found = {
         "format": 1,
@@ -57,16 +73,32 @@ def whole():
         "networks": [robustness.to_dict()],
         "detection": [evaluate_detection(detector, x[80:], {"others": 1 - x[:20]}, fpr=0.1)],
         "detector_robustness": [guarded.to_dict()],
+        "scores": [scores.to_dict()],
+        "story": [{"title": "A network", "text": "falls", "pictures_of": "network"}],
     }
     return json.loads(json.dumps(found))
+
+
+def minimal():
+    """A report with as little as is allowed."""
+    share = {"value": 0.5, "low": 0.4, "high": 0.6, "n": 4}
+    network = {"name": "n", "threat_model": {"norm": "Linf", "eps": 8 / 255}, "attacks": {}, "curve": []}
+    network |= {"clean_accuracy": share, "worst_case_accuracy": share, "masking_tests": []}
+    return {"format": 1, "networks": [network]}
 
 
 def renamed(found, name):
     """The report with this name in place of every name."""
     found = copy.deepcopy(found)
-    found |= {"title": name, "command": name, "remarks": [name]}
+    found |= {"title": name, "command": name, "remarks": [name], "story": [{"title": name, "text": name}]}
+    (scores,) = found["scores"]
+    scores |= {"data": name, "detector": name}
+    for row in scores["most"] + scores["least"]:
+        row["input"] = name
     network, (detection,), (guarded,) = found["networks"][0], found["detection"], found["detector_robustness"]
-    network |= {"name": name, "notes": [name], "attacks": {name: network["attacks"]["FGSM"]}}
+    network |= {"name": name, "notes": [name], "attacks": {name: network["attacks"]["FGSM"]}, "suite": name}
+    network["class_names"] = [name] * 3
+    network["masking_tests"][0] |= {"name": name, "detail": name, "advice": name, "verdict": "violated"}
     detection |= {"network": name, "detector": name, "populations": {name: detection["populations"]["others"]}}
     guarded |= {"name": name, "detector": name, "attacks": {name: next(iter(guarded["attacks"].values()))}}
     return found
@@ -78,7 +110,7 @@ def test_no_name_breaks_the_page_or_is_markup(whole, tmp_path, name):
     page = write_report(found, tmp_path)
     text = page.read_text(encoding="utf-8")
     assert page.name == "report.html"
-    assert text.count("<svg") == 3  # curve, scores, pictures
+    assert text.count("<svg") == 4  # curve, scores, their ROC curves, histogram
     assert "cannot be drawn" not in text
     markdown = draw_markdown(load_report(tmp_path))
     assert markdown.encode()
@@ -86,7 +118,7 @@ def test_no_name_breaks_the_page_or_is_markup(whole, tmp_path, name):
         assert "<script" not in drawn
         assert not {c for c in drawn if ord(c) < 32} - {"\n", "\t"}
     assert "](" not in markdown.replace("]\\(", "")
-    assert markdown.count("\n") == draw_markdown(whole).count("\n")  # no line of its own
+    assert markdown.count("\n") == draw_markdown(renamed(whole, "n")).count("\n")  # no line of its own
     head = next(line for line in markdown.split("\n") if line.startswith("| Linf eps 0.1 |"))
     assert head.replace("\\|", "").count("|") == 3
 
@@ -103,17 +135,17 @@ def test_no_name_breaks_the_page_or_is_markup(whole, tmp_path, name):
     ],
 )
 def test_markdown_shows_text_as_it_is(text, written):
-    assert report._markdown(text) == written
+    assert report_markdown._markdown(text) == written
 
 
 def test_a_page_that_cannot_be_drawn_takes_nothing_away(whole, tmp_path, monkeypatch):
     def broken(*_):
         raise RuntimeError("no fonts\nhere")
 
-    monkeypatch.setattr(report, "_draw_curves", broken)
+    monkeypatch.setattr(report_figures, "draw_curves", broken)
     text = write_report(whole, tmp_path / "a").read_text()
     assert "this figure cannot be drawn (RuntimeError: no fonts here)" in text
-    assert text.count("<svg") == 2
+    assert text.count("<svg") == 3
     monkeypatch.setattr(report, "draw_html", broken)
     with pytest.warns(UserWarning, match=r"report\.json is complete, but its page cannot be drawn: RuntimeError"):
         path = write_report(whole, tmp_path / "b")
@@ -150,11 +182,11 @@ def outcome(path):
         return str(error)
 
 
-def test_a_report_from_elsewhere_is_drawn_or_refused_in_one_line(whole, tmp_path):
+def test_a_report_from_elsewhere_is_drawn_or_refused_in_one_line(whole, tmp_path, monkeypatch):
     """Whatever stands in whichever field."""
+    monkeypatch.setattr(report_figures, "as_svg", lambda draw: "<svg></svg>")  # one that fails leaves its place
     path = tmp_path / "report.json"
-    small = changed(whole, ("networks", 0, "per_example"), {})
-    small = changed(small, ("detector_robustness", 0, "per_example"), {})
+    small = changed(whole, ("detector_robustness", 0, "per_example"), {})
     wrong = [..., None, [], {}, "x", -1, 10**400, 1e308, [[[]]], {"a": None}]
     refused = 0
     for k, where in enumerate(p for p in fields(small) if p):
@@ -167,6 +199,7 @@ def test_a_report_from_elsewhere_is_drawn_or_refused_in_one_line(whole, tmp_path
                 assert "\n" not in found
             else:
                 draw_markdown(found)
+                draw_html(found)
     assert refused > 100
 
 
@@ -184,8 +217,8 @@ def test_a_report_from_elsewhere_is_drawn_or_refused_in_one_line(whole, tmp_path
 def test_numbers_that_no_figure_can_show_leave_the_tables(whole, tmp_path, where, value):
     (tmp_path / "report.json").write_text(json.dumps(changed(whole, where, value)))
     page = draw_html(load_report(tmp_path))
-    assert "Do the attacks work?" in page
-    assert "class=x" not in page
+    assert "Accuracy under attack" in page
+    assert "onclick" not in page
 
 
 @pytest.mark.parametrize(
@@ -198,6 +231,7 @@ def test_numbers_that_no_figure_can_show_leave_the_tables(whole, tmp_path, where
         ({"uint8": "é"}, "uint8 is not base64"),
         ({"uint8": base64.b64encode(bytes(257)).decode()}, "uint8 holds 257 values"),
         ({"ids": [1]}, "ids must have one entry for each"),
+        ({"predicted": [1]}, "predicted must have one entry for each"),
     ],
 )
 def test_pictures_are_as_large_as_they_say(whole, tmp_path, pictures, line):
@@ -206,3 +240,159 @@ def test_pictures_are_as_large_as_they_say(whole, tmp_path, pictures, line):
     with pytest.raises(ValueError, match=line) as error:
         load_report(tmp_path)
     assert "networks[0].pictures" in str(error.value)
+
+
+def test_outcomes_of_examples_go_together(whole, tmp_path):
+    path = ("networks", 0, "per_example", "predicted", "worst_case")
+    (tmp_path / "report.json").write_text(json.dumps(changed(whole, path, [0])))
+    with pytest.raises(ValueError, match=r"per_example\.predicted\.worst_case must have as many entries as labels"):
+        load_report(tmp_path)
+
+
+@pytest.mark.parametrize("found", [minimal(), {"format": 1, "networks": []}], ids=["network", "nothing"])
+def test_a_minimal_report_has_a_page(found, tmp_path):
+    (tmp_path / "report.json").write_text(json.dumps(found))
+    found = load_report(tmp_path)
+    assert "</html>" in draw_html(found)
+    assert draw_markdown(found)
+
+
+def test_a_report_of_before_has_a_page(whole, tmp_path):
+    """Of the same format, without what was added since."""
+    old = copy.deepcopy(whole)
+    (network,) = old["networks"]
+    for name in ("class_names", "suite"):
+        del network[name]
+    for part, names in (("per_example", ["predicted"]), ("pictures", ["labels", "predicted"])):
+        for name in names:
+            del network[part][name]
+    del old["scores"], old["story"]
+    (tmp_path / "report.json").write_text(json.dumps(old))
+    page = draw_html(load_report(tmp_path))
+    assert "right and fell" in page
+    assert "By class" in page
+    assert 'class="confusion"' not in page
+
+
+class TestTheSentence:
+    def network(self, eps=8 / 255, **changes):
+        network = minimal()["networks"][0]
+        network["threat_model"]["eps"] = eps
+        network["clean_accuracy"] = network["clean_accuracy"] | {"value": 0.26}
+        network["worst_case_accuracy"] = network["clean_accuracy"] | {"value": 0.06}
+        tests = [{"name": f"t{k}", "verdict": "holds", "detail": ""} for k in range(14)]
+        tests += [{"name": "not", "verdict": "not run", "detail": ""}] * 4
+        outcomes = {"labels": [0, 0, 1, 1], "clean_correct": [True] * 4, "broken_by": {"A": [True, True, False, True]}}
+        new = {"suite": "standard", "attacks": {"A": {}}, "masking_tests": tests, "per_example": outcomes}
+        return network | new | {"class_names": ["cat", "dog"]} | changes
+
+    def test_says_the_numbers(self):
+        found = of_network(self.network())
+        assert found.sentence == (
+            "26 % clean, 6 % under the standard suite at Linf 8/255; 14 tests hold, 0 violated, 4 not run; "
+            "weakest class cat."
+        )
+        assert found.kind == "holds"
+        assert "upper bounds" in found.verdict
+
+    @pytest.mark.parametrize(
+        ("changes", "words", "kind"),
+        [
+            ({"suite": None}, "6 % under A at", "holds"),
+            ({"suite": None, "attacks": {"A": {}, "B": {}}}, "6 % under 2 attacks at", "holds"),
+            ({"attacks": {}}, "no attack was finished", "holds"),
+            ({"unfinished": {"Square": "not begun"}}, "under 1 attack of an unfinished evaluation", "holds"),
+            ({"notes": ["wrong preprocessing"]}, "14 tests hold", "violated"),
+            ({"masking_tests": []}, "no tests of the attacks", "not run"),
+            (
+                {"masking_tests": [{"name": "a", "verdict": "violated", "detail": ""}]},
+                "0 tests hold, 1 violated, 0 not run",
+                "violated",
+            ),
+            ({"class_names": None}, "weakest class 0.", "holds"),
+            ({"eps": 0.3}, "at Linf 0.3;", "holds"),
+        ],
+    )
+    def test_says_what_else_there_is(self, changes, words, kind):
+        found = of_network(self.network(**changes))
+        assert words in found.sentence
+        assert found.kind == kind
+
+    def test_names_no_weakest_class_where_all_are_alike(self):
+        outcomes = {"labels": [0, 1], "clean_correct": [True] * 2, "broken_by": {"A": [True, True]}}
+        assert "weakest" not in of_network(self.network(per_example=outcomes)).sentence
+
+    def test_stands_on_top_and_before_it_names_the_network_where_there_are_several(self, whole):
+        sentence = of_network(whole["networks"][0]).sentence
+        page = draw_html(whole)
+        assert page.index(sentence) < page.index("Accuracy under attack")
+        twice = whole | {"networks": [whole["networks"][0], whole["networks"][0] | {"name": "other"}]}
+        assert f"other: {sentence}" in draw_html(twice)
+
+
+def test_violated_tests_come_first_and_those_that_hold_are_folded(whole):
+    found = copy.deepcopy(whole) | {"story": []}
+    tests = found["networks"][0]["masking_tests"]
+    for k, test in enumerate(tests):
+        test |= {"name": f"test number {k}.", "verdict": "holds"}
+    tests[-1] |= {"verdict": "violated", "advice": "do better"}
+    tests[0] |= {"verdict": "not run"}
+    page = draw_html(found)
+    violated = page.index(f"test number {len(tests) - 1}.")
+    assert violated < page.index("do better") < page.index("data:image") < page.index("Accuracy under attack")
+    for k in range(len(tests) - 1):
+        before = page[: page.index(f"test number {k}.")]
+        assert before.count("<details") - before.count("</details") == 1
+    lines = [line for line in draw_markdown(found).split("\n") if "test number" in line]
+    assert f"test number {len(tests) - 1}." in lines[0]
+
+
+class TestPictures:
+    def test_say_from_what_to_what(self, whole):
+        network = whole["networks"][0]
+        found = draw_pictures(network)
+        assert found["fell"]
+        outcomes, page = network["per_example"], draw_html(whole)
+        for item in found["items"]:
+            k = outcomes["ids"].index(item["id"])
+            assert outcomes["clean_correct"][k]
+            names = [network["class_names"][c] for c in (outcomes["labels"][k], outcomes["predicted"]["worst_case"][k])]
+            assert item["caption"] == " to ".join(names)
+            assert names[0] != names[1]
+            assert f"<b>{item['caption']}</b>" in page
+
+    @pytest.mark.parametrize(("eps", "times"), [(8, 31), (1, 255), (200, 1)])
+    def test_amplify_the_difference_until_it_is_seen(self, whole, eps, times):
+        clean = torch.full((1, 1, 4, 4), 100, dtype=torch.uint8)
+        adversarial = clean.clone()
+        adversarial[..., 0], adversarial[..., 1] = 100 + min(eps, 155), 100 - min(eps, 100)
+        if eps == 200:
+            adversarial[..., 0] = 255
+        both = torch.stack([clean, adversarial])
+        pictures = {"shape": list(both.shape), "uint8": base64.b64encode(both.numpy().tobytes()).decode()}
+        found = draw_pictures({"pictures": pictures})
+        assert found["amplified"] == times
+        drawn = pixels(found["items"][0]["difference"])
+        assert len(set(drawn[0])) == 3
+        assert drawn[0][2] == 128  # unchanged
+        assert drawn[0][0] > 200
+        assert drawn[0][1] < 90
+
+    def test_scored_inputs_are_kept_small(self):
+        from robustgen.evaluation.report_pictures import encode_picture
+
+        assert encode_picture(torch.rand(3, 500, 250))["shape"] == [3, 96, 48]
+        small = torch.rand(1, 5, 7)
+        assert (_decode(encode_picture(small)) == small.mul(255).round().numpy()).all()
+        assert encode_picture(torch.rand(7)) is None
+        assert encode_picture(torch.rand(2, 5, 5)) is None
+
+
+def pixels(address):
+    """Of a grey image in an address."""
+    from PIL import Image
+
+    image = Image.open(io.BytesIO(base64.b64decode(address.removeprefix("data:image/png;base64,"))))
+    width = image.size[0]
+    values = list(image.tobytes())
+    return [values[k : k + width] for k in range(0, len(values), width)]

@@ -118,7 +118,12 @@ def score(
         ),
     ] = None,
     report: Annotated[
-        Path | None, typer.Option("--report", help="Directory of the report of --against.", rich_help_panel=RUN)
+        Path | None,
+        typer.Option(
+            "--report",
+            help="Directory of report.json and report.html: scores, pictures, --against.",
+            rich_help_panel=RUN,
+        ),
     ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
@@ -149,8 +154,6 @@ def score(
     )
     from robustgen.commands.run_info import stopped_early, threat
 
-    if report is not None and not against:
-        raise ValueError("--report is about --against")
     means, stds = normalization(mean, std)
     if checkpoint:
         if trust or any(other is not None for other in (run, model, weights, means, fit_data)):
@@ -170,7 +173,16 @@ def score(
             other.require()
     scoring, unreadable = None, Unreadable(complain, strict)
     if out is not None or not against:
-        scoring = Scoring(spec, split, out=out, as_json=as_json, fpr=fpr, unreadable=unreadable, tell=complain)
+        scoring = Scoring(
+            spec,
+            split,
+            out=out,
+            as_json=as_json,
+            fpr=fpr,
+            summarise=report is not None,
+            unreadable=unreadable,
+            tell=complain,
+        )
     else:
         spec.require()
     checked = {} if scoring is None else {"before_fit": scoring.fit_to}
@@ -201,11 +213,12 @@ def score(
         if out is not None:
             rates = {} if as_json else {name: f"{found[name]:.1%}" for name in ("flagged", "nominal")}
             print_found(found | rates, as_json)
+    scored = str(checkpoint[0] if checkpoint else model if run is None else run)
+    detection = []
     if against:
         eps, norm, line = threat(info, eps, norm)
         if line and {"fgsm", "pgd"} & others.keys():
             complain("note", line)
-        scored = str(checkpoint[0] if checkpoint else model if run is None else run)
         entry = compare_populations(
             detector,
             spec,
@@ -222,17 +235,22 @@ def score(
             skip=unreadable.skip,
         )
         _print_detection(entry, as_json)
-        if report is not None:
-            from robustgen.evaluation import write_report
-            from robustgen.files import environment
+        detection.append(entry)
+    if report is not None:
+        from robustgen.evaluation import write_report
+        from robustgen.files import environment
 
-            found = {"title": f"Scores of {scored} on {data}", "command": command_line(), "seed": seed}
-            found |= {"environment": environment(), "networks": [], "detection": [entry]}
-            opened = checkpoint or ([] if run is None else [run])
-            found |= {"remarks": [line for used in opened if (line := stopped_early(used))]}
-            page = write_report(found, report)
-            if not as_json:
-                say(f"report: {page}")
+        summary = None if scoring is None else scoring.summary
+        found = {"title": f"Scores of {scored} on {data}", "command": command_line(), "seed": seed}
+        found |= {"environment": environment(), "networks": [], "detection": detection}
+        found |= {"scores": [] if summary is None else [summary.to_dict()]}
+        opened = checkpoint or ([] if run is None else [run])
+        found |= {"remarks": [line for used in opened if (line := stopped_early(used))]}
+        page = write_report(found, report)
+        if scoring is not None and out is None:  # the rows are on stdout
+            complain("note", f"report: {page}")
+        elif not as_json:
+            say(f"report: {page}")
     unreadable.finish()
 
 

@@ -127,6 +127,7 @@ def attack_network(
             masking_tests=masking_tests,
             batch_size=batch_size,
             name=name,
+            class_names=dataset.classes,
             progress=progress,
             max_minutes=max_minutes,
         )

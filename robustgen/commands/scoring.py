@@ -22,6 +22,7 @@ from robustgen.data.image_files import Remarks
 from robustgen.data.image_reader import NOTHING_ASKED
 from robustgen.data.table import pyarrow_parquet
 from robustgen.detectors import Detector
+from robustgen.evaluation.score_summary import ScoreSummary
 from robustgen.files import writing
 from robustgen.inputs import Inputs, each
 from robustgen.printable import as_cell, printable
@@ -42,6 +43,7 @@ class Scoring:
         out: a file for the rows; None: stdout.
         as_json: rows to stdout are JSON.
         fpr: nominal false-alarm rate of the flag.
+        summarise: keep what a report shows, in ``summary``.
         unreadable: takes the files that cannot be read.
         tell: called with a kind and a line, what the user is to know meanwhile.
 
@@ -57,6 +59,7 @@ class Scoring:
         out: Path | None = None,
         as_json: bool = False,
         fpr: float = 0.05,
+        summarise: bool = False,
         unreadable: Unreadable,
         tell: Callable[[str, object], None],
     ) -> None:
@@ -66,6 +69,8 @@ class Scoring:
         self._inputs = data.open(part)
         self._out, self._as_json, self._fpr, self._unreadable, self._tell = out, as_json, fpr, unreadable, tell
         self._scored = self._flagged = 0
+        self._summarise = summarise
+        self.summary: ScoreSummary | None = None
 
     def fit_to(self, shape: tuple[int, ...] | None, info: dict[str, Any]) -> None:
         """See that the inputs are such as the network takes, and say how images are read.
@@ -85,11 +90,15 @@ class Scoring:
     def write(self, detector: Detector) -> dict[str, Any]:
         """Score everything and write it; returns what to print."""
         remarks = Remarks()
+        if self._summarise:
+            threshold, n = detector.calibration.threshold(self._fpr), len(detector.calibration)
+            about: dict[str, Any] = {"fpr": self._fpr, "threshold": threshold, "n_calibration": n}
+            self.summary = ScoreSummary(self._inputs.name, repr(detector), **about)
         batches = _batches(self._inputs, remarks, self._unreadable.skip)
         total = None if isinstance(self._inputs, Table) else len(self._inputs)  # a table is read as it comes
         mixed = self._out is None and sys.stdout.isatty()  # rows and bar on one terminal
         with showing(False) if mixed else nullcontext(), bar(f"scores of {self._inputs.name}", total) as shown:
-            rows = self._counted(score_inputs(detector, batches, self._fpr), shown.update)
+            rows = self._counted(score_inputs(detector, batches, self._fpr, self.summary), shown.update)
             write_rows(rows, self._out, self._as_json)
         if line := remarks.line():
             self._tell("warning", f"{self._inputs.name}: {line}")
@@ -148,13 +157,18 @@ def _batches(
 
 
 def score_inputs(
-    detector: Detector, batches: Iterable[tuple[list[str] | list[int], Inputs]], fpr: float = 0.05
+    detector: Detector,
+    batches: Iterable[tuple[list[str] | list[int], Inputs]],
+    fpr: float = 0.05,
+    summary: ScoreSummary | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One dict for each input: input (file or id), score, p_value and flag."""
+    """One dict for each input: input (file or id), score, p_value and flag; ``summary`` is told of all."""
     where = device_of(detector.model)
     for names, x in batches:
         scores = detector.score(each(x, lambda t: t.to(where)))
         p, flags = detector.calibration.p_value(scores), detector.calibration.flag(scores, fpr)
+        if summary is not None:
+            summary.add(names, x, scores, p, flags)
         for name, score, p_value, flag in zip(names, scores.tolist(), p.tolist(), flags.tolist(), strict=True):
             yield {"input": name, "score": score, "p_value": p_value, "flag": flag}
 

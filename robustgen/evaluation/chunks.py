@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from robustgen.attacks import Attack, AttackResult, Engine, TransferAttack
 from robustgen.evaluation.journal import DiskJournal
 from robustgen.evaluation.stages import GRADIENT_FREE, OutOfTime, Stages, asked, passes
-from robustgen.evaluation.verifier import verify
+from robustgen.evaluation.verifier import Verification, verify
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
 from robustgen.model import Model, logits_of, untouched
@@ -35,7 +35,8 @@ class Job(NamedTuple):
 
     Of the adversarial inputs the first ``keep`` are kept. ``after`` names jobs whose fallen examples count as fallen
     here too and are not attacked again. ``precision`` of the search. ``checked``: every success is put to the verifier,
-    and what that rejects is none. ``needed``: it runs to its end even where the time is used up.
+    and what that rejects is none. ``named``: it says what the model takes each success for; so it does where they are
+    checked. ``needed``: it runs to its end even where the time is used up.
     """
 
     attack: Attack
@@ -44,6 +45,7 @@ class Job(NamedTuple):
     after: tuple[str, ...] = ()
     precision: str = "float32"
     checked: bool = False
+    named: bool = False
     needed: bool = False
 
 
@@ -52,12 +54,14 @@ class Outcome(AttackResult):
     """What a job found; only the first rows of ``x_adv`` are there.
 
     ``attacked`` and ``rejected`` (N,), bool: which examples it saw, and which of its successes the verifier rejected,
-    for what ``reasons``. Those are none of ``success``.
+    for what ``reasons``. Those are none of ``success``. ``predicted`` int64 (N,): what the model says at each success
+    of a job that asks for it; -1: no class, or not asked.
     """
 
     attacked: Tensor
     rejected: Tensor
     reasons: tuple[str, ...]
+    predicted: Tensor
 
 
 def run_jobs(
@@ -215,6 +219,7 @@ def _whole(
     """The outcome for all examples, from the chunks of those that were attacked, ``rows``."""
     x_adv = x[: job.keep].cpu().clone()
     success, rejected, reasons = fallen.clone(), torch.zeros_like(fallen), tuple[str, ...]()
+    predicted = torch.full_like(fallen, -1, dtype=torch.int64)
     distance = torch.zeros(job.n, dtype=torch.float64)
     forwards, backwards = torch.zeros(job.n, dtype=torch.int64), torch.zeros(job.n, dtype=torch.int64)
     sizes = [len(chunk.success) for chunk in chunks]
@@ -222,34 +227,33 @@ def _whole(
         success[i], distance[i], forwards[i], backwards[i] = (
             getattr(found, name) for name in ("success", "distance", "forwards", "backwards")
         )
-        if job.checked:
-            rejected[i], why = _rejected(job.attack, model, x, y, i, found)
-            reasons += why
+        if job.checked or job.named:
+            verdict = _verified(job.attack, model, x, y, i, found)
+            claimed = i[found.success]
+            predicted[claimed] = verdict.predicted.cpu()
+            if job.checked:
+                rejected[claimed] = ~verdict.accepted.cpu()
+                pairs = zip(claimed.tolist(), verdict.reasons, strict=True)
+                reasons += tuple(f"example {k}: {reason}" for k, reason in pairs if reason)
         kept = i < len(x_adv)
         x_adv[i[kept]] = found.x_adv[kept]
     success &= ~rejected
-    return Outcome(x_adv, success, distance, forwards, backwards, ~fallen, rejected, reasons)
+    return Outcome(x_adv, success, distance, forwards, backwards, ~fallen, rejected, reasons, predicted)
 
 
-def _rejected(
-    attack: Attack, model: Model, x: Tensor, y: Tensor, rows: Tensor, found: AttackResult
-) -> tuple[Tensor, tuple[str, ...]]:
-    rejected = torch.zeros_like(found.success)
-    claimed = found.success.nonzero().squeeze(1)
-    i = rows[claimed].to(x.device)
-    verdict = verify(
+def _verified(attack: Attack, model: Model, x: Tensor, y: Tensor, rows: Tensor, found: AttackResult) -> Verification:
+    """What the verifier says of the successes among ``found``, at ``rows``."""
+    i = rows[found.success].to(x.device)
+    return verify(
         model,
         x[i],
-        found.x_adv[claimed].to(x.device),
+        found.x_adv[found.success].to(x.device),
         y[i],
         eps=attack.eps,
         norm=attack.norm,
         bounds=attack.bounds,
         seed=attack.seed,
     )
-    rejected[claimed] = ~verdict.accepted.cpu()
-    pairs = zip(rows[claimed].tolist(), verdict.reasons, strict=True)
-    return rejected, tuple(f"example {k}: {reason}" for k, reason in pairs if reason)
 
 
 def _plan(

@@ -19,7 +19,7 @@ def detector_robustness_table(entry: dict[str, Any]) -> tuple[list[str], list[li
     clean = entry["clean"]
     head = [
         f"{entry['threat_model']['norm']} eps {entry['threat_model']['eps']:g}",
-        f"fools the classifier (of {round(clean['accuracy']['value'] * clean['accuracy']['n'])})",
+        f"fools the classifier (of {clean['accuracy']['value'] * clean['accuracy']['n']:.0f})",
         f"flagged at a nominal {entry['fpr']:.1%}",
         "fools both",
         f"guarded accuracy (n = {clean['accuracy']['n']})",

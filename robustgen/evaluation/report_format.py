@@ -15,9 +15,18 @@ _MOST_PICTURES = 64
 
 _SHARE = {"value": float, "low": float, "high": float, "n": int}
 _SHARE_OR_NONE = (_SHARE, None)
-_THREAT = {"norm": str, "eps": float}
+_THREAT = {"norm": str, "eps": float, "bounds?": [float]}
+_LABEL = range(2**31)
+_PER_EXAMPLE = {
+    "labels?": [_LABEL],
+    "clean_correct?": [bool],
+    "broken_by?": {str: [bool]},
+    "predicted?": {"clean": [(_LABEL, None)], "worst_case": [(_LABEL, None)]},
+}
 _NETWORK = {
     "name": str,
+    "class_names?": ([str], None),
+    "suite?": str | None,
     "threat_model": _THREAT,
     "notes?": [str],
     "unfinished?": {str: str},
@@ -26,7 +35,15 @@ _NETWORK = {
     "attacks": {str: {"robust_accuracy": _SHARE, "n_attacked?": int | None}},
     "curve": [{"eps": float, "value": float, "low": float, "high": float}],
     "masking_tests": [{"name": str, "verdict": str, "detail": str, "advice?": str}],
-    "pictures?": {"shape?": [POSITIVE], "uint8?": str, "ids?": [int], "fell?": [bool]},
+    "per_example?": _PER_EXAMPLE,
+    "pictures?": {
+        "shape?": [POSITIVE],
+        "uint8?": str,
+        "ids?": [int],
+        "fell?": [bool],
+        "labels?": [_LABEL],
+        "predicted?": [(_LABEL, None)],
+    },
 }
 _POPULATION = {
     "n": int,
@@ -67,6 +84,25 @@ _GUARDED = {
     "worst_case": _RATES,
     "out_of_distribution": ({"before": _OUTSIDE, "after": _OUTSIDE}, None),
 }
+_SCORED = {
+    "input": str | int,
+    "score": float | None,
+    "p_value": float,
+    "flag": bool,
+    "picture?": ({"shape": [POSITIVE], "uint8": str}, None),
+}
+_SCORES = {
+    "data": str,
+    "detector": str,
+    "fpr": float,
+    "n_calibration": int,
+    "n": int,
+    "flagged": _SHARE_OR_NONE,
+    "threshold": float | None,
+    "histogram": ({"edges": [float], "counts": [int], "below": int, "above": int}, None),
+    "most": [_SCORED],
+    "least": [_SCORED],
+}
 _REPORT = {
     "title?": str,
     "command?": str | None,
@@ -77,6 +113,8 @@ _REPORT = {
     "networks": [_NETWORK],
     "detection?": [_DETECTION],
     "detector_robustness?": [_GUARDED],
+    "scores?": [_SCORES],
+    "story?": [{"title": str, "text": str, "pictures_of?": str | None}],
 }
 
 
@@ -91,23 +129,60 @@ def check_report(report: Any, source: str | Path) -> None:
         raise ValueError(f"{source}: not a robustgen report of format {FORMAT}")
     check_structure(report, _REPORT, source)
     for i, network in enumerate(report["networks"]):
+        _check_examples(network.get("per_example", {}), source, f"networks[{i}].per_example")
         if network.get("pictures"):
             _check_pictures(network["pictures"], source, f"networks[{i}].pictures")
+    for i, entry in enumerate(report.get("scores", [])):
+        histogram = entry["histogram"]
+        if histogram is not None and len(histogram["edges"]) != len(histogram["counts"]) + 1:
+            raise ValueError(f"{source}: scores[{i}].histogram must have one more edge than counts")
+        for kind in ("most", "least"):
+            for j, row in enumerate(entry[kind][: _MOST_PICTURES + 1]):
+                if j == _MOST_PICTURES:
+                    raise ValueError(f"{source}: scores[{i}].{kind} must hold at most {_MOST_PICTURES} inputs")
+                if row.get("picture"):
+                    _check_picture(row["picture"], source, f"scores[{i}].{kind}[{j}].picture")
+
+
+def _check_examples(outcomes: dict[str, Any], source: str | Path, field: str) -> None:
+    """One entry for each example in every list."""
+    lists: dict[str, Any] = {name: outcomes[name] for name in ("labels", "clean_correct") if name in outcomes}
+    lists |= {
+        f"{name}.{key}": values for name in ("broken_by", "predicted") for key, values in outcomes.get(name, {}).items()
+    }
+    for name, values in lists.items():
+        if len(values) != len(next(iter(lists.values()))):
+            raise ValueError(f"{source}: {field}.{name} must have as many entries as {next(iter(lists))}")
+
+
+def _check_picture(picture: dict[str, Any], source: str | Path, field: str) -> None:
+    """As :func:`~robustgen.evaluation.report_pictures.encode_picture` makes it: (C, H, W) as 8-bit values."""
+    if len(picture["shape"]) != 3 or picture["shape"][0] not in (1, 3):
+        raise ValueError(f"{source}: {field}.shape must be [C, H, W] with 1 or 3 channels")
+    _check_values(picture, source, field)
 
 
 def _check_pictures(pictures: dict[str, Any], source: str | Path, field: str) -> None:
-    """As :func:`~robustgen.evaluation.report.encode_pictures` makes them: (2, n, C, H, W) as 8-bit values."""
+    """As :func:`~robustgen.evaluation.report_pictures.encode_pictures` makes them: (2, n, C, H, W) as 8-bit values."""
     shape = pictures.get("shape", [])
     if len(shape) != 5 or shape[0] != 2 or shape[1] > _MOST_PICTURES or shape[2] not in (1, 3):
         raise ValueError(
             f"{source}: {field}.shape must be [2, n, C, H, W] with n at most {_MOST_PICTURES} and 1 or 3 channels"
         )
+    _check_values(pictures, source, field)
+    for pair in (("ids", "fell"), ("labels", "predicted")):
+        for name in pair:
+            lacks = any(other in pictures for other in pair) and name not in pictures
+            if lacks or len(pictures.get(name, range(shape[1]))) != shape[1]:
+                raise ValueError(f"{source}: {field}.{name} must have one entry for each of its {shape[1]} pictures")
+
+
+def _check_values(pictures: dict[str, Any], source: str | Path, field: str) -> None:
     try:
         size = len(base64.b64decode(pictures.get("uint8", ""), validate=True))
     except (binascii.Error, ValueError):
         raise ValueError(f"{source}: {field}.uint8 is not base64") from None
-    if size != math.prod(shape):
-        raise ValueError(f"{source}: {field}.uint8 holds {size} values, not the {math.prod(shape)} of its shape")
-    for name in ("ids", "fell"):
-        if len(pictures.get(name, range(shape[1]))) != shape[1] or ("ids" in pictures) != ("fell" in pictures):
-            raise ValueError(f"{source}: {field}.{name} must have one entry for each of its {shape[1]} pictures")
+    if size != math.prod(pictures["shape"]):
+        raise ValueError(
+            f"{source}: {field}.uint8 holds {size} values, not the {math.prod(pictures['shape'])} of its shape"
+        )

@@ -29,6 +29,7 @@ from robustgen.progress import showing
 
 __all__ = ["NoAttack", "evaluate_robustness"]
 
+DEFAULT_SUITE = "quick"
 PICTURES, PICTURED_FROM = 8, 64  # so many examples are shown, of so many whose adversarial inputs are kept
 NO_TIME = "the time was used up before"
 DIAGNOSTICS = "diagnostics"  # the stage of what is done to single inputs, in the end
@@ -65,6 +66,7 @@ def evaluate_robustness(
     batch_size: int = 250,
     precision: str = "float32",
     name: str = "network",
+    class_names: Sequence[str] | None = None,
     progress: bool = False,
     max_minutes: float | None = None,
 ) -> RobustnessReport:
@@ -93,6 +95,7 @@ def evaluate_robustness(
         precision: of the attacks' searches, "float32" or "bfloat16". Every success is verified in float32 on the model;
             what a search in bfloat16 left standing is attacked again by the cheapest gradient attack in float32.
         name: of the network in the report.
+        class_names: of the labels 0, 1, ... in the report; default: their numbers.
         progress: show a progress bar, with about how long is left: see :mod:`robustgen.evaluation.stages`.
         max_minutes: stop when they are used up, with all that is done kept in ``run_dir``, and report what the attacks
             that were finished found: ``unfinished`` of the report and its ``notes`` say what is missing. The accuracy
@@ -104,8 +107,8 @@ def evaluate_robustness(
 
     Raises:
         TypeError, ValueError: as :meth:`robustgen.attacks.Attack.run`; an empty data set, an unknown suite, an attack
-            in another norm, ``max_minutes`` that are not > 0 or have no ``run_dir``, a ``run_dir`` that holds another
-            evaluation or one already begun without ``resume``.
+            in another norm, fewer ``class_names`` than labels, ``max_minutes`` that are not > 0 or have no ``run_dir``,
+            a ``run_dir`` that holds another evaluation or one already begun without ``resume``.
 
     >>> import torch
     >>> model = torch.nn.Linear(4, 2)
@@ -121,6 +124,8 @@ def evaluate_robustness(
             raise ValueError("max_minutes needs a run_dir, where what is done is kept")
     until = None if max_minutes is None else began + 60 * max_minutes
     x, y, ids, bounds = check_evaluation(x, y, ids, bounds, eps, batch_size)
+    if class_names is not None and len(class_names) <= int(y.max()):
+        raise ValueError(f"class_names holds {len(class_names)} names, and y has the label {int(y.max())}")
     stages = _choose(attacks, suite, eps, norm, bounds, seed, model, x)
     if surrogate is not None:
         for kind in (FGSM, PGD):
@@ -131,7 +136,7 @@ def evaluate_robustness(
     pgd = PGD(eps=eps, norm=norm, bounds=bounds, seed=seed)
     span = diameter(bounds, norm, x[0].numel())
     sweep = {m * eps: f"sweep: {m * eps:.6g}" for m in SWEEP if m * eps < span} if masking_tests else {}
-    jobs = {"clean": Job(NoAttack(norm=norm, bounds=bounds, seed=seed), len(x), needed=True)}
+    jobs = {"clean": Job(NoAttack(norm=norm, bounds=bounds, seed=seed), len(x), named=True, needed=True)}
     jobs |= _attack_jobs(stages, len(x), precision)
     chosen = {label: stage.attack for label, stage in stages.items()}
     jobs |= {label: Job(replace(pgd, eps=e), few) for e, label in sweep.items()}
@@ -197,6 +202,8 @@ def evaluate_robustness(
         masking.append(MaskingTest("the diagnostics of the attacks", NOT_RUN, NO_TIME))
     standing = torch.stack([clean, *(~r.success for r in found.values())]).all(0)
     shown = _to_show(clean, standing)
+    predicted_clean = torch.where(clean, y.cpu(), done["clean"].predicted)
+    predicted = _first_answers(predicted_clean, list(found.values()))
     return RobustnessReport(
         name=name,
         eps=eps,
@@ -205,6 +212,10 @@ def evaluate_robustness(
         ids=ids.cpu(),
         y=y.cpu(),
         clean=clean,
+        predicted_clean=predicted_clean,
+        predicted=predicted,
+        class_names=None if class_names is None else tuple(class_names),
+        suite=None if attacks is not None else DEFAULT_SUITE if suite is None else suite,
         outcomes={
             label: AttackOutcome(attack.describe(), r.success, r.distance, r.forwards, r.backwards, r.attacked)
             for label, r in found.items()
@@ -277,6 +288,15 @@ def _first_successes(x: Tensor, rows: Tensor, found: Sequence[Outcome]) -> Tenso
     return pictures
 
 
+def _first_answers(predicted_clean: Tensor, found: Sequence[Outcome]) -> Tensor:
+    """int64 (N,): the class that the model says at what the first attack that succeeded found, else without attack."""
+    predicted = predicted_clean.clone()
+    for outcome in reversed(found):
+        broken = outcome.success & outcome.attacked
+        predicted[broken] = outcome.predicted[broken]
+    return predicted
+
+
 def _attack_jobs(stages: dict[str, Stage], n: int, precision: str) -> dict[str, Job]:
     """The jobs of the report's attacks; a search in bfloat16 adds a stage in float32."""
     common: dict[str, Any] = {"n": n, "keep": PICTURED_FROM, "checked": True}
@@ -307,7 +327,7 @@ def _choose(
     if attacks is not None and suite is not None:
         raise ValueError("pass attacks or a suite, not both")
     if attacks is None:
-        suite = "quick" if suite is None else suite
+        suite = DEFAULT_SUITE if suite is None else suite
         if suite not in SUITES:
             raise ValueError(f"unknown suite {suite!r}; {nearest(str(suite), SUITES)}")
         with untouched(model, seed=None):

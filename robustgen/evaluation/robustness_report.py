@@ -10,7 +10,8 @@ from torch import Tensor
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness
 from robustgen.evaluation.masking import NOT_RUN, VIOLATED, MaskingTest
 from robustgen.evaluation.proportions import percent, proportion
-from robustgen.evaluation.report import encode_pictures, write_report
+from robustgen.evaluation.report import write_report
+from robustgen.evaluation.report_pictures import encode_pictures
 from robustgen.files import environment
 from robustgen.printable import printable
 
@@ -46,7 +47,11 @@ class RobustnessReport:
         eps, norm, bounds: the threat model.
         ids, y: int64 (N,).
         clean: bool (N,), classified correctly without attack.
+        predicted_clean, predicted: int64 (N,), the class that the network says without attack, and at what the first
+            attack that succeeded found; -1: none, as logits are not finite or a stochastic network has no one answer.
         outcomes: by attack name.
+        class_names: of the labels 0, 1, ...
+        suite: by which the attacks were chosen; None: by the user.
         curve: (eps, bool (n,) still standing under PGD) for each eps of the sweep, on the first n examples.
         masking: the tests for gradient masking and the other diagnostics of the attacks.
         examples: x and x_adv (n, ...) of a few inputs that were right without attack, for pictures: what the first
@@ -66,7 +71,11 @@ class RobustnessReport:
     ids: Tensor
     y: Tensor
     clean: Tensor
+    predicted_clean: Tensor
+    predicted: Tensor
     outcomes: dict[str, AttackOutcome]
+    class_names: tuple[str, ...] | None = None
+    suite: str | None = None
     curve: list[tuple[float, Tensor]] = field(default_factory=list)
     masking: list[MaskingTest] = field(default_factory=list)
     examples: tuple[Tensor, Tensor] | None = None
@@ -100,6 +109,8 @@ class RobustnessReport:
         """
         return {
             "name": self.name,
+            "class_names": None if self.class_names is None else list(self.class_names),
+            "suite": self.suite,
             "threat_model": {"norm": self.norm, "eps": self.eps, "bounds": list(self.bounds)},
             "notes": self.notes,
             "unfinished": self.unfinished,
@@ -121,6 +132,7 @@ class RobustnessReport:
                 "ids": self.ids.tolist(),
                 "labels": self.y.tolist(),
                 "clean_correct": self.clean.tolist(),
+                "predicted": {"clean": _classes(self.predicted_clean), "worst_case": _classes(self.predicted)},
                 "attacked": {name: o.attacked.tolist() for name, o in self.outcomes.items()},
                 "broken_by": {name: o.success.tolist() for name, o in self.outcomes.items()},
                 "distance": {name: [round(d, 6) for d in o.distance.tolist()] for name, o in self.outcomes.items()},
@@ -133,7 +145,12 @@ class RobustnessReport:
 
     def _pictures(self) -> dict[str, Any]:
         found = {} if self.examples is None else encode_pictures(*self.examples, self.bounds)
-        which = {"ids": self.ids[self.shown].tolist(), "fell": (~self.standing[self.shown]).tolist()}
+        which = {
+            "ids": self.ids[self.shown].tolist(),
+            "fell": (~self.standing[self.shown]).tolist(),
+            "labels": self.y[self.shown].tolist(),
+            "predicted": _classes(self.predicted[self.shown]),
+        }
         return found | which if found else {}
 
     def save(
@@ -171,3 +188,7 @@ class RobustnessReport:
         if not_run := [f"{t.name} ({t.detail})" for t in self.masking if t.verdict == NOT_RUN]:
             rows.append(f"  masking tests not run: {'; '.join(not_run)}")
         return printable("\n".join(rows))
+
+
+def _classes(predicted: Tensor) -> list[int | None]:
+    return [None if k < 0 else k for k in predicted.tolist()]

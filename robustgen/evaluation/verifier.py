@@ -11,6 +11,7 @@ from fractions import Fraction
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from robustgen.checks import check_bounds, check_images, check_labels
 from robustgen.model import Model, check_rows_alone, is_stochastic, logits_of, naming_inputs, untouched
@@ -50,6 +51,8 @@ class Verification:
         distance: float64 (N,), norm of x_adv - x; NaN where that is not finite.
         votes: float64 (N,), share of the draws that were fooled, 0 or 1 for a deterministic model; NaN where an
             example was rejected before the model was asked.
+        predicted: int64 (N,), the class that most draws said, the most frequent wrong one where the model was fooled;
+            -1: none, as the model was not asked or its logits are not finite.
         rounded: the 8-bit check, if asked for.
     """
 
@@ -57,6 +60,7 @@ class Verification:
     reasons: tuple[str, ...]
     distance: Tensor
     votes: Tensor
+    predicted: Tensor
     rounded: RoundedCheck | None = None
 
 
@@ -126,7 +130,7 @@ def verify(
     same_dtype = x_adv.dtype == x.dtype
     sound = finite & bounded & inside & same_dtype
     asked = shown.to(x.dtype)
-    share = _share_fooled(model, asked, y, sound, targeted, votes, seed)
+    share, predicted = _answers(model, asked, y, sound, targeted, votes, seed)
     accepted = 2 * share > 1  # False where the share is NaN
 
     def reason(k: int) -> str:
@@ -146,9 +150,9 @@ def verify(
     rounded = None
     if rounding:
         grid, near = _to_8_bit(x, asked, radius, norm, bounds)
-        fooled = 2 * _share_fooled(model, grid, y, finite, targeted, votes, seed) > 1
+        fooled = 2 * _answers(model, grid, y, finite, targeted, votes, seed)[0] > 1
         rounded = RoundedCheck(grid, fooled, near, _norm(_difference(x, grid)[0].flatten(1), norm))
-    return Verification(accepted, reasons, distance, share, rounded)
+    return Verification(accepted, reasons, distance, share, predicted, rounded)
 
 
 def _column(v: Tensor, like: Tensor) -> Tensor:
@@ -203,12 +207,18 @@ def _exactly_within(sizes: Iterable[Fraction], eps: Fraction, norm: str) -> bool
     return sum((s * s for s in sizes), Fraction(0)) <= eps * eps
 
 
-def _share_fooled(model: Model, z: Tensor, y: Tensor, rows: Tensor, targeted: bool, votes: int, seed: int) -> Tensor:
-    """Share of draws in which the model errs at z (or, targeted, says y), float64 (N,); NaN outside ``rows``."""
+def _answers(
+    model: Model, z: Tensor, y: Tensor, rows: Tensor, targeted: bool, votes: int, seed: int
+) -> tuple[Tensor, Tensor]:
+    """Share of draws in which the model errs at z (or, targeted, says y), float64 (N,), and what it says, int64 (N,).
+
+    Outside ``rows`` NaN and -1.
+    """
     share = torch.full((len(z),), float("nan"), dtype=torch.float64, device=z.device)
+    predicted = torch.full((len(z),), -1, dtype=torch.int64, device=z.device)
     chosen = rows.nonzero().squeeze(1)
     if not len(chosen):
-        return share
+        return share, predicted
 
     def ask(i: Tensor) -> Tensor:
         with naming_inputs(z):
@@ -217,10 +227,9 @@ def _share_fooled(model: Model, z: Tensor, y: Tensor, rows: Tensor, targeted: bo
             raise ValueError(f"the model returned {len(logits)} rows of logits for {len(i)} inputs")
         return logits
 
-    def fooled(i: Tensor) -> Tensor:
+    def said(i: Tensor) -> Tensor:
         logits = ask(i)
-        said = torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
-        return (said == y[i]) if targeted else (said != y[i])
+        return torch.where(logits.isfinite().all(1), logits.argmax(1), -1)
 
     with torch.inference_mode(False), torch.no_grad(), untouched(model, seed):
         first = chosen[:4]
@@ -229,8 +238,13 @@ def _share_fooled(model: Model, z: Tensor, y: Tensor, rows: Tensor, targeted: bo
             check_rows_alone(lambda rows: logits_of(model(rows)), z[first])
         draws = votes if stochastic else 1
         for i in chosen.split(BATCH):
-            share[i] = torch.stack([fooled(i) for _ in range(draws)]).double().mean(0)
-    return share
+            answers = torch.stack([said(i) for _ in range(draws)])  # (draws, n)
+            fooled = (answers == y[i]) if targeted else (answers != y[i])
+            share[i] = fooled.double().mean(0)
+            counted = fooled | (2 * share[i] <= 1)  # where most were fooled: what these said
+            classes = one_hot(1 + answers, 2 + int(answers.max())) * counted[..., None]
+            predicted[i] = classes.sum(0).argmax(1) - 1
+    return share, predicted
 
 
 def _to_8_bit(x: Tensor, z: Tensor, radius: Tensor, norm: str, bounds: tuple[float, float]) -> tuple[Tensor, Tensor]:

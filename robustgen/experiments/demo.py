@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -21,6 +22,7 @@ from robustgen.evaluation import (
     write_report,
 )
 from robustgen.evaluation.masking import VIOLATED, paired
+from robustgen.evaluation.summary import short_percent
 from robustgen.files import environment
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
 from robustgen.networks import convnet, mlp
@@ -33,6 +35,14 @@ __all__ = ["Scale", "run_demo"]
 HELD_OUT = (4, 9)
 EPS = 0.15
 LAYERS = "auto"
+ATTACKED: dict[str, type[Attack]] = {"FGSM": FGSM, "PGD": PGD}  # the detectors are shown what these find
+PLAIN, AFTERWARDS, ADVERSARIAL, FORTIFIED = (
+    "plain",
+    "plain, fortified afterwards",
+    "adversarial",
+    "fortified adversarial",
+)
+LINE = 100  # characters of a line that is printed
 
 
 @dataclass(frozen=True)
@@ -132,10 +142,10 @@ def run_demo(
     fit(plainly(), substitute, "substitute of the black-box attacker")
 
     networks = {
-        "plain": plain,
-        "plain, fortified afterwards": afterwards.eval(),
-        "adversarial": adversarial,
-        "fortified adversarial": joint,
+        PLAIN: plain,
+        AFTERWARDS: afterwards.eval(),
+        ADVERSARIAL: adversarial,
+        FORTIFIED: joint,
     }
     reports = {
         name: evaluate_robustness(
@@ -147,17 +157,17 @@ def run_demo(
             surrogate=substitute,
             sweep_examples=scale.sweep_examples,
             name=name,
+            class_names=rest.classes,
             progress=progress,
         )
         for name, network in networks.items()
     }
     detection, guarded = [], []
-    for name in ("plain, fortified afterwards", "fortified adversarial"):
+    for name in (AFTERWARDS, FORTIFIED):
         network = networks[name]
         detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
         populations = {
-            "FGSM": FGSM(eps=EPS, seed=seed, early_stop=False)(network, x, y),
-            "PGD": PGD(eps=EPS, seed=seed, early_stop=False)(network, x, y),
+            **{name: kind(eps=EPS, seed=seed, early_stop=False)(network, x, y) for name, kind in ATTACKED.items()},
             f"held-out digits {HELD_OUT[0]} and {HELD_OUT[1]}": heldout.images(),
             "uniform noise": data.noise(len(x), tuple(x.shape[1:]), seed=seed).images(),
         }
@@ -182,14 +192,14 @@ def run_demo(
         f"Data: {data.digits('all').name}, {len(train)} training, {len(calibration)} calibration and {len(x)} test "
         f"images of 8x8 pixels; digits {HELD_OUT[0]} and {HELD_OUT[1]} held out of training. "
         f"The detectors are attacked on the first {scale.guarded_examples} test images.",
-        "Does fortification help beyond adversarial training? Paired over the test images, one training run each:",
-        *_verdicts(reports["adversarial"], reports["fortified adversarial"]),
     ]
+    story = _story(reports, detection, guarded)
     page = write_report(
         {
-            "title": "robustgen demo: fortify, attack, score",
+            "title": "robustgen demo: a network, how it falls, how it is guarded",
             "command": command,
             "seed": seed,
+            "story": story,
             "remarks": remarks,
             "environment": environment(),
             "wall_seconds": round(time.monotonic() - started, 1),
@@ -199,50 +209,93 @@ def run_demo(
         },
         out,
     )
-    _summary(reports, detection, guarded, remarks, say)
-    say(f"\n{time.monotonic() - started:.0f} s; report: {page}")
+    for k, step in enumerate(story, 1):
+        say(f"\n{k}. {step['title']}")
+        say(fill(step["text"], LINE, initial_indent="   ", subsequent_indent="   "))
+    _say_accuracies(reports, say)
+    say(f"\n{time.monotonic() - started:.0f} s; all numbers, pictures and tests: {page}")
     return page
 
 
-def _verdicts(baseline: RobustnessReport, fortified: RobustnessReport) -> list[str]:
-    """Whether fortification helped, row by row, paired over the test images."""
+def _story(
+    reports: dict[str, RobustnessReport], detection: list[dict[str, Any]], guarded: list[DetectorRobustness]
+) -> list[dict[str, Any]]:
+    """What the numbers say, step by step: title and text, and the network whose pictures belong to it."""
+    plain, adversarial, fortified = (reports[name] for name in (PLAIN, ADVERSARIAL, FORTIFIED))
+    (seen, attacked) = next(
+        (entry, found) for entry, found in zip(detection, guarded, strict=True) if entry["network"] == FORTIFIED
+    )
+    called = {name: f"digits under {name}" if name in ATTACKED else name for name in seen["populations"]}
+    flagged = ", ".join(f"{short_percent(p['flagged'])} of {called[name]}" for name, p in seen["populations"].items())
+    rates = attacked.to_dict()
+    kept = rates["clean"]["correct_and_unflagged"]["value"]
+    left = rates["worst_case"]["guarded_accuracy"]["value"]
+    violated = [
+        f"{test.name} ({name})" for name, r in reports.items() for test in r.masking if test.verdict == VIOLATED
+    ]
+    tests = f" Not every test of the attacks holds: {'; '.join(violated)}." if violated else ""
+    return [
+        {
+            "title": "A network",
+            "text": f"A small convolutional network learns all handwritten digits but {HELD_OUT[0]} and {HELD_OUT[1]}. "
+            f"It reads {short_percent(plain.clean_accuracy)} of {len(plain.y)} that it has not seen.",
+        },
+        {
+            "title": "How it falls",
+            "text": f"Let an attacker who knows the network change each pixel by at most {EPS:g} of its range. "
+            f"The network then reads {short_percent(plain.robust_accuracy)} of them.",
+            "pictures_of": PLAIN,
+        },
+        {
+            "title": "How it is guarded",
+            "text": f"Trained on attacked digits, it reads {short_percent(adversarial.robust_accuracy)} under the same "
+            f"attacks and {short_percent(adversarial.clean_accuracy)} without; with fortified layers as well, "
+            f"{short_percent(fortified.robust_accuracy)} and {short_percent(fortified.clean_accuracy)}. "
+            f"{_gain(adversarial, fortified)} Robust accuracies are upper bounds.{tests}",
+        },
+        {
+            "title": "What is flagged",
+            "text": f"The fortified layers also score how unlike the training digits an input is. They flag {flagged}; "
+            f"and {short_percent(seen['false_alarms'])} of ordinary digits, where "
+            f"{short_percent(seen['fpr'])} were allowed. Of {len(attacked.y)} digits {short_percent(kept)} are right "
+            f"and pass; under attack, by one who knows the detector or not, {short_percent(left)} are right or "
+            "flagged.",
+        },
+    ]
+
+
+def _gain(baseline: RobustnessReport, fortified: RobustnessReport) -> str:
+    """Whether fortification helped beyond adversarial training, paired over the test images, in a sentence."""
     rows = {"clean": (baseline.clean, fortified.clean)}
     rows |= {k: (o.standing, fortified.outcomes[k].standing) for k, o in baseline.outcomes.items()}
     rows["worst case"] = (baseline.standing, fortified.standing)
-    lines = []
-    for name, (without, with_) in rows.items():
-        gain, error = paired(with_.double() - without.double())
-        verdict = "no measurable difference" if abs(gain) <= 2 * error else "helps" if gain > 0 else "hurts"
-        lines.append(f"Fortification, {name}: {verdict} ({100 * gain:+.1f} points, standard error {100 * error:.1f}).")
-    return lines
+    gains = {name: paired(with_.double() - without.double()) for name, (without, with_) in rows.items()}
+    measured = {name: found for name, found in gains.items() if abs(found[0]) > 2 * found[1]}
+    largest, error = max(gains.values(), key=lambda found: abs(found[0]))
+    if not measured:
+        return (
+            f"Of one training run each, the fortified layers make no measurable difference in any of {len(rows)} rows "
+            f"(at most {100 * largest:+.1f} points, standard error {100 * error:.1f})."
+        )
+    found = ", ".join(
+        f"{name} {100 * gain:+.1f} points (standard error {100 * error:.1f})"
+        for name, (gain, error) in measured.items()
+    )
+    rest = len(rows) - len(measured)
+    return (
+        f"Of one training run each, the fortified layers change: {found}; no measurable difference in the other {rest} "
+        "rows."
+    )
 
 
-def _summary(
-    reports: dict[str, RobustnessReport],
-    detection: list[dict[str, Any]],
-    guarded: list[DetectorRobustness],
-    remarks: list[str],
-    say: Callable[[str], None],
-) -> None:
-    labels = list(next(iter(reports.values())).outcomes)
+def _say_accuracies(reports: dict[str, RobustnessReport], say: Callable[[str], None]) -> None:
     say(f"\naccuracy, %, Linf eps {EPS:g} (robust ones are upper bounds)")
-    say(f"{'':<22}" + "".join(f"{name:>29}" for name in reports))
-    say(f"{'clean':<22}" + "".join(f"{100 * r.clean_accuracy:>29.1f}" for r in reports.values()))
-    for label in labels:
-        standing = [r.outcomes[label].standing.double().mean().item() for r in reports.values()]
-        say(f"{label:<22}" + "".join(f"{100 * s:>29.1f}" for s in standing))
-    say(f"{'worst case':<22}" + "".join(f"{100 * r.robust_accuracy:>29.1f}" for r in reports.values()))
-    for name, report in reports.items():
-        for test in report.masking:
-            if test.verdict == VIOLATED:
-                say(f"masking test {test.verdict} on {name}: {test.name} ({test.detail})")
-    say("\nreconstruction error against test images, AUROC (flagged at 5 % nominal false alarms)")
-    for entry in detection:
-        found = ", ".join(f"{k} {p['auroc']:.2f} ({p['flagged']:.0%})" for k, p in entry["populations"].items())
-        say(f"  {entry['network']}: {found}; false alarms {entry['false_alarms']:.1%}")
-    say("\nthe same detectors under attack, by one who does not know them and by one who does")
-    for attacked in guarded:
-        say(str(attacked))
-    say("")
-    for line in remarks[1:]:
-        say(line)
+    heads = {name: name.split(", ")[-1] for name in reports}
+    widths = {name: len(head) + 3 for name, head in heads.items()}
+    rows = {"clean": [r.clean_accuracy for r in reports.values()]}
+    for label in next(iter(reports.values())).outcomes:
+        rows[label] = [r.outcomes[label].standing.double().mean().item() for r in reports.values()]
+    rows["worst case"] = [r.robust_accuracy for r in reports.values()]
+    say(f"{'':<14}" + "".join(f"{head:>{widths[name]}}" for name, head in heads.items()))
+    for label, shares in rows.items():
+        say(f"{label:<14}" + "".join(f"{100 * s:>{w}.1f}" for s, w in zip(shares, widths.values(), strict=True)))

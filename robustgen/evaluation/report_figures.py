@@ -1,0 +1,115 @@
+"""The figures of a report's page, as SVG whose letters are as large on the page as its text."""
+
+import io
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from robustgen.printable import printable
+from robustgen.turns import warnings_set_to
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["as_svg", "draw_curves", "draw_roc", "draw_score_histogram", "draw_scores"]
+
+_LONGEST = 40  # characters of a name in a figure
+_COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e6c8a", "#c98a1b", "#444444")
+_USUAL, _FLAGGED = "#8fa9bf", "#d1495b"
+_WIDTH, _HEIGHT, _LINE = 4.4, 2.6, 0.2  # inches: as wide as a phone shows nearly whole; of a line of the legend
+
+
+def as_svg(draw: Callable[[], "Figure"]) -> str:
+    """What ``draw`` draws; the names in it are text, escaped."""
+    import matplotlib
+
+    style = {
+        "svg.hashsalt": "robustgen",
+        "svg.fonttype": "none",
+        "text.parse_math": False,
+        "font.size": 10,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+    }
+    out = io.StringIO()
+    # a letter that the font lacks is one that the browser's has
+    with warnings_set_to("ignore"), matplotlib.rc_context(style), np.errstate(all="ignore"):
+        draw().savefig(out, format="svg", bbox_inches="tight", metadata={"Date": None})
+    svg = out.getvalue()
+    return svg[svg.index("<svg") :]
+
+
+def draw_curves(networks: list[dict[str, Any]]) -> "Figure":
+    """Accuracy as eps grows, of each network."""
+    figure, axes = _axes(len(networks) + 1)
+    for colour, network in zip(_COLOURS * len(networks), networks, strict=False):
+        eps = [p["eps"] for p in network["curve"]]
+        axes.plot(eps, [p["value"] for p in network["curve"]], "o-", color=colour, label=_label(network["name"]))
+        low, high = ([p[k] for p in network["curve"]] for k in ("low", "high"))
+        axes.fill_between(eps, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.axvline(networks[0]["threat_model"]["eps"], color="#999", linestyle=":", label="eps of the table")
+    axes.set(xlabel="eps", ylabel="accuracy", ylim=(-0.02, 1.02))
+    figure.legend(loc="outside lower left", frameon=False)
+    return figure
+
+
+def draw_scores(entry: dict[str, Any]) -> "Figure":
+    """Histograms of the scores of each population."""
+    figure, axes = _axes(len(entry["populations"]) + 1)
+    known = np.asarray(entry["in_distribution"])
+    everything = np.concatenate([known, *(np.asarray(p["scores"]) for p in entry["populations"].values())])
+    low, high = np.quantile(everything, [0, 0.995])
+    bins = np.linspace(low, high if high > low else low + 1, 50)
+    axes.hist(known, bins, density=True, color="#999", alpha=0.6, label="in-distribution")
+    for colour, (name, population) in zip(_COLOURS * 9, entry["populations"].items(), strict=False):
+        scores = np.asarray(population["scores"])
+        axes.hist(scores, bins, density=True, histtype="step", linewidth=1.5, color=colour, label=_label(name))
+    axes.set(xlabel="score (the top 0.5 % are cut off)", ylabel="density")
+    figure.legend(loc="outside lower left", frameon=False)
+    return figure
+
+
+def draw_roc(entry: dict[str, Any]) -> "Figure":
+    """The ROC curve of each population."""
+    from robustgen.evaluation.metrics import roc_curve
+
+    figure, axes = _axes(len(entry["populations"]))
+    known = np.asarray(entry["in_distribution"])
+    for colour, (name, population) in zip(_COLOURS * 9, entry["populations"].items(), strict=False):
+        curve = roc_curve(known, np.asarray(population["scores"]))
+        axes.plot(curve.fpr, curve.tpr, color=colour, label=f"{_label(name)}, AUROC {population['auroc']:.2f}")
+    axes.plot([0, 1], [0, 1], color="#999", linestyle=":")
+    axes.set(xlabel="false positive rate", ylabel="true positive rate")
+    figure.legend(loc="outside lower left", frameon=False)
+    return figure
+
+
+def draw_score_histogram(entry: dict[str, Any]) -> "Figure":
+    """The scores of ``robustgen score``, with the threshold above which an input is flagged."""
+    figure, axes = _axes(1)
+    edges, counts = (np.asarray(entry["histogram"][name], dtype=float) for name in ("edges", "counts"))
+    threshold = np.inf if entry["threshold"] is None else entry["threshold"]
+    flagged = (edges[:-1] + edges[1:]) / 2 > threshold
+    axes.bar(edges[:-1], counts, np.diff(edges), align="edge", color=np.where(flagged, _FLAGGED, _USUAL))
+    if entry["threshold"] is not None:
+        axes.axvline(threshold, color="#333", linestyle="--", label="threshold: above it an input is flagged")
+        figure.legend(loc="outside lower left", frameon=False)
+    axes.set(xlabel="score", ylabel="inputs")
+    return figure
+
+
+def _label(name: str) -> str:
+    """A name in a figure, at a length that leaves room for the rest."""
+    name = " ".join(printable(name).split())
+    name = name if len(name) <= _LONGEST else f"{name[: _LONGEST - 3]}..."
+    return f" {name}" if name.startswith("_") else name  # which a legend would leave out
+
+
+def _axes(lines: int) -> tuple["Figure", "Axes"]:
+    """With room for a legend of so many lines."""
+    from matplotlib.figure import Figure  # not pyplot: no global state, no display
+
+    figure = Figure(figsize=(_WIDTH, _HEIGHT + _LINE * lines), layout="constrained")
+    return figure, figure.subplots()

@@ -1,0 +1,46 @@
+"""The report's tables as Markdown."""
+
+import html
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from robustgen.evaluation import report_tables as tables
+from robustgen.evaluation.detector_robustness_table import GUARDED_NOTE, detector_robustness_table
+from robustgen.evaluation.summary import of_report
+from robustgen.printable import printable
+
+__all__ = ["draw_markdown"]
+
+
+def draw_markdown(report: dict[str, Any]) -> str:
+    """The report's tables as Markdown; names and other text stand there as they are, none of it is markup."""
+
+    def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+        lines = [list(map(_markdown, line)) for line in (head, *rows)]
+        lines.insert(1, ["---"] * len(head))
+        return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+    networks, guarded = report["networks"], report.get("detector_robustness", [])
+    parts = [f"## {_markdown(report.get('title', 'Report'))}"]
+    parts += [_markdown(f"{found.sentence} {found.verdict}".strip()) for found in of_report(report)]
+    parts += [_markdown(f"{step['title']}: {step['text']}") for step in report.get("story", [])]
+    parts += map(_markdown, [*report.get("remarks", []), *tables.doubts(networks), *tables.doubts(guarded)])
+    if networks:
+        parts += [table(*tables.accuracy_table(networks)), table(*tables.masking_table(networks))]
+    if report.get("detection"):
+        parts.append(table(*tables.detection_table(report["detection"])))
+    for entry in guarded:
+        head = _markdown(f"{entry['name']}, {entry['detector']}:")
+        parts += [head, table(*detector_robustness_table(entry)), GUARDED_NOTE]
+    for entry in report.get("scores", []):
+        parts += [_markdown(f"{entry['data']}, {entry['detector']}:"), table(*tables.scores_table(entry))]
+    parts.append("; ".join(_markdown(f"{name}: {value}") for name, value in tables.facts(report)))
+    return "\n\n".join(parts) + "\n"
+
+
+def _markdown(value: object) -> str:
+    """Text in which nothing is markup: no tags, code, emphasis, formulas or cells, and a bracket is no link."""
+    line = html.escape(" ".join(printable(str(value)).split()), quote=False)
+    line = re.sub(r"([\\`*_~$|])", r"\\\1", line)
+    return re.sub(r"(?<=\])(?=[(\[:])", r"\\", line)
