@@ -33,8 +33,7 @@ def list_recipes() -> str:
     head = ("recipe", "data", "eps", "network", "epochs", "clean", "robust", "core-minutes")
     rows = [head]
     for name, recipe in RECIPES.items():
-        eps = f"{recipe.eps * 255:.3g}/255" if recipe.data == "cifar10" else f"{recipe.eps:g}"
-        about = (name, recipe.data, eps, f"{recipe.model} {recipe.width or ''}".strip(), str(recipe.epochs))
+        about = (name, recipe.data, recipe.radius, f"{recipe.model} {recipe.width or ''}".strip(), str(recipe.epochs))
         if (numbers := found.get(name)) is None:
             rows.append((*about, "not measured", "", ""))
         else:

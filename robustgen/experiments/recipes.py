@@ -51,7 +51,7 @@ class RecipeTable(Experiment):
     rows: tuple[Row, ...] = tuple(
         Row(
             key=name,
-            title=f"{name}, {recipe.norm} {recipe.eps:.3g}",
+            title=f"{name}, {recipe.norm} {recipe.radius}",
             published={"standard": _PUBLISHED[name]} if name in _PUBLISHED else {},
             data=recipe,
             missing="for an accelerator" if recipe.model == "resnet18" else "",

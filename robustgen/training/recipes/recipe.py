@@ -158,6 +158,11 @@ class Recipe:
         """Whether there is an attack in training."""
         return self.method != "plain"
 
+    @property
+    def radius(self) -> str:
+        """eps as people write it: of colour images in units of 255."""
+        return f"{self.eps * 255:.3g}/255" if self.shape[:1] == (3,) else f"{self.eps:g}"
+
     def network(self, seed: int = 0) -> nn.Module:
         """The freshly initialised network, for the data the recipe is for."""
         with seeded(seed):
