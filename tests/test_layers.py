@@ -284,7 +284,7 @@ def test_an_autoencoder_at_each_position_of_a_convolution(length, tmp_path):
     for name, (state, decoded) in states.items():
         torch.testing.assert_close(errors[name], (state - decoded).square().mean((1, 2)))
     assert fortified(x[:2, :, :5]).shape == (2, 3)  # shorter
-    history = fortified.fit_autoencoders(torch.rand(60, 2, length), epochs=2, progress=False)
+    history = fortified.fit_autoencoders(torch.rand(60, 2, length), epochs=5, batch_size=10, progress=False)
     assert history[-1]["loss"] < history[0]["loss"]
     fortified.save(tmp_path)
     assert FortifiedNetwork.load(tmp_path, model=net).eval()(x).equal(fortified(x))
