@@ -196,7 +196,7 @@ def test_a_network_that_is_not_ours(capsys, own_model, tmp_path):
     assert "PGD-40" in text
     code, text, err = run(capsys, "score", *chosen, "--data", "digits", "--fit-data", "digits", "--epochs", "1")
     assert code == 0, err
-    assert "robustgen: warning: the fortified network decides otherwise than the original" in err
+    assert "decides otherwise" not in err  # autoencoders that start as the identity change next to no decision
     assert len(text.splitlines()) == 41
 
 

@@ -283,7 +283,7 @@ class TestObjective:
         trainer = make(LanguageModelObjective(), epochs=2, run_dir=tmp_path, resume=True)
         assert trainer.fit(self.net(noise_std=0.1), data) == whole
         other = make(LanguageModelObjective(lambda_rec=0.7), epochs=2, run_dir=tmp_path, resume=True)
-        with pytest.raises(ValueError, match=r'"lambda_rec": 0\.7'):
+        with pytest.raises(ValueError, match=r"lambda_rec was 0\.1, now 0\.7"):
             other.fit(self.net(noise_std=0.1), data)
 
     def test_wrong_settings_and_data(self):
