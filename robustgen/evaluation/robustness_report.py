@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness
-from robustgen.evaluation.masking import NOT_RUN, VIOLATED, MaskingTest
+from robustgen.evaluation.masking import HOLDS, NOT_RUN, VIOLATED, MaskingTest
 from robustgen.evaluation.report import write_report
 from robustgen.evaluation.report_pictures import encode_pictures
 from robustgen.evaluation.shares import percent, share
@@ -181,10 +181,10 @@ class RobustnessReport:
         rows += [line(name, o.standing, int(o.attacked.sum())) for name, o in self.outcomes.items()]
         rows.append(line("worst case (upper bound)", self.standing, len(self.y)))
         for t in self.masking:
-            if t.verdict != NOT_RUN:
-                rows.append(f"  masking test, {t.name}: {t.verdict} - {t.detail}")
             if t.verdict == VIOLATED:
-                rows.append(f"    {t.advice}")
+                rows += [f"  masking test, {t.name}: {t.verdict} - {t.detail}", f"    {t.advice}"]
+        if hold := [t.name for t in self.masking if t.verdict == HOLDS]:
+            rows.append(f"  masking tests that hold: {'; '.join(hold)}")
         if not_run := [f"{t.name} ({t.detail})" for t in self.masking if t.verdict == NOT_RUN]:
             rows.append(f"  masking tests not run: {'; '.join(not_run)}")
         return printable("\n".join(rows))
