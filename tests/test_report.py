@@ -6,6 +6,7 @@ import base64
 import copy
 import io
 import json
+import re
 
 import pytest
 import torch
@@ -24,6 +25,7 @@ from robustgen.evaluation import (
     report_markdown,
     write_report,
 )
+from robustgen.evaluation.by_class import accuracy_by_class, confusion
 from robustgen.evaluation.report import draw_markdown
 from robustgen.evaluation.report_pictures import _decode, draw_pictures
 from robustgen.evaluation.score_summary import ScoreSummary
@@ -396,3 +398,28 @@ def pixels(address):
     width = image.size[0]
     values = list(image.tobytes())
     return [values[k : k + width] for k in range(0, len(values), width)]
+
+
+def test_the_confusion_matrix_counts_every_example_once(whole):
+    network = whole["networks"][0]
+    for which, accuracy in (("clean", "clean_accuracy"), ("worst_case", "worst_case_accuracy")):
+        found = confusion(network, which)
+        assert found.names == ["cat", "dog", "frog"]
+        assert sum(map(sum, found.counts)) == 100
+        right = sum(found.counts[k][k] for k in range(3))
+        assert right == round(100 * network[accuracy]["value"])
+    by_class = accuracy_by_class(network)
+    assert [sum(row) for row in found.counts] == [c.n for c in by_class]
+    assert [found.counts[k][k] for k in range(3)] == [c.standing for c in by_class]
+    page = draw_html(whole)
+    cells = re.findall(r'<td class="(?:right|wrong)"[^>]*>(\d+)</td>', page)
+    assert sum(map(int, cells)) == 100
+
+
+def test_of_many_classes_the_most_frequent_confusions_are_listed(whole):
+    labels = list(range(30)) * 2
+    outcomes = {"labels": labels, "predicted": {"clean": labels, "worst_case": [7] * 60}}
+    found = changed(whole, ("networks", 0, "per_example"), outcomes)
+    page = draw_html(found)
+    assert 'class="confusion"' not in page
+    assert "The most frequent of 29 confusions" in page

@@ -165,3 +165,13 @@ def test_wrong_use():
     for eps in (-1.0, float("nan"), torch.ones(3)):
         with pytest.raises(ValueError, match="eps"):
             verify(always_wrong, x, x, y, eps=eps, norm="L2")
+
+
+def test_it_says_what_the_model_takes_an_example_for():
+    logits = torch.tensor([[9.0, 1.0, 0.0], [0.0, 1.0, 9.0], [float("nan"), 0.0, 0.0]])
+    model = lambda x: logits[x[:, 0].long()]
+    x = torch.tensor([[0.0], [1.0], [2.0], [0.0]])
+    y = torch.tensor([1, 0, 0, 0])
+    found = verify(model, x, torch.tensor([[0.0], [1.0], [2.0], [9.0]]), y, eps=0.5, norm="Linf", bounds=(0.0, 2.0))
+    assert found.predicted.tolist() == [0, 2, -1, -1]  # the last is outside the bounds and was not asked
+    assert found.accepted.tolist() == [True, True, True, False]

@@ -76,7 +76,7 @@ def of_scores(entry: dict[str, Any]) -> str:
 def short_percent(share: float) -> str:
     """For a sentence: one digit behind the point, if it is not 0.
 
-    >>> short_percent(0.26), short_percent(0.0625), short_percent(0.99996), short_percent(1)
+    >>> short_percent(0.26), short_percent(0.0626), short_percent(0.99996), short_percent(1)
     ('26 %', '6.3 %', 'almost 100 %', '100 %')
     """
     text = f"{100 * share:.1f}".removesuffix(".0")
