@@ -13,7 +13,7 @@ NORMS = ("L2", "L1", "Linf")
 
 _NONE_LONGER = (  # modules that lengthen no change
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus),
-    *(nn.ELU, nn.Hardtanh, nn.ReLU6, nn.AdaptiveAvgPool2d),
+    *(nn.ELU, nn.Hardtanh, nn.ReLU6),
 )
 
 

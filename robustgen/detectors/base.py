@@ -243,7 +243,7 @@ class Detector(ABC):
         if norm not in NORMS:
             raise ValueError(f"norm must be {', '.join(NORMS)}, got {norm!r}")
         like = _like(self.statistics)
-        return self._lipschitz(norm, like.shape[1:].numel()) if isinstance(like, Tensor) else None
+        return self._lipschitz(norm, like.shape[1:].numel()) if isinstance(like, Tensor) and like.ndim != 3 else None
 
     def _lipschitz(self, norm: str, dimensions: int) -> float | None:
         """See :meth:`lipschitz`; ``dimensions``: how many numbers an input has."""
