@@ -13,7 +13,7 @@ from robustgen.checks import check_flags, check_numbers
 from robustgen.detectors.base import Detector, check_network, check_width
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.inputs import Inputs
-from robustgen.lipschitz import in_norm
+from robustgen.lipschitz import in_norm, lipschitz_bound
 from robustgen.model import logits_of
 
 __all__ = ["Mahalanobis"]
@@ -98,7 +98,9 @@ class Mahalanobis(Detector):
         return (least.clamp(min=1e-24).sqrt() if self.root else least).to(features)
 
     def _lipschitz(self, norm: str, dimensions: int) -> float | None:
-        features_are_inputs = isinstance(self.model, nn.Linear) and self.layer is None
+        features_are_inputs = (
+            type(self.model) is nn.Linear and self.layer is None and lipschitz_bound(self.model) is not None
+        )
         if not (self.root and features_are_inputs):
             return None
         whitening = self.statistics["whitening"]  # of one map for all classes: a minimum moves no faster

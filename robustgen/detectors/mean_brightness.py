@@ -3,6 +3,7 @@
 from torch import Tensor, nn
 
 from robustgen.detectors.base import Detector, check_network
+from robustgen.lipschitz import lipschitz_bound
 
 __all__ = ["MeanBrightness"]
 
@@ -33,6 +34,6 @@ class MeanBrightness(Detector):
         return self.model(x).flatten(1).mean(1)
 
     def _lipschitz(self, norm: str, dimensions: int) -> float | None:
-        if not isinstance(self.model, nn.Identity):
+        if type(self.model) is not nn.Identity or lipschitz_bound(self.model) is None:
             return None
         return {"L1": 1 / dimensions, "L2": dimensions**-0.5, "Linf": 1.0}[norm]

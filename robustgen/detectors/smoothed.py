@@ -20,6 +20,7 @@ from robustgen.counter_rng import content_ids, derive_seed
 from robustgen.detectors.base import Detector
 from robustgen.detectors.loading import detector_classes
 from robustgen.fortified.smoothing_noise import Gaussian
+from robustgen.model import untouched
 from robustgen.structure import check_arguments, check_structure
 
 if TYPE_CHECKING:
@@ -155,8 +156,9 @@ class SmoothedDetector(Detector):
             above -= 1
         bounds = x.new_full((2, len(x)), math.inf, dtype=torch.float64)
         bounds[0] = -math.inf
-        with torch.no_grad():
-            for k, pair in enumerate(self._keyed(x)):
+        seed = 0 if "draws" in self.statistics else None
+        with torch.no_grad(), untouched(self.model, seed):
+            for k, pair in enumerate(self._keyed(x.to(self._device))):
                 ordered = self._noisy_scores(*pair).double().sort().values
                 if below > 0:
                     bounds[0, k] = ordered[below - 1]

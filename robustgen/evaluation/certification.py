@@ -208,6 +208,8 @@ def certify_robustness(
         check_positive(radius=radius)
     if n_attacked and model.norm != "L2":
         raise ValueError(f"the attack is in L2, certificates of {model.config['noise']} noise are in {model.norm}")
+    if n_attacked and model.bounds is None:
+        raise ValueError("the attack needs the bounds of the inputs: smooth(..., bounds=(low, high))")
     started = time.perf_counter()
     key = model.seed if seed is None else seed
     check_integers(-(2**63), seed=key)
@@ -262,7 +264,8 @@ def _attacked(
     model: SmoothedClassifier, x: Tensor, y: Tensor, radius: float, steps: int, options: dict[str, Any]
 ) -> dict[str, Tensor]:
     """What is predicted, by draws that no certificate used, at points a hair inside the radius."""
-    seed, bounds = options["seed"], model.bounds or (-1e6, 1e6)
+    assert model.bounds is not None
+    seed, bounds = options["seed"], model.bounds
     attack = PGD(eps=radius * (1 - 1e-5), norm="L2", steps=steps, early_stop=False, seed=seed, bounds=bounds)
     n = min(options["n"], 1000)
     return {"found": model.predict(attack(model, x, y), n, options["alpha"], seed=derive_seed(seed, 1)).cpu()}
