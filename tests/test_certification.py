@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from robustgen import cli, data, smooth
+from robustgen.binomial import lower_bound
 from robustgen.evaluation import certify_robustness
 from robustgen.fortified import SmoothedClassifier
 from robustgen.networks import mlp
@@ -40,23 +41,39 @@ class TestNumbers:
         assert [row["certified"]["value"] for row in found["radii"]] == [0.6, 0.4, 0.2]
         assert found["accuracy"]["value"] == 0.6
         assert found["abstains"]["value"] == pytest.approx(0.2)
-        assert found["linf_of_the_largest_radius"] == pytest.approx(0.4 / math.sqrt(2))
+        assert found["every_element"] == pytest.approx(0.4 / math.sqrt(2))
         assert json.loads(json.dumps(found)) == found
         assert "L2 0.25: certified" in str(report)
 
     def test_an_attack_stays_above_the_certified_and_wins_beyond(self, smoothed):
-        report = certify_robustness(smoothed, X, Y, radii=(0.2, 0.35), n0=1000, n=20_000, n_attacked=5)
-        for radius in (0.2, 0.35):
+        report = certify_robustness(smoothed, X, Y, radii=(0.2, 0.45), n0=1000, n=20_000, n_attacked=5)
+        for radius in (0.2, 0.45):
             assert report.standing(radius).sum() >= report.certified(radius).sum()
             assert not report.beaten(radius).any()
-        assert report.standing(0.35).tolist() == [True, False, False, False, False]
+        assert report.standing(0.45).tolist() == [True, False, False, False, False]
         assert "0 certificates beaten" in str(report)
 
     def test_a_beaten_certificate_shows(self, smoothed):
         report = certify_robustness(smoothed, X, Y, radii=(0.2,), n=1000, n_attacked=2)
         report.attacked[0.2] = torch.tensor([0, -1])
         assert report.beaten(0.2).tolist() == [True, False]
+        assert report.standing(0.2).tolist() == [False, True]  # who abstains has not fallen
         assert report.to_dict()["radii"][0]["beaten"] == 1
+
+    def test_a_change_of_every_element(self):
+        model = smooth(Threshold(), 0.5, noise="uniform")
+        report = certify_robustness(model, X, Y, radii=(0.4, 1e9), n=2000)
+        assert report.every_element == pytest.approx(0.4 / 2)  # in L1; what n draws cannot prove does not count
+
+    def test_a_certificate_can_be_computed_again_from_the_record(self, smoothed):
+        found = certify_robustness(smoothed, X, Y, radii=(0.2,), n=2000).to_dict()["per_example"]
+        for k in range(3):
+            share = lower_bound(torch.tensor([found["counts"][k][1]]), 2000, 0.001)
+            assert found["radius"][k] <= 0.5 * torch.special.ndtri(share).item() < found["radius"][k] + 2e-6
+
+    def test_embeddings_are_not_attacked(self):
+        with pytest.raises(ValueError, match="the attack needs the bounds of the inputs"):
+            certify_robustness(smooth(Threshold(), 0.5, bounds=None), X, Y, n_attacked=1)
 
 
 class TestResume:
@@ -136,7 +153,7 @@ class TestCommand:
     def test_errors(self, tmp_path, capsys):
         for arguments, line in (
             (["--run", "example:digits"], "say how much noise: --sigma 0.5"),
-            (["--run", "example:digits", "--sigma", "0"], "sigma must be a finite number > 0"),
+            (["--run", "example:digits", "--sigma", "0"], "--sigma 0 must be a finite number > 0"),
             (["--run", "example:digits", "--sigma", "0.5", "--n", "10"], "n must be at least n0"),
             (["--run", "example:digits", "--sigma", "0.5", "--resume"], "--resume goes on with the certificates"),
             (["--run", "example:digits", "--sigma", "0.5", "--denoiser", str(tmp_path)], "no checkpoint"),

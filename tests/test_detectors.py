@@ -378,6 +378,34 @@ def test_a_certificate_that_cannot_be_had():
         room.NearestNeighbour().fit(x).certified_flag(x, 0.05, 0.1)
 
 
+def test_a_certificate_is_of_eval_mode_and_leaves_the_network_as_it_was():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 16), nn.BatchNorm1d(16), nn.Dropout(0.5), nn.Linear(16, 3)).double()
+    x = torch.randn(100, 8, dtype=torch.float64)
+    detector = room.SmoothedDetector(room.MaxLogit(model), 0.3, n=100).fit(x)
+    model.eval()
+    lowest, _ = detector._score_bounds(x[:5], 0.1, "L2")
+    model.train()
+    before = model_fingerprint(model)
+    assert torch.equal(detector._score_bounds(x[:5], 0.1, "L2")[0], lowest)
+    assert model_fingerprint(model) == before
+    assert model.training
+
+
+def test_what_is_not_known_has_no_bound():
+    x = torch.rand(50, 1, 4, 4)
+    hooked = nn.Identity()
+    hooked.register_forward_hook(lambda module, args, out: 10 * out)
+    for detector in (
+        room.MeanBrightness(hooked),
+        room.NearestNeighbour(hooked),
+        room.NearestNeighbour(nn.AdaptiveAvgPool2d(16)),
+        room.NearestNeighbour(nn.Sequential(nn.Flatten(), nn.GELU())),
+    ):
+        assert detector.fit(x).lipschitz() is None
+    assert room.MeanBrightness().fit(torch.rand(50, 6, 4)).lipschitz() is None  # sequences may be of another length
+
+
 def test_smoothed_percentiles_of_a_linear_score_are_exact():
     """A linear score under Gaussian noise is Gaussian: a percentile at distance r moves by the slope times r."""
     x = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

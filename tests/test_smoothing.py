@@ -106,6 +106,7 @@ class TestRadii:
 
         certificate = smooth(Broken(), 0.5).certify(torch.full((1, 2), 0.5), n=1000)
         assert 400 < int(certificate.counts.sum()) < 600
+        assert certificate.draws.tolist() == [1100]  # asked for, answered or not
         assert certificate.prediction.tolist() == [-1]
 
 
@@ -132,7 +133,7 @@ class TestDraws:
         model = smooth(trained, 1.5)
         certificate = model.certify(x, n0=100, n=100)
         with torch.no_grad():
-            chosen = next(model._count(ask, one, key, 0, 100) for ask, one, key in model._each(x, None))
+            chosen = next(model._count(ask, one, key, 0, 100)[0] for ask, one, key in model._each(x, None))
         assert not torch.equal(chosen, certificate.counts[0])
 
     def test_another_seed(self, trained):
@@ -160,6 +161,18 @@ class TestDraws:
         assert stopped.radius[0] <= full.radius[0]
         assert stopped.p_lower[0] == lower_bound(stopped.counts[0, 1:], 2000, 0.001)
         assert torch.equal(stopped.counts[1], full.counts[1])
+
+    @pytest.mark.parametrize("noise", ["gaussian", "uniform"])
+    def test_an_early_stop_does_not_depend_on_the_batch(self, noise):
+        x = torch.tensor([[0.8, 0.5], [0.75, 0.5], [0.95, 0.5]])
+        found = [
+            smooth(half_space([1.0, 0.0], -0.5), 0.5, noise=noise, batch_size=size).certify(x, n=3000, radius=0.35)
+            for size in (100, 500, 3000)
+        ]
+        assert found[0].draws[1] < 3100
+        for other in found[1:]:
+            assert torch.equal(other.counts, found[0].counts)
+            assert torch.equal(other.draws, found[0].draws)
 
     def test_predict_agrees_with_certify(self, trained):
         x = data.digits("test").images()[:20]
@@ -249,6 +262,10 @@ class TestErrors:
         x = torch.rand(2, 2)
         with pytest.raises(ValueError, match="random numbers that all rows of a batch share"):
             smooth(Noisy(True), 0.5).certify(x, n=200)
+        hidden = Noisy(True)
+        hidden.register_forward_hook(lambda module, args, out: out + 1e-3 * torch.randn_like(out))
+        with pytest.raises(ValueError, match="random numbers that all rows of a batch share"):
+            smooth(hidden, 0.5).certify(x, n=200)
         model = smooth(Noisy(False), 0.5)
         assert torch.equal(model.certify(x, n=200).counts, model.certify(x.flip(0), n=200).counts.flip(0))
 

@@ -178,3 +178,11 @@ def test_few_images_that_choose_the_epoch_are_said(capsys, tmp_path):
     few[few.index("30")] = "12"
     code, _, err = run(capsys, "train", "--run", tmp_path / "b", *few, "--quiet")
     assert (code, "1 example is kept from training" in err) == (2, True)
+
+
+@pytest.mark.filterwarnings("always:the detector points the wrong way")
+def test_a_detector_that_points_the_wrong_way_is_warned_of(tmp_path, capsys):
+    """Jointly trained for a few epochs, autoencoders reconstruct noise better than digits."""
+    arguments = ["--data", "digits", "--fortify", "auto", "--epochs", "3", "--quiet"]
+    assert cli.main(["train", *arguments, "--run", str(tmp_path / "r")]) == 0
+    assert "the detector points the wrong way: it takes uniform noise" in capsys.readouterr().err

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from robustgen.checks import check_positive
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.opening import move, open_network
 from robustgen.commands.runs import by_class_name, data_for
@@ -60,6 +61,9 @@ def certify_network(
     """
     if not sigmas:
         raise ValueError("say how much noise: --sigma 0.5, once or several times")
+    if len({f"{sigma:g}" for sigma in sigmas}) < len(sigmas):
+        raise ValueError("one --sigma stands twice, or as good as twice")
+    check_positive(**{f"--sigma {sigma:g}": sigma for sigma in sigmas})
     if resume and out is None:
         raise ValueError("--resume goes on with the certificates in --out: pass it")
     network, info = open_network(run, model, weights, trust, mean, std)

@@ -1,5 +1,6 @@
 """``robustgen train``: a classifier, plain, adversarial, fortified, or fortified afterwards."""
 
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import partial
@@ -16,7 +17,7 @@ from robustgen.commands.network_spec import NetworkSpec
 from robustgen.commands.opening import device_of, move
 from robustgen.commands.runs import claim, is_first, parts
 from robustgen.commands.trial import try_autoencoders, try_detector, try_objective
-from robustgen.data import ArrayDataset
+from robustgen.data import ArrayDataset, noise
 from robustgen.detectors import ReconstructionError
 from robustgen.files import load_state, write_json
 from robustgen.fortified import FortifiedNetwork
@@ -144,8 +145,21 @@ def train_network(
             else:
                 detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
                 detector.save(run / "detector")
+                _warn_of_a_wrong_way(detector, shape)
                 found["detector"] = f"calibrated on {len(calibration)} held-back images"
         return found
+
+
+def _warn_of_a_wrong_way(detector: ReconstructionError, shape: tuple[int, ...]) -> None:
+    """Warn where uniform noise scores as more usual than the images that the detector was calibrated on."""
+    channels, height, width = shape
+    strange = detector.score(noise(100, (channels, height, width), seed=0).images())
+    if float(strange.median()) < float(detector.calibration.scores.median()):
+        warnings.warn(
+            "the detector points the wrong way: it takes uniform noise for more usual than the data; train for more "
+            "epochs with --detach-states, or fortify the trained network with --weights and --freeze-backbone",
+            stacklevel=2,
+        )
 
 
 def _check_options(

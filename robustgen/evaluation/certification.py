@@ -35,7 +35,7 @@ from robustgen.progress import showing, track
 __all__ = ["CertificationReport", "certify_robustness"]
 
 _AT_ONCE = 5  # examples that a kill costs at most
-_CERTIFICATE = ("prediction", "radius", "p_lower", "draws")
+_CERTIFICATE = ("prediction", "radius", "p_lower", "counts", "draws")
 
 
 @dataclass
@@ -44,10 +44,10 @@ class CertificationReport:
 
     Attributes:
         name: of the classifier.
-        sigma, noise, norm: of the smoothing, and of the radii.
+        sigma, noise, norm, precision: of the smoothing; certificates of bfloat16 are of the network in it.
         n0, n, alpha, seed: of each certificate.
         ids, y: int64 (N,).
-        prediction, radius, p_lower, draws: (N,) each, see :class:`~robustgen.fortified.Certificate`.
+        prediction, radius, p_lower, draws (N,), counts (N, C): see :class:`~robustgen.fortified.Certificate`.
         attacked: by radius, int64 (M,): what is predicted at the points that the attack found for the first M inputs,
             -1 where it abstains.
         dimensions: numbers in an input.
@@ -58,6 +58,7 @@ class CertificationReport:
     sigma: float
     noise: str
     norm: str
+    precision: str
     n0: int
     n: int
     alpha: float
@@ -67,6 +68,7 @@ class CertificationReport:
     prediction: Tensor
     radius: Tensor
     p_lower: Tensor
+    counts: Tensor
     draws: Tensor
     radii: tuple[float, ...]
     attacked: dict[float, Tensor]
@@ -85,8 +87,9 @@ class CertificationReport:
         return self.right & (self.radius >= radius)
 
     def standing(self, radius: float) -> Tensor:
-        """bool (M,): still right at the points of the attack at ``radius``."""
-        return self.attacked[radius] == self.y[: len(self.attacked[radius])]
+        """bool (M,): at the points of the attack at ``radius`` no other class is predicted; abstaining is no fall."""
+        found = self.attacked[radius]
+        return (found == self.y[: len(found)]) | (found < 0)
 
     def beaten(self, radius: float) -> Tensor:
         """bool (M,): certified, and yet another class is predicted at the attack's point; one of 1 / alpha may be."""
@@ -99,11 +102,24 @@ class CertificationReport:
         """Mean radius, where what is wrong counts as 0."""
         return float(torch.where(self.right, self.radius, 0.0).mean())
 
+    @property
+    def every_element(self) -> float:
+        """The largest change of all elements at once that lies inside the largest radius of ``radii`` that n draws can
+        prove; 0 where there is none.
+        """
+        radius = max((r for r in self.radii if r <= self.most), default=0.0)
+        return radius / (self.dimensions if self.norm == "L1" else math.sqrt(self.dimensions))
+
     def to_dict(self) -> dict[str, Any]:
         """JSON-able: settings, every number with its interval, one record for each input."""
         return {
             "name": self.name,
-            "smoothing": {"sigma": self.sigma, "noise": self.noise, "norm": self.norm},
+            "smoothing": {
+                "sigma": self.sigma,
+                "noise": self.noise,
+                "norm": self.norm,
+                "precision": self.precision,
+            },
             "certificates": {"n0": self.n0, "n": self.n, "alpha": self.alpha, "largest_provable_radius": self.most},
             "accuracy": proportion(self.right),
             "abstains": proportion(self.prediction < 0),
@@ -118,12 +134,14 @@ class CertificationReport:
                 )
                 for r in self.radii
             ],
-            "linf_of_the_largest_radius": max(self.radii) / math.sqrt(self.dimensions),
+            "every_element": self.every_element,
             "per_example": {
                 "ids": self.ids.tolist(),
                 "labels": self.y.tolist(),
                 "prediction": self.prediction.tolist(),
-                "radius": [round(r, 6) for r in self.radius.tolist()],
+                "counts": self.counts.tolist(),
+                "draws": self.draws.tolist(),
+                "radius": [math.floor(r * 1e6) / 1e6 for r in self.radius.tolist()],
                 "p_lower": [round(p, 6) for p in self.p_lower.tolist()],
                 "attacked": {str(r): found.tolist() for r, found in self.attacked.items()},
             },
@@ -135,7 +153,7 @@ class CertificationReport:
     def __str__(self) -> str:
         rows = [
             f"{self.name}: {len(self.y)} examples behind {self.noise} noise of {self.sigma:g}, {self.n:,} draws, "
-            f"alpha {self.alpha:g} (95 % Wilson intervals)",
+            f"{self.precision}, alpha {self.alpha:g} (95 % Wilson intervals)",
             f"  {'right, without attack':<26}{percent(proportion(self.right))}",
             f"  {'abstains':<26}{percent(proportion(self.prediction < 0))}",
             f"  average certified radius {self.average_radius:.3f}, largest that can be proved {self.most:.3f}",
@@ -240,6 +258,7 @@ def certify_robustness(
         sigma=model.sigma,
         noise=str(model.config["noise"]),
         norm=model.norm,
+        precision=model.precision,
         n0=n0,
         n=n,
         alpha=alpha,

@@ -126,10 +126,10 @@ def measured_of(out: Path) -> dict[str, dict[str, Any]]:
             found.setdefault(record["row"], []).append(record["numbers"])
     return {
         name: {
-            "clean": round(mean(n["clean"]["value"] for n in numbers), 2),
-            "robust": round(mean(n["standard"]["value"] for n in numbers), 2),
+            "clean": round(mean(n["clean"]["value"] for n in numbers), 6),
+            "robust": round(mean(n["standard"]["value"] for n in numbers), 6),
             "n": int(numbers[0]["standard"]["n"]),
-            "core_minutes": round(mean(n["core-minutes of training"]["value"] for n in numbers), 1),
+            "core_minutes": round(mean(n["core-minutes of training"]["value"] for n in numbers), 6),
             "seeds": len(numbers),
         }
         for name, numbers in found.items()

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_numbers
 from robustgen.fortified.autoencoder import DenoisingAutoencoder
 from robustgen.fortified.identity import principal_directions
 from robustgen.inputs import call_model, count, each, mask_of, split
@@ -56,6 +57,10 @@ class _AutoencoderObjective:
         total = torch.stack(terms).sum()
         return {"loss": total} | {f"relative_error/{name}": loss.detach() for name, loss in losses.items()}
 
+    def describe(self) -> dict[str, Any]:
+        """JSON-able."""
+        return {"objective": "fit_autoencoders", "clean_weight": self.clean_weight}
+
     def _clean(self, autoencoder: DenoisingAutoencoder) -> float:
         if autoencoder.noise_at_test:
             return 0.0  # its states are never without noise
@@ -89,6 +94,8 @@ def fit_autoencoders(
     resume: bool,
 ) -> list[dict[str, float]]:
     """See :meth:`FortifiedNetwork.fit_autoencoders`."""
+    if clean_weight is not None:
+        check_numbers(clean_weight=clean_weight)
     if clean_weight is not None and not 0 <= clean_weight < math.inf:
         raise ValueError(f"clean_weight must be a finite number >= 0, got {clean_weight}")
     if net.input_layer is not None and net.config["layers"]:
