@@ -7,6 +7,7 @@ import copy
 import io
 import json
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -423,3 +424,10 @@ def test_of_many_classes_the_most_frequent_confusions_are_listed(whole):
     page = draw_html(found)
     assert 'class="confusion"' not in page
     assert "The most frequent of 29 confusions" in page
+
+
+def test_a_verdict_of_another_spelling_does_not_pass_for_one_that_holds():
+    report = json.loads((Path(__file__).parent.parent / "results" / "demo" / "report.json").read_text())
+    before = draw_html(report).count('<li class="violated">')
+    report["networks"][0]["masking_tests"][0]["verdict"] = "Violated"
+    assert draw_html(report).count('<li class="violated">') == before + 1

@@ -1,5 +1,6 @@
 """The built site loads nothing from elsewhere: a hook of MkDocs that reads every page, and fails where one would."""
 
+import re
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -7,6 +8,8 @@ from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
 
 _LOADED = {"script": "src", "img": "src", "iframe": "src", "source": "src", "link": "href", "object": "data"}
+
+_FETCHES = re.compile(r"""(?:url\(|@import)\s*['"]?(?:https?:)?//""", re.IGNORECASE)
 
 
 class _Loaded(HTMLParser):
@@ -41,5 +44,5 @@ def on_post_build(config: MkDocsConfig) -> None:
         for address in loaded_from_elsewhere(page.read_text()):
             raise PluginError(f"{page.relative_to(site)} would load {address}: keep it in docs/ instead")
     for sheet in sorted(site.rglob("*.css")):
-        if "url(http" in sheet.read_text() or "url(//" in sheet.read_text():
+        if _FETCHES.search(sheet.read_text()):
             raise PluginError(f"{sheet.relative_to(site)} would load something from elsewhere")

@@ -15,7 +15,7 @@ from robustgen.evaluation import report_figures as figures
 from robustgen.evaluation import report_tables as tables
 from robustgen.evaluation.by_class import Confusion, accuracy_by_class, confusion
 from robustgen.evaluation.detector_robustness_table import GUARDED_NOTE, detector_robustness_table
-from robustgen.evaluation.masking import HOLDS, NOT_RUN, VIOLATED
+from robustgen.evaluation.masking import HOLDS, NOT_RUN
 from robustgen.evaluation.report_pictures import draw_picture, draw_pictures
 from robustgen.evaluation.summary import of_report
 from robustgen.printable import printable
@@ -146,7 +146,7 @@ def _network(network: dict[str, Any]) -> dict[str, Any]:
     tests = {kind: [t for t in network["masking_tests"] if t["verdict"] == kind] for kind in (HOLDS, NOT_RUN)}
     return {
         "name": network["name"],
-        "violated": [t for t in network["masking_tests"] if t["verdict"] == VIOLATED],
+        "violated": [t for t in network["masking_tests"] if t["verdict"] not in (HOLDS, NOT_RUN)],
         "holds": tests[HOLDS],
         "not_run": tests[NOT_RUN],
         "pictures": draw_pictures(network) if network.get("pictures") else None,

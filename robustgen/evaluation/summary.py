@@ -33,7 +33,8 @@ def of_network(network: dict[str, Any], named: bool = False) -> Summary:
     """Accuracy without and under attack, how many tests hold, the weakest class."""
     counts = dict.fromkeys((HOLDS, VIOLATED, NOT_RUN), 0)
     for test in network["masking_tests"]:
-        counts[test["verdict"]] = counts.get(test["verdict"], 0) + 1
+        kind = test["verdict"] if test["verdict"] in (HOLDS, NOT_RUN) else VIOLATED  # of a report made elsewhere
+        counts[kind] = counts.get(kind, 0) + 1
     parts = [
         f"{short_percent(network['clean_accuracy']['value'])} clean, "
         f"{short_percent(network['worst_case_accuracy']['value'])} {_under(network)} at {_threat(network)}",
