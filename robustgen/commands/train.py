@@ -145,15 +145,15 @@ def train_network(
             else:
                 detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
                 detector.save(run / "detector")
-                _warn_of_a_wrong_way(detector, shape)
+                if len(shape) == 3:  # columns of a table have no common range to draw noise in
+                    _warn_of_a_wrong_way(detector, shape)
                 found["detector"] = f"calibrated on {len(calibration)} held-back images"
         return found
 
 
-def _warn_of_a_wrong_way(detector: ReconstructionError, shape: tuple[int, ...]) -> None:
+def _warn_of_a_wrong_way(detector: ReconstructionError, shape: tuple[int, int, int]) -> None:
     """Warn where uniform noise scores as more usual than the images that the detector was calibrated on."""
-    channels, height, width = shape
-    strange = detector.score(noise(100, (channels, height, width), seed=0).images())
+    strange = detector.score(noise(100, shape, seed=0).images())
     if float(strange.median()) < float(detector.calibration.scores.median()):
         warnings.warn(
             "the detector points the wrong way: it takes uniform noise for more usual than the data; train for more "
