@@ -8,13 +8,13 @@ from typing import Any
 
 from robustgen.structure import POSITIVE, check_structure
 
-__all__ = ["FORMAT", "check_report"]
+__all__ = ["FORMAT", "SHARE", "check_picture", "check_report"]
 
 FORMAT = 1
 _MOST_PICTURES = 64
 
-_SHARE = {"value": float, "low": float, "high": float, "n": int}
-_SHARE_OR_NONE = (_SHARE, None)
+SHARE = {"value": float, "low": float, "high": float, "n": int}
+_SHARE_OR_NONE = (SHARE, None)
 _THREAT = {"norm": str, "eps": float, "bounds?": [float]}
 _LABEL = range(2**31)
 _PER_EXAMPLE = {
@@ -30,9 +30,9 @@ _NETWORK = {
     "threat_model": _THREAT,
     "notes?": [str],
     "unfinished?": {str: str},
-    "clean_accuracy": _SHARE,
-    "worst_case_accuracy": _SHARE,
-    "attacks": {str: {"robust_accuracy": _SHARE, "n_attacked?": int | None}},
+    "clean_accuracy": SHARE,
+    "worst_case_accuracy": SHARE,
+    "attacks": {str: {"robust_accuracy": SHARE, "n_attacked?": int | None}},
     "curve": [{"eps": float, "value": float, "low": float, "high": float}],
     "masking_tests": [{"name": str, "verdict": str, "detail": str, "advice?": str}],
     "per_example?": _PER_EXAMPLE,
@@ -67,10 +67,10 @@ _RATES = {
     "success": _SHARE_OR_NONE,
     "flagged": _SHARE_OR_NONE,
     "evaded": _SHARE_OR_NONE,
-    "guarded_accuracy": _SHARE,
+    "guarded_accuracy": SHARE,
     "auroc": float | None,
 }
-_OUTSIDE = {"flagged": _SHARE, "auroc": float}
+_OUTSIDE = {"flagged": SHARE, "auroc": float}
 _GUARDED = {
     "name": str,
     "detector": str,
@@ -79,7 +79,7 @@ _GUARDED = {
     "fpr": float,
     "threshold": float,
     "n_calibration": int,
-    "clean": {"accuracy": _SHARE, "false_alarms": _SHARE, "correct_and_unflagged": _SHARE},
+    "clean": {"accuracy": SHARE, "false_alarms": SHARE, "correct_and_unflagged": SHARE},
     "attacks": {str: _RATES},
     "worst_case": _RATES,
     "out_of_distribution": ({"before": _OUTSIDE, "after": _OUTSIDE}, None),
@@ -141,7 +141,7 @@ def check_report(report: Any, source: str | Path) -> None:
                 if j == _MOST_PICTURES:
                     raise ValueError(f"{source}: scores[{i}].{kind} must hold at most {_MOST_PICTURES} inputs")
                 if row.get("picture"):
-                    _check_picture(row["picture"], source, f"scores[{i}].{kind}[{j}].picture")
+                    check_picture(row["picture"], source, f"scores[{i}].{kind}[{j}].picture")
 
 
 def _check_examples(outcomes: dict[str, Any], source: str | Path, field: str) -> None:
@@ -155,7 +155,7 @@ def _check_examples(outcomes: dict[str, Any], source: str | Path, field: str) ->
             raise ValueError(f"{source}: {field}.{name} must have as many entries as {next(iter(lists))}")
 
 
-def _check_picture(picture: dict[str, Any], source: str | Path, field: str) -> None:
+def check_picture(picture: dict[str, Any], source: str | Path, field: str) -> None:
     """As :func:`~robustgen.evaluation.report_pictures.encode_picture` makes it: (C, H, W) as 8-bit values."""
     if len(picture["shape"]) != 3 or picture["shape"][0] not in (1, 3):
         raise ValueError(f"{source}: {field}.shape must be [C, H, W] with 1 or 3 channels")

@@ -24,7 +24,7 @@ from robustgen.progress import bar
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_html", "kind_of"]
+__all__ = ["draw_figure", "draw_html", "kind_of", "templates"]
 
 _CLASSES = 20  # a matrix of more would not be read
 _PAIRS = 12  # then so many of the most frequent confusions are listed
@@ -39,7 +39,7 @@ def draw_html(report: dict[str, Any]) -> str:
     with bar("report, figures", total) as shown:
 
         def figure(draw: Callable[[], "Figure"], caption: str) -> dict[str, Any]:
-            drawn = _figure(draw, caption)
+            drawn = draw_figure(draw, caption)
             shown.update()
             return drawn
 
@@ -55,7 +55,7 @@ def draw_html(report: dict[str, Any]) -> str:
             "scores": [_scores(entry, figure) for entry in scores],
         }
     return (
-        _templates()
+        templates()
         .get_template("page.html")
         .render(
             title=report.get("title", "Robustness report"),
@@ -84,7 +84,8 @@ def kind_of(error: Exception) -> str:
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """Of every page; they escape what is filled in."""
     return Environment(
         loader=PackageLoader("robustgen.evaluation"),
         autoescape=True,
@@ -95,7 +96,7 @@ def _templates() -> Environment:
     )
 
 
-def _figure(draw: Callable[[], "Figure"], caption: str) -> dict[str, Any]:
+def draw_figure(draw: Callable[[], "Figure"], caption: str) -> dict[str, Any]:
     """The figure with its caption; in its place why, where it cannot be drawn: the tables are what counts."""
     try:
         return {"svg": Markup(figures.as_svg(draw)), "caption": caption}

@@ -180,9 +180,9 @@ class SmoothedClassifier(nn.Module):
 
         Raises:
             TypeError: x is no batch of float32 or float64 inputs.
-            ValueError: inputs outside the bounds or, with splitting noise, between levels, alpha outside (0, 1), n below n0, a radius that n draws can never
-                prove, or a network whose answer to an input depends on others in its batch, be it by noise that they
-                share.
+            ValueError: inputs outside the bounds or, with splitting noise, between levels; alpha outside (0, 1), n
+                below n0, a radius that n draws can never prove, or a network whose answer to an input depends on others
+                in its batch, be it by noise that they share.
         """
         check_level(alpha)
         check_integers(n0=n0, n=n)
