@@ -12,8 +12,8 @@ __all__ = ["NORMS", "in_norm", "lipschitz_bound"]
 NORMS = ("L2", "L1", "Linf")
 
 _NONE_LONGER = (  # modules that lengthen no change
-    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus),
-    *(nn.ELU, nn.Hardtanh, nn.ReLU6),
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Softplus),
+    *(nn.Hardtanh, nn.ReLU6),
 )
 
 
@@ -34,10 +34,10 @@ def lipschitz_bound(module: nn.Module) -> float | None:
     if type(module) is nn.Sequential:
         bounds = [lipschitz_bound(part) for part in module]
         return None if None in bounds else math.prod(b for b in bounds if b is not None)
-    if isinstance(module, nn.LeakyReLU) and abs(module.negative_slope) > 1:
-        return abs(module.negative_slope)
-    if isinstance(module, nn.ELU) and module.alpha > 1:
-        return module.alpha
+    if type(module) is nn.LeakyReLU:
+        return max(1.0, abs(module.negative_slope))
+    if type(module) is nn.ELU:
+        return max(1.0, abs(module.alpha))
     if type(module) in _NONE_LONGER:
         return 1.0
     if type(module) is Normalize:

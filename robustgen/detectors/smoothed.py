@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustgen.binomial import check_level, lower_bound
-from robustgen.checks import check_integers, check_numbers
+from robustgen.binomial import check_level, lower_bound, upper_bound
+from robustgen.checks import check_integers
 from robustgen.counter_rng import content_ids, derive_seed
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_radius
 from robustgen.detectors.loading import detector_classes
 from robustgen.fortified.smoothing_noise import Gaussian, noisy_versions
 from robustgen.model import untouched
@@ -129,19 +129,20 @@ class SmoothedDetector(Detector):
     def _fixed_scores(self) -> list[float] | None:
         return None if self.seed is None else super()._fixed_scores()  # another secret, other scores
 
-    def _score_bounds(self, x: Any, radius: float, norm: str) -> tuple[Tensor, Tensor]:
+    def has_bound(self, norm: str = "L2") -> bool:
+        self.lipschitz(norm)  # its errors
+        return True
+
+    def score_bounds(self, x: Any, radius: float, norm: str = "L2") -> tuple[Tensor, Tensor]:
         from scipy.stats import binom
 
-        check_numbers(radius=radius)
-        if not 0 <= radius < float("inf"):
-            raise ValueError(f"radius must be a finite number >= 0, got {radius}")
+        check_radius(radius)
         self.lipschitz(norm)  # its errors
-        x = self._check(x)
-        assert isinstance(x, Tensor)
+        x = torch.cat(list(self._parts(x)))
         reach = radius * (math.sqrt(x[0].numel()) if norm == "Linf" and len(x) else 1.0) / self.sigma
         middle, level = (self.n + 1) // 2, self.alpha / 2  # torch's median: the lower of two
         least = lower_bound(torch.tensor([middle]), self.n, level)  # the median is at least this percentile ...
-        most = 1 - lower_bound(torch.tensor([self.n - middle + 1]), self.n, level)  # ... and at most this one
+        most = upper_bound(torch.tensor([middle - 1]), self.n, level)  # ... and at most this one
         low = float(torch.special.ndtr(torch.special.ndtri(least) - reach))
         high = float(torch.special.ndtr(torch.special.ndtri(most) + reach))
         below = int(binom.ppf(level, self.n, low))  # so many scores at x are below its percentile ``low``, or more

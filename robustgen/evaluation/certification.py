@@ -161,7 +161,11 @@ class CertificationReport:
                 {"radius": r, "provable": self.provable[r][0], "draws_that_could": self.provable[r][1]}
                 | {"certified": proportion(self.certified(r))}
                 | (
-                    {"attacked": proportion(self.standing(r)), "beaten": int(self.beaten(r).sum())}
+                    {
+                        "attacked": proportion(self.standing(r)),
+                        "certified_of_attacked": proportion(self.certified(r)[: len(self.attacked[r])]),
+                        "beaten": int(self.beaten(r).sum()),
+                    }
                     if r in self.attacked
                     else {}
                 )

@@ -28,6 +28,7 @@ __all__ = [
 FORMAT = 1
 _MOST = 64  # entries, radii of each and pictures of each that a page may hold
 
+_SHARES = ("certified", "attacked", "certified_of_attacked")
 _PICTURE = {"shape": [range(1, 2**20)], "uint8": str}
 _COUNT = range(2**62)
 _ENTRY = {
@@ -54,6 +55,7 @@ _ENTRY = {
             "draws_that_could": (_COUNT, None),
             "certified": SHARE,
             "attacked?": SHARE,
+            "certified_of_attacked?": SHARE,
             "beaten?": _COUNT,
         }
     ],
@@ -112,11 +114,12 @@ def load_certification(path: Path) -> dict[str, Any]:
         if not 0 < len(entry["radii"]) <= _MOST or len(entry["pictures"]) > _MOST:
             raise ValueError(f"{path}: certified[{i}] must hold 1 to {_MOST} radii, and no more pictures")
         shares = [entry["accuracy"], entry["abstains"]]
-        shares += [row[name] for row in entry["radii"] for name in ("certified", "attacked") if name in row]
+        shares += [row[name] for row in entry["radii"] for name in _SHARES if name in row]
         if not all(0 <= share[name] <= 1 for share in shares for name in ("value", "low", "high")):
             raise ValueError(f"{path}: certified[{i}] holds a share outside [0, 1]")
-        if any("beaten" not in row for row in entry["radii"] if "attacked" in row):
-            raise ValueError(f"{path}: certified[{i}] lacks how many certificates were beaten")
+        for name in ("certified_of_attacked", "beaten"):
+            if any(name not in row for row in entry["radii"] if "attacked" in row):
+                raise ValueError(f"{path}: certified[{i}].radii lacks {name}")
         for j, pictures in enumerate(entry["pictures"]):
             for name, picture in pictures.items():
                 if name in ("image", "noisy", "denoised"):
@@ -200,15 +203,18 @@ def _table(entry: dict[str, Any]) -> tables.Table:
     attacked = any("attacked" in row for row in entry["radii"])
     head = [f"{entry['smoothing']['norm']} radius", f"certified (n = {entry['accuracy']['n']})"]
     first = next((row["attacked"]["n"] for row in entry["radii"] if "attacked" in row), 0)
-    head += [f"left by {entry['attack']} (first {first})", "beaten"] if attacked else []
-    blank: list[object] = ["", ""] if attacked else []
+    of = f"of the first {first}"
+    head += [f"certified, {of}", f"left by {entry['attack']}, {of}", "beaten"] if attacked else []
+    blank: list[object] = ["", "", ""] if attacked else []
     rows: list[list[object]] = [["0, without attack", percent(entry["accuracy"]), *blank]]
     for row in entry["radii"]:
         certificates = entry["certificates"]
         shown = percent(row["certified"])
         if not row["provable"]:
             shown = unprovable(certificates["n"], row["draws_that_could"], certificates["exact"])
-        more: list[object] = [percent(row["attacked"]), row["beaten"]] if "attacked" in row else blank
+        more = blank
+        if "attacked" in row:
+            more = [percent(row["certified_of_attacked"]), percent(row["attacked"]), row["beaten"]]
         rows.append([f"{row['radius']:g}", shown, *more])
     return head, rows
 

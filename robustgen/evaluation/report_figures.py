@@ -79,9 +79,10 @@ def draw_certified(entries: list[dict[str, Any]]) -> "Figure":
             at = [row["radius"] for row in both]
             left = [row["attacked"]["value"] for row in both]
             axes.plot(at, left, "v--", color=colour, alpha=0.7)
-            axes.fill_between(at, np.interp(at, radii, values, right=0.0), left, color=colour, alpha=0.12, linewidth=0)
+            sure = [row["certified_of_attacked"]["value"] for row in both]
+            axes.fill_between(at, sure, left, color=colour, alpha=0.15, linewidth=0)
     if attacked:
-        axes.plot([], [], "v--", color="#666", label="what the attack left of the attacked")
+        axes.plot([], [], "v--", color="#666", label="left by the attack, of the attacked")
     axes.set(xlabel=f"radius, {entries[0]['smoothing']['norm']}", ylabel="accuracy", ylim=(-0.02, 1.02))
     figure.legend(loc="outside lower left", frameon=False)
     return figure

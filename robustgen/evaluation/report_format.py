@@ -83,6 +83,7 @@ _GUARDED = {
     "attacks": {str: _RATES},
     "worst_case": _RATES,
     "out_of_distribution": ({"before": _OUTSIDE, "after": _OUTSIDE}, None),
+    "certified?": ({"flagged": SHARE, "quiet": SHARE, "out_of_distribution": (_OUTSIDE, None)}, None),
 }
 _SCORED = {
     "input": str | int,
