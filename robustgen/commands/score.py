@@ -70,8 +70,8 @@ def open_detector(
     if run is not None and isinstance(network, FortifiedNetwork):
         if smoothing is not None:
             raise ValueError(
-                "--smooth-sigma calibrates anew, and this run's detector is calibrated: pass --checkpoint, or a network "
-                "without a detector and --fit-data"
+                "--smooth-sigma calibrates anew, and this run's detector is calibrated: pass --checkpoint, or a "
+                "network without a detector and --fit-data"
             )
         before_fit(shape, info)
         saved = saved_detector(run, network)

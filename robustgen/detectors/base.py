@@ -296,7 +296,7 @@ class Detector(ABC):
                 f"no bound is known of how far a {type(self).__name__} can be moved: SmoothedDetector has one for any"
             )
         bounds = []
-        for part in self._parts(x):
+        for part in self._as_batches(x):
             with torch.no_grad(), untouched(self.model, None):
                 scores = self.score(part).double()
                 size = self._size(part.to(self._device)).double().to(scores.device) if len(part) else scores
@@ -312,12 +312,12 @@ class Detector(ABC):
         """How large the numbers are whose differences make the scores of x, (N,) or (), beside those of x itself."""
         return torch.zeros(())
 
-    def _parts(self, x: Any) -> Iterator[Tensor]:
+    def _as_batches(self, x: Any) -> Iterator[Tensor]:
         """Whatever ``score`` takes, as batches of floats."""
         x = parted(x)[0] if are_inputs(x) else x
         if not isinstance(x, Tensor) or x.dtype == torch.uint8:
             for batch, _ in self._batches(as_source(x)):
-                yield from self._parts(batch)
+                yield from self._as_batches(batch)
             return
         x = self._check(x)
         assert isinstance(x, Tensor)

@@ -138,7 +138,7 @@ class SmoothedDetector(Detector):
 
         check_radius(radius)
         self.lipschitz(norm)  # its errors
-        x = torch.cat(list(self._parts(x)))
+        x = torch.cat(list(self._as_batches(x)))
         reach = radius * (math.sqrt(x[0].numel()) if norm == "Linf" and len(x) else 1.0) / self.sigma
         middle, level = (self.n + 1) // 2, self.alpha / 2  # torch's median: the lower of two
         least = lower_bound(torch.tensor([middle]), self.n, level)  # the median is at least this percentile ...

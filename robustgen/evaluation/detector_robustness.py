@@ -195,10 +195,9 @@ def evaluate_detector_robustness(
     certified = None
     if detector.has_bound(norm):
         with showing(progress):
-            of = {"radius": eps, "norm": norm}
-            lowest, highest = detector.score_bounds(x, **of)
+            lowest, highest = detector.score_bounds(x, eps, norm)
             certified = CertifiedAlarms(
-                lowest.cpu(), highest.cpu(), None if x_ood is None else detector.score_bounds(x_ood, **of)[0].cpu()
+                lowest.cpu(), highest.cpu(), None if x_ood is None else detector.score_bounds(x_ood, eps, norm)[0].cpu()
             )
     return DetectorRobustness(
         name=name,

@@ -11,8 +11,8 @@ GUARDED_NOTE = (
     "classified correctly without attack; flagged are those among the fooled, and in the first row the false alarms. "
     "Guarded accuracy counts inputs that are correct or flagged, in the first row correct and not flagged. AUROC: "
     "clean inputs against the fooled ones. A stronger attack can only make the detector look worse. Certified is what "
-    "no attack can change, where the detector has a bound: alarms that every input of the ball raises (guarded accuracy "
-    "is at least their share), and out-of-distribution inputs at the lowest scores that any change can give."
+    "no attack can change, where the detector has a bound: alarms that every input of the ball raises (guarded "
+    "accuracy is at least their share), and out-of-distribution inputs at the lowest scores that any change can give."
 )
 
 
