@@ -1,8 +1,9 @@
 """``robustgen demo``, ``reproduce`` and ``report``."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -131,11 +132,13 @@ def report(
     from robustgen.files import write_bytes
 
     certificates = certification_in(path)
+    html: Callable[[dict[str, Any]], str] = draw_html
+    text: Callable[[dict[str, Any]], str] = draw_markdown
     if certificates is not None:
-        found, html, text = load_certification(certificates), certification_html, certification_markdown
-        beside = certificates.with_suffix(".html")
+        found = load_certification(certificates)
+        html, text, beside = certification_html, certification_markdown, certificates.with_suffix(".html")
     else:
-        found, html, text = load_report(path), draw_html, draw_markdown
+        found = load_report(path)
         beside = (path if path.is_dir() else path.parent) / "report.html"
     if markdown:
         say(text(found))
