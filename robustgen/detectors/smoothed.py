@@ -118,7 +118,7 @@ class SmoothedDetector(Detector):
         return torch.stack([self._noisy_scores(*pair).median() for pair in self._keyed(x)])
 
     def _keyed(self, x: Tensor) -> Iterable[tuple[Tensor, int]]:
-        contents = content_ids(x, exact="in_unit_range" not in self.statistics)
+        contents = content_ids(x)  # not of every bit: a score would jump at each, and have no gradient
         return zip(x, (derive_seed(self._key, content) for content in contents.tolist()), strict=True)
 
     def _noisy_scores(self, one: Tensor, key: int) -> Tensor:
