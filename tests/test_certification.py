@@ -198,7 +198,7 @@ class TestCommand:
             (lambda r: r.update(format=7), "format must be a whole number"),
             (lambda r: r["certified"][0].pop("accuracy"), r"lacks certified\[0\].accuracy"),
             (lambda r: r["certified"][0].update(name=3), r"name must be a string, not 3"),
-            (lambda r: r["certified"][0]["accuracy"].update(value=7.0), "holds a share outside"),
+            (lambda r: r["certified"][0]["accuracy"].update(value=7.0), "accuracy.value must be"),
             (lambda r: r["certified"][0]["radii"][0].pop("beaten"), "radii lacks beaten"),
             (lambda r: r["certified"][0]["radii"].extend(r["certified"][0]["radii"] * 99), "must hold 1 to 64 radii"),
             (

@@ -9,7 +9,7 @@ from robustgen.evaluation import report_tables as tables
 from robustgen.evaluation.certification import unprovable
 from robustgen.evaluation.proportions import percent
 from robustgen.evaluation.report_figures import draw_certified
-from robustgen.evaluation.report_format import SHARE, check_picture
+from robustgen.evaluation.report_format import PROPORTION, check_picture
 from robustgen.evaluation.report_markdown import as_text, markdown_table
 from robustgen.evaluation.report_page import draw_figure, kind_of, templates
 from robustgen.evaluation.report_pictures import draw_picture
@@ -28,7 +28,6 @@ __all__ = [
 FORMAT = 1
 _MOST = 64  # entries, radii of each and pictures of each that a page may hold
 
-_SHARES = ("certified", "attacked", "certified_of_attacked")
 _PICTURE = {"shape": [range(1, 2**20)], "uint8": str}
 _COUNT = range(2**62)
 _ENTRY = {
@@ -42,8 +41,8 @@ _ENTRY = {
         "stopped_early": bool,
         "largest_provable_radius": float,
     },
-    "accuracy": SHARE,
-    "abstains": SHARE,
+    "accuracy": PROPORTION,
+    "abstains": PROPORTION,
     "average_radius": float,
     "draws": _COUNT,
     "draws_saved": _COUNT,
@@ -53,9 +52,9 @@ _ENTRY = {
             "radius": float,
             "provable": bool,
             "draws_that_could": (_COUNT, None),
-            "certified": SHARE,
-            "attacked?": SHARE,
-            "certified_of_attacked?": SHARE,
+            "certified": PROPORTION,
+            "attacked?": PROPORTION,
+            "certified_of_attacked?": PROPORTION,
             "beaten?": _COUNT,
         }
     ],
@@ -113,10 +112,6 @@ def load_certification(path: Path) -> dict[str, Any]:
     for i, entry in enumerate(entries):
         if not 0 < len(entry["radii"]) <= _MOST or len(entry["pictures"]) > _MOST:
             raise ValueError(f"{path}: certified[{i}] must hold 1 to {_MOST} radii, and no more pictures")
-        shares = [entry["accuracy"], entry["abstains"]]
-        shares += [row[name] for row in entry["radii"] for name in _SHARES if name in row]
-        if not all(0 <= share[name] <= 1 for share in shares for name in ("value", "low", "high")):
-            raise ValueError(f"{path}: certified[{i}] holds a share outside [0, 1]")
         for name in ("certified_of_attacked", "beaten"):
             if any(name not in row for row in entry["radii"] if "attacked" in row):
                 raise ValueError(f"{path}: certified[{i}].radii lacks {name}")

@@ -36,6 +36,7 @@ _AHMED_2017 = (
 )
 _MODULES = [
     "robustgen.experiments.recipes",
+    "robustgen.experiments.recipe_starts",
     *(f"robustgen.experiments.lamb2018.{name}" for name in _CHAPTER_2),
     *(f"robustgen.experiments.ahmed2017.{name}" for name in _AHMED_2017),
 ]
