@@ -34,7 +34,7 @@ _AHMED_2017 = (
     "detector_selection",
     "validation_losses",
 )
-_GUARANTEES = ("certified_accuracy",)
+_GUARANTEES = ("certified_accuracy", "certified_detectors")
 _MODULES = [
     "robustgen.experiments.recipes",
     *(f"robustgen.experiments.lamb2018.{name}" for name in _CHAPTER_2),

@@ -71,9 +71,7 @@ class _Table(Experiment):
         pair = found.report.certified(radius), other.report.certified(radius)
         paired = {"certified here alone": pair[0] & ~pair[1], "trained on noise alone": ~pair[0] & pair[1]}
         counts = counted({name: float(hits.sum()) for name, hits in paired.items()}, len(pair[0]))
-        return Measurement(
-            value=measured.value, numbers=dict(measured.numbers) | counts, history=measured.history
-        )
+        return Measurement(value=measured.value, numbers=dict(measured.numbers) | counts, history=measured.history)
 
     def conclusion(self, kept: Kept, kept_of: KeptOf) -> str:
         said = []

@@ -21,7 +21,7 @@ from robustgen.networks import build
 from robustgen.spacing import evenly_spaced
 from robustgen.training import Batch, ClassifierObjective
 
-__all__ = ["Budget", "Certified", "certified"]
+__all__ = ["Budget", "Certified", "OnNoise", "certified"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Budget:
         return asdict(self) | {"denoiser": dict(self.denoiser)}
 
 
-class _OnNoise:
+class OnNoise:
     """A classifier's cross-entropy on images with noise of standard deviation sigma."""
 
     def __init__(self, sigma: float) -> None:
@@ -144,7 +144,7 @@ def _network(
         torch.manual_seed(derive_seed(seed, 0))
         network = build(b.network, example, train.n_classes, b.width).to(cache.device)
     on_noise = kind == "noise-trained"
-    objective: Any = _OnNoise(sigma) if on_noise else ClassifierObjective()
+    objective: Any = OnNoise(sigma) if on_noise else ClassifierObjective()
     epochs = b.epochs + (b.denoiser_epochs if on_noise else 0)
     settings = shared | {"objective": objective.describe(), "epochs": epochs} | training
     history = epochs_of(cache.train(settings, network, objective, train, epochs=epochs, seed=seed, **training))
