@@ -4,9 +4,9 @@ import math
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrize
 
-from robustgen.lipschitz_encoder import MaxMin
+from robustgen.lipschitz_encoder import MaxMin, Orthonormal
 from robustgen.model import Normalize
 
 __all__ = ["NORMS", "in_norm", "lipschitz_bound"]
@@ -17,7 +17,6 @@ _NONE_LONGER = (  # modules that lengthen no change
     *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.ReLU, nn.LeakyReLU, nn.Tanh, nn.Sigmoid, nn.Softplus),
     *(nn.ELU, nn.Hardtanh, nn.ReLU6, MaxMin),
 )
-_PARAMETRIZATIONS = (parametrizations._Orthogonal,)  # weights that are a function of parameters alone
 _ROUNDING = 1e-6  # of a weight that is computed anew at every call
 
 
@@ -48,12 +47,10 @@ def lipschitz_bound(module: nn.Module) -> float | None:
     if type(module) is Normalize:
         return float(1 / module.std.double().min())
     if parametrize.is_parametrized(module):
-        made = [part for parts in module.parametrizations.values() for part in parts]
-        if parametrize.type_before_parametrizations(module) is not nn.Linear or list(module.parametrizations) != [
-            "weight"
-        ]:
+        kinds = {type(part) for parts in module.parametrizations.values() for part in parts}
+        if parametrize.type_before_parametrizations(module) is not nn.Linear or kinds != {Orthonormal}:
             return None
-        return (1 + _ROUNDING) * _largest(module.weight) if all(type(m) in _PARAMETRIZATIONS for m in made) else None
+        return (1 + _ROUNDING) * _largest(module.weight)
     if type(module) is nn.Linear:
         return _largest(module.weight)
     if type(module) is nn.Conv2d:

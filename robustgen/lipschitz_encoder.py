@@ -1,7 +1,7 @@
 """An encoder that lengthens no change of its input, so that distances between its features can be certified.
 
-Anil, Lucas and Grosse, "Sorting out Lipschitz function approximation", ICML 2019: linear layers with orthonormal rows or
-columns, and an activation that sorts pairs, which lengthens no gradient and shortens none. Trained by contrast
+Anil, Lucas and Grosse, "Sorting out Lipschitz function approximation", ICML 2019: linear layers with orthonormal rows
+or columns, and an activation that sorts pairs, which lengthens no gradient and shortens none. Trained by contrast
 (:class:`robustgen.training.ContrastiveObjective`) or as a classifier of the known classes, it goes before
 :class:`robustgen.detectors.NearestNeighbour`.
 """
@@ -11,11 +11,11 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations
+from torch.nn.utils import parametrize
 
 from robustgen.checks import check_integers
 
-__all__ = ["MaxMin", "lipschitz_encoder"]
+__all__ = ["MaxMin", "Orthonormal", "lipschitz_encoder"]
 
 
 class MaxMin(nn.Module):
@@ -35,6 +35,24 @@ class MaxMin(nn.Module):
             raise ValueError(f"MaxMin sorts pairs, and {x.shape[1]} features are an odd number")
         a, b = x.chunk(2, 1)
         return torch.cat([torch.maximum(a, b), torch.minimum(a, b)], 1)
+
+
+class Orthonormal(nn.Module):
+    """Matrices whose rows (columns, where there are more rows) are orthonormal: L^-1 V with V V' = L L', of any V.
+
+    A parametrization (:mod:`torch.nn.utils.parametrize`) of a weight; computed in float64.
+
+    >>> w = Orthonormal()(torch.tensor([[3.0, 0.0, 4.0], [1.0, 2.0, 2.0]]))
+    >>> torch.allclose(w @ w.T, torch.eye(2), atol=1e-6)
+    True
+    """
+
+    def forward(self, v: Tensor) -> Tensor:
+        tall = v.shape[0] > v.shape[1]
+        rows = (v.T if tall else v).double()
+        lower = torch.linalg.cholesky(rows @ rows.T)
+        found = torch.linalg.solve_triangular(lower, rows, upper=False).to(v.dtype)
+        return found.T if tall else found
 
 
 def lipschitz_encoder(n_inputs: int, hidden: Sequence[int] = (256, 256), n_outputs: int = 32) -> nn.Sequential:
@@ -63,5 +81,8 @@ def lipschitz_encoder(n_inputs: int, hidden: Sequence[int] = (256, 256), n_outpu
             raise ValueError(f"MaxMin sorts pairs: hidden features must be even, got {units}")
     layers: list[nn.Module] = [nn.Flatten()]
     for a, b in itertools.pairwise([n_inputs, *hidden, n_outputs]):
-        layers += [parametrizations.orthogonal(nn.Linear(a, b)), MaxMin()]
+        linear = nn.Linear(a, b)
+        nn.init.orthogonal_(linear.weight)
+        parametrize.register_parametrization(linear, "weight", Orthonormal())
+        layers += [linear, MaxMin()]
     return nn.Sequential(*layers[:-1])

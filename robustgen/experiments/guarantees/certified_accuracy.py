@@ -4,7 +4,6 @@ import math
 import statistics
 from typing import Any
 
-
 from robustgen.experiments.experiment import Cell, Column, Experiment, Kept, KeptOf, Measurement, Row, counted
 from robustgen.experiments.guarantees.smoothed_networks import Budget, certified
 from robustgen.experiments.training_cache import TrainingCache

@@ -1,4 +1,4 @@
-"""Detectors with a bound: what is left of them when every anomaly is given the lowest score that a change can give it."""
+"""Detectors with a bound: what is left of them when anomalies get the lowest score that a change can give them."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
