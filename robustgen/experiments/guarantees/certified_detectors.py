@@ -187,10 +187,15 @@ class _Table(Experiment):
         return f"{b.n_train or 'all'} training images, {b.n_test or 'all'} test images of each kind, {b.epochs} epochs"
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
-        constants = {"fpr": FPR, "calibration": CALIBRATION, "resamples": RESAMPLES, "components": COMPONENTS}
+        constants: dict[str, Any] = {
+            "fpr": FPR,
+            "calibration": CALIBRATION,
+            "resamples": RESAMPLES,
+            "components": COMPONENTS,
+        }
         constants |= {"neighbour": NEIGHBOUR, "shrinkage": SHRINKAGE, "sigma": SIGMA, "features": FEATURES}
         constants |= {"sharpness": SHARPNESS, "deformations": Deformations().describe()}
-        sizes = asdict(BUDGETS[scale]) | TRAINING
+        sizes: dict[str, Any] = asdict(BUDGETS[scale]) | TRAINING
         return sizes | constants | {"radii": RADII, "radius": _radius(cell), "against": OTHER.get(cell.row, cell.row)}
 
     def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
