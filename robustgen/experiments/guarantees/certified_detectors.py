@@ -91,8 +91,11 @@ class _Maker:
         return PCAResidual(components=self.budget.components, root=True), {}
 
     def mahalanobis(self) -> Made:
-        inputs = self.train.x[0].numel()
-        return Mahalanobis(nn.Linear(inputs, self.train.n_classes), shrinkage=SHRINKAGE, root=True), {}
+        with torch.random.fork_rng():
+            network = nn.Linear(
+                self.train.x[0].numel(), self.train.n_classes
+            )  # features are its inputs: no weight counts
+        return Mahalanobis(network, shrinkage=SHRINKAGE, root=True), {}
 
     def contrastive(self) -> Made:
         encoder, history = self._trained("contrastive", ContrastiveObjective(Deformations()))
