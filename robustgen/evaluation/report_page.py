@@ -62,7 +62,10 @@ def draw_html(report: dict[str, Any]) -> str:
             summaries=of_report(report),
             doubts=tables.doubts([*networks, *report.get("detector_robustness", [])]),
             remarks=report.get("remarks", []),
-            story=[step | {"pictures": _told(step, networks)} for step in report.get("story", [])],
+            story=[
+                step | {"pictures": _told(step, networks), "inputs": _inputs(step.get("inputs", []))}
+                for step in report.get("story", [])
+            ],
             accuracy=tables.accuracy_table(networks) if networks else None,
             robust_note=tables.ROBUST_NOTE,
             detection_table=tables.detection_table(detection) if detection else None,
@@ -124,20 +127,22 @@ def _scores(entry: dict[str, Any], figure: _Draw) -> dict[str, Any]:
         beyond = [f"{histogram[side]} {side} it" for side in ("below", "above") if histogram[side]]
         left_out = f"; inputs outside the figure: {', '.join(beyond)}" if beyond else ""
         drawn = figure(partial(figures.draw_score_histogram, entry), f"Scores of {entry['n']:,} inputs{left_out}")
-    ends = {
-        kind: [
-            {
-                "input": row["input"],
-                "score": tables.score_text(row["score"]),
-                "p_value": f"{row['p_value']:.3g}",
-                "flag": row["flag"],
-                "picture": draw_picture(row["picture"]) if row.get("picture") else None,
-            }
-            for row in entry[kind]
-        ]
-        for kind in ("most", "least")
-    }
+    ends = {kind: _inputs(entry[kind]) for kind in ("most", "least")}
     return {"entry": entry, "figure": drawn, "ends": ends}
+
+
+def _inputs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Scored inputs as they are shown."""
+    return [
+        {
+            "input": row["input"],
+            "score": tables.score_text(row["score"]),
+            "p_value": f"{row['p_value']:.3g}",
+            "flag": row["flag"],
+            "picture": draw_picture(row["picture"]) if row.get("picture") else None,
+        }
+        for row in rows
+    ]
 
 
 def _network(network: dict[str, Any]) -> dict[str, Any]:
