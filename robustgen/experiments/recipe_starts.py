@@ -68,8 +68,8 @@ class RecipeStarts(Experiment):
     )
     notes: tuple[str, ...] = (
         "Trained on all digits but a tenth, on 20,000 images of MNIST, on 5,000 of CIFAR-10: short trainings, to "
-        "compare the two columns. The guard against overfitting is off, so that it does not hide what a start does; the last "
-        "epoch counts, not the best.",
+        "compare the two columns. The guard against overfitting is off, so that it does not hide what a start does; "
+        "the last epoch counts, not the best.",
         "Evaluation always starts inside ball and bounds.",
     )
 
