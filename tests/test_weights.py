@@ -123,7 +123,7 @@ def test_networks_and_damaged_files_are_called_what_they_are(tmp_path):
         "cut.pt": "a damaged or incomplete archive (",
         "cut_old.pt": "damaged, or a pickle that torch.save did not write",
         "pickle.pt": "damaged, or a pickle that torch.save did not write",
-        "text.pt": "not a complete safetensors file",
+        "text.pt": "neither a state dict of torch.save nor a safetensors file",
         "bomb.pt": "a compressed archive, which torch.save does not write",
     }.items():
         with pytest.raises(ValueError, match=re.escape(f"{name}: {message}")) as caught:
