@@ -153,7 +153,7 @@ def test_mixed_photos_are_scored_as_the_network_takes_them(capsys, fortified_run
     assert "note: photos: 17 image files, converted to L, resized to 8x8, bilinear" in err
     assert err.count("robustgen: skipped: ") == 1
     assert "05b.jpg: not a readable image" in err
-    assert err.endswith("robustgen: error: 1 file could not be read, the others are scored\n")
+    assert err.endswith("robustgen: error: 1 file could not be read, the others are used\n")
     code, out, _ = run(capsys, *scored, "--out", tmp_path / "rows.jsonl", "--fit", "crop", "--json")
     assert code == 1
     found = json.loads(out)
@@ -228,7 +228,7 @@ def test_other_populations_skip_what_cannot_be_read_too(capsys, fortified_run, p
         code, out, err = run(capsys, *chosen, *more)
         assert code == 1
         assert err.count("robustgen: skipped: ") == 2  # each once, though --data are read twice
-        assert err.endswith("robustgen: error: 2 files could not be read, the others are scored\n")
+        assert err.endswith("robustgen: error: 2 files could not be read, the others are used\n")
         found = json.loads(out.splitlines()[-1])
         assert len(found["in_distribution"]) == 16
         assert found["populations"]["others"]["n"] == 5

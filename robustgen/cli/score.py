@@ -8,7 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from robustgen.cli.grouped_help import DATA, DETECTOR, GENERATIVE, RUN
-from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
+from robustgen.cli.image_options import (
+    BackgroundOption,
+    ChannelsOption,
+    FitOption,
+    SizeOption,
+    StrictOption,
+    image_reader,
+)
 from robustgen.cli.options import (
     DeviceOption,
     DownloadOption,
@@ -25,6 +32,7 @@ from robustgen.cli.options import (
     StdOption,
     TrustOption,
     WeightsOption,
+    about_option,
     command_line,
     given,
     normalization,
@@ -74,14 +82,7 @@ def score(
     channels: ChannelsOption = None,
     fit: FitOption = None,
     background: BackgroundOption = None,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="Stop at a file that cannot be read; else it is reported, counted and skipped.",
-            rich_help_panel=DATA,
-        ),
-    ] = False,
+    strict: StrictOption = False,
     split: Annotated[str, typer.Option("--split", help="train or test.", rich_help_panel=DATA)] = "test",
     fit_data: Annotated[
         str | None,
@@ -146,8 +147,10 @@ def score(
         DataSpec,
         Scoring,
         Unreadable,
+        check_way,
         compare_populations,
         generative_detector,
+        kept_by_run,
         open_detector,
         parse_options,
         training_data,
@@ -155,22 +158,23 @@ def score(
     from robustgen.commands.run_info import stopped_early, threat
 
     means, stds = normalization(mean, std)
+    asked = given(context)
     if checkpoint:
-        if trust or any(other is not None for other in (run, model, weights, means, fit_data)):
-            raise ValueError(
-                "--checkpoint is a generative model: leave out --run, --model, --weights, --mean, --std, --trust and "
-                "--fit-data"
-            )
-        for name in given(context) & {"layers", "epochs", "batch_size"}:
-            raise ValueError(f"--{name.replace('_', '-')} is about --fit-data, --checkpoint is a trained model")
-    elif detector_name is not None or set_:
-        raise ValueError("--detector and --set go with --checkpoint, the run of a generative model")
+        check_way("checkpoint", asked)
+    elif run is None:
+        check_way("fitted", asked)
+    if not {"fgsm", "pgd"} & set(against or ()):
+        for name in sorted(asked & {"eps", "norm"}):
+            raise ValueError(f"--{name} is of the attacks --against fgsm and --against pgd: leave it out")
     reader = image_reader(size, channels, fit, background)
     spec = DataSpec(data, data_root, download, limit, reader)
+    for known in checkpoint or ([] if run is None else [run]):
+        spec = kept_by_run(spec, known)
     others = {name: spec.of(name) for name in (against or [])}
     for label, other in others.items():
         if label not in MADE:
-            other.require()
+            with about_option("--against"):
+                other.require()
     scoring, unreadable = None, Unreadable(complain, strict)
     if out is not None or not against:
         scoring = Scoring(
@@ -185,6 +189,10 @@ def score(
         )
     else:
         spec.require()
+    fitted_on = None if fit_data is None else replace(spec, limit=None).of(fit_data)
+    if fitted_on is not None:
+        with about_option("--fit-data"):
+            fitted_on.require()
     checked = {} if scoring is None else {"before_fit": scoring.fit_to}
     if checkpoint:
         detector, shape, info = generative_detector(
@@ -197,7 +205,7 @@ def score(
             weights=weights,
             mean=means,
             std=stds,
-            fit_data=None if fit_data is None else replace(spec, limit=None).of(fit_data),
+            fit_data=fitted_on,
             layers=layers,
             epochs=epochs,
             batch_size=batch_size,
@@ -206,6 +214,7 @@ def score(
             trust=trust,
             progress=not quiet,
             fpr=fpr,
+            asked=asked,
             **checked,
         )
     if scoring is not None:
@@ -216,6 +225,9 @@ def score(
     scored = str(checkpoint[0] if checkpoint else model if run is None else run)
     detection = []
     if against:
+        seen = [training_data(known, shape) for known in (checkpoint or ([] if run is None else [run]))]
+        if fitted_on is not None:
+            seen.append(fitted_on.read_tokens_too("train", shape))
         eps, norm, line = threat(info, eps, norm)
         if line and {"fgsm", "pgd"} & others.keys():
             complain("note", line)
@@ -226,7 +238,7 @@ def score(
             info,
             part=split,
             shape=shape,
-            seen=[training_data(known, shape) for known in (checkpoint or ([] if run is None else [run]))],
+            seen=seen,
             name=scored,
             fpr=fpr,
             eps=eps,
