@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -364,3 +365,18 @@ def test_other_commands_resize_and_say_so(tmp_path):
     assert repr(spec.open("test")) == "ImageFiles('photos/test', 1 files, ImageReader(as the files are))"
     with pytest.raises(ValueError, match=r"photos/train holds inputs of shape .*, the network takes \(64,\)"):
         spec.read("train", (64,))
+
+
+def test_attacked_photos_are_read_as_scored_ones(capsys, fortified_run, photos, tmp_path):
+    (tmp_path / "labelled").mkdir()
+    for label in ("0", "1"):
+        shutil.copytree(photos, tmp_path / "labelled" / label)
+    (tmp_path / "labelled" / "1" / "05b.jpg").unlink()
+    attacked = ["attack", "--run", fortified_run, "--data", tmp_path / "labelled", "--no-masking-tests", "--json"]
+    code, out, err = run(capsys, *attacked, "--size", "8", "--fit", "crop")
+    assert code == 1
+    assert json.loads(out)["n_examples"] == 32
+    assert err.count("robustgen: skipped: ") == 1
+    assert err.endswith("robustgen: error: 1 file could not be read, the others are used\n")
+    code, out, err = run(capsys, *attacked, "--strict")
+    assert (code, out, err.count("\n")) == (2, "", 1)
