@@ -95,9 +95,7 @@ def test_no_pickle_runs_code(tmp_path):
     marker = tmp_path / "marker"
     for zipped in (True, False):
         torch.save({"w": torch.zeros(2), "x": Marker(marker)}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(
-            ValueError, match=r"w\.pt: holds _?io\.open, which is more than tensors.* No network needs it"
-        ):
+        with pytest.raises(ValueError, match=r"w\.pt: holds _?io\.open, which is more than.* No network needs it"):
             read_weights(tmp_path / "w.pt")
     assert not marker.exists()
 
