@@ -1,6 +1,6 @@
 """PGD and AutoAttack against torchattacks, foolbox, ART, adv-lib and auto-attack, whichever are installed.
 
-``python benchmarks/attacks.py --data-root DIR --work DIR [--out results/benchmarks/attacks]``, one file for each
+``python benchmarks/attacks.py --data-root DIR --work DIR [--out results/benchmarks]``, one line for each
 network; ``--smoke`` takes seconds: the embedded digits, small budgets. All sides in one process, interleaved, on one
 thread; medians and quartiles over rounds.
 
@@ -17,6 +17,7 @@ itself: the difference is what folding and channels-last give; from table 1 to 2
 """
 
 import argparse
+import json
 import shlex
 import statistics
 import sys
@@ -28,10 +29,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from attack_networks import NETWORKS, prepared, slug
+from attack_networks import NETWORKS, prepared
 from attack_peers import AUTOATTACK, FULL, PGD_SIDES, Budget, Case, Counted, Run, floor, judged, our_pgd
 
-from robustgen.files import environment, write_json
+from robustgen.files import environment, write_bytes
 
 PACKAGES = ("torchattacks", "foolbox", "adversarial-robustness-toolbox", "adv-lib", "autoattack")
 SMOKE = Budget(steps=5, n_queries=20)
@@ -107,7 +108,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data-root", type=Path, help="folder of the named data sets")
     parser.add_argument("--work", type=Path, required=True, help="folder in which trained networks are kept")
-    parser.add_argument("--out", type=Path, help="folder for the results")
+    parser.add_argument("--out", type=Path, help="folder for attacks.jsonl")
     parser.add_argument("--networks", nargs="+", choices=NETWORKS, default=list(NETWORKS))
     parser.add_argument("--tables", nargs="+", type=int, choices=(1, 2, 3), default=[1, 2, 3])
     parser.add_argument("--samples", type=int, help="attacked; default: each network's own numbers")
@@ -167,7 +168,14 @@ def main() -> None:
                 "versions": {package: v for package in PACKAGES if (v := _version(package)) is not None},
                 "environment": environment(),
             }
-            write_json(options.out / f"{slug(name)}.json", {"tables": tables} | settings)
+            _keep(options.out / "attacks.jsonl", {"network": name, "tables": tables} | settings)
+
+
+def _keep(path: Path, found: dict[str, Any]) -> None:
+    """Put the line of a network into the file, in place of an older one."""
+    lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    lines = [line for line in lines if line["network"] != found["network"]] + [found]
+    write_bytes(path, "".join(f"{json.dumps(line)}\n" for line in lines).encode())
 
 
 def _portable(arguments: list[str]) -> list[str]:

@@ -66,7 +66,7 @@ def main() -> None:
     if options.out is not None:
         command = shlex.join(["python", *sys.argv])
         found = {"command": command, "rows": rows, "environment": environment()}
-        write_json(options.out / "metrics" / "metrics.json", found)
+        write_json(options.out / "metrics.json", found)
 
 
 if __name__ == "__main__":

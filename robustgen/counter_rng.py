@@ -89,8 +89,10 @@ def derive_seed(seed: int, *words: int) -> int:
     return int(_shift_right(_bits(seed, torch.zeros(1, dtype=torch.int64), words, 1), 1))
 
 
-def content_ids(x: Tensor) -> Tensor:
+def content_ids(x: Tensor, *, exact: bool = False) -> Tensor:
     """An id, int64 (N,), of what each example x (N, ...) in [0, 1] looks like at 8 bits: a hash of its pixels.
+
+    ``exact``: of every bit of its floats, for inputs of any range.
 
     Random numbers keyed by it make a score that needs noise a function of the input alone, whatever its batch.
 
@@ -98,6 +100,10 @@ def content_ids(x: Tensor) -> Tensor:
     >>> bool((content_ids(x)[1:2] == content_ids(x[1:2])).all()), len(content_ids(x).unique())
     (True, 3)
     """
-    values = (x.detach().flatten(1) * 255).round().long()  # (N, D)
+    x = x.detach().flatten(1)  # (N, D)
+    if exact:
+        values = (x + 0.0).view(torch.int64 if x.dtype == torch.float64 else torch.int32).long()  # -0 is 0
+    else:
+        values = (x * 255).round().long()
     position = torch.arange(1, values.shape[1] + 1, device=x.device) * _GOLDEN
     return _mix((_mix(position) * (values + 1)).sum(1) + _GOLDEN)  # wraps alike on every device

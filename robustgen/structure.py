@@ -5,14 +5,25 @@ import math
 import sys
 import typing
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from types import UnionType
 from typing import Any
 
 from robustgen.checks import nearest
 
-__all__ = ["POSITIVE", "SIZE", "check_arguments", "check_size", "check_structure"]
+__all__ = ["POSITIVE", "SHARE", "SIZE", "Between", "check_arguments", "check_size", "check_structure"]
 
+
+@dataclass(frozen=True)
+class Between:
+    """A number from ``low`` to ``high``."""
+
+    low: float
+    high: float
+
+
+SHARE = Between(0, 1)
 SIZE = range(2**20)  # of a layer, an image, a number of layers: a larger one in a file would only fill the memory
 POSITIVE = range(1, 2**20)
 _LONG = {"layers": range(1, 1001), "prior_layers": range(1, 1001), "blocks": range(1, 1001)}  # each is built
@@ -40,9 +51,10 @@ def check_structure(value: Any, structure: Any, source: str | Path, field: str =
 
     Args:
         structure: a type (``str``, ``int``, ``float`` for any finite number, ``bool``, ``dict``, ``list``, a tensor) or
-            a union of types; ``object`` for anything; a ``range`` of whole numbers; ``[s]`` for a list of s;
-            ``{str: s}`` for an object of s under any names; ``{"name": s, "other?": s}`` for one with these names, of
-            which ``other`` may be missing (further ones are not looked at); a tuple of structures, one of which fits.
+            a union of types; ``object`` for anything; a ``range`` of whole numbers; :class:`Between` two numbers;
+            ``[s]`` for a list of s; ``{str: s}`` for an object of s under any names; ``{"name": s, "other?": s}`` for
+            one with these names, of which ``other`` may be missing (further ones are not looked at); a tuple of
+            structures, one of which fits.
         field: where in the file ``value`` stands.
 
     >>> check_structure({"a": [1, "2"]}, {"a": [int]}, "run.json")
@@ -142,6 +154,8 @@ def _fits(value: Any, kind: Any) -> bool:
         kind = _INT64
     if isinstance(kind, range):
         return isinstance(value, int) and value in kind
+    if isinstance(kind, Between):
+        return isinstance(value, int | float) and kind.low <= value <= kind.high
     if kind is float:
         return isinstance(value, int | float) and abs(value) <= sys.float_info.max  # NaN is not
     return isinstance(value, kind)
@@ -152,6 +166,8 @@ def _word(kind: Any) -> str:
         return " or ".join(_word(one) for one in kind.__args__)
     if isinstance(kind, range):
         return f"a whole number from {kind[0]} to {kind[-1]}"
+    if isinstance(kind, Between):
+        return f"a number from {kind.low:g} to {kind.high:g}"
     return _WORDS.get(kind, f"a {getattr(kind, '__name__', kind)}".lower())
 
 

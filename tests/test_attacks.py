@@ -395,7 +395,7 @@ class TestWork:
             make(name, nn.Linear(4, 2))(nn.Sequential(nn.Linear(4, 2), nn.Softmax(1)), x, y)
 
 
-# SpherePGD: test_spheres.py; those made for training, of which a success is not promised: test_training_attacks.py
+# SpherePGD: test_minimal_norm.py; made for training, with no promise of success: test_adversarial_training.py
 @pytest.mark.parametrize(
     ("name", "norm", "n_classes"),
     [

@@ -10,6 +10,7 @@ from torch import nn
 from robustgen import cli, data, smooth
 from robustgen.binomial import lower_bound
 from robustgen.evaluation import certify_robustness
+from robustgen.evaluation.certification_page import certification_html, load_certification, write_certification
 from robustgen.fortified import SmoothedClassifier
 from robustgen.networks import mlp
 
@@ -26,6 +27,7 @@ def smoothed():
     return smooth(Threshold(), 0.5)
 
 
+PICTURE = {"shape": [1, 2, 2], "uint8": "AAAA"}
 X = torch.tensor([[0.95, 0.5], [0.8, 0.5], [0.6, 0.5], [0.5, 0.5], [0.1, 0.5]])
 Y = torch.tensor([1, 1, 1, 1, 1])
 
@@ -71,6 +73,37 @@ class TestNumbers:
             share = lower_bound(torch.tensor([found["counts"][k][1]]), 2000, 0.001)
             assert found["radius"][k] <= 0.5 * torch.special.ndtri(share).item() < found["radius"][k] + 2e-6
 
+    def test_an_early_stop_shows_the_same_accuracies(self, smoothed):
+        options = {"radii": (0.1, 0.25, 1.2, 9.0), "n": 1000}
+        whole, early = (certify_robustness(smoothed, X, Y, stop_early=flag, **options) for flag in (False, True))
+        for radius in options["radii"]:
+            assert torch.equal(whole.certified(radius), early.certified(radius))
+        assert torch.equal(whole.prediction, early.prediction)
+        assert whole.saved == 0
+        assert early.saved == int(whole.draws.sum() - early.draws.sum()) > 0
+        assert f"{early.saved:,} saved by an early stop" in str(early)
+        assert "not provable: no number of draws" in str(early)
+        assert early.provable[1.2][0] is True
+
+    def test_a_radius_that_takes_more_draws(self, smoothed):
+        report = certify_robustness(smoothed, X, Y, radii=(1.0,), n=200)
+        assert "not provable with 200 draws (301 would)" in str(report)
+
+    def test_the_standard_suite_and_certificates_without_chance(self):
+        report = certify_robustness(
+            smooth(Threshold(), 0.5, draws=1), X[:2], Y[:2], radii=(0.2,), n=200, n_attacked=1, attack="standard"
+        )
+        assert report.standing(0.2).tolist() == [True]
+        assert report.to_dict()["attack"] == "standard"
+        exact = certify_robustness(smooth(Threshold(), 0.1, noise="splitting", levels=20), X, Y, radii=(0.15, 2.0))
+        assert exact.certified(0.15).tolist() == [True, True, False, False, False]
+        assert exact.most == pytest.approx(7 / 40)
+        assert "no input reaches it at this sigma" in str(exact)
+
+    def test_a_secret_seed_is_not_written(self):
+        report = certify_robustness(smooth(Threshold(), 0.5, seed=None), X, Y, radii=(0.2,), n=100)
+        assert report.to_dict()["seed"] == 0
+
     def test_embeddings_are_not_attacked(self):
         with pytest.raises(ValueError, match="the attack needs the bounds of the inputs"):
             certify_robustness(smooth(Threshold(), 0.5, bounds=None), X, Y, n_attacked=1)
@@ -104,7 +137,7 @@ class TestResume:
             certify_robustness(smoothed, X, Y, n=200, radii=(0.1,), run_dir=tmp_path)
         with pytest.raises(ValueError, match="of another evaluation: certificates differ"):
             certify_robustness(smoothed, X, Y, n=300, radii=(0.1,), run_dir=tmp_path, resume=True)
-        with pytest.raises(ValueError, match="of another evaluation: model differ"):
+        with pytest.raises(ValueError, match="of another evaluation: model differs"):
             certify_robustness(smooth(Threshold(), 0.4), X, Y, n=200, radii=(0.1,), run_dir=tmp_path, resume=True)
 
 
@@ -149,6 +182,50 @@ class TestCommand:
         assert "already holds certificates" in capsys.readouterr().err
         assert self.run("certify", *options, "--resume") == 0
         assert capsys.readouterr().out == said
+        page = (tmp_path / "out" / "certification.html").read_text()
+        assert "whatever the attack, on" in page
+        assert page.count("<img ") == 12  # each of four as it is, noisy, denoised
+        assert self.run("report", out) == 0  # from the JSON alone
+        assert (tmp_path / "out" / "certification.html").read_text() == page
+        capsys.readouterr()
+        assert self.run("report", out, "--markdown") == 0
+        assert "| L2 radius | certified" in capsys.readouterr().out
+
+    @pytest.mark.parametrize(
+        ("change", "line"),
+        [
+            (lambda r: r.update(certified=[]), "certified must hold 1 to 64 entries"),
+            (lambda r: r.update(format=7), "format must be a whole number"),
+            (lambda r: r["certified"][0].pop("accuracy"), r"lacks certified\[0\].accuracy"),
+            (lambda r: r["certified"][0].update(name=3), r"name must be a string, not 3"),
+            (lambda r: r["certified"][0]["accuracy"].update(value=7.0), "accuracy.value must be"),
+            (lambda r: r["certified"][0]["radii"][0].pop("beaten"), "radii lacks beaten"),
+            (lambda r: r["certified"][0]["radii"].extend(r["certified"][0]["radii"] * 99), "must hold 1 to 64 radii"),
+            (
+                lambda r: r["certified"][0]["pictures"].append(dict.fromkeys(("image", "noisy"), PICTURE)),
+                r"pictures\[0\].image.uint8 holds 3 values",
+            ),
+        ],
+    )
+    def test_a_file_from_elsewhere_is_not_trusted(self, smoothed, tmp_path, change, line):
+        report = certify_robustness(smoothed, X, Y, radii=(0.2,), n=100, n_attacked=1, attack_steps=1)
+        write_certification([report.to_dict()], tmp_path)
+        path = tmp_path / "certification.json"
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+        with pytest.raises(ValueError, match=line):
+            load_certification(path)
+
+    def test_names_are_text_and_beaten_certificates_stand_on_top(self, smoothed):
+        report = certify_robustness(smoothed, X, Y, radii=(0.2,), n=1000, n_attacked=2, name="<script>")
+        report.attacked[0.2] = torch.tensor([0, -1])
+        beyond = certify_robustness(smoothed, X, Y, radii=(9.0,), n=1000)
+        record = {"format": 1, "certified": [report.to_dict(), beyond.to_dict()]}
+        page = certification_html(record)
+        assert "<script>" not in page
+        assert "1 certificate was beaten by an attack; one in 1,000 may be." in page
+        assert "not provable: no number of draws reaches it" in page
 
     def test_errors(self, tmp_path, capsys):
         for arguments, line in (

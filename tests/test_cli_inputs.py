@@ -268,4 +268,5 @@ def test_score_refuses_what_it_has_no_use_for(capsys):
     for option in (["--eps", "0.1"], ["--norm", "l2"]):
         assert f"{option[0]} is of the attacks" in refused(capsys, *scored, "--against", "noise", *option)
     assert run(capsys, *scored, "--against", "fgsm", "--eps", "0.1")[0] == 0
+    assert "--smooth-draws goes with" in refused(capsys, *scored, "--smooth-draws", 9)
     assert "--against: unknown data set 'digitss'" in refused(capsys, *scored, "--against", "digitss")

@@ -111,6 +111,33 @@ class TestClosedForms:
         with pytest.raises(ValueError, match="detector's scores differ"):
             self.found(lambda z: distance(z) + 1e-3 * (distance(z) < 0.2), **options, run_dir=tmp_path, resume=True)
 
+    def test_what_is_certified_stands_beside_what_was_attacked(self):
+        """A linear score with its slope known: bounds are exact, and no attack goes beyond."""
+
+        class Linear(Known):
+            def _lipschitz(self, norm, dimensions):
+                return {"Linf": 1.0}.get(norm)
+
+        detector = Linear(self.model, lambda z: z[:, 5:].mean(1)).fit(self.held_back[:100])
+        detector.calibrate(self.held_back[100:])
+        outside = torch.cat([torch.full((5, 10), 0.69), torch.full((5, 10), 0.65)]).double()
+        options = {"eps": EPS, "fpr": 0.3, "steps": 20, "x_ood": outside}
+        found = evaluate_detector_robustness(self.model, detector, self.x, self.y, **options)
+        entry = found.to_dict()
+        sure = entry["certified"]["out_of_distribution"]
+        assert sure["flagged"]["value"] <= entry["out_of_distribution"]["after"]["flagged"]["value"]
+        assert sure["auroc"] <= entry["out_of_distribution"]["after"]["auroc"] + 1e-9
+        certain = found.certified.lowest > found.threshold
+        assert certain.any()
+        assert torch.allclose(found.certified.lowest, found.scores - EPS, atol=1e-3)
+        for outcome in found.outcomes.values():
+            assert bool((outcome.scores >= found.certified.lowest).all())
+            assert bool((outcome.scores[certain] > found.threshold).all())
+        assert "certified: flagged whatever the change" in str(found)
+        blind = evaluate_detector_robustness(self.model, detector, self.x, self.y, **options | {"norm": "L2"})
+        assert blind.certified is None
+        assert blind.to_dict()["certified"] is None
+
     def test_the_two_are_fooled_apart(self):
         """The detector looks at the other coordinates: the ball allows what it allows of each."""
         distance = lambda z: (z[:, 5:].mean(1) - 0.7).abs()

@@ -1,5 +1,6 @@
 """One contract for every detector, found in ``detectors.__all__``; then what is particular to each."""
 
+import copy
 import inspect
 import itertools
 import json
@@ -21,12 +22,13 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import robustgen.detectors as room
 from robustgen import fortify
-from robustgen.attacks import EmbeddedInput
+from robustgen.attacks import EmbeddedInput, JointAttack
 from robustgen.data import ArrayDataset
 from robustgen.detectors import Detector, OutlierEstimator, ReconstructionError, as_sklearn
 from robustgen.evaluation.metrics import auroc
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.generative import VAE, Pixels
+from robustgen.lipschitz import lipschitz_bound
 from robustgen.recurrent_networks import TextClassifier
 
 DETECTORS = [n for n in room.__all__ if isinstance(getattr(room, n), type) and issubclass(getattr(room, n), Detector)]
@@ -346,6 +348,12 @@ def test_no_attack_beats_a_certificate(factory):
     assert bool((detector.p_value(moved[1]) >= lowest).all())
     assert bool((detector.p_value(moved[-1]) <= highest).all())
     assert bool(detector.flag(moved[-1])[certain].all())
+    bounds = (0.0, 1.0) if x.ndim == 4 else (x.min().item() - 1, x.max().item() + 1)
+    known = {"score": detector.score, "threshold": detector.calibration.threshold(0.05)}
+    attack = JointAttack(eps=radius, norm="L2", bounds=bounds, formulation="score", steps=5, **known)
+    nothing = lambda z: torch.zeros(len(z), 2, dtype=z.dtype) + 0 * z.flatten(1)[:, :1]
+    found = attack(nothing, x[certain], torch.zeros(int(certain.sum()), dtype=torch.int64))
+    assert bool(detector.flag(found).all())
     change = (detector.score(moved[1]) - detector.score(x)).abs().max()
     assert change > 0.1 * radius * (0.1 if smoothed else detector.lipschitz())  # it did try
 
@@ -363,6 +371,54 @@ def test_bounds_in_other_norms(norm):
         assert bool((moved <= detector.lipschitz(norm) * length + 1e-9).all())
     brightness = room.MeanBrightness().fit(x)
     assert [brightness.lipschitz(n) for n in ("L1", "L2", "Linf")] == [1 / 16, 1 / 4, 1.0]
+
+
+def test_a_bound_allows_for_rounding_of_large_features():
+    """In float32 what a network adds to all features costs their last digits, however small the distances are."""
+    torch.manual_seed(0)
+    x = torch.rand(60, 1, 4, 4)
+    large = nn.Sequential(nn.Flatten(), nn.Linear(16, 64))
+    nn.init.constant_(large[1].bias, 3e5)
+    exact = copy.deepcopy(large).double()
+    for kind in (room.NearestNeighbour, lambda model: room.PCAResidual(model, 8, root=True)):
+        rough = kind(large).fit(x[:40])
+        true = kind(exact).fit(x[:40].double()).score(x[40:].double())
+        lowest, highest = rough.score_bounds(x[40:], 0.0)
+        assert bool(((rough.score(x[40:]).double() - true).abs() > 1e-4 * true).any())
+        assert bool(((lowest <= true) & (true <= highest)).all())
+
+
+@pytest.mark.parametrize("kind", [room.NearestNeighbour, lambda: room.SmoothedDetector(room.NearestNeighbour(), 0.2)])
+def test_a_certificate_is_of_whatever_is_scored(kind):
+    x = torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    detector = kind().fit(x[:30]).calibrate(x[30:])
+    other = torch.ones(3, 1, 4, 4)
+    flags = detector.certified_flag(other, 0.1, 0.1)
+    for form in (other.numpy(), (other * 255).to(torch.uint8), (other, torch.zeros(3, dtype=torch.int64))):
+        assert torch.equal(detector.certified_flag(form, 0.1, 0.1), flags)
+
+
+def test_a_secret_seed_is_not_saved(tmp_path):
+    x = torch.rand(60, 1, 4, 4, generator=torch.Generator().manual_seed(0))
+    detector = room.SmoothedDetector(room.NearestNeighbour(), 0.2, 100, seed=None).fit(x[:30]).calibrate(x[30:])
+    detector.save(tmp_path)
+    assert str(detector._key) not in (tmp_path / "detector.json").read_text()
+    again = room.SmoothedDetector.load(tmp_path, model=detector.model)
+    assert again.seed is None
+    assert not torch.equal(again.score(x[:5]), detector.score(x[:5]))
+
+
+def test_activations_that_enlarge():
+    for activation, bound in ((nn.LeakyReLU(-3.0), 3.0), (nn.ELU(-2.0), 2.0), (nn.ELU(0.5), 1.0)):
+        assert lipschitz_bound(activation) == bound
+        z = torch.linspace(-3, 3, 6001, dtype=torch.float64)
+        assert ((activation(z)[1:] - activation(z)[:-1]) / (z[1] - z[0])).abs().max() <= bound + 1e-9
+
+    class Own(nn.LeakyReLU):
+        def forward(self, x):
+            return 10 * x
+
+    assert lipschitz_bound(Own(2.0)) is None
 
 
 def test_a_certificate_that_cannot_be_had():
@@ -384,10 +440,10 @@ def test_a_certificate_is_of_eval_mode_and_leaves_the_network_as_it_was():
     x = torch.randn(100, 8, dtype=torch.float64)
     detector = room.SmoothedDetector(room.MaxLogit(model), 0.3, n=100).fit(x)
     model.eval()
-    lowest, _ = detector._score_bounds(x[:5], 0.1, "L2")
+    lowest, _ = detector.score_bounds(x[:5], 0.1, "L2")
     model.train()
     before = model_fingerprint(model)
-    assert torch.equal(detector._score_bounds(x[:5], 0.1, "L2")[0], lowest)
+    assert torch.equal(detector.score_bounds(x[:5], 0.1, "L2")[0], lowest)
     assert model_fingerprint(model) == before
     assert model.training
 
@@ -411,7 +467,7 @@ def test_smoothed_percentiles_of_a_linear_score_are_exact():
     x = torch.rand(40, 1, 4, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     detector = room.SmoothedDetector(room.MeanBrightness(), 0.5, n=20_000, batch_size=20_000).fit(x)
     assert torch.allclose(detector.score(x[:3]), x[:3].flatten(1).mean(1), atol=0.01)
-    lowest, highest = detector._score_bounds(x[:3], 0.4, "L2")
+    lowest, highest = detector.score_bounds(x[:3], 0.4, "L2")
     slope = 1 / 4
     assert torch.allclose(
         highest - detector.score(x[:3]), torch.full((3,), slope * 0.4, dtype=torch.float64), atol=0.012
@@ -425,7 +481,7 @@ def test_smoothed_percentiles_of_a_linear_score_are_exact():
 def test_few_draws_certify_nothing_far_away():
     x = torch.rand(40, 1, 4, 4)
     detector = room.SmoothedDetector(room.MeanBrightness(), 0.1, n=10).fit(x)
-    lowest, highest = detector._score_bounds(x[:2], 1.0, "L2")
+    lowest, highest = detector.score_bounds(x[:2], 1.0, "L2")
     assert lowest.tolist() == [-float("inf")] * 2
     assert highest.tolist() == [float("inf")] * 2
 

@@ -1,20 +1,30 @@
 """Indicators of attack failure and the binarization test: raised where they should be, quiet on a healthy network."""
 
+import json
 from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from robustgen import data
-from robustgen.attacks import FGSM, PGD, NoiseSearch
+from robustgen import ReconstructionError, data, fortify
+from robustgen.attacks import APGD, FGSM, MIFGSM, PGD, Engine, NoiseSearch
 from robustgen.attacks.ball import Ball
-from robustgen.evaluation import binarization_test, evaluate_robustness, indicators_of_failure
+from robustgen.checks import eps_spans_bounds
+from robustgen.evaluation import (
+    binarization_test,
+    evaluate_detector_robustness,
+    evaluate_robustness,
+    indicators_of_failure,
+)
 from robustgen.evaluation.attack_trace import trace_attack
 from robustgen.evaluation.binarization import _Binarized
 from robustgen.evaluation.chunks import Job, run_jobs
 from robustgen.evaluation.diagnostics import _verified
+from robustgen.evaluation.doubts import at_chance
+from robustgen.evaluation.report import draw_markdown
 from robustgen.networks import mlp
+from robustgen.training import ClassifierObjective, Trainer
 
 EPS = 0.1
 NAMES = ("gradients", "stable", "silent", "complete", "transfer", "unbounded")
@@ -258,3 +268,223 @@ def test_one_point_outside_the_ball_is_enough():
         assert test.verdict == verdict
         assert test.difference == 1 / 50
         assert "PGD at example 7" in test.detail
+
+
+# What an evaluation warns of before any of its numbers counts, and which inputs it shows.
+
+
+def lines(n_right, n):
+    """Which of ``n`` examples are right: the first ``n_right``."""
+    return torch.arange(n) < n_right
+
+
+class TestChance:
+    def test_a_network_that_guesses(self):
+        y = torch.arange(1000) % 10
+        assert "10.0% (one of 10 classes)" in at_chance(lines(90, 1000), y, 10)
+        generator = torch.Generator().manual_seed(0)
+        guesses = torch.randint(10, (1000,), generator=generator)
+        assert "preprocessing" in at_chance(guesses == y, y, 10)
+        assert at_chance(lines(130, 1000), y, 10) is None  # 13 %: its interval begins above a tenth
+
+    def test_a_constant_answer(self):
+        y = torch.cat([torch.ones(1135), torch.arange(8865) % 9 + (torch.arange(8865) % 9 > 0)]).long()
+        assert y.bincount()[1] == 1135  # MNIST's ones
+        assert "11.3% (the most frequent class)" in at_chance(y == 1, y, 10)  # though it is above a tenth
+        assert at_chance((y == 1) | (torch.arange(10000) % 2 == 0), y, 10) is None
+
+    def test_many_of_one_class_are_no_reason(self):
+        y = (torch.arange(100) >= 90).long()
+        right = torch.ones(100, dtype=torch.bool)
+        right[:12] = False  # worse than the constant answer, but it knows both classes
+        assert at_chance(right, y, 10) is None
+        assert at_chance(lines(90, 100), y, 10) is not None
+        assert at_chance(torch.ones(50).bool(), torch.zeros(50).long(), 10) is None
+        assert "one of 10" in at_chance(torch.zeros(50).bool(), torch.zeros(50).long(), 10)
+
+    def test_too_few_to_tell(self):
+        assert at_chance(lines(0, 1), torch.tensor([0]), 2) is None
+        assert at_chance(lines(2, 2), torch.tensor([0, 1]), 2) is None
+
+
+@pytest.mark.parametrize(
+    ("eps", "norm", "bounds", "line"),
+    [
+        (8, "Linf", (0.0, 1.0), "did you mean 8/255 = 0.0314?"),
+        (1.0, "Linf", (0.0, 1.0), None),
+        (8, "Linf", (-1.0, 1.0), "did you mean 8/255 * 2 = 0.0627?"),
+        (300.0, "Linf", (0.0, 1.0), "the whole range of the bounds (0, 1)"),
+        (8, "Linf", (0.0, 255.0), None),
+        (
+            128,
+            "L2",
+            (0.0, 1.0),
+            "the distance of any two inputs in the bounds (0, 1), 4: did you mean 128/255 = 0.502?",
+        ),
+        (4, "L2", (0.0, 1.0), None),
+        (17, "L1", (0.0, 1.0), "did you mean 17/255"),
+        (15, "L1", (0.0, 1.0), None),
+    ],
+)
+def test_an_eps_that_holds_every_input(eps, norm, bounds, line):
+    found = eps_spans_bounds(eps, norm, bounds, 16)
+    assert found is None if line is None else line in found
+
+
+@pytest.fixture
+def setting():
+    torch.manual_seed(1)
+    x = torch.rand(100, 1, 4, 4)
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    return net, x, net(x).argmax(1)
+
+
+def test_doubts_are_warned_of_and_kept(setting, tmp_path):
+    net, x, y = setting
+    options = {"masking_tests": False, "attacks": [FGSM(eps=0.01)]}
+    with pytest.warns(UserWarning, match="not above chance"):
+        report = evaluate_robustness(net, x, (y + 1) % 3, eps=0.01, **options)
+    with pytest.warns(UserWarning, match="did you mean 8/255"):
+        far = evaluate_robustness(net, x, y, eps=8, **options)
+    for found, word in ((report, "preprocessing"), (far, "did you mean 8/255")):
+        page = found.save(tmp_path).read_text()
+        entry = json.loads((tmp_path / "report.json").read_text())
+        assert word in entry["networks"][0]["notes"][0]
+        assert word in page
+        assert word in draw_markdown(entry)
+        assert word in str(found)
+
+
+def test_doubts_about_a_guarded_network(setting, tmp_path):
+    net, x, y = setting
+    net = fortify(net, ["1"], example_input=x[:2], init="random")
+    detector = ReconstructionError(net).fit(x[:40]).calibrate(x[40:80])
+    y = (net(x[80:]).argmax(1) + 1) % 3
+    with pytest.warns(UserWarning, match="eps 2|not above chance") as found:
+        report = evaluate_detector_robustness(net, detector, x[80:], y, eps=2.0, fpr=0.1, steps=1, formulations=["sum"])
+    assert [str(w.message)[:5] for w in found] == ["eps 2", "clean"]
+    page = report.save(tmp_path).read_text()
+    assert all(note in page for note in ("not above chance", "eps 2 is larger"))
+    assert report.notes == report.to_dict()["notes"]
+    assert report.notes[0] in str(report)
+
+
+class TestPictures:
+    def test_only_what_was_right_is_shown_and_first_what_fell(self, setting):
+        net, x, y = setting
+        y = torch.where(torch.arange(100) % 3 == 0, (y + 1) % 3, y)  # a third is wrong from the start
+        gap = net(x).detach().topk(2).values.diff().abs().squeeze()
+        eps = gap[:64].median().item() / 8
+        report = evaluate_robustness(net, x, y, eps=eps, attacks=[PGD(eps=eps)], masking_tests=False)
+        shown = report.shown
+        assert len(shown) == 8
+        assert report.clean[shown].all()
+        fell = ~report.standing[shown]
+        assert fell.tolist() == sorted(fell.tolist(), reverse=True)
+        assert fell.sum() == min(8, (report.clean & ~report.standing)[:64].sum())
+        clean, adversarial = report.examples
+        assert torch.equal(clean, x[shown])
+        assert torch.equal((net(adversarial).argmax(1) != y[shown]), fell)
+        assert ((adversarial - clean).flatten(1).abs().amax(1) > 0).equal(fell)
+
+    def test_the_page_says_which(self, setting, tmp_path):
+        net, x, y = setting
+        y = torch.cat([(y[:50] + 1) % 3, y[50:54], (y[54:] + 1) % 3])
+        ids = torch.arange(100) + 1000
+        attack = NoiseSearch(eps=1e-6, n_queries=1)
+        with pytest.warns(UserWarning, match="chance"):
+            report = evaluate_robustness(net, x, y, eps=1e-6, attacks=[attack], masking_tests=False, ids=ids)
+        page = report.save(tmp_path).read_text()
+        assert "stood under every attack" in page
+        assert all(f"({k})" in page for k in (1050, 1051, 1052, 1053))
+        assert "right and fell" not in page
+        assert json.loads((tmp_path / "report.json").read_text())["networks"][0]["pictures"]["shape"][1] == 4
+
+    def test_no_input_that_was_right_no_pictures(self, setting, tmp_path):
+        net, x, y = setting
+        with pytest.warns(UserWarning, match="chance"):
+            report = evaluate_robustness(net, x, (y + 1) % 3, eps=0.1, attacks=[FGSM(eps=0.1)], masking_tests=False)
+        assert report.to_dict()["pictures"] == {}
+        assert "data:image" not in report.save(tmp_path).read_text()
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2", "L1"])
+def test_an_attack_called_by_hand_or_in_training_says_so_too(norm):
+    net, x, y = nn.Linear(3, 2), torch.rand(4, 3), torch.arange(4) % 2
+    with pytest.warns(UserWarning, match="did you mean 8/255 = 0.0314"):
+        PGD(eps=8, norm=norm, steps=1)(net, x, y)
+    with pytest.warns(UserWarning, match="did you mean 8/255 = 0.0314"):
+        Trainer(ClassifierObjective(PGD(eps=8, norm=norm, steps=1)), progress=False).fit(net, (x, y))
+    PGD(eps=0.1, norm=norm, steps=1)(net, x, y)
+
+
+# Diagnostics of an attack see what it asks, also where it searches on a prepared copy of the network.
+
+NOT_ASKED = "what fools the attacked model fools the network"  # there is no other model
+
+
+@pytest.fixture
+def normed():
+    """A convolutional network with batch norms, of which a copy is prepared, and inputs that it gets right."""
+    net = nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(216, 30), nn.BatchNorm1d(30),
+        nn.ReLU(), nn.Linear(30, 4),
+    ).double()  # fmt: skip
+    x = torch.rand(40, 1, 8, 8, dtype=torch.float64)
+    for _ in range(5):
+        net(x)  # statistics
+    net.eval()
+    return net, x[:8], net(x[:8]).argmax(1)
+
+
+@pytest.mark.parametrize("kind", [FGSM, MIFGSM, PGD, APGD])
+def test_searches_on_a_copy_are_traced(normed, kind):
+    net, x, y = normed
+    assert Engine().prepare
+    for trace, plain in zip(
+        trace_attack(kind(eps=0.02), net, x, y), trace_attack(kind(eps=0.02), lambda z: net(z), x, y), strict=True
+    ):
+        steps = len(plain.gradient_norms)
+        assert len(trace.gradient_norms) == steps > 0
+        assert torch.allclose(trace.losses[:steps], plain.losses[:steps], atol=1e-9)
+        assert torch.allclose(trace.gradient_norms, plain.gradient_norms, rtol=1e-6)
+
+
+def test_every_indicator_is_run_on_a_convolutional_network(normed):
+    net, x, y = normed
+    tests = indicators_of_failure(net, x, y, PGD(eps=0.02), eps=0.02, unbounded=PGD(eps=1.0, steps=100), surrogate=net)
+    assert [t.verdict for t in tests if t.verdict == "not run"] == []
+    report = evaluate_robustness(net, x, y, eps=0.02)
+    not_run = [t.name for t in report.masking if t.verdict == "not run" and t.name.startswith("PGD-40: ")]
+    assert not_run == [f"PGD-40: {NOT_ASKED}"]
+
+
+def test_a_gradient_that_vanishes_is_seen_through_the_copy(normed):
+    net, x, _ = normed
+
+    class Quantised(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = net
+
+        def forward(self, z):
+            return self.net((8 * z).round() / 8)
+
+    quantised = Quantised().eval()
+    tests = indicators_of_failure(quantised, x, quantised(x).argmax(1), PGD(eps=0.02), eps=0.02)
+    assert tests[0].verdict == "violated"
+
+
+def test_the_binarization_test_is_the_same_with_a_copy(normed):
+    net, x, _ = normed
+    on_copy, on_model = (binarization_test(m, x, PGD(steps=20), eps=0.1) for m in (net, Unprepared(net)))
+    assert on_copy.feasible.any()
+    for name in ("feasible", "found", "random"):
+        assert torch.equal(getattr(on_copy, name), getattr(on_model, name)), name
+
+
+class Unprepared(nn.Sequential):
+    """A model that cannot be copied."""
+
+    def __deepcopy__(self, memo):
+        raise TypeError("not to be copied")

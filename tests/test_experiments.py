@@ -372,7 +372,7 @@ def test_list_names_every_experiment_and_reasons(tmp_path):
     for name in list(table()):
         assert name in listed
     assert listed.count("cpu: not measured (") == listed.count("full: not measured (") == len(list(table()))
-    assert "needs a GAN" in listed
+    assert "searches the latent space of a GAN" in listed
 
 
 def test_recipes_train_the_same_networks_from_the_same_seed(tmp_path):

@@ -5,11 +5,14 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from scipy.spatial.distance import cdist, mahalanobis
 from torch import nn
 
+from robustgen.data import digits
 from robustgen.detectors import (
     Energy,
+    ImageDistortion,
     KNearestFeatures,
     Mahalanobis,
     MaxLogit,
@@ -19,7 +22,12 @@ from robustgen.detectors import (
     PCAResidual,
 )
 from robustgen.detectors.features import FeatureExtractor
+from robustgen.detectors.image_distortion import distortions
 from robustgen.detectors.neighbours import nearest_distances
+from robustgen.networks import encoder
+from robustgen.training import Batch, ClassifierObjective, ContrastiveObjective, Deformations, OnDeformed, Trainer
+from robustgen.training import deformations as module
+from robustgen.training.contrastive import nt_xent
 
 
 def classifier(seed=0, width=5):
@@ -259,3 +267,207 @@ def test_pca_residual_is_what_the_minor_components_hold():
 def test_mean_brightness():
     x = torch.rand(5, 3, 4, 4)
     torch.testing.assert_close(MeanBrightness().fit(x).score(x), x.mean((1, 2, 3)))
+
+
+# Deformations against what they are by definition, the contrastive loss against a loop, and what it learns.
+
+STILL = {"rotation": 0, "scale": 0, "shear": 0, "shift": 0, "bend": 0, "thickness": 0, "gamma": 0, "noise": 0}
+
+
+def picture(n=3, size=8):
+    return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def extreme(monkeypatch, sign, **settings):
+    """The deformations with each random number at the end of its range."""
+    monkeypatch.setattr(module, "_uniform", lambda x, *shape: sign * torch.ones(shape, dtype=x.dtype))
+    monkeypatch.setattr(torch, "randn", lambda *shape, **about: torch.ones(shape, **about))
+    return Deformations(**(STILL | settings))
+
+
+def test_deformations_at_the_ends_of_their_ranges(monkeypatch):
+    x = picture()
+    expected = {
+        "rotation": (90, 1, x.rot90(1, (2, 3))),
+        "shift": (1 / 8, 1, F.pad(x[..., 1:, 1:], (0, 1, 0, 1))),
+        "bend": (1 / 4, 1, F.pad(x[..., 2:, 2:], (0, 2, 0, 2))),
+        "thickness": (1, 1, F.max_pool2d(x, 3, 1, 1)),
+        "gamma": (math.log(2), 1, x.square()),
+    }
+    for name, (value, sign, result) in expected.items():
+        torch.testing.assert_close(extreme(monkeypatch, sign, **{name: value})(x), result, msg=name)
+    thinner = extreme(monkeypatch, -1, thickness=1)(x)
+    torch.testing.assert_close(thinner, -F.max_pool2d(-x, 3, 1, 1))
+    ramp = (torch.arange(16, dtype=torch.float64) + 0.5).expand(1, 1, 16, 16) / 16  # its own position, from 0 to 1
+    sheared = extreme(monkeypatch, 1, shear=0.5)(ramp)
+    inside = slice(5, 11)
+    torch.testing.assert_close(
+        sheared[..., inside, inside], (ramp + 0.5 * (ramp.mT - 0.5))[..., inside, inside], rtol=0, atol=1e-12
+    )
+    smaller = extreme(monkeypatch, 1, scale=math.log(2))(ramp)
+    torch.testing.assert_close(smaller[..., 5:11, 5:11], (0.5 + 2 * (ramp - 0.5))[..., 5:11, 5:11], rtol=0, atol=1e-12)
+
+
+def test_deformed_images_are_images_each_deformed_on_its_own():
+    torch.manual_seed(0)
+    x = picture(1).expand(5, 1, 8, 8)
+    assert torch.allclose(Deformations(**STILL)(x), x)
+    y = Deformations()(x)
+    assert y.shape == x.shape
+    assert y.dtype == x.dtype
+    assert y.min() >= 0
+    assert y.max() <= 1
+    assert all((y[i] - y[j]).abs().max() > 0.1 for i in range(5) for j in range(i))
+    for name, value in {"shear": -1.0, "noise": float("nan"), "bend_grid": 1}.items():
+        with pytest.raises(ValueError, match=name):
+            Deformations(**{name: value})
+
+
+def test_nt_xent_against_a_loop_and_its_gradient():
+    z = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    terms, found = [], 0.0
+    for i in range(6):
+        similar = [F.cosine_similarity(z[i], z[j], dim=0) / 0.3 for j in range(6)]
+        partner = similar[(i + 3) % 6]
+        others = [similar[j] for j in range(6) if j != i]
+        terms.append(torch.stack(others).logsumexp(0) - partner)
+        found += float(partner == max(others)) / 6
+    loss, share = nt_xent(z, 0.3)
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
+    assert share.item() == pytest.approx(found)
+    assert torch.autograd.gradcheck(lambda z: nt_xent(z, 0.3)[0], z.requires_grad_())
+    with pytest.raises(ValueError, match="temperature"):
+        ContrastiveObjective(Deformations(), temperature=0.0)
+    with pytest.raises(TypeError, match="deformations must be Deformations, got str"):
+        ContrastiveObjective("x")
+    with pytest.raises(ValueError, match="raise batch_size"):
+        ContrastiveObjective(Deformations())(nn.Flatten(), Batch(picture(1), None, torch.arange(1)), 0)
+
+
+def test_a_trained_encoder_finds_digits_again():
+    torch.manual_seed(0)
+    model = encoder(image_size=8, n_outputs=16, width=4)
+    trainer = Trainer(
+        ContrastiveObjective(Deformations()),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=5e-3),
+        epochs=4,
+        batch_size=128,
+        progress=False,
+    )
+    history = trainer.fit(model, digits("train").images())  # no labels
+    assert history[-1]["loss"] < history[0]["loss"] - 0.7
+    assert history[-1]["found"] > 2 * history[0]["found"]
+
+
+def test_only_training_sees_deformed_images():
+    x, seen = picture().float(), []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    objective = OnDeformed(ClassifierObjective(), Deformations())
+    batch = Batch(x, torch.tensor([0, 1, 1]), torch.arange(3))
+    objective(model.eval(), batch, 0)
+    loss = objective(model.train(), batch, 0)["loss"]
+    assert torch.equal(seen[0], x)
+    assert not torch.allclose(seen[1], x, atol=0.1)
+    torch.testing.assert_close(loss, F.cross_entropy(model(seen[1]), batch.y))
+
+
+@pytest.mark.parametrize("size", [28, (9, 13), 1])
+def test_encoder_takes_images_of_any_size(size):
+    height, width = (size, size) if isinstance(size, int) else size
+    assert encoder(2, 5, size, width=2)(torch.zeros(3, 2, height, width)).shape == (3, 5)
+
+
+# The image distortion model against loops over pixels, and what its definition says of strokes.
+
+
+def features(n, seed, channels=2):
+    return torch.rand(n, channels, 5, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def by_loops(a, b, window):
+    """D(a, b) of one pair, pixel by pixel."""
+    _, height, width = a.shape
+
+    def at(image, i, j):
+        inside = 0 <= i < height and 0 <= j < width
+        return image[:, i, j] if inside else torch.zeros(len(image), dtype=image.dtype)
+
+    total = torch.zeros((), dtype=a.dtype)
+    moves = range(-window, window + 1)
+    around = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    for i in range(height):
+        for j in range(width):
+            context = [(i + u, j + v) for u, v in around]
+            total += (
+                min(
+                    sum((at(a, p, q) - at(b, p + di, q + dj)).square().sum() for p, q in context)
+                    for di in moves
+                    for dj in moves
+                )
+                ** 2
+            )
+    return total.sqrt()
+
+
+@pytest.mark.parametrize("window", [0, 1, 2])
+def test_distortion_against_loops(window):
+    a, b = features(3, 0), features(3, 1)
+    found = distortions(a, b, window)
+    for first, second, cost in ((a, b, found[0]), (b, a, found[1])):
+        expected = torch.stack([by_loops(x, y, window) for x, y in zip(first, second, strict=True)])
+        torch.testing.assert_close(cost, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_distortion_falls_with_the_window_and_has_the_right_gradient():
+    a, b = features(2, 0, channels=1), features(2, 1, channels=1)
+    costs = torch.stack([torch.stack(distortions(a, b, window)) for window in range(4)])
+    assert (costs[:-1] >= costs[1:]).all()
+    assert torch.autograd.gradcheck(lambda a, b: distortions(a, b, 1), (a.requires_grad_(), b.requires_grad_()))
+
+
+def strokes(*columns):
+    x = torch.zeros(1, 1, 12, 16, dtype=torch.float64)
+    for column in columns:
+        x[..., 2:10, column] = 1
+    return x
+
+
+def test_a_missing_stroke_costs_in_one_direction_a_moved_one_in_none():
+    one, both = strokes(3), strokes(3, 11)
+    there, missing = (cost.item() for cost in distortions(one, both, 2))
+    assert there == 0
+    assert missing > 1
+    for column, near in ((5, True), (6, False)):
+        for cost in distortions(one, strokes(column), 2):
+            assert (cost.item() == 0) == near
+    detector = ImageDistortion(shortlist=2, k=1).fit(torch.cat([both, strokes(2, 13)]))
+    assert detector.score(strokes(4, 11)).item() < 1e-6
+    assert detector.score(one).item() > 0.1  # all of it fits, but half of every image of fit is missing
+
+
+def test_detector_against_all_pairs():
+    generator = torch.Generator().manual_seed(0)
+    bank, x = (torch.rand(n, 1, 6, 6, generator=generator, dtype=torch.float64) for n in (4, 3))
+    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], dtype=torch.float64)[None, None] / 8
+    across, down = (torch.nn.functional.conv2d(bank, k, padding=1) for k in (kernel, kernel.mT))
+    theirs = torch.cat([across, down], dim=1)
+    across, down = (torch.nn.functional.conv2d(x, k, padding=1) for k in (kernel, kernel.mT))
+    ours = torch.cat([across, down], dim=1)
+    cost = torch.tensor([[max(by_loops(a, b, 1), by_loops(b, a, 1)) for b in theirs] for a in ours])
+    nearest = cost.sort(1).values[:, :3].mean(1) / ours.flatten(1).norm(dim=1).sqrt()
+    score = ImageDistortion(window=1, shortlist=4, k=3).fit(bank).score(x)
+    torch.testing.assert_close(score, nearest)
+    assert torch.equal(ImageDistortion(window=1, shortlist=4, k=3, batch_size=1).fit(bank).score(x[2:3]), score[2:3])
+    undivided = ImageDistortion(window=1, shortlist=4, k=3, exponent=0).fit(bank).score(x)
+    torch.testing.assert_close(undivided, nearest * ours.flatten(1).norm(dim=1).sqrt())
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="k must be at most the short list of 3, got 4"):
+        ImageDistortion(k=4, shortlist=3)
+    with pytest.raises(ValueError, match="as many images in fit, got 3"):
+        ImageDistortion(shortlist=5).fit(torch.zeros(3, 1, 8, 8))
+    for shape in ((30, 64), (30, 8, 8), (30, 1, 1, 1)):
+        with pytest.raises(ValueError, match=r"images \(N, C, H, W\) of several pixels are needed, got shape \("):
+            ImageDistortion().fit(torch.zeros(shape))

@@ -158,6 +158,24 @@ def test_what_cannot_be_kept_is_fitted_each_time(vae_run, tmp_path, capsys, monk
     assert "the fitted detector cannot be kept: [Errno 28]" in err
 
 
+def test_certified_columns(vae_run, capsys, tmp_path):
+    arguments = ["score", "--checkpoint", vae_run, "--data", "digits", "--limit", "4", "--certify-radius", "0.5"]
+    code, _, err = run(capsys, *arguments, "--detector", "input-complexity")
+    assert code == 2
+    assert "no bound is known of how far a InputComplexity can be moved: --smooth-sigma 0.25 makes it" in err
+    near = ["--detector", "nearest-neighbour"]
+    for more in (near, ["--smooth-sigma", "0.2", "--smooth-draws", "20", *near]):
+        code, out, err = run(capsys, *arguments, *more)
+        assert code == 0, err
+        rows = [line.split(",") for line in out.splitlines()]
+        assert rows[0] == ["input", "score", "p_value", "flag", "p_lowest", "p_highest"]
+        assert all(float(row[4]) <= float(row[2]) <= float(row[5]) for row in rows[1:])
+    code, out, err = run(capsys, *arguments, "--detector", "nearest-neighbour", "--out", tmp_path / "rows.csv")
+    assert "certified" in out
+    code, _, err = run(capsys, *arguments, "--against", "noise")
+    assert "name a file for them, --out" in err
+
+
 def test_typicality_is_fitted_on_images_that_the_model_has_not_seen(vae_run, capsys):
     code, _, err = run(capsys, "score", "--checkpoint", vae_run, "--data", "digits", "--detector", "typicality")
     assert code == 0, err

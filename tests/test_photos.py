@@ -375,7 +375,7 @@ def test_attacked_photos_are_read_as_scored_ones(capsys, fortified_run, photos, 
     attacked = ["attack", "--run", fortified_run, "--data", tmp_path / "labelled", "--no-masking-tests", "--json"]
     code, out, err = run(capsys, *attacked, "--size", "8", "--fit", "crop")
     assert code == 1
-    assert json.loads(out)["n_examples"] == 32
+    assert json.loads(out)["clean_accuracy"]["n"] == 32
     assert err.count("robustgen: skipped: ") == 1
     assert err.endswith("robustgen: error: 1 file could not be read, the others are used\n")
     code, out, err = run(capsys, *attacked, "--strict")

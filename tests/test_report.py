@@ -77,7 +77,10 @@ def whole():
         "detection": [evaluate_detection(detector, x[80:], {"others": 1 - x[:20]}, fpr=0.1)],
         "detector_robustness": [guarded.to_dict()],
         "scores": [scores.to_dict()],
-        "story": [{"title": "A network", "text": "falls", "pictures_of": "network"}],
+        "story": [
+            {"title": "A network", "text": "falls", "pictures_of": "network"},
+            {"title": "A detector", "text": "flags", "inputs": scores.to_dict()["most"]},
+        ],
     }
     return json.loads(json.dumps(found))
 
@@ -211,7 +214,7 @@ def test_a_report_from_elsewhere_is_drawn_or_refused_in_one_line(whole, tmp_path
     [
         (("detection", 0, "in_distribution"), [1e308, -1e308]),
         (("detection", 0, "in_distribution"), []),
-        (("networks", 0, "curve"), [{"eps": 1e308, "value": -1e308, "low": 1e308, "high": 0}]),
+        (("networks", 0, "curve"), [{"eps": e, "value": 0.5, "low": 1, "high": 0} for e in (1e308, -1e308)]),
         (("networks", 0, "threat_model", "eps"), -1e308),
         (("networks", 0, "masking_tests", 0, "verdict"), "x onclick=y"),
         (("networks", 0, "pictures"), {}),
@@ -243,6 +246,26 @@ def test_pictures_are_as_large_as_they_say(whole, tmp_path, pictures, line):
     with pytest.raises(ValueError, match=line) as error:
         load_report(tmp_path)
     assert "networks[0].pictures" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("networks", 0, "clean_accuracy", "value"), 7.5),
+        (("networks", 0, "clean_accuracy", "n"), -1),
+        (("detection", 0, "populations", "others", "auroc"), -0.1),
+        (("story", 1, "inputs", 0, "p_value"), 2),
+    ],
+)
+def test_shares_and_counts_out_of_range_are_refused(whole, tmp_path, where, value):
+    found = copy.deepcopy(whole)
+    part = found
+    for key in where[:-1]:
+        part = part[key]
+    part[where[-1]] = value
+    (tmp_path / "report.json").write_text(json.dumps(found))
+    with pytest.raises(ValueError, match=rf"{where[-1]} must be a (whole )?number from 0 to"):
+        load_report(tmp_path)
 
 
 def test_outcomes_of_examples_go_together(whole, tmp_path):
@@ -285,9 +308,14 @@ class TestTheSentence:
         network["worst_case_accuracy"] = network["clean_accuracy"] | {"value": 0.06}
         tests = [{"name": f"t{k}", "verdict": "holds", "detail": ""} for k in range(14)]
         tests += [{"name": "not", "verdict": "not run", "detail": ""}] * 4
-        outcomes = {"labels": [0, 0, 1, 1], "clean_correct": [True] * 4, "broken_by": {"A": [True, True, False, True]}}
+        outcomes = self.outcomes(n=10)
         new = {"suite": "standard", "attacks": {"A": {}}, "masking_tests": tests, "per_example": outcomes}
         return network | new | {"class_names": ["cat", "dog"]} | changes
+
+    def outcomes(self, n):
+        """n cats, all of which fall, and n dogs, one of which does."""
+        fell = [True] * n + [True] + [False] * (n - 1)
+        return {"labels": [0] * n + [1] * n, "clean_correct": [True] * 2 * n, "broken_by": {"A": fell}}
 
     def test_says_the_numbers(self):
         found = of_network(self.network())
@@ -322,8 +350,11 @@ class TestTheSentence:
         assert found.kind == kind
 
     def test_names_no_weakest_class_where_all_are_alike(self):
-        outcomes = {"labels": [0, 1], "clean_correct": [True] * 2, "broken_by": {"A": [True, True]}}
+        outcomes = self.outcomes(n=10) | {"broken_by": {"A": [True] * 20}}
         assert "weakest" not in of_network(self.network(per_example=outcomes)).sentence
+
+    def test_names_no_weakest_class_of_few_examples(self):
+        assert "weakest" not in of_network(self.network(per_example=self.outcomes(n=9))).sentence
 
     def test_stands_on_top_and_before_it_names_the_network_where_there_are_several(self, whole):
         sentence = of_network(whole["networks"][0]).sentence

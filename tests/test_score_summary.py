@@ -60,6 +60,12 @@ def test_the_ends_are_kept_with_their_pictures():
     assert pictures == {"shape": [1, 2, 2], "uint8": "MzMzMw=="}
 
 
+def test_of_few_inputs_none_is_at_both_ends():
+    entry = summary([3.0, 1.0, 2.0]).to_dict()
+    assert [row["input"] for row in entry["most"]] == [0, 2]
+    assert [row["input"] for row in entry["least"]] == [1]
+
+
 def test_memory_does_not_grow_with_the_stream():
     found = summary(torch.randn(1000))
     sizes = []

@@ -12,6 +12,7 @@ from robustgen.attacks import PGD
 from robustgen.binomial import lower_bound, majority_p_value, most_provable, needed_draws, upper_bound
 from robustgen.fortified import SmoothedClassifier, smooth
 from robustgen.fortified.smoothing_noise import Gaussian, Uniform
+from robustgen.fortified.splitting_noise import Splitting
 from robustgen.networks import mlp
 from robustgen.training import ClassifierObjective, Trainer
 
@@ -160,7 +161,30 @@ class TestDraws:
         assert stopped.radius[0] < 0.6
         assert stopped.radius[0] <= full.radius[0]
         assert stopped.p_lower[0] == lower_bound(stopped.counts[0, 1:], 2000, 0.001)
-        assert torch.equal(stopped.counts[1], full.counts[1])
+        assert stopped.draws[1] < 2100  # it is known beforehand that it is proved
+        assert 0.6 < stopped.radius[1] <= full.radius[1]
+
+    def test_an_early_stop_decides_every_radius_as_all_draws_do(self):
+        model, radii = smooth(half_space([1.0, 0.0], -0.5), 0.5), (0, 0.1, 0.3, 0.45)
+        x = torch.stack([torch.linspace(0.3, 1.0, 12), torch.full((12,), 0.5)], 1)
+        full, stopped = model.certify(x, n=1000), model.certify(x, n=1000, radius=radii)
+        assert torch.equal(full.prediction, stopped.prediction)
+        for radius in radii:
+            assert torch.equal(full.radius >= radius, stopped.radius >= radius)
+        assert stopped.draws.sum() < full.draws.sum()
+
+    def test_a_secret_seed(self):
+        one, other = (smooth(half_space([1.0, 0.0], -0.4), 0.5, seed=None) for _ in range(2))
+        x = torch.full((1, 2), 0.5)
+        assert torch.equal(one.certify(x, n=1000).counts, one.certify(x, n=1000).counts)
+        assert not torch.equal(one.certify(x, n=1000).counts, other.certify(x, n=1000).counts)
+        assert one.seed is None
+        assert str(one._key) not in repr(one)
+
+    def test_embeddings_that_look_alike_at_8_bits_draw_differently(self):
+        x = torch.tensor([[0.0, 0.0], [0.001, 0.0], [0.0, -0.001]])
+        counts = smooth(half_space([1.0, 0.0]), 0.5, bounds=None).certify(x, n=1000).counts
+        assert len(counts.unique(dim=0)) == 3
 
     @pytest.mark.parametrize("noise", ["gaussian", "uniform"])
     def test_an_early_stop_does_not_depend_on_the_batch(self, noise):
@@ -181,6 +205,76 @@ class TestDraws:
         both = (predicted >= 0) & (certificate.prediction >= 0)
         assert both.double().mean() > 0.7
         assert torch.equal(predicted[both], certificate.prediction[both])
+
+
+class TestSplitting:
+    """Certificates without chance: every version is counted here by a loop that knows nothing of tensors."""
+
+    def test_versions_are_those_of_the_definition(self):
+        noise = Splitting(0.2, levels=10, seed=3)
+        x = torch.tensor([0.0, 0.3, 1.0])
+        found = torch.cat(list(noise.all_versions(x, 4)))
+        width = noise.versions / 10
+        assert noise.versions == 7
+        own = [noise._at(torch.full((3,), 0.0), torch.tensor([k])) for k in range(7)]
+        assert len(torch.cat(own).unique(dim=0)) > 1
+        for column, value in enumerate((0.0, 0.3, 1.0)):
+            middles = []
+            for place in range(7):
+                s = (place + 0.5) / 10
+                below = max(t for t in (s + width * k for k in range(-4, 4)) if t < value)
+                middles.append((max(below, 0.0) + min(below + width, 1.0)) / 2)
+            assert sorted(found[:, column].tolist()) == pytest.approx(sorted(middles), abs=1e-6)
+
+    def test_a_threshold_is_certified_up_to_itself(self):
+        """Of the middles of width w the share above 1/2 is (x - 1/2) / w + 1/2 where neither bound is near."""
+        model = smooth(half_space([1.0], -0.5), 0.05, noise="splitting", levels=100)
+        x = torch.tensor([[0.53], [0.5], [0.46], [0.9]])
+        certificate = model.certify(x)
+        assert certificate.counts.sum(1).tolist() == [17] * 4
+        assert certificate.prediction.tolist()[::2] == [1, 0]
+        assert certificate.radius[[0, 2, 3]].tolist() == pytest.approx([0.03, 0.04, 0.085], abs=0.006)
+        assert certificate.radius[0] <= 0.03 + 0.005  # the next level beyond the threshold is at 1/2
+
+    def test_no_change_of_levels_beats_it(self):
+        """Every input of a grid, for a random table of answers."""
+        generator = torch.Generator().manual_seed(1)
+
+        class Table(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.register_buffer("answers", torch.rand(101, 3, generator=generator))
+
+            def forward(self, x):
+                return self.answers[(x @ torch.tensor([37.0, 23.0])).long() % 101]
+
+        model = smooth(Table(), 0.4, noise="splitting", levels=6, seed=2)
+        grid = torch.cartesian_prod(torch.arange(7), torch.arange(7)).float() / 6
+        certificate = model.certify(grid)
+        shares = certificate.counts.double() / model.noise.versions
+        apart = torch.cdist(grid.double(), grid.double(), p=1)
+        moved = (shares[:, None] - shares).abs().amax(2)
+        assert bool((moved <= apart / (2 * model.noise.reach) + 1e-6).all())
+        assert bool((moved[apart > 0] > 0).any())
+        inside = apart < certificate.radius[:, None] - 1e-6
+        same = certificate.prediction[:, None] == certificate.prediction
+        assert bool((certificate.radius > 1.5 / 6).any())  # some reach other inputs of the grid
+        assert bool((inside & ~torch.eye(49, dtype=torch.bool)).any())
+        assert bool(same[inside & (certificate.radius[:, None] > 0)].all())
+        assert torch.equal(model.predict(grid), certificate.prediction)
+
+    def test_refused(self):
+        with pytest.raises(ValueError, match="of inputs in whole 255ths"):
+            smooth(half_space([1.0]), 0.5, noise="splitting").certify(torch.tensor([[0.123456]]))
+        with pytest.raises(ValueError, match="splitting noise is of inputs in"):
+            smooth(half_space([1.0]), 0.5, noise="splitting", bounds=None)
+        with pytest.raises(ValueError, match="sigma of less than a level"):
+            smooth(half_space([1.0]), 1e-4, noise="splitting")
+
+    def test_it_can_be_trained_and_attacked(self):
+        x = torch.tensor([[0.4, 0.6]], requires_grad=True)
+        smooth(half_space([1.0, -1.0]), 0.2, noise="splitting", levels=10)(x)[:, 0].sum().backward()
+        assert bool((x.grad != 0).all())
 
 
 class Denoising(nn.Module):

@@ -19,9 +19,9 @@ train --run runs/mnist-pgd --limit 20000 --attack pgd --eps 0.3 --steps 7 --epoc
 train --run runs/mnist-substitute --model mlp --width 512 --epochs 5 --seed 1
 
 for name in plain afterwards fortified-fgsm pgd substitute; do
-  mkdir -p $out/train-$name
-  cp runs/mnist-$name/run.json runs/mnist-$name/metrics.jsonl $out/train-$name/
-done
+  jq -c --arg name "mnist-$name" --slurpfile metrics runs/mnist-$name/metrics.jsonl '{$name, run: ., $metrics}' \
+    runs/mnist-$name/run.json
+done > $out/trainings.jsonl
 for name in plain afterwards fortified-fgsm; do attack --run runs/mnist-$name --out $out/attack-$name; done
 $robustgen attack --data mnist --data-root "$root" --eps 0.3 --limit 1000 --suite standard --quiet --resume --run runs/mnist-pgd \
   --out $out/attack-pgd-standard

@@ -68,8 +68,19 @@ def certify(
         ),
     ] = None,
     noise: Annotated[
-        str, typer.Option("--noise", help="gaussian (radii in L2) or uniform (in L1).", rich_help_panel=ATTACK)
+        str,
+        typer.Option(
+            "--noise",
+            help="gaussian (radii in L2), uniform (in L1), or splitting (in L1, certain: no --n, no --alpha).",
+            rich_help_panel=ATTACK,
+        ),
     ] = "gaussian",
+    levels: Annotated[
+        int,
+        typer.Option(
+            "--levels", help="Of splitting noise: pixels are multiples of 1 / levels.", rich_help_panel=ATTACK
+        ),
+    ] = 255,
     n: Annotated[
         int, typer.Option("--n", help="Noisy versions of each input; more give larger radii.", rich_help_panel=ATTACK)
     ] = 10_000,
@@ -82,6 +93,22 @@ def certify(
         int,
         typer.Option("--attack", help="So many inputs are attacked too, at each radius.", rich_help_panel=ATTACK),
     ] = 0,
+    attack_with: Annotated[
+        str,
+        typer.Option(
+            "--attack-with",
+            help="pgd; or standard: the whole suite, a thousand times as dear, for a few inputs.",
+            rich_help_panel=ATTACK,
+        ),
+    ] = "pgd",
+    stop_early: Annotated[
+        bool,
+        typer.Option(
+            "--stop-early",
+            help="Leave out draws that decide no --radius; accuracies stay, the average radius becomes smaller.",
+            rich_help_panel=ATTACK,
+        ),
+    ] = False,
     precision: Annotated[
         str,
         typer.Option(
@@ -92,7 +119,7 @@ def certify(
     ] = "float32",
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Directory of certification.json; finished certificates too.", rich_help_panel=RUN),
+        typer.Option("--out", help="Directory of certification.json and its page.", rich_help_panel=RUN),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the certificates in --out.", rich_help_panel=RUN)
@@ -129,6 +156,9 @@ def certify(
         n0=n0,
         alpha=alpha,
         n_attacked=attack,
+        attack=attack_with,
+        stop_early=stop_early,
+        levels=levels,
         precision=precision,
         batch_size=batch_size,
         seed=seed,

@@ -1,8 +1,9 @@
 """``robustgen demo``, ``reproduce`` and ``report``."""
 
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -120,14 +121,28 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables instead.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw report.html from a report.json, or print its tables as Markdown."""
+    """Draw report.html from a report.json, or print its tables as Markdown; so from a certification.json its page."""
+    from robustgen.evaluation.certification_page import (
+        certification_html,
+        certification_in,
+        certification_markdown,
+        load_certification,
+    )
     from robustgen.evaluation.report import draw_html, draw_markdown, load_report
     from robustgen.files import write_bytes
 
-    found = load_report(path)
+    certificates = certification_in(path)
+    html: Callable[[dict[str, Any]], str] = draw_html
+    text: Callable[[dict[str, Any]], str] = draw_markdown
+    if certificates is not None:
+        found = load_certification(certificates)
+        html, text, beside = certification_html, certification_markdown, certificates.with_suffix(".html")
+    else:
+        found = load_report(path)
+        beside = (path if path.is_dir() else path.parent) / "report.html"
     if markdown:
-        say(draw_markdown(found))
+        say(text(found))
         return
-    page = (path if path.is_dir() else path.parent) / "report.html" if out is None else out
-    write_bytes(page, draw_html(found).encode())
+    page = beside if out is None else out
+    write_bytes(page, html(found).encode())
     say(page)

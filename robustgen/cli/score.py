@@ -100,6 +100,25 @@ def score(
     fpr: Annotated[
         float, typer.Option("--fpr", help="Nominal false-alarm rate of the flag.", rich_help_panel=DETECTOR)
     ] = 0.05,
+    certify_radius: Annotated[
+        float | None,
+        typer.Option(
+            "--certify-radius",
+            help="Add p_lowest and p_highest: between them any change up to this L2 length leaves the p-value.",
+            rich_help_panel=DETECTOR,
+        ),
+    ] = None,
+    smooth_sigma: Annotated[
+        float | None,
+        typer.Option(
+            "--smooth-sigma",
+            help="Score by the median under noise of this standard deviation: any detector can then be certified.",
+            rich_help_panel=DETECTOR,
+        ),
+    ] = None,
+    smooth_draws: Annotated[
+        int, typer.Option("--smooth-draws", help="Noisy versions of each input.", rich_help_panel=DETECTOR)
+    ] = 200,
     against: Annotated[
         list[str] | None,
         typer.Option(
@@ -142,6 +161,7 @@ def score(
 
     With --against, print instead how well the score tells --data from other inputs (AUROC and more).
     """
+    from robustgen.checks import check_positive
     from robustgen.commands import (
         MADE,
         DataSpec,
@@ -183,20 +203,28 @@ def score(
             out=out,
             as_json=as_json,
             fpr=fpr,
+            radius=certify_radius,
             summarise=report is not None,
             unreadable=unreadable,
             tell=complain,
         )
+    elif certify_radius is not None:
+        raise ValueError("--certify-radius is about single inputs: name a file for them, --out")
     else:
         spec.require()
     fitted_on = None if fit_data is None else replace(spec, limit=None).of(fit_data)
     if fitted_on is not None:
         with about_option("--fit-data"):
             fitted_on.require()
+    if smooth_sigma is None and "smooth_draws" in asked:
+        raise ValueError("--smooth-draws goes with --smooth-sigma: leave it out")
+    if smooth_sigma is not None:
+        check_positive(**{"--smooth-sigma": smooth_sigma, "--smooth-draws": smooth_draws})
+    smoothing = None if smooth_sigma is None else (smooth_sigma, smooth_draws)
     checked = {} if scoring is None else {"before_fit": scoring.fit_to}
     if checkpoint:
         detector, shape, info = generative_detector(
-            checkpoint, detector_name, parse_options(set_ or ()), device=device, fpr=fpr, **checked
+            checkpoint, detector_name, parse_options(set_ or ()), device=device, fpr=fpr, smoothing=smoothing, **checked
         )
     else:
         detector, shape, info = open_detector(
@@ -215,12 +243,17 @@ def score(
             progress=not quiet,
             fpr=fpr,
             asked=asked,
+            smoothing=smoothing,
             **checked,
         )
     if scoring is not None:
         found = scoring.write(detector)
         if out is not None:
-            rates = {} if as_json else {name: f"{found[name]:.1%}" for name in ("flagged", "nominal")}
+            rates = (
+                {}
+                if as_json
+                else {name: f"{found[name]:.1%}" for name in ("flagged", "nominal", "certified") if name in found}
+            )
             print_found(found | rates, as_json)
     scored = str(checkpoint[0] if checkpoint else model if run is None else run)
     detection = []

@@ -12,14 +12,12 @@ from robustgen.commands.opening import move, open_network
 from robustgen.commands.runs import by_class_name, data_for
 from robustgen.data import require_nonempty
 from robustgen.evaluation import CertificationReport, certify_robustness
-from robustgen.files import write_json
+from robustgen.evaluation.certification_page import write_certification
 from robustgen.fortified import smooth
 from robustgen.generative import Denoiser, load
 from robustgen.progress import showing
 
 __all__ = ["certify_network"]
-
-FORMAT = 1
 
 
 def certify_network(
@@ -36,6 +34,9 @@ def certify_network(
     n: int = 10_000,
     alpha: float = 0.001,
     n_attacked: int = 0,
+    attack: str = "pgd",
+    stop_early: bool = False,
+    levels: int = 255,
     precision: str = "float32",
     part: str = "test",
     trust: bool = False,
@@ -49,7 +50,7 @@ def certify_network(
     progress: bool = True,
     command: str | None = None,
 ) -> tuple[list[CertificationReport], Path | None]:
-    """Certify a trained network, once for each sigma; the reports, and with ``out`` the file that holds them.
+    """Certify a trained network, once for each sigma; the reports, and with ``out`` the page that shows them.
 
     Args:
         denoiser: directory of a trained :class:`~robustgen.generative.Denoiser`.
@@ -82,10 +83,11 @@ def certify_network(
     where = next(network.parameters(), torch.zeros(())).device
     x, y, ids = dataset.images().to(where), dataset.labels().to(where), dataset.ids.to(where)
     named = f"{model if run is None else run} on {dataset.name}"
+    options: dict[str, Any] = {"precision": precision, "batch_size": batch_size, "levels": levels}
     reports = []
     with showing(progress):
         for sigma in sigmas:
-            smoothed = smooth(network, sigma, before, noise, seed, precision=precision, batch_size=batch_size)
+            smoothed = smooth(network, sigma, before, noise, seed, **options)
             reports.append(
                 certify_robustness(
                     smoothed,
@@ -96,6 +98,8 @@ def certify_network(
                     n=n,
                     alpha=alpha,
                     n_attacked=n_attacked,
+                    attack=attack,
+                    stop_early=stop_early,
                     ids=ids,
                     run_dir=None if out is None else out / f"sigma-{sigma:g}",
                     resume=resume and out is not None and (out / f"sigma-{sigma:g}").exists(),
@@ -105,6 +109,4 @@ def certify_network(
             )
     if out is None:
         return reports, None
-    record: dict[str, Any] = {"format": FORMAT, "command": command, "certified": [r.to_dict() for r in reports]}
-    write_json(out / "certification.json", record)
-    return reports, out / "certification.json"
+    return reports, write_certification([r.to_dict() for r in reports], out, command)

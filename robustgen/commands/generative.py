@@ -21,7 +21,7 @@ from robustgen.commands.run_info import read_info, recorded_data, stopped_early
 from robustgen.commands.runs import claim, is_first, parts
 from robustgen.commands.trial import try_objective
 from robustgen.data import ArrayDataset, require_nonempty, split
-from robustgen.detectors import Detector
+from robustgen.detectors import Detector, SmoothedDetector
 from robustgen.examples import run_directory
 from robustgen.files import write_bytes, write_json
 from robustgen.generative import GenerativeModel, GenerativeObjective, load, model_classes
@@ -168,14 +168,16 @@ def generative_detector(
     *,
     device: str | None = None,
     fpr: float | None = None,
+    smoothing: tuple[float, int] | None = None,
     before_fit: Callable[[tuple[int, ...] | None, dict[str, Any]], None] = lambda shape, info: None,
 ) -> tuple[Detector, tuple[int, ...] | None, dict[str, Any]]:
     """A detector over the model of the first run (and the others, where it compares several), fitted and calibrated.
 
     It is fitted on training data of the first run and calibrated on what that kept from training, or both on halves of
     the latter where it is fitted on fresh data; at most ``SCORED`` inputs each. It is kept in the run. The shape of its
-    inputs and run.json come with it; ``before_fit`` is called with them before anything is fitted, and may refuse; so
-    may too few calibration inputs for the false-alarm rate ``fpr``.
+    inputs and run.json come with it; ``smoothing`` is sigma and draws of a
+    :class:`~robustgen.detectors.SmoothedDetector` around it. ``before_fit`` is called with them before anything is
+    fitted, and may refuse; so may too few calibration inputs for the false-alarm rate ``fpr``.
     """
     models, info = [_trained(run) for run in runs], read_info(runs[0])
     default = "likelihood" if models[0].log_prob_kind is not None else "discriminator"
@@ -193,8 +195,10 @@ def generative_detector(
         detector = _construct(kind, models[0] if len(models) == 1 else models, options=options)
     else:  # it works on pixels; the run says only on which
         detector = _construct(kind, model_argument.default, options=options)
+    if smoothing is not None:
+        detector = SmoothedDetector(detector, smoothing[0], smoothing[1])
     before_fit(models[0].shape, info)
-    place = runs[0] / "detectors" / kind.__name__
+    place = runs[0] / "detectors" / type(detector).__name__
     if (kept := _kept(place, detector)) is not None:
         if fpr is not None:
             check_rate(fpr, len(kept.calibration))

@@ -24,7 +24,7 @@ from robustgen.data import (
     require_nonempty,
     split,
 )
-from robustgen.detectors import Detector, ReconstructionError
+from robustgen.detectors import Detector, ReconstructionError, SmoothedDetector
 from robustgen.evaluation import evaluate_detection
 from robustgen.fortified import FortifiedNetwork
 from robustgen.inputs import Inputs, each
@@ -76,8 +76,9 @@ def open_detector(
     progress: bool = True,
     fpr: float | None = None,
     asked: Collection[str] = (),
+    smoothing: tuple[float, int] | None = None,
     before_fit: Callable[[tuple[int, ...] | None, dict[str, Any]], None] = lambda shape, info: None,
-) -> tuple[ReconstructionError, tuple[int, ...] | None, dict[str, Any]]:
+) -> tuple[Detector, tuple[int, ...] | None, dict[str, Any]]:
     """A fitted, calibrated detector, the shape of its inputs (None: unknown) and run.json.
 
     A run of a fortified network has its detector. For another network, autoencoders are fitted on ``fit_data`` and
@@ -92,6 +93,11 @@ def open_detector(
     move(network, device)
     check_way("saved" if isinstance(network, FortifiedNetwork) else "fitted", asked)
     if run is not None and isinstance(network, FortifiedNetwork):
+        if smoothing is not None:
+            raise ValueError(
+                "--smooth-sigma calibrates anew, and this run's detector is calibrated: pass --checkpoint, or a "
+                "network without a detector and --fit-data"
+            )
         before_fit(shape, info)
         saved = saved_detector(run, network)
         if fpr is not None:
@@ -119,7 +125,10 @@ def open_detector(
         fortified = FortifySpec(layers).fortified(network, train.batch(torch.arange(2))[0])
     move(fortified, device)
     fortified.fit_autoencoders(train, epochs=epochs, batch_size=batch_size, seed=seed, progress=progress)
-    return ReconstructionError(fortified.eval(), relative=True).fit(train).calibrate(calibration), shape, info
+    detector: Detector = ReconstructionError(fortified.eval(), relative=True)
+    if smoothing is not None:
+        detector = SmoothedDetector(detector, smoothing[0], smoothing[1])
+    return detector.fit(train).calibrate(calibration), shape, info
 
 
 def compare_populations(

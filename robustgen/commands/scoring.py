@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from itertools import islice
 from pathlib import Path
@@ -12,6 +12,7 @@ from typing import Any, TextIO
 
 import torch
 
+from robustgen.checks import check_positive
 from robustgen.commands.data_spec import DataSpec, fitted
 from robustgen.commands.data_spec import Inputs as Source
 from robustgen.commands.opening import device_of
@@ -31,6 +32,7 @@ from robustgen.progress import bar, showing
 __all__ = ["Scoring", "score_inputs", "write_rows"]
 
 _FIELDS = ("input", "score", "p_value", "flag")
+_BOUNDS = ("p_lowest", "p_highest")  # of a row too, where certificates are asked for
 _TABLES = (".csv", ".jsonl", ".parquet")
 _IMAGES, _EXAMPLES = 256, 1000  # in a batch
 
@@ -43,6 +45,7 @@ class Scoring:
         out: a file for the rows; None: stdout.
         as_json: rows to stdout are JSON.
         fpr: nominal false-alarm rate of the flag.
+        radius: also say which p-values a change up to this L2 length can give; None: do not.
         summarise: keep what a report shows, in ``summary``.
         unreadable: takes the files that cannot be read.
         tell: called with a kind and a line, what the user is to know meanwhile.
@@ -59,6 +62,7 @@ class Scoring:
         out: Path | None = None,
         as_json: bool = False,
         fpr: float = 0.05,
+        radius: float | None = None,
         summarise: bool = False,
         unreadable: Unreadable,
         tell: Callable[[str, object], None],
@@ -68,7 +72,10 @@ class Scoring:
             raise ValueError(f"fpr must be in (0, 1), got {fpr}")
         self._inputs = data.open(part)
         self._out, self._as_json, self._fpr, self._unreadable, self._tell = out, as_json, fpr, unreadable, tell
-        self._scored = self._flagged = 0
+        if radius is not None:
+            check_positive(**{"--certify-radius": radius})
+        self._scored = self._flagged = self._certified = 0
+        self._radius = radius
         self._summarise = summarise
         self.summary: ScoreSummary | None = None
 
@@ -89,6 +96,11 @@ class Scoring:
 
     def write(self, detector: Detector) -> dict[str, Any]:
         """Score everything and write it; returns what to print."""
+        if self._radius is not None and not detector.has_bound():
+            raise ValueError(
+                f"no bound is known of how far a {type(detector).__name__} can be moved: --smooth-sigma 0.25 makes "
+                "it a SmoothedDetector, which has one"
+            )
         remarks = Remarks()
         if self._summarise:
             threshold, n = detector.calibration.threshold(self._fpr), len(detector.calibration)
@@ -98,12 +110,14 @@ class Scoring:
         total = None if isinstance(self._inputs, Table) else len(self._inputs)  # a table is read as it comes
         mixed = self._out is None and sys.stdout.isatty()  # rows and bar on one terminal
         with showing(False) if mixed else nullcontext(), bar(f"scores of {self._inputs.name}", total) as shown:
-            rows = self._counted(score_inputs(detector, batches, self._fpr, self.summary), shown.update)
-            write_rows(rows, self._out, self._as_json)
+            rows = self._counted(score_inputs(detector, batches, self._fpr, self.summary, self._radius), shown.update)
+            write_rows(rows, self._out, self._as_json, _FIELDS if self._radius is None else (*_FIELDS, *_BOUNDS))
         if line := remarks.line():
             self._tell("warning", f"{self._inputs.name}: {line}")
         share = self._flagged / max(1, self._scored)
         found: dict[str, Any] = {"inputs": self._scored, "flagged": share, "nominal": self._fpr}
+        if self._radius is not None:
+            found |= {"certified": self._certified / max(1, self._scored)}
         if isinstance(self._inputs, ImageFiles):
             found |= {"images": self._how_read, "unreadable": len(self._unreadable)}
         return found | {"written": str(self._out)}
@@ -117,6 +131,7 @@ class Scoring:
         for row in rows:
             self._scored += 1
             self._flagged += row["flag"]
+            self._certified += row.get("p_highest", 2.0) <= self._fpr
             yield row
             done()
 
@@ -161,16 +176,25 @@ def score_inputs(
     batches: Iterable[tuple[list[str] | list[int], Inputs]],
     fpr: float = 0.05,
     summary: ScoreSummary | None = None,
+    radius: float | None = None,
 ) -> Iterator[dict[str, Any]]:
-    """One dict for each input: input (file or id), score, p_value and flag; ``summary`` is told of all."""
+    """One dict for each input: input (file or id), score, p_value and flag; ``summary`` is told of all.
+
+    With a ``radius`` also p_lowest and p_highest: between which any change up to that L2 length leaves the p-value. No
+    change takes an alarm back where p_highest <= fpr; none raises one where p_lowest > fpr.
+    """
     where = device_of(detector.model)
     for names, x in batches:
         scores = detector.score(each(x, lambda t: t.to(where)))
         p, flags = detector.calibration.p_value(scores), detector.calibration.flag(scores, fpr)
         if summary is not None:
             summary.add(names, x, scores, p, flags)
-        for name, score, p_value, flag in zip(names, scores.tolist(), p.tolist(), flags.tolist(), strict=True):
-            yield {"input": name, "score": score, "p_value": p_value, "flag": flag}
+        columns = {"input": names, "score": scores.tolist(), "p_value": p.tolist(), "flag": flags.tolist()}
+        if radius is not None:
+            found = detector.certified_p_value(each(x, lambda t: t.to(where)), radius)
+            columns |= {name: values.tolist() for name, values in zip(_BOUNDS, found, strict=True)}
+        for row in zip(*columns.values(), strict=True):
+            yield dict(zip(columns, row, strict=True))
 
 
 def _check_out(out: Path | None) -> None:
@@ -188,7 +212,9 @@ def _check_out(out: Path | None) -> None:
         raise ValueError(f"{out}: {there} is no folder")
 
 
-def write_rows(rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool = False) -> None:
+def write_rows(
+    rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool = False, fields: Sequence[str] = _FIELDS
+) -> None:
     """Write one line an input as they come, CSV or (if asked, or where the file is named .jsonl) JSON; or .parquet.
 
     Without a file to stdout. A file is there when all is written, or not at all. In CSV control characters of file
@@ -196,7 +222,7 @@ def write_rows(rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool =
     names as they are.
     """
     if out is not None and out.suffix == ".parquet":
-        _write_parquet(rows, out)
+        _write_parquet(rows, out, fields)
         return
     as_json = as_json or (out is not None and out.suffix == ".jsonl")
     with _text(out) as file:
@@ -204,21 +230,21 @@ def write_rows(rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool =
             for row in rows:
                 file.write(json.dumps(row) + "\n")
             return
-        writer = csv.DictWriter(file, _FIELDS, lineterminator="\n")
+        writer = csv.DictWriter(file, fields, lineterminator="\n")
         writer.writeheader()
         for row in rows:
             writer.writerow({k: as_cell(v) if isinstance(v, str) else v for k, v in row.items()})
 
 
-def _write_parquet(rows: Iterable[dict[str, Any]], out: Path) -> None:
+def _write_parquet(rows: Iterable[dict[str, Any]], out: Path, fields: Sequence[str]) -> None:
     parquet = pyarrow_parquet()
     import pyarrow
 
     rows = iter(rows)
     block = list(islice(rows, _EXAMPLES))
     named = bool(block) and isinstance(block[0]["input"], str)
-    kinds = (pyarrow.string() if named else pyarrow.int64(), pyarrow.float64(), pyarrow.float64(), pyarrow.bool_())
-    schema = pyarrow.schema(list(zip(_FIELDS, kinds, strict=True)))
+    kinds = {"input": pyarrow.string() if named else pyarrow.int64(), "flag": pyarrow.bool_()}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.float64())) for name in fields])
     with writing(out) as file, parquet.ParquetWriter(file, schema) as table:
         while block:
             shown = [row | {"input": printable(row["input"])} for row in block] if named else block

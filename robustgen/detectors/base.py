@@ -24,11 +24,12 @@ from robustgen.training import Source, as_source
 if TYPE_CHECKING:
     from typing_extensions import Self
 
-__all__ = ["Detector", "check_network", "check_width"]
+__all__ = ["Detector", "check_network", "check_radius", "check_width"]
 
 FORMAT = 1  # of the saved files
 _ROUNDING = 1e-3  # how far outside [0, 1] values of images may lie
 _ROUNDING_OF_SCORES = 1e-4  # above the noise of nondeterministic GPU kernels
+_ROUNDINGS = 300  # of numbers as large as what a score is made of, that may add up in it
 _ASKED = 4  # inputs by whose scores a saved detector knows its model
 
 
@@ -249,18 +250,23 @@ class Detector(ABC):
         """See :meth:`lipschitz`; ``dimensions``: how many numbers an input has."""
         return None
 
+    def has_bound(self, norm: str = "L2") -> bool:
+        """Whether alarms can be certified: where :meth:`lipschitz` is known, and of any smoothed detector."""
+        return self.lipschitz(norm) is not None
+
     def certified_flag(self, x: Any, fpr: float, radius: float, norm: str = "L2") -> Tensor:
         """Alarms that no change of the input can take back, bool (N,): ``flag`` says True wherever one may be moved.
 
-        It holds for every change up to ``radius`` in ``norm``, whatever an attacker knows: the score cannot fall by
-        more than ``lipschitz(norm) * radius``.
+        It holds for every change up to ``radius`` in ``norm``, whatever an attacker knows (of a
+        :class:`~robustgen.detectors.SmoothedDetector`: but its seed): the score cannot fall by more than
+        ``lipschitz(norm) * radius``.
 
         Raises:
             NotFittedError: before ``fit`` and ``calibrate``.
             TypeError, ValueError: as ``flag`` and ``lipschitz`` do, a radius below 0, or a detector without a bound.
         """
         calibration = self.calibration
-        return calibration.flag(self._score_bounds(x, radius, norm)[0], fpr)
+        return calibration.flag(self.score_bounds(x, radius, norm)[0], fpr)
 
     def certified_p_value(self, x: Any, radius: float, norm: str = "L2") -> tuple[Tensor, Tensor]:
         """The smallest and the largest p-value that a change up to ``radius`` can give each input: float64 (N,) each.
@@ -272,23 +278,50 @@ class Detector(ABC):
             NotFittedError, TypeError, ValueError: as :meth:`certified_flag` does.
         """
         calibration = self.calibration
-        lowest, highest = self._score_bounds(x, radius, norm)
+        lowest, highest = self.score_bounds(x, radius, norm)
         return calibration.p_value(highest), calibration.p_value(lowest)
 
-    def _score_bounds(self, x: Any, radius: float, norm: str) -> tuple[Tensor, Tensor]:
-        """The lowest and the highest score that a change can give, (N,) each; rounding is allowed for."""
-        check_numbers(radius=radius)
-        if not 0 <= radius < float("inf"):
-            raise ValueError(f"radius must be a finite number >= 0, got {radius}")
+    def score_bounds(self, x: Any, radius: float, norm: str = "L2") -> tuple[Tensor, Tensor]:
+        """The lowest and the highest score that a change up to ``radius`` can give: float64 (N,) each.
+
+        Rounding is allowed for, but that of a network in which far larger numbers cancel than its inputs and outputs.
+
+        Raises:
+            NotFittedError, TypeError, ValueError: as :meth:`certified_flag` does.
+        """
+        check_radius(radius)
         slope = self.lipschitz(norm)
         if slope is None:
             raise ValueError(
                 f"no bound is known of how far a {type(self).__name__} can be moved: SmoothedDetector has one for any"
             )
-        with torch.no_grad():
-            scores = self.score(x).double()
-        reach = slope * radius + _ROUNDING_OF_SCORES * scores.abs()
-        return scores - reach, scores + reach
+        bounds = []
+        for part in self._as_batches(x):
+            with torch.no_grad(), untouched(self.model, None):
+                scores = self.score(part).double()
+                size = self._size(part.to(self._device)).double().to(scores.device) if len(part) else scores
+            length = radius * (part[:1].numel() ** 0.5 if norm == "Linf" else 1.0)
+            size = size + (self.lipschitz() or 0.0) * (part.flatten(1).double().norm(dim=1) + length)
+            reach = slope * radius + _ROUNDING_OF_SCORES * scores.abs()
+            reach = reach + _ROUNDINGS * torch.finfo(part.dtype).eps * size
+            bounds.append(torch.stack([scores - reach, scores + reach]))
+        lowest, highest = torch.cat(bounds, 1)
+        return lowest, highest
+
+    def _size(self, x: Tensor) -> Tensor:
+        """How large the numbers are whose differences make the scores of x, (N,) or (), beside those of x itself."""
+        return torch.zeros(())
+
+    def _as_batches(self, x: Any) -> Iterator[Tensor]:
+        """Whatever ``score`` takes, as batches of floats."""
+        x = parted(x)[0] if are_inputs(x) else x
+        if not isinstance(x, Tensor) or x.dtype == torch.uint8:
+            for batch, _ in self._batches(as_source(x)):
+                yield from self._as_batches(batch)
+            return
+        x = self._check(x)
+        assert isinstance(x, Tensor)
+        yield x.detach()
 
     def save(self, directory: str | Path) -> None:
         """Write ``detector.json`` and ``detector.safetensors``; the model is the user's and is not written.
@@ -444,6 +477,13 @@ class Detector(ABC):
         if not torch.allclose(once, again, rtol=within, atol=within):
             raise ValueError("the model is stochastic in eval mode: an input's score would depend on its batch")
         check_rows_alone(self._score, split(x, _ASKED)[0], "score", within=within)
+
+
+def check_radius(radius: float) -> None:
+    """ValueError unless a radius is a finite number >= 0."""
+    check_numbers(radius=radius)
+    if not 0 <= radius < float("inf"):
+        raise ValueError(f"radius must be a finite number >= 0, got {radius}")
 
 
 def _entry(statistic: str, name: str) -> str:

@@ -54,5 +54,8 @@ class NearestNeighbour(Detector):
         check_width(features, self.statistics["bank"].shape[1])
         return nearest_distances(features, self.statistics["bank"].to(features), self.k)[:, -1]
 
+    def _size(self, x: Tensor) -> Tensor:
+        return self.model(x).flatten(1).norm(dim=1)
+
     def _lipschitz(self, norm: str, dimensions: int) -> float | None:
         return in_norm(lipschitz_bound(self.model), norm, dimensions)

@@ -72,5 +72,8 @@ class PCAResidual(Detector):
         rest = centred - centred @ basis @ basis.T
         return torch.linalg.vector_norm(rest, dim=1) if self.root else rest.square().sum(1)
 
+    def _size(self, x: Tensor) -> Tensor:
+        return self.model(x).flatten(1).norm(dim=1)
+
     def _lipschitz(self, norm: str, dimensions: int) -> float | None:
         return in_norm(lipschitz_bound(self.model), norm, dimensions) if self.root else None

@@ -7,6 +7,7 @@ Phi(Phi^-1(p) - |x' - x| / sigma) at x.
 
 import copy
 import math
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustgen.binomial import check_level, lower_bound
-from robustgen.checks import check_integers, check_numbers
+from robustgen.binomial import check_level, lower_bound, upper_bound
+from robustgen.checks import check_integers
 from robustgen.counter_rng import content_ids, derive_seed
-from robustgen.detectors.base import Detector
+from robustgen.detectors.base import Detector, check_radius
 from robustgen.detectors.loading import detector_classes
-from robustgen.fortified.smoothing_noise import Gaussian
+from robustgen.fortified.smoothing_noise import Gaussian, noisy_versions
 from robustgen.model import untouched
 from robustgen.structure import check_arguments, check_structure
 
@@ -28,22 +29,22 @@ if TYPE_CHECKING:
 
 __all__ = ["SmoothedDetector"]
 
-_STEP = 100  # draws that have a random stream of their own, so that no score depends on how many fit in a batch
-
 
 class SmoothedDetector(Detector):
     """score(x) = the median of n scores of ``detector`` at x + sigma * noise.
 
     The draws are functions of ``seed`` and of the input's own content. What :meth:`certified_flag` and
     :meth:`certified_p_value` say holds for each input with probability 1 - ``alpha`` over the draws at the input and at
-    what it is changed to, so that an attacker must not know the seed.
+    what it is changed to, so that an attacker must not know the seed; both of the two p-values together with
+    probability 1 - 2 ``alpha``.
 
     Args:
         detector: of inputs (N, ...) of floats; fitted or not. Its own calibration is not used.
         sigma: standard deviation of the noise, in units of the input.
         n: draws for each input.
         alpha: probability with which a certificate may be wrong.
-        seed: of the draws.
+        seed: of the draws, and saved with the detector. None: drawn from the system, kept in memory alone; a detector
+            that is loaded again draws another.
         batch_size: noisy inputs scored at once.
 
     Raises:
@@ -64,7 +65,7 @@ class SmoothedDetector(Detector):
         n: int = 1000,
         *,
         alpha: float = 0.001,
-        seed: int = 0,
+        seed: int | None = 0,
         batch_size: int = 256,
     ) -> None:
         if not isinstance(detector, Detector):
@@ -74,7 +75,9 @@ class SmoothedDetector(Detector):
         self.statistics_ = detector.statistics_
         self.noise = Gaussian(sigma)
         check_integers(n=n)
-        check_integers(0, seed=seed)
+        if seed is not None:
+            check_integers(0, seed=seed)
+        self._key = secrets.randbits(63) if seed is None else seed
         check_level(alpha)
         self.sigma, self.n, self.alpha, self.seed = sigma, n, alpha, seed
         self.fit_on_fresh = detector.fit_on_fresh  # type: ignore[misc]
@@ -115,37 +118,31 @@ class SmoothedDetector(Detector):
         return torch.stack([self._noisy_scores(*pair).median() for pair in self._keyed(x)])
 
     def _keyed(self, x: Tensor) -> Iterable[tuple[Tensor, int]]:
-        return zip(x, (derive_seed(self.seed, content) for content in content_ids(x).tolist()), strict=True)
+        contents = content_ids(x)  # not of every bit: a score would jump at each, and have no gradient
+        return zip(x, (derive_seed(self._key, content) for content in contents.tolist()), strict=True)
 
     def _noisy_scores(self, one: Tensor, key: int) -> Tensor:
         """Scores (n,) of noisy versions of one input."""
-        scores: list[Tensor] = []
-        inside = self._inside
-        at_once = max(1, self.batch_size // _STEP)
-        steps = -(-self.n // _STEP)
-        for start in range(0, steps, at_once):
-            numbers = range(start, min(start + at_once, steps))
-            noisy = torch.cat([self._draw(one, key, number) for number in numbers])
-            scores.append(inside._score(noisy[: self.n - start * _STEP]))
-        return torch.cat(scores)
+        inside, versions = self._inside, noisy_versions(self.noise, one, self.n, self.batch_size, key)
+        return torch.cat([inside._score(torch.cat(blocks)) for blocks in versions])
 
-    def _draw(self, one: Tensor, key: int, number: int) -> Tensor:
-        generator = torch.Generator(one.device).manual_seed(derive_seed(key, number))
-        return self.noise.draw(one, _STEP, generator)
+    def _fixed_scores(self) -> list[float] | None:
+        return None if self.seed is None else super()._fixed_scores()  # another secret, other scores
 
-    def _score_bounds(self, x: Any, radius: float, norm: str) -> tuple[Tensor, Tensor]:
+    def has_bound(self, norm: str = "L2") -> bool:
+        self.lipschitz(norm)  # its errors
+        return True
+
+    def score_bounds(self, x: Any, radius: float, norm: str = "L2") -> tuple[Tensor, Tensor]:
         from scipy.stats import binom
 
-        check_numbers(radius=radius)
-        if not 0 <= radius < float("inf"):
-            raise ValueError(f"radius must be a finite number >= 0, got {radius}")
+        check_radius(radius)
         self.lipschitz(norm)  # its errors
-        x = self._check(x)
-        assert isinstance(x, Tensor)
+        x = torch.cat(list(self._as_batches(x)))
         reach = radius * (math.sqrt(x[0].numel()) if norm == "Linf" and len(x) else 1.0) / self.sigma
         middle, level = (self.n + 1) // 2, self.alpha / 2  # torch's median: the lower of two
         least = lower_bound(torch.tensor([middle]), self.n, level)  # the median is at least this percentile ...
-        most = 1 - lower_bound(torch.tensor([self.n - middle + 1]), self.n, level)  # ... and at most this one
+        most = upper_bound(torch.tensor([middle - 1]), self.n, level)  # ... and at most this one
         low = float(torch.special.ndtr(torch.special.ndtri(least) - reach))
         high = float(torch.special.ndtr(torch.special.ndtri(most) + reach))
         below = int(binom.ppf(level, self.n, low))  # so many scores at x are below its percentile ``low``, or more

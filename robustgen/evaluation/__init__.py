@@ -4,7 +4,12 @@ from robustgen.evaluation.binarization import Binarization, binarization_test
 from robustgen.evaluation.certification import CertificationReport, certify_robustness
 from robustgen.evaluation.detection import evaluate_detection
 from robustgen.evaluation.detector_robustness import evaluate_detector_robustness
-from robustgen.evaluation.detector_robustness_report import DetectorRobustness, GuardedOutcome, ReverseOutcome
+from robustgen.evaluation.detector_robustness_report import (
+    CertifiedAlarms,
+    DetectorRobustness,
+    GuardedOutcome,
+    ReverseOutcome,
+)
 from robustgen.evaluation.heldout import anomalous_class, heldout_benchmark, heldout_class, unseen_datasets
 from robustgen.evaluation.indicators import indicators_of_failure
 from robustgen.evaluation.masking import MaskingTest
@@ -31,6 +36,7 @@ __all__ = [
     "AttackOutcome",
     "Binarization",
     "CertificationReport",
+    "CertifiedAlarms",
     "DetectorRobustness",
     "GuardedOutcome",
     "MaskingTest",

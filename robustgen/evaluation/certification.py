@@ -19,22 +19,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustgen.attacks import PGD
+from robustgen.attacks import PGD, Attack
 from robustgen.binomial import most_provable
-from robustgen.checks import check_ids, check_images, check_integers, check_labels, check_positive
+from robustgen.checks import check_ids, check_images, check_integers, check_labels, check_positive, nearest
 from robustgen.counter_rng import derive_seed
 from robustgen.evaluation.kept import Keep, anew, kept_in
 from robustgen.evaluation.proportions import percent, proportion
+from robustgen.evaluation.report_pictures import encode_picture
+from robustgen.evaluation.suites import suite_of
 from robustgen.files import environment, read_json, write_json
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.fortified import SmoothedClassifier
+from robustgen.fortified.splitting_noise import Splitting
 from robustgen.locks import alone
+from robustgen.model import untouched
 from robustgen.printable import printable
 from robustgen.progress import showing, track
 
 __all__ = ["CertificationReport", "certify_robustness"]
 
 _AT_ONCE = 5  # examples that a kill costs at most
+_PICTURES = 4
+_VERDICT, _PICTURE = 1, 2  # what draws are for that no certificate uses
+ATTACKS = ("pgd", "standard")
 _CERTIFICATE = ("prediction", "radius", "p_lower", "counts", "draws")
 
 
@@ -50,7 +57,13 @@ class CertificationReport:
         prediction, radius, p_lower, draws (N,), counts (N, C): see :class:`~robustgen.fortified.Certificate`.
         attacked: by radius, int64 (M,): what is predicted at the points that the attack found for the first M inputs,
             -1 where it abstains.
+        attack: what it was: "pgd" or "standard".
+        exact: certificates hold for sure; then n is the number of versions, and n0 and alpha are 0.
+        stopped_early: draws ended where every radius was decided; then ``radius``, its average and ``counts`` are of
+            the draws that were counted, and lower than all would give.
+        provable: by radius, whether n draws can prove it at all, and how many could; None where no number can.
         dimensions: numbers in an input.
+        pictures: of the first inputs: as they are, noisy, and denoised where there is a denoiser.
         environment, wall_seconds: how it was made.
     """
 
@@ -74,6 +87,11 @@ class CertificationReport:
     attacked: dict[float, Tensor]
     most: float
     dimensions: int
+    provable: dict[float, tuple[bool, int | None]]
+    attack: str = "pgd"
+    exact: bool = False
+    stopped_early: bool = False
+    pictures: list[dict[str, Any]] = field(default_factory=list)
     environment: dict[str, Any] = field(default_factory=environment)
     wall_seconds: float = 0.0
 
@@ -103,6 +121,11 @@ class CertificationReport:
         return float(torch.where(self.right, self.radius, 0.0).mean())
 
     @property
+    def saved(self) -> int:
+        """Draws that an early stop left out."""
+        return (self.n0 + self.n) * len(self.y) - int(self.draws.sum())
+
+    @property
     def every_element(self) -> float:
         """The largest change of all elements at once that lies inside the largest radius of ``radii`` that n draws can
         prove; 0 where there is none.
@@ -120,21 +143,36 @@ class CertificationReport:
                 "norm": self.norm,
                 "precision": self.precision,
             },
-            "certificates": {"n0": self.n0, "n": self.n, "alpha": self.alpha, "largest_provable_radius": self.most},
+            "certificates": {
+                "n0": self.n0,
+                "n": self.n,
+                "alpha": self.alpha,
+                "exact": self.exact,
+                "stopped_early": self.stopped_early,
+                "largest_provable_radius": self.most,
+            },
             "accuracy": proportion(self.right),
             "abstains": proportion(self.prediction < 0),
             "average_radius": self.average_radius,
             "draws": int(self.draws.sum()),
+            "draws_saved": self.saved,
+            "attack": self.attack if self.attacked else None,
             "radii": [
-                {"radius": r, "certified": proportion(self.certified(r))}
+                {"radius": r, "provable": self.provable[r][0], "draws_that_could": self.provable[r][1]}
+                | {"certified": proportion(self.certified(r))}
                 | (
-                    {"attacked": proportion(self.standing(r)), "beaten": int(self.beaten(r).sum())}
+                    {
+                        "attacked": proportion(self.standing(r)),
+                        "certified_of_attacked": proportion(self.certified(r)[: len(self.attacked[r])]),
+                        "beaten": int(self.beaten(r).sum()),
+                    }
                     if r in self.attacked
                     else {}
                 )
                 for r in self.radii
             ],
             "every_element": self.every_element,
+            "pictures": self.pictures,
             "per_example": {
                 "ids": self.ids.tolist(),
                 "labels": self.y.tolist(),
@@ -152,23 +190,39 @@ class CertificationReport:
 
     def __str__(self) -> str:
         rows = [
-            f"{self.name}: {len(self.y)} examples behind {self.noise} noise of {self.sigma:g}, {self.n:,} draws, "
-            f"{self.precision}, alpha {self.alpha:g} (95 % Wilson intervals)",
+            f"{self.name}: {len(self.y)} examples behind {self.noise} noise of {self.sigma:g}, {self.precision}, "
+            + (f"all {self.n:,} versions" if self.exact else f"{self.n:,} draws, alpha {self.alpha:g}")
+            + " (95 % Wilson intervals)",
             f"  {'right, without attack':<26}{percent(proportion(self.right))}",
             f"  {'abstains':<26}{percent(proportion(self.prediction < 0))}",
-            f"  average certified radius {self.average_radius:.3f}, largest that can be proved {self.most:.3f}",
+            f"  average certified radius {self.average_radius:.3f}"
+            + (" of the draws counted" if self.stopped_early else "")
+            + f", largest that can be proved {self.most:.3f}",
         ]
+        if self.stopped_early:
+            total = self.saved + int(self.draws.sum())
+            rows.append(f"  {total - self.saved:,} of {total:,} draws counted, {self.saved:,} saved by an early stop")
         for r in self.radii:
             line = f"  {f'{self.norm} {r:g}: certified':<26}{percent(proportion(self.certified(r)))}"
+            if not self.provable[r][0]:
+                line = f"  {f'{self.norm} {r:g}:':<26}{unprovable(self.n, self.provable[r][1], self.exact)}"
             if r in self.attacked:
-                line += f"   attacked, first {len(self.attacked[r])}: {percent(proportion(self.standing(r)))}"
+                line += f"   attacked ({self.attack}), first {len(self.attacked[r])}: "
+                line += percent(proportion(self.standing(r)))
                 line += f"   {int(self.beaten(r).sum())} certificates beaten"
             rows.append(line)
-        small = max(self.radii) / math.sqrt(self.dimensions)
         rows.append(
-            f"  a change of {max(self.radii):g} in {self.norm} may be no more than {small:.4f} in every element"
+            f"  the largest of these radii that can be proved covers changes of every element by "
+            f"{self.every_element:.4f} at once (Linf), which is small"
         )
         return printable("\n".join(rows))
+
+
+def unprovable(n: int, could: int | None, exact: bool) -> str:
+    """Why a radius stands without a number."""
+    if could is None:
+        return f"not provable: no {'input' if exact else 'number of draws'} reaches it at this sigma"
+    return f"not provable with {n:,} draws ({could:,} would)"
 
 
 def certify_robustness(
@@ -182,6 +236,8 @@ def certify_robustness(
     alpha: float = 0.001,
     n_attacked: int = 0,
     attack_steps: int = 20,
+    attack: str = "pgd",
+    stop_early: bool = False,
     ids: Tensor | None = None,
     run_dir: str | Path | None = None,
     resume: bool = False,
@@ -192,18 +248,23 @@ def certify_robustness(
     """Certify each input, and attack some of them at the same radii.
 
     Certified accuracy is a lower bound: no attack can do better, whatever it knows, but with probability alpha for each
-    input (an attacker must not know the seed). What is left under an attack (PGD whose gradients average over the
-    noise; a verdict of fresh draws) is an upper one.
+    input. (Any seed will do: the inputs were there before it.) What is left under an attack whose gradients average
+    over the noise, with a verdict of fresh draws, is an upper one.
 
     Args:
         model: what :func:`robustgen.smooth` gave.
         x, y: (N, ...) in the bounds, int64 (N,).
         radii: at which accuracy is told, in the norm of the smoothing.
         n0, n, alpha: see :meth:`SmoothedClassifier.certify`.
-        n_attacked: how many of the first inputs are attacked, with ``attack_steps`` steps; attacks are in L2 alone.
+        n_attacked: how many of the first inputs are attacked; attacks are in L2 alone.
+        attack: "pgd", with ``attack_steps`` steps; or "standard", the suite of that name for stochastic models, about a
+            thousand times as dear: for a few inputs. What one of its attacks has made fall, the next does not see.
+        stop_early: leave out draws that decide nothing: accuracies and abstentions stay what they are, radii of single
+            inputs and their average become smaller.
         ids: int64 (N,), by which they are told.
         run_dir: where finished certificates are kept; with ``resume`` they are read again.
-        seed: of the certificates, instead of the model's; attacks are judged by other draws.
+        seed: of the certificates, instead of the model's (0 instead of a secret one: it is written in the report);
+            attacks are judged by other draws.
         progress: show a bar.
 
     Raises:
@@ -218,6 +279,8 @@ def certify_robustness(
     ids = check_ids(torch.arange(len(x)) if ids is None else ids, len(x), x.device)
     check_integers(0, n_attacked=n_attacked)
     check_integers(attack_steps=attack_steps)
+    if attack not in ATTACKS:
+        raise ValueError(f"unknown attack {attack!r}; {nearest(attack, ATTACKS)}")
     if not len(x):
         raise ValueError("there is no input to certify")
     if not radii:
@@ -229,15 +292,26 @@ def certify_robustness(
     if n_attacked and model.bounds is None:
         raise ValueError("the attack needs the bounds of the inputs: smooth(..., bounds=(low, high))")
     started = time.perf_counter()
-    key = model.seed if seed is None else seed
+    key = (model.seed or 0) if seed is None else seed
     check_integers(-(2**63), seed=key)
+    if isinstance(model.noise, Splitting):
+        n0, n, alpha, stop_early = 0, model.noise.versions, 0.0, False
+    provable = {r: model.provable(r, n, alpha) for r in radii}
+    decided = [0.0, *(r for r in radii if provable[r][0])] if stop_early else None
     plan: dict[str, Any] = {
         "model": model_fingerprint(model),
         "examples": fingerprint({"x": x, "y": y, "ids": ids}),
         "certificates": {"n0": n0, "n": n, "alpha": alpha, "seed": key},
         "attacks": {"n": n_attacked, "steps": attack_steps, "radii": list(radii)} if n_attacked else None,
     }
-    options = plan["certificates"]
+    options = dict(plan["certificates"])
+    if decided is not None:
+        plan["early stop"] = decided
+        options["radius"] = decided
+    if n_attacked and attack != "pgd":
+        plan["attacks"]["suite"] = attack
+    if model.exact:
+        options = {}
     with nullcontext() if run_dir is None else alone(Path(run_dir), wait=False), showing(progress):
         keep = anew if run_dir is None else _kept(Path(run_dir), plan, resume)
         parts = [
@@ -247,12 +321,11 @@ def certify_robustness(
         found = {entry: torch.cat([part[entry] for part in parts]) for entry in _CERTIFICATE}
         few, labels = x[:n_attacked], y[:n_attacked]
         attacked = {
-            radius: keep(
-                f"attack-{k:03d}", ("found",), partial(_attacked, model, few, labels, radius, attack_steps, options)
-            )["found"]
+            radius: _attacked(model, few, labels, _attacks(model, attack, radius, attack_steps, key), plan, keep, k)
             for k, radius in enumerate(track(radii if n_attacked else (), f"{name}, attacks"))
         }
-    most = model.noise.radius(torch.tensor([most_provable(n, alpha)], dtype=torch.float64))
+    largest = 1.0 if model.exact else most_provable(n, alpha)
+    most = model.noise.radius(torch.tensor([largest], dtype=torch.float64))
     return CertificationReport(
         name=name,
         sigma=model.sigma,
@@ -270,6 +343,11 @@ def certify_robustness(
         attacked=attacked,
         most=float(most),
         dimensions=x[0].numel(),
+        provable=provable,
+        attack=attack,
+        exact=model.exact,
+        stopped_early=stop_early,
+        pictures=_pictures(model, x[:_PICTURES], key),
         wall_seconds=time.perf_counter() - started,
     )
 
@@ -279,15 +357,54 @@ def _certified(model: SmoothedClassifier, x: Tensor, options: dict[str, Any]) ->
     return {name: getattr(certificate, name) for name in _CERTIFICATE}
 
 
-def _attacked(
-    model: SmoothedClassifier, x: Tensor, y: Tensor, radius: float, steps: int, options: dict[str, Any]
-) -> dict[str, Tensor]:
-    """What is predicted, by draws that no certificate used, at points a hair inside the radius."""
+def _attacks(model: SmoothedClassifier, name: str, radius: float, steps: int, seed: int) -> list[Attack]:
+    """They stay a hair inside the radius, and go on where the logits of a few draws are already wrong."""
     assert model.bounds is not None
-    seed, bounds = options["seed"], model.bounds
-    attack = PGD(eps=radius * (1 - 1e-5), norm="L2", steps=steps, early_stop=False, seed=seed, bounds=bounds)
-    n = min(options["n"], 1000)
-    return {"found": model.predict(attack(model, x, y), n, options["alpha"], seed=derive_seed(seed, 1)).cpu()}
+    eps = radius * (1 - 1e-5)
+    if name == "pgd":
+        return [PGD(eps=eps, norm="L2", steps=steps, early_stop=False, seed=seed, bounds=model.bounds)]
+    suite = suite_of("standard", eps, "L2", model.bounds, seed, stochastic=True)
+    return [stage.attack.for_training() for stage in suite.values()]
+
+
+def _attacked(
+    model: SmoothedClassifier, x: Tensor, y: Tensor, attacks: list[Attack], plan: dict[str, Any], keep: Keep, k: int
+) -> Tensor:
+    """What is predicted, by draws that no certificate used, at the points of the first attack with which another class
+    is, or else of the last."""
+    options = plan["certificates"]
+    n, seed = min(options["n"], 1000), derive_seed(options["seed"], _VERDICT)
+    alpha = options["alpha"] or 0.5  # certificates without chance have none: nor do verdicts look at it
+    found, open_ = y.cpu().clone(), torch.ones(len(y), dtype=torch.bool)
+    for j, attack in enumerate(attacks):
+        rows = open_.nonzero()[:, 0].to(x.device)
+
+        def predicted(attack: Attack = attack, rows: Tensor = rows) -> dict[str, Tensor]:
+            points = attack(model, x[rows], y[rows]) if len(rows) else x[rows]
+            return {"found": model.predict(points, n, alpha, seed=seed).cpu()}
+
+        name = f"attack-{k:03d}" + (f"-{j:02d}" if len(attacks) > 1 else "")
+        found[open_] = keep(name, ("found",), predicted)["found"]
+        open_ = (found == y.cpu()) | (found < 0)
+    return found
+
+
+def _pictures(model: SmoothedClassifier, x: Tensor, seed: int) -> list[dict[str, Any]]:
+    """Images as they are, with noise, and without it again."""
+    low, high = model.bounds or (0.0, 1.0)
+    found = []
+    with torch.no_grad(), untouched(model):
+        for k, one in enumerate(x):
+            generator = torch.Generator(x.device).manual_seed(derive_seed(seed, _PICTURE, k))
+            noisy = model.noise.draw(one, 1, generator)
+            shown = {"image": one, "noisy": noisy[0]}
+            if model.denoiser is not None:
+                shown["denoised"] = model.denoiser.denoise(noisy, model.sigma)[0]
+            pictures = {name: encode_picture(((t - low) / (high - low)).clamp(0, 1)) for name, t in shown.items()}
+            if pictures["image"] is None:
+                return []
+            found.append(pictures)
+    return found
 
 
 def _kept(run_dir: Path, plan: dict[str, Any], resume: bool) -> Keep:
@@ -302,5 +419,6 @@ def _kept(run_dir: Path, plan: dict[str, Any], resume: bool) -> Keep:
         found = read_json(path, dict)
         different = [name for name in wanted if found.get(name) != wanted[name]]
         if different:
-            raise ValueError(f"{run_dir} holds certificates of another evaluation: {', '.join(different)} differ")
+            verb = "differs" if different == ["model"] else "differ"
+            raise ValueError(f"{run_dir} holds certificates of another evaluation: {', '.join(different)} {verb}")
     return kept_in(directory)

@@ -20,7 +20,12 @@ from robustgen.attacks import PGD, Attack, JointAttack
 from robustgen.checks import check_evaluation, check_images, check_positive, eps_spans_bounds, nearest, plain_arguments
 from robustgen.detectors import Detector
 from robustgen.evaluation.chunks import Job, run_jobs, stages_of
-from robustgen.evaluation.detector_robustness_report import DetectorRobustness, GuardedOutcome, ReverseOutcome
+from robustgen.evaluation.detector_robustness_report import (
+    CertifiedAlarms,
+    DetectorRobustness,
+    GuardedOutcome,
+    ReverseOutcome,
+)
 from robustgen.evaluation.doubts import at_chance, n_classes_of, raise_doubts
 from robustgen.evaluation.verifier import verify
 from robustgen.model import Model
@@ -63,7 +68,7 @@ def evaluate_detector_robustness(
     detector runs :class:`~robustgen.attacks.JointAttack` in every formulation; of its points that fool the classifier
     the one of lowest score counts. No formulation is the strongest everywhere: the worst case per example is over all
     attacks. Every outcome is what model and detector say of the point that an attack returned, once the verifier has
-    found it in the ball.
+    found it in the ball. Of a detector that has a bound in ``norm``, what no attack at all can change stands beside.
 
     Args:
         model: x (N, ...) in bounds -> logits (N, C).
@@ -187,6 +192,13 @@ def evaluate_detector_robustness(
         (found,) = run({"score": attack}, x_ood, torch.zeros_like(rows), rows, before, "attacked-ood")
         # the input itself is a point of the ball, and one that the search need not pass
         reverse = ReverseOutcome(attack.describe(), before, torch.minimum(before, scores_of(found)))
+    certified = None
+    if detector.has_bound(norm):
+        with showing(progress):
+            lowest, highest = detector.score_bounds(x, eps, norm)
+            certified = CertifiedAlarms(
+                lowest.cpu(), highest.cpu(), None if x_ood is None else detector.score_bounds(x_ood, eps, norm)[0].cpu()
+            )
     return DetectorRobustness(
         name=name,
         detector=repr(detector),
@@ -202,6 +214,7 @@ def evaluate_detector_robustness(
         scores=scores,
         outcomes=outcomes,
         reverse=reverse,
+        certified=certified,
         notes=notes,
         seed=seed,
         wall_seconds=time.monotonic() - started,

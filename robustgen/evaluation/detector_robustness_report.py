@@ -15,7 +15,7 @@ from robustgen.evaluation.report import write_report
 from robustgen.files import environment
 from robustgen.printable import printable
 
-__all__ = ["DetectorRobustness", "GuardedOutcome", "ReverseOutcome"]
+__all__ = ["CertifiedAlarms", "DetectorRobustness", "GuardedOutcome", "ReverseOutcome"]
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,17 @@ class ReverseOutcome:
     after: Tensor
 
 
+@dataclass(frozen=True)
+class CertifiedAlarms:
+    """What no change up to eps can take back: bounds of the scores there, ``lowest`` and ``highest`` float64 (N,) of
+    the examples, ``lowest_ood`` (M,) of the out-of-distribution inputs where there are any.
+    """
+
+    lowest: Tensor
+    highest: Tensor
+    lowest_ood: Tensor | None = None
+
+
 @dataclass
 class DetectorRobustness:
     """What :func:`evaluate_detector_robustness` measured. A better attack can only make the detector look worse.
@@ -49,6 +60,7 @@ class DetectorRobustness:
         scores: float64 (N,), without attack.
         outcomes: by attack name.
         reverse: of out-of-distribution inputs, where there were any.
+        certified: of a detector with a bound in ``norm``.
         notes: what a reader should doubt before any number.
         stage_seconds: what each attack took; of a resumed evaluation all its processes together.
         seed, environment, wall_seconds: how it was made.
@@ -68,6 +80,7 @@ class DetectorRobustness:
     scores: Tensor
     outcomes: dict[str, GuardedOutcome]
     reverse: ReverseOutcome | None = None
+    certified: CertifiedAlarms | None = None
     notes: list[str] = field(default_factory=list)
     seed: int = 0
     environment: dict[str, Any] = field(default_factory=environment)
@@ -137,6 +150,7 @@ class DetectorRobustness:
             "attacks": {label: {"settings": o.settings} | self.rates(o) for label, o in self.outcomes.items()},
             "worst_case": self.rates(self.worst_case),
             "out_of_distribution": self._reverse_rates(),
+            "certified": self._certified_rates(),
             "per_example": {
                 "ids": self.ids.tolist(),
                 "labels": self.y.tolist(),
@@ -149,6 +163,24 @@ class DetectorRobustness:
             "environment": self.environment,
             "wall_seconds": round(self.wall_seconds, 2),
         }
+
+    def _certified_rates(self) -> dict[str, Any] | None:
+        """Shares that no attack can push further: ``flagged`` at every point of the ball, of all examples, which is a
+        lower bound of guarded accuracy too; ``quiet`` at none; out-of-distribution inputs at their lowest scores.
+        """
+        if self.certified is None:
+            return None
+        found: dict[str, Any] = {
+            "flagged": proportion(self.certified.lowest > self.threshold),
+            "quiet": proportion(self.certified.highest <= self.threshold),
+            "out_of_distribution": None,
+        }
+        if self.certified.lowest_ood is not None:
+            found["out_of_distribution"] = {
+                "flagged": proportion(self.certified.lowest_ood > self.threshold),
+                "auroc": auroc(self.scores, self.certified.lowest_ood),
+            }
+        return found
 
     def _reverse_rates(self) -> dict[str, Any] | None:
         if self.reverse is None:

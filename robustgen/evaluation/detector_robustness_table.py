@@ -10,7 +10,9 @@ GUARDED_NOTE = (
     "Oblivious attacks look at the classifier alone, joint ones at the detector too. Fooled are inputs that were "
     "classified correctly without attack; flagged are those among the fooled, and in the first row the false alarms. "
     "Guarded accuracy counts inputs that are correct or flagged, in the first row correct and not flagged. AUROC: "
-    "clean inputs against the fooled ones. A stronger attack can only make the detector look worse."
+    "clean inputs against the fooled ones. A stronger attack can only make the detector look worse. Certified is what "
+    "no attack can change, where the detector has a bound: alarms that every input of the ball raises (guarded "
+    "accuracy is at least their share), and out-of-distribution inputs at the lowest scores that any change can give."
 )
 
 
@@ -36,6 +38,14 @@ def detector_robustness_table(entry: dict[str, Any]) -> tuple[list[str], list[li
         for label, found in {"": reverse["before"], ", attacked to look normal": reverse["after"]}.items():
             label = f"out of distribution{label} (n = {found['flagged']['n']})"
             rows.append([label, "", percent(found["flagged"]), "", "", _area(found["auroc"])])
+    certified = entry.get("certified")
+    if certified is not None:
+        sure = percent(certified["flagged"])
+        rows.append(["certified: flagged whatever the change", "", sure, "", f"at least {sure}", ""])
+        rows.append(["certified: not flagged whatever the change", "", percent(certified["quiet"]), "", "", ""])
+        if (outside := certified["out_of_distribution"]) is not None:
+            label = f"certified: out of distribution (n = {outside['flagged']['n']})"
+            rows.append([label, "", percent(outside["flagged"]), "", "", _area(outside["auroc"])])
     return head, rows
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["as_svg", "draw_curves", "draw_roc", "draw_score_histogram", "draw_scores"]
+__all__ = ["as_svg", "draw_certified", "draw_curves", "draw_roc", "draw_score_histogram", "draw_scores"]
 
 _LONGEST = 40  # characters of a name in a figure
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e6c8a", "#c98a1b", "#444444")
@@ -51,6 +51,39 @@ def draw_curves(networks: list[dict[str, Any]]) -> "Figure":
         axes.fill_between(eps, low, high, color=colour, alpha=0.15, linewidth=0)
     axes.axvline(networks[0]["threat_model"]["eps"], color="#999", linestyle=":", label="eps of the table")
     axes.set(xlabel="eps", ylabel="accuracy", ylim=(-0.02, 1.02))
+    figure.legend(loc="outside lower left", frameon=False)
+    return figure
+
+
+def draw_certified(entries: list[dict[str, Any]]) -> "Figure":
+    """By radius, of each sigma: what is certified as a line, what an attack left as a dashed one, the gap shaded."""
+    attacked = any("attacked" in row for entry in entries for row in entry["radii"])
+    figure, axes = _axes(len(entries) + attacked)
+    for colour, entry in zip(_COLOURS * len(entries), entries, strict=False):
+        rows = sorted((row for row in entry["radii"] if row["provable"]), key=lambda row: row["radius"])
+        radii = [0.0, *(row["radius"] for row in rows)]
+        certified = [entry["accuracy"], *(row["certified"] for row in rows)]
+        values, low, high = ([share[k] for share in certified] for k in ("value", "low", "high"))
+        axes.errorbar(
+            radii,
+            values,
+            [np.subtract(values, low).clip(0), np.subtract(high, values).clip(0)],
+            fmt="o-",
+            capsize=2,
+            color=colour,
+            label=f"sigma {entry['smoothing']['sigma']:g}, certified",
+        )
+        both = [row for row in entry["radii"] if "attacked" in row]
+        if both:
+            both.sort(key=lambda row: row["radius"])
+            at = [row["radius"] for row in both]
+            left = [row["attacked"]["value"] for row in both]
+            axes.plot(at, left, "v--", color=colour, alpha=0.7)
+            sure = [row["certified_of_attacked"]["value"] for row in both]
+            axes.fill_between(at, sure, left, color=colour, alpha=0.15, linewidth=0)
+    if attacked:
+        axes.plot([], [], "v--", color="#666", label="left by the attack, of the attacked")
+    axes.set(xlabel=f"radius, {entries[0]['smoothing']['norm']}", ylabel="accuracy", ylim=(-0.02, 1.02))
     figure.legend(loc="outside lower left", frameon=False)
     return figure
 

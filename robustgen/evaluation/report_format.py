@@ -6,15 +6,16 @@ import math
 from pathlib import Path
 from typing import Any
 
-from robustgen.structure import POSITIVE, check_structure
+from robustgen.structure import POSITIVE, SHARE, check_structure
 
-__all__ = ["FORMAT", "check_report"]
+__all__ = ["FORMAT", "PROPORTION", "check_picture", "check_report"]
 
 FORMAT = 1
 _MOST_PICTURES = 64
 
-_SHARE = {"value": float, "low": float, "high": float, "n": int}
-_SHARE_OR_NONE = (_SHARE, None)
+_COUNT = range(2**53)
+PROPORTION = {"value": SHARE, "low": SHARE, "high": SHARE, "n": _COUNT}
+_PROPORTION_OR_NONE = (PROPORTION, None)
 _THREAT = {"norm": str, "eps": float, "bounds?": [float]}
 _LABEL = range(2**31)
 _PER_EXAMPLE = {
@@ -30,10 +31,10 @@ _NETWORK = {
     "threat_model": _THREAT,
     "notes?": [str],
     "unfinished?": {str: str},
-    "clean_accuracy": _SHARE,
-    "worst_case_accuracy": _SHARE,
-    "attacks": {str: {"robust_accuracy": _SHARE, "n_attacked?": int | None}},
-    "curve": [{"eps": float, "value": float, "low": float, "high": float}],
+    "clean_accuracy": PROPORTION,
+    "worst_case_accuracy": PROPORTION,
+    "attacks": {str: {"robust_accuracy": PROPORTION, "n_attacked?": (_COUNT, None)}},
+    "curve": [{"eps": float, "value": SHARE, "low": SHARE, "high": SHARE}],
     "masking_tests": [{"name": str, "verdict": str, "detail": str, "advice?": str}],
     "per_example?": _PER_EXAMPLE,
     "pictures?": {
@@ -46,60 +47,61 @@ _NETWORK = {
     },
 }
 _POPULATION = {
-    "n": int,
+    "n": _COUNT,
     "scores": [float],
-    "auroc": float,
-    "average_precision": float,
-    "chance": float,
-    "prevalence": float,
-    "fpr_at_95_tpr": float,
-    "flagged": float,
+    "auroc": SHARE,
+    "average_precision": SHARE,
+    "chance": SHARE,
+    "prevalence": SHARE,
+    "fpr_at_95_tpr": SHARE,
+    "flagged": SHARE,
 }
 _DETECTION = {
     "network": str,
     "detector": str,
-    "fpr": float,
-    "false_alarms": float,
+    "fpr": SHARE,
+    "false_alarms": SHARE,
     "in_distribution": [float],
     "populations": {str: _POPULATION},
 }
 _RATES = {
-    "success": _SHARE_OR_NONE,
-    "flagged": _SHARE_OR_NONE,
-    "evaded": _SHARE_OR_NONE,
-    "guarded_accuracy": _SHARE,
-    "auroc": float | None,
+    "success": _PROPORTION_OR_NONE,
+    "flagged": _PROPORTION_OR_NONE,
+    "evaded": _PROPORTION_OR_NONE,
+    "guarded_accuracy": PROPORTION,
+    "auroc": (SHARE, None),
 }
-_OUTSIDE = {"flagged": _SHARE, "auroc": float}
+_OUTSIDE = {"flagged": PROPORTION, "auroc": SHARE}
 _GUARDED = {
     "name": str,
     "detector": str,
     "threat_model": _THREAT,
     "notes?": [str],
-    "fpr": float,
+    "fpr": SHARE,
     "threshold": float,
-    "n_calibration": int,
-    "clean": {"accuracy": _SHARE, "false_alarms": _SHARE, "correct_and_unflagged": _SHARE},
+    "n_calibration": _COUNT,
+    "clean": {"accuracy": PROPORTION, "false_alarms": PROPORTION, "correct_and_unflagged": PROPORTION},
     "attacks": {str: _RATES},
     "worst_case": _RATES,
     "out_of_distribution": ({"before": _OUTSIDE, "after": _OUTSIDE}, None),
+    "certified?": ({"flagged": PROPORTION, "quiet": PROPORTION, "out_of_distribution": (_OUTSIDE, None)}, None),
 }
 _SCORED = {
     "input": str | int,
     "score": float | None,
-    "p_value": float,
+    "p_value": SHARE,
     "flag": bool,
     "picture?": ({"shape": [POSITIVE], "uint8": str}, None),
 }
 _SCORES = {
     "data": str,
     "detector": str,
-    "fpr": float,
-    "n_calibration": int,
-    "n": int,
-    "flagged": _SHARE_OR_NONE,
+    "fpr": SHARE,
+    "n_calibration": _COUNT,
+    "n": _COUNT,
+    "flagged": _PROPORTION_OR_NONE,
     "threshold": float | None,
-    "histogram": ({"edges": [float], "counts": [int], "below": int, "above": int}, None),
+    "histogram": ({"edges": [float], "counts": [_COUNT], "below": _COUNT, "above": _COUNT}, None),
     "most": [_SCORED],
     "least": [_SCORED],
 }
@@ -114,7 +116,7 @@ _REPORT = {
     "detection?": [_DETECTION],
     "detector_robustness?": [_GUARDED],
     "scores?": [_SCORES],
-    "story?": [{"title": str, "text": str, "pictures_of?": str | None}],
+    "story?": [{"title": str, "text": str, "pictures_of?": str | None, "inputs?": [_SCORED]}],
 }
 
 
@@ -132,16 +134,14 @@ def check_report(report: Any, source: str | Path) -> None:
         _check_examples(network.get("per_example", {}), source, f"networks[{i}].per_example")
         if network.get("pictures"):
             _check_pictures(network["pictures"], source, f"networks[{i}].pictures")
+    for i, step in enumerate(report.get("story", [])):
+        _check_inputs(step.get("inputs", []), source, f"story[{i}].inputs")
     for i, entry in enumerate(report.get("scores", [])):
         histogram = entry["histogram"]
         if histogram is not None and len(histogram["edges"]) != len(histogram["counts"]) + 1:
             raise ValueError(f"{source}: scores[{i}].histogram must have one more edge than counts")
         for kind in ("most", "least"):
-            for j, row in enumerate(entry[kind][: _MOST_PICTURES + 1]):
-                if j == _MOST_PICTURES:
-                    raise ValueError(f"{source}: scores[{i}].{kind} must hold at most {_MOST_PICTURES} inputs")
-                if row.get("picture"):
-                    _check_picture(row["picture"], source, f"scores[{i}].{kind}[{j}].picture")
+            _check_inputs(entry[kind], source, f"scores[{i}].{kind}")
 
 
 def _check_examples(outcomes: dict[str, Any], source: str | Path, field: str) -> None:
@@ -155,7 +155,15 @@ def _check_examples(outcomes: dict[str, Any], source: str | Path, field: str) ->
             raise ValueError(f"{source}: {field}.{name} must have as many entries as {next(iter(lists))}")
 
 
-def _check_picture(picture: dict[str, Any], source: str | Path, field: str) -> None:
+def _check_inputs(rows: list[dict[str, Any]], source: str | Path, field: str) -> None:
+    if len(rows) > _MOST_PICTURES:
+        raise ValueError(f"{source}: {field} must hold at most {_MOST_PICTURES} inputs")
+    for k, row in enumerate(rows):
+        if row.get("picture"):
+            check_picture(row["picture"], source, f"{field}[{k}].picture")
+
+
+def check_picture(picture: dict[str, Any], source: str | Path, field: str) -> None:
     """As :func:`~robustgen.evaluation.report_pictures.encode_picture` makes it: (C, H, W) as 8-bit values."""
     if len(picture["shape"]) != 3 or picture["shape"][0] not in (1, 3):
         raise ValueError(f"{source}: {field}.shape must be [C, H, W] with 1 or 3 channels")

@@ -24,7 +24,7 @@ from robustgen.progress import bar
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_html", "kind_of"]
+__all__ = ["draw_figure", "draw_html", "kind_of", "templates"]
 
 _CLASSES = 20  # a matrix of more would not be read
 _PAIRS = 12  # then so many of the most frequent confusions are listed
@@ -39,7 +39,7 @@ def draw_html(report: dict[str, Any]) -> str:
     with bar("report, figures", total) as shown:
 
         def figure(draw: Callable[[], "Figure"], caption: str) -> dict[str, Any]:
-            drawn = _figure(draw, caption)
+            drawn = draw_figure(draw, caption)
             shown.update()
             return drawn
 
@@ -55,14 +55,17 @@ def draw_html(report: dict[str, Any]) -> str:
             "scores": [_scores(entry, figure) for entry in scores],
         }
     return (
-        _templates()
+        templates()
         .get_template("page.html")
         .render(
             title=report.get("title", "Robustness report"),
             summaries=of_report(report),
             doubts=tables.doubts([*networks, *report.get("detector_robustness", [])]),
             remarks=report.get("remarks", []),
-            story=[step | {"pictures": _told(step, networks)} for step in report.get("story", [])],
+            story=[
+                step | {"pictures": _told(step, networks), "inputs": _inputs(step.get("inputs", []))}
+                for step in report.get("story", [])
+            ],
             accuracy=tables.accuracy_table(networks) if networks else None,
             robust_note=tables.ROBUST_NOTE,
             detection_table=tables.detection_table(detection) if detection else None,
@@ -84,7 +87,8 @@ def kind_of(error: Exception) -> str:
 
 
 @cache
-def _templates() -> Environment:
+def templates() -> Environment:
+    """Of every page; they escape what is filled in."""
     return Environment(
         loader=PackageLoader("robustgen.evaluation"),
         autoescape=True,
@@ -95,7 +99,7 @@ def _templates() -> Environment:
     )
 
 
-def _figure(draw: Callable[[], "Figure"], caption: str) -> dict[str, Any]:
+def draw_figure(draw: Callable[[], "Figure"], caption: str) -> dict[str, Any]:
     """The figure with its caption; in its place why, where it cannot be drawn: the tables are what counts."""
     try:
         return {"svg": Markup(figures.as_svg(draw)), "caption": caption}
@@ -124,20 +128,22 @@ def _scores(entry: dict[str, Any], figure: _Draw) -> dict[str, Any]:
         beyond = [f"{histogram[side]} {side} it" for side in ("below", "above") if histogram[side]]
         left_out = f"; inputs outside the figure: {', '.join(beyond)}" if beyond else ""
         drawn = figure(partial(figures.draw_score_histogram, entry), f"Scores of {entry['n']:,} inputs{left_out}")
-    ends = {
-        kind: [
-            {
-                "input": row["input"],
-                "score": tables.score_text(row["score"]),
-                "p_value": f"{row['p_value']:.3g}",
-                "flag": row["flag"],
-                "picture": draw_picture(row["picture"]) if row.get("picture") else None,
-            }
-            for row in entry[kind]
-        ]
-        for kind in ("most", "least")
-    }
+    ends = {kind: _inputs(entry[kind]) for kind in ("most", "least")}
     return {"entry": entry, "figure": drawn, "ends": ends}
+
+
+def _inputs(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Scored inputs as they are shown."""
+    return [
+        {
+            "input": row["input"],
+            "score": tables.score_text(row["score"]),
+            "p_value": f"{row['p_value']:.3g}",
+            "flag": row["flag"],
+            "picture": draw_picture(row["picture"]) if row.get("picture") else None,
+        }
+        for row in rows
+    ]
 
 
 def _network(network: dict[str, Any]) -> dict[str, Any]:

@@ -82,14 +82,17 @@ class ScoreSummary:
         """JSON-able: the entry of a report's "scores"."""
         low, high = wilson_interval(self._flagged, self._n) if self._n else (0.0, 0.0)
         flagged = {"value": self._flagged / self._n, "low": low, "high": high, "n": self._n} if self._n else None
-        return self._about | {
-            "n": self._n,
-            "flagged": flagged,
-            "threshold": self._threshold if math.isfinite(self._threshold) else None,
-            "histogram": self._histogram(),
-            "most": [row for _, row in self._most],
-            "least": [row for _, row in self._least],
-        }
+        return (
+            self._about
+            | {
+                "n": self._n,
+                "flagged": flagged,
+                "threshold": self._threshold if math.isfinite(self._threshold) else None,
+                "histogram": self._histogram(),
+                "most": [row for _, row in self._most[: -(-self._n // 2)]],  # of few inputs none is shown twice
+                "least": [row for _, row in self._least[: self._n // 2]],
+            }
+        )
 
     def _histogram(self) -> dict[str, Any] | None:
         """Bins of equal width with an edge at the threshold, each open below and closed above; how many lie beyond."""

@@ -10,6 +10,7 @@ from robustgen.evaluation.masking import HOLDS, NOT_RUN, VIOLATED
 __all__ = ["Summary", "eps_text", "of_detection", "of_guarded", "of_network", "of_report", "of_scores", "short_percent"]
 
 _NAMED = 3  # classes that are weakest together
+_ENOUGH = 10  # examples of every class: of fewer, which is weakest is chance
 
 
 class Summary(NamedTuple):
@@ -125,8 +126,11 @@ def _tested(counts: dict[str, int]) -> str:
 
 
 def _weakest(network: dict[str, Any]) -> str:
-    """The classes of lowest accuracy under attack; nothing where most are alike."""
-    shares = {c.name: Fraction(c.standing, c.n) for c in accuracy_by_class(network)}
+    """The classes of lowest accuracy under attack; nothing where most are alike, or examples few."""
+    classes = accuracy_by_class(network)
+    if any(c.n < _ENOUGH for c in classes):
+        return ""
+    shares = {c.name: Fraction(c.standing, c.n) for c in classes}
     lowest = [name for name, share in shares.items() if share == min(shares.values())]
     if not 0 < len(lowest) <= min(_NAMED, len(shares) - 1):
         return ""

@@ -34,10 +34,13 @@ _AHMED_2017 = (
     "detector_selection",
     "validation_losses",
 )
+_GUARANTEES = ("certified_accuracy", "certified_detectors")
 _MODULES = [
     "robustgen.experiments.recipes",
+    "robustgen.experiments.recipe_starts",
     *(f"robustgen.experiments.lamb2018.{name}" for name in _CHAPTER_2),
     *(f"robustgen.experiments.ahmed2017.{name}" for name in _AHMED_2017),
+    *(f"robustgen.experiments.guarantees.{name}" for name in _GUARANTEES),
 ]
 
 

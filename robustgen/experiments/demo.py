@@ -8,11 +8,11 @@ from textwrap import fill
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustgen import data
 from robustgen.attacks import FGSM, PGD, Attack
-from robustgen.detectors import ReconstructionError
+from robustgen.detectors import Detector, ReconstructionError
 from robustgen.evaluation import (
     DetectorRobustness,
     RobustnessReport,
@@ -22,6 +22,7 @@ from robustgen.evaluation import (
     write_report,
 )
 from robustgen.evaluation.masking import VIOLATED, paired
+from robustgen.evaluation.report_pictures import encode_picture
 from robustgen.evaluation.summary import short_percent
 from robustgen.files import environment
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
@@ -42,6 +43,8 @@ PLAIN, AFTERWARDS, ADVERSARIAL, FORTIFIED = (
     "adversarial",
     "fortified adversarial",
 )
+SHOWN = 3  # inputs of each population
+FPR = 0.05
 LINE = 100  # characters of a line that is printed
 
 
@@ -162,7 +165,7 @@ def run_demo(
         )
         for name, network in networks.items()
     }
-    detection, guarded = [], []
+    detection, guarded, shown = [], [], []
     for name in (AFTERWARDS, FORTIFIED):
         network = networks[name]
         detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
@@ -172,6 +175,7 @@ def run_demo(
             "uniform noise": data.noise(len(x), tuple(x.shape[1:]), seed=seed).images(),
         }
         detection.append(evaluate_detection(detector, x, populations, network=name))
+        shown = _shown(detector, {"ordinary digits": x} | populations)
         few = slice(scale.guarded_examples)
         guarded.append(
             evaluate_detector_robustness(
@@ -193,7 +197,7 @@ def run_demo(
         f"images of 8x8 pixels; digits {HELD_OUT[0]} and {HELD_OUT[1]} held out of training. "
         f"The detectors are attacked on the first {scale.guarded_examples} test images.",
     ]
-    story = _story(reports, detection, guarded)
+    story = _story(reports, detection, guarded, shown)
     page = write_report(
         {
             "title": "robustgen demo: a network, how it falls, how it is guarded",
@@ -217,10 +221,26 @@ def run_demo(
     return page
 
 
+def _shown(detector: Detector, populations: dict[str, Tensor]) -> list[dict[str, Any]]:
+    """The first inputs of each population with their scores, as a report shows them."""
+    rows = []
+    for name, inputs in populations.items():
+        few = inputs[:SHOWN]
+        found = zip(few, detector.score(few), detector.p_value(few), detector.flag(few, FPR), strict=True)
+        rows += [
+            {"input": name, "score": float(s), "p_value": float(p), "flag": bool(f), "picture": encode_picture(one)}
+            for one, s, p, f in found
+        ]
+    return rows
+
+
 def _story(
-    reports: dict[str, RobustnessReport], detection: list[dict[str, Any]], guarded: list[DetectorRobustness]
+    reports: dict[str, RobustnessReport],
+    detection: list[dict[str, Any]],
+    guarded: list[DetectorRobustness],
+    shown: list[dict[str, Any]],
 ) -> list[dict[str, Any]]:
-    """What the numbers say, step by step: title and text, and the network whose pictures belong to it."""
+    """What the numbers say, step by step: title and text, and the network or the inputs whose pictures belong to it."""
     plain, adversarial, fortified = (reports[name] for name in (PLAIN, ADVERSARIAL, FORTIFIED))
     (seen, attacked) = next(
         (entry, found) for entry, found in zip(detection, guarded, strict=True) if entry["network"] == FORTIFIED
@@ -260,6 +280,7 @@ def _story(
             f"{short_percent(seen['fpr'])} were allowed. Of {len(attacked.y)} digits {short_percent(kept)} are right "
             f"and pass; under attack, by one who knows the detector or not, {short_percent(left)} are right or "
             "flagged.",
+            "inputs": shown,
         },
     ]
 

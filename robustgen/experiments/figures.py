@@ -32,6 +32,11 @@ CAPTIONS = {  # file: title, and how to read the figure
         "Fashion-MNIST: fortified or not, with the same compute",
         "Robust accuracy (discs) can be bought with clean accuracy (rings): compare both.",
     ),
+    "certified-by-radius": (
+        "MNIST: certified accuracy by radius",
+        "Each row is a network behind noise of 0.5, and each mark a lower bound: no attack of that L2 norm can get "
+        "accuracy below it.",
+    ),
 }
 _DETECTORS = (
     "dcgan",
@@ -57,7 +62,7 @@ _DETECTORS = (
 
 def draw_figures(out: Path) -> dict[str, str]:
     """The SVG document of each figure in ``CAPTIONS``, from the cells kept under ``out``."""
-    drawn = (_recipes(out), _attacks(out), _held_out_digit(out), _same_compute(out))
+    drawn = (_recipes(out), _attacks(out), _held_out_digit(out), _same_compute(out), _certified(out))
     return dict(zip(CAPTIONS, drawn, strict=True))
 
 
@@ -165,4 +170,19 @@ def _same_compute(out: Path) -> str:
         ],
         source=table.source,
         limits=(50, 80),
+    )
+
+
+def _certified(out: Path) -> str:
+    table = _Table("guarantees/certified-accuracy", out)
+    columns = table.experiment.columns
+    return dot_plot(
+        CAPTIONS["certified-by-radius"][0],
+        "certified accuracy on test images, percent; bars: standard deviations over seeds",
+        table.titles(columns[0].key),
+        [
+            table.series(f"radius {c.title.removeprefix('L2 ')}", c.key, f"certified at {c.title.removeprefix('L2 ')}")
+            for c in columns
+        ],
+        source=table.source,
     )

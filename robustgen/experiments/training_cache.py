@@ -140,7 +140,7 @@ class TrainingCache:
             keep: epochs whose model is saved besides, in ``epoch-N`` there.
         """
         settings = settings | {"schedule": SCHEDULE if annealed else None, "kept": list(keep)}
-        run_dir = self._run_dir(settings)
+        run_dir = self.folder(settings)
 
         def save(model: nn.Module, history: list[dict[str, float]]) -> None:
             if len(history) in keep and isinstance(model, GenerativeModel):
@@ -168,7 +168,7 @@ class TrainingCache:
         Returns:
             The history, and what the training took, in seconds of one core, a killed part of it included.
         """
-        run_dir = self._run_dir({"recipe": recipe.record(), "seed": seed})
+        run_dir = self.folder({"recipe": recipe.record(), "seed": seed})
         clock = run_dir / "core_seconds.json"
         begun, before = time.process_time(), read_json(clock, {"seconds": float})["seconds"] if clock.exists() else 0.0
 
@@ -191,7 +191,8 @@ class TrainingCache:
         network.eval()
         return history, float(read_json(clock, {"seconds": float})["seconds"])
 
-    def _run_dir(self, settings: dict[str, Any]) -> Path:
+    def folder(self, settings: dict[str, Any]) -> Path:
+        """Where what depends on these settings, JSON-able, is kept between cells."""
         return self.work / hashlib.blake2b(json.dumps(settings, sort_keys=True).encode(), digest_size=10).hexdigest()
 
     def _fit(
@@ -202,7 +203,7 @@ class TrainingCache:
         objective: Any,
         **options: Any,
     ) -> list[dict[str, float]]:
-        run_dir = self._run_dir(settings)
+        run_dir = self.folder(settings)
         trainer = Trainer(
             objective, device=self.device, run_dir=run_dir, resume=True, progress=self.progress, **options
         )

@@ -2,15 +2,19 @@
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robustgen.checks import check_positive, nearest
+from robustgen.checks import check_positive
+from robustgen.counter_rng import derive_seed
 
-__all__ = ["NOISES", "Gaussian", "SmoothingNoise", "Uniform", "noise_called"]
+__all__ = ["Gaussian", "SmoothingNoise", "Uniform", "noisy_versions"]
+
+_BLOCK = 100  # draws that have a random stream of their own, so that no count depends on how many fit in a batch
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,17 @@ class Uniform(SmoothingNoise):
         return min(1.0, 0.5 + radius / (2 * self.half_width))
 
 
-NOISES: dict[str, type[SmoothingNoise]] = {"gaussian": Gaussian, "uniform": Uniform}
+def noisy_versions(noise: SmoothingNoise, x: Tensor, n: int, batch_size: int, *key: int) -> Iterator[list[Tensor]]:
+    """n noisy versions of one input x (...), functions of ``key`` alone: as many blocks (at most 100, ...) at a time as
+    ``batch_size`` holds, one at least.
 
-
-def noise_called(name: str, sigma: float) -> SmoothingNoise:
-    """The noise of that name: "gaussian" or "uniform"; ValueError for another."""
-    if name not in NOISES:
-        raise ValueError(f"unknown noise {name!r}; {nearest(name, NOISES)}")
-    return NOISES[name](sigma)
+    A generator of the CPU takes 32 bits of a seed: two of a million blocks may well be alike. That two of the hundred
+    of one input are is less likely than one in a hundred thousand, which no certificate feels.
+    """
+    blocks, at_once = -(-n // _BLOCK), max(1, batch_size // _BLOCK)
+    for start in range(0, blocks, at_once):
+        numbers = range(start, min(start + at_once, blocks))
+        seeds = [derive_seed(*key, number) for number in numbers]
+        drawn = [noise.draw(x, _BLOCK, torch.Generator(x.device).manual_seed(seed)) for seed in seeds]
+        drawn[-1] = drawn[-1][: n - numbers[-1] * _BLOCK]
+        yield drawn

@@ -17,7 +17,7 @@ EXPERIMENT = ClassifierTable(
             key="defense-gan",
             title="Defense-GAN",
             published={FGSM_03: 89.60},
-            missing="needs a GAN, which this library does not have yet",
+            missing="searches the latent space of a GAN for each image, which this library does not have yet",
         ),
         Row(
             key="deep-image-prior",

@@ -71,7 +71,7 @@ class _BlackBox(Experiment):
             key="defense-gan",
             title="Defense-GAN, fc and conv substitutes",
             note="published: 92.21 and 93.12",
-            missing="needs a GAN, which this library does not have yet",
+            missing="searches the latent space of a GAN for each image, which this library does not have yet",
         ),
         Row(
             key="adversarial",
