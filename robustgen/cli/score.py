@@ -258,7 +258,7 @@ def score(
     scored = str(checkpoint[0] if checkpoint else model if run is None else run)
     detection = []
     if against:
-        seen = [training_data(known, shape) for known in (checkpoint or ([] if run is None else [run]))]
+        seen: list[Any] = [training_data(known, shape) for known in (checkpoint or ([] if run is None else [run]))]
         if fitted_on is not None:
             seen.append(fitted_on.read_tokens_too("train", shape))
         eps, norm, line = threat(info, eps, norm)
