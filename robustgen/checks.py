@@ -3,8 +3,11 @@
 import difflib
 import functools
 import re
+import sys
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import fields
+from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
@@ -30,12 +33,22 @@ __all__ = [
     "plain",
     "plain_arguments",
     "plain_fields",
+    "warn_user",
 ]
 
 _P = ParamSpec("_P")
 _R = TypeVar("_R")
 
+_NOT_THE_USERS = tuple(str(Path(module).parent) for module in (__file__, torch.__file__))
 ROUNDING = 1e-6  # how far outside of [0, 1] float32 pixels lie that went through a normalisation and back
+
+
+def warn_user(line: str) -> None:
+    """Warn at the line of the user's code that called into this package, however many calls deep the reason is."""
+    frame, level = sys._getframe(1), 2
+    while frame.f_back is not None and frame.f_code.co_filename.startswith(_NOT_THE_USERS):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(line, stacklevel=level)
 
 
 def plain(value: Any) -> Any:

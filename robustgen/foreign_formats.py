@@ -3,7 +3,7 @@
 import zipfile
 from pathlib import Path
 
-__all__ = ["foreign_format", "is_archive", "is_pickled"]
+__all__ = ["foreign_format", "is_archive", "is_pickled", "is_weights"]
 
 _SAVE_AS = "; save the weights as .safetensors, by safetensors.torch.save_file"
 _ARCHIVE = b"PK\x03\x04"
@@ -21,6 +21,11 @@ def is_pickled(path: Path) -> bool:
     """
     head = _head(path)
     return head[8:9] != b"{" and head.startswith(_PICKLES)
+
+
+def is_weights(path: Path) -> bool:
+    """Whether the file begins as one of weights does: as what torch.save writes, or as safetensors."""
+    return is_pickled(path) or _head(path)[8:9] == b"{"
 
 
 def is_archive(path: Path) -> bool:

@@ -1,6 +1,5 @@
 """What the library needs to know of a user's model: its logits, and how to query it without leaving a trace."""
 
-import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import warn_user
 from robustgen.inputs import Inputs, count, described, each
 from robustgen.turns import CUDNN, RANDOM_STATE, RandomStream, taking_turns
 
@@ -104,7 +104,7 @@ def logits_of(output: object) -> Tensor:
 def warn_if_probabilities(logits: Tensor) -> None:
     """Warn where every row is non-negative and sums to one: a softmax at the end hides gradients from attacks."""
     if len(logits) and bool((logits >= 0).all()) and bool(((logits.sum(1) - 1).abs() < 1e-4).all()):
-        warnings.warn("the model's output looks like probabilities; return logits (before softmax)", stacklevel=3)
+        warn_user("the model's output looks like probabilities; return logits (before softmax)")
 
 
 @contextmanager

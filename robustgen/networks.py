@@ -27,6 +27,16 @@ def activation_module(name: str) -> nn.Module:
     return _ACTIVATIONS[name]()
 
 
+def _sides(image_size: int | tuple[int, int]) -> tuple[int, int]:
+    """Height and width; TypeError, ValueError where they are no numbers of pixels."""
+    sides = image_size if isinstance(image_size, tuple | list) else (image_size, image_size)
+    if len(sides) != 2:
+        raise ValueError(f"image_size must be a number of pixels or (height, width), got {image_size!r}")
+    check_integers(image_size=sides[0])
+    check_integers(image_size=sides[1])
+    return sides[0], sides[1]
+
+
 @plain_arguments
 def convnet(
     in_channels: int = 1,
@@ -48,14 +58,14 @@ def convnet(
         activation: of every layer, see :func:`activation_module`.
 
     Raises:
-        ValueError: a number of channels or classes below 1, or an unknown activation.
+        ValueError: a number of channels, classes or pixels below 1, or an unknown activation.
 
     >>> import torch
     >>> convnet(1, 10, image_size=28)(torch.zeros(2, 1, 28, 28)).shape
     torch.Size([2, 10])
     """
     check_integers(in_channels=in_channels, n_classes=n_classes, width=width)
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = _sides(image_size)
     large = [(8, 2, 3), (6, 2, 0), (5, 1, 0)]  # kernel, stride, padding
     shapes = large if min(size) >= 24 else [(3, 1, 1), (3, 2, 1), (3, 1, 1)]
     channels = [in_channels, width, 2 * width, 2 * width]
@@ -99,7 +109,7 @@ def strided(
     """
     units = max(1, 100 * width // 16) if units is None else units
     check_integers(in_channels=in_channels, n_classes=n_classes, width=width, units=units)
-    height, breadth = (image_size, image_size) if isinstance(image_size, int) else image_size
+    height, breadth = _sides(image_size)
     if min(height, breadth) < 4:
         raise ValueError(f"strided takes images of at least 4x4 pixels, got {height}x{breadth}")
     first = StridedConv2d if in_channels <= 4 else nn.Conv2d  # as in convnet
@@ -109,6 +119,7 @@ def strided(
     return nn.Sequential(*layers, nn.Linear(units, n_classes))
 
 
+@plain_arguments
 def encoder(
     in_channels: int = 1, n_outputs: int = 64, image_size: int | tuple[int, int] = 28, width: int = 16
 ) -> nn.Sequential:
@@ -123,14 +134,14 @@ def encoder(
         width: channels of the first layer.
 
     Raises:
-        ValueError: a number of channels or outputs below 1.
+        ValueError: a number of channels, outputs or pixels below 1.
 
     >>> import torch
     >>> encoder(image_size=8)(torch.zeros(2, 1, 8, 8)).shape
     torch.Size([2, 64])
     """
     check_integers(in_channels=in_channels, n_outputs=n_outputs, width=width)
-    size = (image_size, image_size) if isinstance(image_size, int) else image_size
+    size = _sides(image_size)
     shapes = [(5, 2, width), (3, 1, 2 * width), (3, 2, 4 * width), (3, 1, 4 * width), (3, 2, 8 * width)]
     layers: list[nn.Module] = []
     channels = in_channels

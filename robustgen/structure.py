@@ -26,6 +26,9 @@ class Between:
 SHARE = Between(0, 1)
 SIZE = range(2**20)  # of a layer, an image, a number of layers: a larger one in a file would only fill the memory
 POSITIVE = range(1, 2**20)
+_LONG = {"layers": range(1, 1001), "prior_layers": range(1, 1001), "blocks": range(1, 1001)}  # each is built
+_LONG |= {"resolutions": range(1, 1001), "flow_steps": range(1, 1001)}
+_LONG |= dict.fromkeys(("sample_steps", "steps", "importance_samples"), range(1, 100_001))  # each takes time
 _INPUT = 2**26
 _INT64 = range(-(2**63), 2**63)
 _WORDS = {str: "a string", int: "a whole number", float: "a finite number", bool: "true or false", dict: "an object"}
@@ -102,7 +105,8 @@ def check_arguments(
     for name in values:
         if name not in known:
             raise ValueError(f"{source}: {field}.{name} is no argument of {make.__name__}; {nearest(name, known)}")
-    structure = {f"{name}?": _of_annotation(annotation, whole) for name, annotation in known.items()}
+    wholes = {name: _LONG.get(name, whole) for name in known}  # no weights bear out how many of these there are
+    structure = {f"{name}?": _of_annotation(annotation, wholes[name]) for name, annotation in known.items()}
     check_structure(values, structure, source, field)
 
 

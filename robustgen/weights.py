@@ -2,6 +2,7 @@
 
 import pickle
 import re
+import sys
 import warnings
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
@@ -11,19 +12,23 @@ import torch
 from torch import Tensor
 
 from robustgen.files import load_tensors
-from robustgen.foreign_formats import foreign_format, is_archive, is_pickled
+from robustgen.foreign_formats import foreign_format, is_archive, is_pickled, is_weights
 
 __all__ = ["ENTRIES", "read_weights", "unwrapped"]
 
 # where the state dict is in a file that holds more
 ENTRIES = ("state_dict", "model_state_dict", "model_state", "model", "net", "ema", "state_dict_ema", "model_ema")
+_OF_TORCH = (".pt", ".pth", ".bin", ".ckpt")  # what files of torch.save are called
 _WRAPPERS = {"module.": "DataParallel", "_orig_mod.": "torch.compile"}
 
-_MORE_THAN_TENSORS = (
-    "holds {what}, which is more than tensors, can run code and is not loaded. Where you trust it, keep its weights, "
-    "in Python: import torch; torch.save(torch.load({path!r}, weights_only=False).state_dict(), {converted!r}) "
+_MORE_THAN_TENSORS = "holds {what}, which is more than tensors, can run code and is not loaded. "
+_KEEP_WEIGHTS = (
+    "Where you trust it, keep its weights, in Python: import torch; "
+    "torch.save(torch.load({path!r}, weights_only=False).state_dict(), {converted!r}) "
     "(of a dict: the entry that is the state dict)"
 )
+_NO_PART = "No network needs it: get a file of the weights alone from a source that you trust"
+_VALUES = ("argparse.Namespace", "collections.defaultdict", "pathlib.PosixPath", "datetime.datetime")
 
 
 def read_weights(path: str | Path) -> dict[str, Tensor]:
@@ -43,6 +48,8 @@ def read_weights(path: str | Path) -> dict[str, Tensor]:
     {'w': tensor([0., 0.])}
     """
     path = Path(path)
+    if path.is_file() and path.suffix in _OF_TORCH and foreign_format(path) is None and not is_weights(path):
+        raise ValueError(f"{path}: neither a state dict of torch.save nor a safetensors file")
     if not path.is_file() or not is_pickled(path):
         return load_tensors(path)
     if (what := foreign_format(path)) is not None:
@@ -59,11 +66,19 @@ def _unpickled(path: Path) -> Any:
         named = re.search(r"GLOBAL ([\w.]+)", str(error))
         if named is None:
             raise ValueError(f"{path}: damaged, or a pickle that torch.save did not write") from None
-        line = _MORE_THAN_TENSORS.format(what=named[1], path=str(path), converted=str(path.with_suffix(".state.pt")))
+        line = _MORE_THAN_TENSORS.format(what=named[1])
+        converted = str(path.with_suffix(".state.pt"))
+        line += _KEEP_WEIGHTS.format(path=str(path), converted=converted) if _is_a_value(named[1]) else _NO_PART
         raise ValueError(f"{path}: {line}") from None
     except Exception as error:  # whatever a damaged pickle comes to
         reason = str(error).splitlines()[0].split(". ")[0] if str(error) else type(error).__name__
         raise ValueError(f"{path}: damaged, or a pickle that torch.save did not write ({reason})") from None
+
+
+def _is_a_value(name: str) -> bool:
+    """Whether this is a class that checkpoints hold: a network's, or one of the standard library's plain values."""
+    room = name.partition(".")[0].strip("_")
+    return name in _VALUES or room not in {"builtin", *(known.strip("_") for known in sys.stdlib_module_names)}
 
 
 def _state_dict(found: Any, path: Path) -> dict[str, Tensor]:

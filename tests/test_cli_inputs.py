@@ -13,7 +13,7 @@ from robustgen import cli
 from robustgen.commands import write_rows
 from robustgen.data import load
 from robustgen.files import save_tensors
-from robustgen.networks import build, convnet, encoder, mlp, resnet
+from robustgen.networks import build, convnet, encoder, mlp, resnet, strided
 from robustgen.printable import printable
 from robustgen.recurrent_networks import CharLM, TextClassifier
 
@@ -88,7 +88,7 @@ def test_zero_is_no_default(capsys, tmp_path):
         (["--limit", 0], "Invalid value for '--limit'"),
         (["--limit", -5], "Invalid value for '--limit'"),
         (["--epochs", 0], "epochs must be at least 1"),
-        (["--batch-size", 0], "batch_size must be at least 1"),
+        (["--batch-size", 0], "--batch-size must be at least 1"),
         (["--lr", 0], "lr must be"),
     ):
         assert message in refused(capsys, "train", "--run", tmp_path / "r", "--quiet", *arguments)
@@ -100,6 +100,9 @@ def test_zero_is_no_default(capsys, tmp_path):
         lambda: convnet(width=0),
         lambda: convnet(n_classes=0),
         lambda: encoder(width=0),
+        lambda: encoder(image_size=0),
+        lambda: convnet(image_size=(8, 0)),
+        lambda: strided(image_size=0),
         lambda: mlp(4, [0], 2),
         lambda: resnet(widths=(4, 0)),
         lambda: CharLM(embedding=0),
@@ -254,3 +257,16 @@ def test_messages_on_files_say_what_to_change_in_the_file(capsys, tmp_path):
     for name, (arrays, message) in wrong.items():
         np.savez(tmp_path / f"{name}.npz", **arrays)
         assert message in refused(capsys, "train", "--run", tmp_path / "r", "--data", tmp_path / f"{name}.npz")
+
+
+def test_score_refuses_what_it_has_no_use_for(capsys):
+    scored = ["score", "--run", "example:digits", "--data", "digits", "--limit", 20]
+    for option in (["--layers", 3], ["--epochs", 9], ["--batch-size", 9], ["--fit-data", "digits"]):
+        line = f"{option[0]} is of a detector that is fitted on --fit-data; this is a fortified --run"
+        assert line in refused(capsys, *scored, *option)
+    assert "--detector is of a generative --checkpoint" in refused(capsys, *scored, "--detector", "waic")
+    for option in (["--eps", "0.1"], ["--norm", "l2"]):
+        assert f"{option[0]} is of the attacks" in refused(capsys, *scored, "--against", "noise", *option)
+    assert run(capsys, *scored, "--against", "fgsm", "--eps", "0.1")[0] == 0
+    assert "--smooth-draws goes with" in refused(capsys, *scored, "--smooth-draws", 9)
+    assert "--against: unknown data set 'digitss'" in refused(capsys, *scored, "--against", "digitss")

@@ -1,14 +1,17 @@
 """Generative models on the command line: train, sample, score; what is written and what is refused."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
 from robustgen import cli, data
+from robustgen.commands import DataSpec, kept_by_run
 from robustgen.detectors import PCAResidual, Typicality
-from robustgen.generative import VAE, load
+from robustgen.generative import VAE, EnergyModel, PixelCNN, load
+from robustgen.training import latest_checkpoint
 
 SMALL = ["--set", "architecture=mlp", "--set", "width=64", "--set", "latent_dim=4"]
 BINARY = ["--set", "quantization=stochastic"]
@@ -97,14 +100,19 @@ def test_wrong_use_is_one_line(vae_run, tmp_path, capsys):
         (["train", "vae", "--run", new, "--set", "widht=3"], "did you mean 'width'?"),
         (["train", "vae", "--run", new, "--set", "width"], "write name=value"),
         (["train", "vae", "--run", new, "--lr", "-1"], "lr must be a finite number > 0, got -1.0"),
-        (["train", "vae", "--run", new, *SMALL, *BINARY, "--epochs", "0"], "epochs must be at least 1"),
+        (["train", "vae", "--run", new, *SMALL, *BINARY, "--epochs", "0"], "--epochs must be at least 1"),
         (["train", "vae", "--run", new, *SMALL, *BINARY, "--samples", "-1"], "samples must not be negative"),
         (["train", "vae", "--run", new, *SMALL, *BINARY, "--ema", "2"], "ema must be a decay"),
         (["train", "vae", "--run", new, *SMALL, *BINARY, "--limit", "3"], "leave no tenth to keep from training"),
-        (["train", "vae", "--run", new, *SMALL, *BINARY, "--clip-norm", "nan"], "clip_norm must be a finite number"),
+        (["train", "vae", "--run", new, *SMALL, *BINARY, "--clip-norm", "nan"], "--clip-norm must be a finite"),
         (["train", "vae", "--run", new, *SMALL, *BINARY, "--device", "gpuu"], "--device gpuu: "),
         (["train", "vae", "--run", tmp_path / "saved", *SMALL, *BINARY], "holds a training without run.json"),
         (["train", "--run", new, "--epochs", "0"], "epochs must be at least 1"),
+        (["train", "vae", "--run", new, "--limit", "99"], "--set quantization=stochastic (Bernoulli"),
+        (
+            ["train", "vae", "--run", new, *SMALL, *BINARY, "--set", "latent_dim="],
+            "--set latent_dim must be",
+        ),
         (["train", "--run", new, "--lr", "nan"], "lr must be a finite number"),
         ([*checkpoint, "--checkpoint", vae_run], "Likelihood is of one model"),
         (["train", "vae", "--run", new, "--attack", "fgsm"], "--attack is an option of a classifier"),
@@ -119,11 +127,14 @@ def test_wrong_use_is_one_line(vae_run, tmp_path, capsys):
         ([*checkpoint, "--against", "noise", "--split", "train"], "are also in digits/train"),
         ([*checkpoint, "--against", "digits"], "are also in digits/test"),
         ([*checkpoint, "--detector", "waic"], "pass --checkpoint more than once"),
-        ([*checkpoint, "--layers", "conv1"], "--layers is about --fit-data"),
+        (
+            [*checkpoint, "--layers", "conv1"],
+            "--layers is of a detector that is fitted on --fit-data; this",
+        ),
         (["score", "--checkpoint", tmp_path / "saved", "--data", "digits"], "no run of `robustgen train` here"),
-        ([*checkpoint, "--run", vae_run], "leave out --run"),
+        ([*checkpoint, "--run", vae_run], "--run is of"),
         (["score", "--run", vae_run, "--data", "digits"], "holds a VAE, not a classifier"),
-        (["score", "--detector", "likelihood", "--data", "digits", "--run", vae_run], "go with --checkpoint"),
+        (["score", "--detector", "likelihood", "--data", "digits", "--run", vae_run], "holds a VAE"),
     ):
         code, _, err = run(capsys, *arguments)
         assert code == 2, (arguments, err)
@@ -238,3 +249,30 @@ def test_a_hopeless_rate_is_refused_before_a_detector_is_fitted(vae_run, tmp_pat
         code, out, err = run(capsys, *scored, "--detector", detector)
         assert (code, out) == (2, "")
         assert "cannot give a false-alarm rate of 0.001" in err
+
+
+def test_a_file_asks_for_no_more_time_than_is_meant(tmp_path):
+    for model, name in ((EnergyModel((1, 4, 4), width=2), "sample_steps"), (PixelCNN((1, 4, 4), width=2), "layers")):
+        model.save(tmp_path / name)
+        path = latest_checkpoint(tmp_path / name) / "config.json"
+        head = json.loads(path.read_text())
+        head["config"]["model"][name] = 500_000
+        path.write_text(json.dumps(head))
+        with pytest.raises(ValueError, match=rf"config\.json: config\.model\.{name} must be a whole number from 1 to"):
+            load(tmp_path / name)
+
+
+def test_named_sets_are_where_those_of_the_run_were(vae_run, tmp_path):
+    shutil.copytree(vae_run, tmp_path / "run")
+    path = tmp_path / "run" / "run.json"
+    info = json.loads(path.read_text())
+    info["data"]["root"] = "somewhere"
+    path.write_text(json.dumps(info))
+    assert kept_by_run(DataSpec("mnist"), tmp_path / "run").root == "somewhere"
+    assert kept_by_run(DataSpec("mnist", "elsewhere"), tmp_path / "run").root == "elsewhere"
+    assert kept_by_run(DataSpec("mnist", download=True), tmp_path / "run").root is None
+    assert kept_by_run(DataSpec("mnist"), tmp_path).root is None
+
+
+def test_samples_are_of_a_run_too(vae_run, tmp_path, capsys):
+    assert run(capsys, "sample", "--run", vae_run, "--out", tmp_path / "a.png", "--n", 2)[0] == 0

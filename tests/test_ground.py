@@ -5,6 +5,7 @@ import resource
 import subprocess
 import sys
 import textwrap
+import warnings
 
 import numpy as np
 import pytest
@@ -13,8 +14,8 @@ from numpy_numbers import numpy_numbers
 from scipy import stats
 from torch import nn
 
-from robustgen import FortifiedObjective, counter_rng, data, fortify
-from robustgen.attacks import PGD, Engine
+from robustgen import FortifiedObjective, ReconstructionError, counter_rng, data, fortify
+from robustgen.attacks import FGSM, PGD, Engine
 from robustgen.checks import (
     check_bounds,
     check_flags,
@@ -361,3 +362,26 @@ def test_seeds_of_numpy(use):
     for seed in (5, -5):
         assert torch.equal(use(np.int64(seed)), use(seed))
     assert not torch.equal(use(5), use(6))
+
+
+def test_warnings_are_located_at_the_users_line():
+    model, x = nn.Sequential(nn.Linear(4, 3), nn.Softmax(1)), torch.rand(4, 4)
+    net = fortify(model, ["0"], example_input=x)
+    for use in (
+        lambda: FGSM(eps=8)(model, x, torch.zeros(4, dtype=torch.int64)),
+        lambda: ReconstructionError(net).fit(x),
+        lambda: net.fit_autoencoders(x, epochs=3, lr=100.0, progress=False),
+    ):
+        with warnings.catch_warnings(record=True) as found:
+            warnings.simplefilter("always")
+            use()
+        assert found
+        assert {warning.filename for warning in found} == {__file__}
+
+
+def test_an_example_without_its_batch_axis_is_refused_in_a_line():
+    net = convnet(1, 10, image_size=8, width=4)
+    for layers in ("auto", ["0"]):
+        with pytest.raises(ValueError, match=r"example_input of shape \(1, 8, 8\), which must be a batch") as caught:
+            fortify(net, layers, example_input=torch.zeros(1, 8, 8))
+        assert "\n" not in str(caught.value)

@@ -3,6 +3,7 @@
 import csv
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -153,7 +154,7 @@ def test_mixed_photos_are_scored_as_the_network_takes_them(capsys, fortified_run
     assert "note: photos: 17 image files, converted to L, resized to 8x8, bilinear" in err
     assert err.count("robustgen: skipped: ") == 1
     assert "05b.jpg: not a readable image" in err
-    assert err.endswith("robustgen: error: 1 file could not be read, the others are scored\n")
+    assert err.endswith("robustgen: error: 1 file could not be read, the others are used\n")
     code, out, _ = run(capsys, *scored, "--out", tmp_path / "rows.jsonl", "--fit", "crop", "--json")
     assert code == 1
     found = json.loads(out)
@@ -228,7 +229,7 @@ def test_other_populations_skip_what_cannot_be_read_too(capsys, fortified_run, p
         code, out, err = run(capsys, *chosen, *more)
         assert code == 1
         assert err.count("robustgen: skipped: ") == 2  # each once, though --data are read twice
-        assert err.endswith("robustgen: error: 2 files could not be read, the others are scored\n")
+        assert err.endswith("robustgen: error: 2 files could not be read, the others are used\n")
         found = json.loads(out.splitlines()[-1])
         assert len(found["in_distribution"]) == 16
         assert found["populations"]["others"]["n"] == 5
@@ -364,3 +365,18 @@ def test_other_commands_resize_and_say_so(tmp_path):
     assert repr(spec.open("test")) == "ImageFiles('photos/test', 1 files, ImageReader(as the files are))"
     with pytest.raises(ValueError, match=r"photos/train holds inputs of shape .*, the network takes \(64,\)"):
         spec.read("train", (64,))
+
+
+def test_attacked_photos_are_read_as_scored_ones(capsys, fortified_run, photos, tmp_path):
+    (tmp_path / "labelled").mkdir()
+    for label in ("0", "1"):
+        shutil.copytree(photos, tmp_path / "labelled" / label)
+    (tmp_path / "labelled" / "1" / "05b.jpg").unlink()
+    attacked = ["attack", "--run", fortified_run, "--data", tmp_path / "labelled", "--no-masking-tests", "--json"]
+    code, out, err = run(capsys, *attacked, "--size", "8", "--fit", "crop")
+    assert code == 1
+    assert json.loads(out)["clean_accuracy"]["n"] == 32
+    assert err.count("robustgen: skipped: ") == 1
+    assert err.endswith("robustgen: error: 1 file could not be read, the others are used\n")
+    code, out, err = run(capsys, *attacked, "--strict")
+    assert (code, out, err.count("\n")) == (2, "", 1)

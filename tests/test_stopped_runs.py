@@ -186,3 +186,12 @@ def test_a_detector_that_points_the_wrong_way_is_warned_of(tmp_path, capsys):
     arguments = ["--data", "digits", "--fortify", "auto", "--epochs", "3", "--quiet"]
     assert cli.main(["train", *arguments, "--run", str(tmp_path / "r")]) == 0
     assert "the detector points the wrong way: it takes uniform noise" in capsys.readouterr().err
+
+
+def test_a_run_whose_checkpoints_are_gone_is_not_trained_anew(copied, capsys):
+    shutil.rmtree(copied / "checkpoints")
+    rows = (copied / "metrics.jsonl").read_bytes()
+    code, _, err = run(capsys, "train", "--run", copied, "--resume", "--quiet")
+    assert (code, err.count("\n")) == (2, 1)
+    assert "holds metrics.jsonl and no checkpoint" in err
+    assert (copied / "metrics.jsonl").read_bytes() == rows

@@ -95,7 +95,7 @@ def test_no_pickle_runs_code(tmp_path):
     marker = tmp_path / "marker"
     for zipped in (True, False):
         torch.save({"w": torch.zeros(2), "x": Marker(marker)}, tmp_path / "w.pt", _use_new_zipfile_serialization=zipped)
-        with pytest.raises(ValueError, match=r"w\.pt: holds _?io\.open, which is more than tensors"):
+        with pytest.raises(ValueError, match=r"w\.pt: holds _?io\.open, which is more than.* No network needs it"):
             read_weights(tmp_path / "w.pt")
     assert not marker.exists()
 
@@ -123,7 +123,7 @@ def test_networks_and_damaged_files_are_called_what_they_are(tmp_path):
         "cut.pt": "a damaged or incomplete archive (",
         "cut_old.pt": "damaged, or a pickle that torch.save did not write",
         "pickle.pt": "damaged, or a pickle that torch.save did not write",
-        "text.pt": "not a complete safetensors file",
+        "text.pt": "neither a state dict of torch.save nor a safetensors file",
         "bomb.pt": "a compressed archive, which torch.save does not write",
     }.items():
         with pytest.raises(ValueError, match=re.escape(f"{name}: {message}")) as caught:

@@ -1,7 +1,6 @@
 """The contract of every attack: an object of hyperparameters that is called with a model, inputs and labels."""
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
@@ -26,6 +25,7 @@ from robustgen.checks import (
     check_numbers,
     eps_spans_bounds,
     plain_fields,
+    warn_user,
 )
 from robustgen.model import Model, untouched
 from robustgen.turns import taking_turns
@@ -219,7 +219,7 @@ class Attack(ABC):
         if self.norm != "L0" and eps < math.inf:
             line = eps_spans_bounds(eps, self.norm, self.bounds, elements)
         if line is not None:
-            warnings.warn(line, stacklevel=4)
+            warn_user(line)
 
     def _asked_too(self) -> list[object]:
         """What the attack asks besides the model, such as a score or a surrogate."""

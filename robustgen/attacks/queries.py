@@ -1,6 +1,5 @@
 """The model under attack: the only place that asks it, and counts what it was asked."""
 
-import warnings
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from robustgen.attacks.losses import LOSSES
+from robustgen.checks import warn_user
 from robustgen.divergence import kl_divergence
 from robustgen.model import Model, check_rows_alone, is_stochastic, logits_of, naming_inputs
 from robustgen.turns import RandomStream
@@ -212,10 +212,7 @@ class Oracle:
             totals = [t + g for t, g in zip(totals, gradients, strict=True)] if totals else gradients
             total_logits = logits.detach() if total_logits is None else total_logits + logits.detach()
         if not all(bool(t.isfinite().all()) for t in totals):
-            warnings.warn(
-                "the model's gradient is NaN or Inf for some inputs; they cannot be attacked by it",
-                stacklevel=2,
-            )
+            warn_user("the model's gradient is NaN or Inf for some inputs; they cannot be attacked by it")
             totals = [torch.where(t.isfinite(), t, 0.0) for t in totals]
         assert total_logits is not None
         return total_logits / samples, *totals

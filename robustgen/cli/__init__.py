@@ -5,7 +5,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Annotated
 
@@ -123,7 +123,16 @@ def _run(arguments: list[str] | None) -> int:
         if hasattr(error, "format_message"):  # the parser's own: wrong use
             return _fail(2, f"{error.format_message()} (see robustgen --help)")
         wrong_use = isinstance(error, ValueError | TypeError | FileNotFoundError)
-        return _fail(2 if wrong_use else 1, f"{error}" or type(error).__name__)
+        message = _naming_option(f"{error}", sys.argv[1:] if arguments is None else arguments)
+        return _fail(2 if wrong_use else 1, message or type(error).__name__)
+
+
+def _naming_option(message: str, arguments: Sequence[str]) -> str:
+    """The message; one that begins with an argument's name begins with that of the option where the command has it."""
+    command = getattr(typer.main.get_command(app), "commands", {}).get(arguments[0]) if arguments else None
+    name, must, rest = message.partition(" must be ")
+    options = {} if command is None or not must else {p.name: p.opts[0] for p in command.params}
+    return f"{options[name]}{must}{rest}" if name in options else message
 
 
 def _fail(code: int, message: str) -> int:

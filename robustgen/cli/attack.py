@@ -9,7 +9,14 @@ from typing import Annotated, Any
 import typer
 
 from robustgen.cli.grouped_help import ATTACK, DATA, DETECTOR, RUN
-from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
+from robustgen.cli.image_options import (
+    BackgroundOption,
+    ChannelsOption,
+    FitOption,
+    SizeOption,
+    StrictOption,
+    image_reader,
+)
 from robustgen.cli.options import (
     DataOption,
     DeviceOption,
@@ -52,6 +59,7 @@ def attack(
     channels: ChannelsOption = None,
     fit: FitOption = None,
     background: BackgroundOption = None,
+    strict: StrictOption = False,
     split: Annotated[str, typer.Option("--split", help="train or test.", rich_help_panel=DATA)] = "test",
     eps: EpsOption = None,
     norm: NormOption = None,
@@ -128,14 +136,17 @@ def attack(
 ) -> None:
     """Attack a network and report how robust it is, with tests for gradient masking.
 
-    Exit code 1 says that --max-minutes were used up: the report says what was not finished, and --resume goes on.
+    Images in files may have any size: they are read as the network takes them, or as --size, --channels and --fit say.
+    Exit code 1 says that some could not be read, and the others were attacked; or that --max-minutes were used up: the
+    report says what was not finished, and --resume goes on.
     """
-    from robustgen.commands import DataSpec, attack_network, naming_options, resumed_options
+    from robustgen.commands import DataSpec, Unreadable, attack_network, naming_options, resumed_options
     from robustgen.training.distributed import current_world
 
-    known = {"out", "resume", "max_minutes", "trust", "download", "as_json", "quiet"}
+    known = {"out", "resume", "max_minutes", "trust", "download", "strict", "as_json", "quiet"}
     asked = {name: _plain(value) for name, value in context.params.items() if name not in known}
     chosen = resumed_options(out, asked, given(context), trust) if resume and out is not None else asked
+    unreadable = Unreadable(complain, strict)
     with nullcontext() if out is None or chosen is asked else naming_options(out):
         means, stds = normalization(chosen["mean"], chosen["std"])
         images = image_reader(*(chosen[name] for name in ("size", "channels", "fit", "background")))
@@ -166,6 +177,7 @@ def attack(
             progress=not quiet,
             command=command_line(),
             options=chosen,
+            skip=unreadable.skip,
             tell=lambda line: complain("note", line),
         )
     if current_world().rank:
@@ -183,6 +195,7 @@ def attack(
         again = ["robustgen", "attack", "--out", str(out), "--resume"]
         again += ["--trust"] if trust else [] if chosen["model"] is None else ["--model", chosen["model"]]
         raise RuntimeError(f"stopped after {max_minutes:g} minutes; to go on: {shlex.join(again)}")
+    unreadable.finish()
 
 
 def _plain(value: Any) -> Any:

@@ -9,7 +9,7 @@ from robustgen.cli.grouped_help import DATA
 if TYPE_CHECKING:
     from robustgen.data import ImageReader
 
-__all__ = ["BackgroundOption", "ChannelsOption", "FitOption", "SizeOption", "image_reader"]
+__all__ = ["BackgroundOption", "ChannelsOption", "FitOption", "SizeOption", "StrictOption", "image_reader"]
 
 SizeOption = Annotated[
     str | None,
@@ -39,6 +39,14 @@ BackgroundOption = Annotated[
     typer.Option(
         "--background",
         help="What images with transparent places are laid on: white, '#808080', ...; without: refused.",
+        rich_help_panel=DATA,
+    ),
+]
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Stop at a file that cannot be read; else it is reported, counted and skipped.",
         rich_help_panel=DATA,
     ),
 ]

@@ -4,7 +4,8 @@ import math
 import re
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -33,6 +34,7 @@ __all__ = [
     "TrainingNormOption",
     "TrustOption",
     "WeightsOption",
+    "about_option",
     "command_line",
     "given",
     "norm_name",
@@ -248,6 +250,15 @@ def refuse_empty(arguments: Sequence[str]) -> None:
         if name is not None and name != "--fortify":
             what = name if name.startswith("-") else "an argument"
             raise ValueError(f"{what} is empty: give it a value, or leave it out")
+
+
+@contextmanager
+def about_option(option: str) -> Iterator[None]:
+    """Say of what is refused inside of which option it is."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{option}: {error}") from None
 
 
 def command_line() -> str:

@@ -8,7 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from robustgen.cli.grouped_help import DATA, DETECTOR, GENERATIVE, RUN
-from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
+from robustgen.cli.image_options import (
+    BackgroundOption,
+    ChannelsOption,
+    FitOption,
+    SizeOption,
+    StrictOption,
+    image_reader,
+)
 from robustgen.cli.options import (
     DeviceOption,
     DownloadOption,
@@ -25,6 +32,7 @@ from robustgen.cli.options import (
     StdOption,
     TrustOption,
     WeightsOption,
+    about_option,
     command_line,
     given,
     normalization,
@@ -74,14 +82,7 @@ def score(
     channels: ChannelsOption = None,
     fit: FitOption = None,
     background: BackgroundOption = None,
-    strict: Annotated[
-        bool,
-        typer.Option(
-            "--strict",
-            help="Stop at a file that cannot be read; else it is reported, counted and skipped.",
-            rich_help_panel=DATA,
-        ),
-    ] = False,
+    strict: StrictOption = False,
     split: Annotated[str, typer.Option("--split", help="train or test.", rich_help_panel=DATA)] = "test",
     fit_data: Annotated[
         str | None,
@@ -166,8 +167,10 @@ def score(
         DataSpec,
         Scoring,
         Unreadable,
+        check_way,
         compare_populations,
         generative_detector,
+        kept_by_run,
         open_detector,
         parse_options,
         training_data,
@@ -175,22 +178,23 @@ def score(
     from robustgen.commands.run_info import stopped_early, threat
 
     means, stds = normalization(mean, std)
+    asked = given(context)
     if checkpoint:
-        if trust or any(other is not None for other in (run, model, weights, means, fit_data)):
-            raise ValueError(
-                "--checkpoint is a generative model: leave out --run, --model, --weights, --mean, --std, --trust and "
-                "--fit-data"
-            )
-        for name in given(context) & {"layers", "epochs", "batch_size"}:
-            raise ValueError(f"--{name.replace('_', '-')} is about --fit-data, --checkpoint is a trained model")
-    elif detector_name is not None or set_:
-        raise ValueError("--detector and --set go with --checkpoint, the run of a generative model")
+        check_way("checkpoint", asked)
+    elif run is None:
+        check_way("fitted", asked)
+    if not {"fgsm", "pgd"} & set(against or ()):
+        for name in sorted(asked & {"eps", "norm"}):
+            raise ValueError(f"--{name} is of the attacks --against fgsm and --against pgd: leave it out")
     reader = image_reader(size, channels, fit, background)
     spec = DataSpec(data, data_root, download, limit, reader)
+    for known in checkpoint or ([] if run is None else [run]):
+        spec = kept_by_run(spec, known)
     others = {name: spec.of(name) for name in (against or [])}
     for label, other in others.items():
         if label not in MADE:
-            other.require()
+            with about_option("--against"):
+                other.require()
     scoring, unreadable = None, Unreadable(complain, strict)
     if out is not None or not against:
         scoring = Scoring(
@@ -208,6 +212,12 @@ def score(
         raise ValueError("--certify-radius is about single inputs: name a file for them, --out")
     else:
         spec.require()
+    fitted_on = None if fit_data is None else replace(spec, limit=None).of(fit_data)
+    if fitted_on is not None:
+        with about_option("--fit-data"):
+            fitted_on.require()
+    if smooth_sigma is None and "smooth_draws" in asked:
+        raise ValueError("--smooth-draws goes with --smooth-sigma: leave it out")
     if smooth_sigma is not None:
         check_positive(**{"--smooth-sigma": smooth_sigma, "--smooth-draws": smooth_draws})
     smoothing = None if smooth_sigma is None else (smooth_sigma, smooth_draws)
@@ -223,7 +233,7 @@ def score(
             weights=weights,
             mean=means,
             std=stds,
-            fit_data=None if fit_data is None else replace(spec, limit=None).of(fit_data),
+            fit_data=fitted_on,
             layers=layers,
             epochs=epochs,
             batch_size=batch_size,
@@ -232,6 +242,7 @@ def score(
             trust=trust,
             progress=not quiet,
             fpr=fpr,
+            asked=asked,
             smoothing=smoothing,
             **checked,
         )
@@ -247,6 +258,9 @@ def score(
     scored = str(checkpoint[0] if checkpoint else model if run is None else run)
     detection = []
     if against:
+        seen: list[Any] = [training_data(known, shape) for known in (checkpoint or ([] if run is None else [run]))]
+        if fitted_on is not None:
+            seen.append(fitted_on.read_tokens_too("train", shape))
         eps, norm, line = threat(info, eps, norm)
         if line and {"fgsm", "pgd"} & others.keys():
             complain("note", line)
@@ -257,7 +271,7 @@ def score(
             info,
             part=split,
             shape=shape,
-            seen=[training_data(known, shape) for known in (checkpoint or ([] if run is None else [run]))],
+            seen=seen,
             name=scored,
             fpr=fpr,
             eps=eps,

@@ -410,7 +410,7 @@ def _start(start: str | None) -> dict[str, bool]:
 
 
 def sample(
-    run: Annotated[Path, typer.Option("--checkpoint", help="Run of `robustgen train MODEL`.")],
+    run: Annotated[Path, typer.Option("--checkpoint", "--run", help="Run of `robustgen train MODEL`.")],
     out: Annotated[Path, typer.Option("--out", help="A .png grid, or an .npz file.")],
     n: Annotated[int, typer.Option("--n", help="How many.")] = 64,
     seed: SeedOption = 0,

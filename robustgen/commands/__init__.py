@@ -13,8 +13,8 @@ from robustgen.commands.generative import (
     training_data,
 )
 from robustgen.commands.network_spec import NetworkSpec
-from robustgen.commands.runs import remembered_options
-from robustgen.commands.score import MADE, compare_populations, open_detector
+from robustgen.commands.runs import kept_by_run, remembered_options
+from robustgen.commands.score import MADE, check_way, compare_populations, open_detector
 from robustgen.commands.scoring import Scoring, score_inputs, write_rows
 from robustgen.commands.train import train_network
 from robustgen.commands.unreadable import Unreadable
@@ -28,8 +28,10 @@ __all__ = [
     "Unreadable",
     "attack_network",
     "certify_network",
+    "check_way",
     "compare_populations",
     "generative_detector",
+    "kept_by_run",
     "naming_options",
     "open_detector",
     "parse_options",

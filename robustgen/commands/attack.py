@@ -8,7 +8,7 @@ from typing import Any
 from robustgen.commands.attack_options import remember_options
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.opening import load_run, open_network, saved_detector, usable_device
-from robustgen.commands.run_info import stopped_early, threat
+from robustgen.commands.run_info import recorded_data, stopped_early, threat
 from robustgen.commands.runs import by_class_name, data_for, is_first
 from robustgen.data import require_nonempty
 from robustgen.evaluation import (
@@ -51,6 +51,7 @@ def attack_network(
     progress: bool = True,
     command: str | None = None,
     options: dict[str, Any] | None = None,
+    skip: Callable[[ValueError], None] | None = None,
     tell: Callable[[str], None] = print,
 ) -> tuple[RobustnessReport, DetectorRobustness | None, Path | None]:
     """Attack a trained network on a data set and, if asked, the run's detector with it.
@@ -60,6 +61,8 @@ def attack_network(
 
     ``eps`` and ``norm``: without them, those that the run was trained against, which ``tell`` is told; see
     :func:`~robustgen.commands.run_info.threat`.
+
+    ``skip`` is called with the error of each image file that cannot be read, which is left out; None raises it.
 
     ``trust``: the code that ``run`` and ``surrogate`` name as their networks may run; see :func:`load_run`.
 
@@ -95,8 +98,10 @@ def attack_network(
         guard = saved_detector(run, network)
         guard.calibration.threshold(fpr)  # before hours of attacks: there may be too few calibration scores for it
     shape = tuple(info["network"]["shape"]) if info else None
-    dataset = data_for(data, info).read(part, shape, spaced=True)
-    x_ood = None if ood is None else ood.read(part, shape, spaced=True).images()
+    dataset = data_for(data, info).read(part, shape, skip, spaced=True)
+    if ood is not None and info:
+        ood = ood.rooted(recorded_data(info))
+    x_ood = None if ood is None else ood.read(part, shape, skip, spaced=True).images()
     if info:
         dataset = require_nonempty(by_class_name(dataset, info)[0])
     substitute = None if surrogate is None else load_run(surrogate, trust=trust)[0]

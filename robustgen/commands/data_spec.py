@@ -54,6 +54,10 @@ class DataSpec:
         """The same data; images in files are read as ``other`` says where this leaves it open."""
         return replace(self, images=self.images.or_else(other)) if names_images(self._named) else self
 
+    def rooted(self, other: "DataSpec") -> "DataSpec":
+        """The same data, where no folder of named sets is given in that of ``other``, to which nothing is fetched."""
+        return self if self.root is not None or self.download else replace(self, root=other.root)
+
     def require(self) -> None:
         """ValueError where there are no such data."""
         if canonical_name(self._named) is None and not path_of(self._named).exists():

@@ -4,7 +4,8 @@ import inspect
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -90,7 +91,7 @@ def train_generative(
         check_positive(lr=lr)
     whole = require_nonempty(data.read("train"))
     rest, train, held_back = parts(whole, hold_out)
-    with seeded(seed):
+    with seeded(seed), _naming_settings(kind):
         network = _construct(kind, tuple(rest.x.shape[1:]), options=settings)
         x, y = train.batch(torch.arange(min(4, len(train))))
         move(network, device)
@@ -278,4 +279,17 @@ def _construct(kind: type[Any], first: Any, *, options: dict[str, Any]) -> Any:
             raise ValueError(
                 f"--set {name}: {kind.__name__} has no such argument; {nearest(name, known)} (all: {', '.join(known)})"
             )
-    return kind(first, **options)
+    with _naming_settings(kind):
+        return kind(first, **options)
+
+
+@contextmanager
+def _naming_settings(kind: type[Any]) -> Iterator[None]:
+    """Say of what is refused inside how the command is told it: each argument of ``kind`` is set by --set."""
+    names = "|".join(list(inspect.signature(kind).parameters)[1:])
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        line = re.sub(rf"(?<!--set )\b({names})='(\w+)'", r"--set \1=\2", str(error))
+        line = re.sub(rf"^({names}) must", r"--set \1 must", line)
+        raise (TypeError if isinstance(error, TypeError) else ValueError)(line) from error

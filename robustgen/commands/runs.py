@@ -19,12 +19,22 @@ from robustgen.commands.run_info import read_info, recorded_data
 from robustgen.data import ArrayDataset, split
 from robustgen.data.splits import heldout_classes
 from robustgen.differences import differences
+from robustgen.examples import run_directory
 from robustgen.files import write_json
 from robustgen.locks import alone
 from robustgen.structure import check_structure
 from robustgen.training import latest_checkpoint
 
-__all__ = ["CALIBRATION", "by_class_name", "claim", "data_for", "is_first", "parts", "remembered_options"]
+__all__ = [
+    "CALIBRATION",
+    "by_class_name",
+    "claim",
+    "data_for",
+    "is_first",
+    "kept_by_run",
+    "parts",
+    "remembered_options",
+]
 
 CALIBRATION = 0.1  # share of the training data that is kept from training, for the detector's thresholds
 
@@ -127,12 +137,16 @@ def data_for(data: DataSpec, info: dict[str, Any]) -> DataSpec:
         return data
     recorded = recorded_data(info)
     chosen = replace(data, source=recorded.source) if data.source is None else data
-    if chosen.root is None and not chosen.download:  # nothing is fetched to where a file says
-        chosen = replace(chosen, root=recorded.root)
-    chosen = chosen.read_like(recorded.images)
+    chosen = chosen.rooted(recorded).read_like(recorded.images)
     if chosen.is_same_source(recorded) and not recorded.has_test_part():
         raise ValueError(f"the run was trained on all of {recorded.source}: pass --data with other inputs")
     return chosen
+
+
+def kept_by_run(data: DataSpec, run: Path) -> DataSpec:
+    """The data, named sets where those of the run were, unless another folder is given; as they are without a run."""
+    run = run_directory(run)
+    return data.rooted(recorded_data(read_info(run))) if (run / "run.json").is_file() else data
 
 
 def parts(

@@ -1,7 +1,7 @@
 """``robustgen score``: is an input off the training manifold?"""
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,9 +32,31 @@ from robustgen.progress import track
 from robustgen.training.recipes import Recipe
 from robustgen.turns import seeded
 
-__all__ = ["MADE", "compare_populations", "open_detector"]
+__all__ = ["MADE", "check_way", "compare_populations", "open_detector"]
 
 MADE = ("noise", "fgsm", "pgd", "heldout")  # populations that are no other data
+#: Ways of scoring, and the options that each has a use for, beside those of the data and of what is written.
+_FITTED = {"run", "model", "weights", "mean", "std", "trust", "fit_data", "layers", "epochs", "batch_size"}
+_WAYS = {
+    "checkpoint": ("a generative --checkpoint", {"checkpoint", "detector_name", "set_"}),
+    "saved": ("a fortified --run, which has its own detector", {"run", "model", "trust"}),
+    "fitted": ("a detector that is fitted on --fit-data", _FITTED),
+}
+
+
+def check_way(way: str, asked: Collection[str]) -> None:
+    """ValueError where one of the options that were ``asked`` for, by name, is of other ways of scoring than ``way``.
+
+    >>> check_way("saved", ["epochs"])
+    Traceback (most recent call last):
+    ValueError: --epochs is of a detector that is fitted on --fit-data; this is a fortified --run, which has its own...
+    """
+    here, used = _WAYS[way]
+    for name in sorted(asked):
+        whose = [called for called, others in _WAYS.values() if name in others]
+        if whose and name not in used:
+            option = name.removesuffix("_name").strip("_").replace("_", "-")
+            raise ValueError(f"--{option} is of {' and of '.join(whose)}; this is {here}: leave it out")
 
 
 def open_detector(
@@ -53,6 +75,7 @@ def open_detector(
     std: tuple[float, ...] | None = None,
     progress: bool = True,
     fpr: float | None = None,
+    asked: Collection[str] = (),
     smoothing: tuple[float, int] | None = None,
     before_fit: Callable[[tuple[int, ...] | None, dict[str, Any]], None] = lambda shape, info: None,
 ) -> tuple[Detector, tuple[int, ...] | None, dict[str, Any]]:
@@ -60,13 +83,15 @@ def open_detector(
 
     A run of a fortified network has its detector. For another network, autoencoders are fitted on ``fit_data`` and
     calibrated on a tenth of it that was kept back. ``before_fit`` is called with shape and run.json before anything is
-    fitted, and may refuse; so may too few calibration scores for the false-alarm rate ``fpr``.
+    fitted, and may refuse; so may too few calibration scores for the false-alarm rate ``fpr``, and options that were
+    ``asked`` for and are not of this way of scoring.
     """
     if trust and run is None:
         raise ValueError("--trust is about the code that a --run names")
     network, info = open_network(run, model, weights, trust, mean, std)
     shape: tuple[int, ...] | None = tuple(info["network"]["shape"]) if info else None
     move(network, device)
+    check_way("saved" if isinstance(network, FortifiedNetwork) else "fitted", asked)
     if run is not None and isinstance(network, FortifiedNetwork):
         if smoothing is not None:
             raise ValueError(

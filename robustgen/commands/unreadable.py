@@ -41,4 +41,4 @@ class Unreadable:
         """RuntimeError where there are any."""
         if self._found:
             files = "1 file" if len(self) == 1 else f"{len(self)} files"
-            raise RuntimeError(f"{files} could not be read, the others are scored")
+            raise RuntimeError(f"{files} could not be read, the others are used")

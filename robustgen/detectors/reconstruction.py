@@ -79,7 +79,7 @@ class ReconstructionError(Detector):
         return torch.stack([errors[name] for name in self.layers], dim=1)  # (N, L)
 
     def _fit(self, batches: Iterable[tuple[Inputs, Tensor | None]]) -> dict[str, Tensor]:
-        warn_of_identities(getattr(self.net, "autoencoders", list)(), stacklevel=4)
+        warn_of_identities(getattr(self.net, "autoencoders", list)())
         errors = torch.cat([self._errors(x).double() for x, _ in batches])  # (N, L)
         mean, std = errors.mean(0), errors.std(0, correction=0)
         # a layer with a constant error must not blow up rounding noise, nor divide by zero

@@ -1,11 +1,11 @@
 """What to doubt before any number of an evaluation counts: what was asked for, and what the network does untouched."""
 
-import warnings
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor
 
+from robustgen.checks import warn_user
 from robustgen.evaluation.metrics import wilson_interval
 from robustgen.evaluation.proportions import percent, proportion
 from robustgen.model import Model, logits_of, untouched
@@ -51,5 +51,5 @@ def raise_doubts(lines: Iterable[str | None]) -> list[str]:
     """Warn of each line that is one, and return them for the report."""
     found = [line for line in lines if line is not None]
     for line in found:
-        warnings.warn(line, stacklevel=4)
+        warn_user(line)
     return found

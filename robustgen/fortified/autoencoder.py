@@ -4,7 +4,6 @@ Lamb, "Generative Models: A Critical Review", 2018, section 2.5, equation 2.5: h
 """
 
 import math
-import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import ClassVar
@@ -13,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from robustgen.checks import warn_user
 from robustgen.fortified.identity import identity_weight, is_exact, kept_directions
 
 __all__ = [
@@ -42,13 +42,12 @@ def check_activations(*names: str) -> None:
             raise ValueError(f"unknown activation {name!r}; known: {', '.join(ACTIVATIONS)}")
 
 
-def warn_of_identities(autoencoders: "Iterable[DenoisingAutoencoder]", stacklevel: int) -> None:
+def warn_of_identities(autoencoders: "Iterable[DenoisingAutoencoder]") -> None:
     """Warn where one of them has learned nothing yet: what is read off its errors would be rounding noise."""
     if any(autoencoder.is_identity for autoencoder in autoencoders):
-        warnings.warn(
+        warn_user(
             "the autoencoders are still the identity that they start as, so that reconstruction errors are rounding "
-            "noise: train the network, or call its fit_autoencoders",
-            stacklevel=stacklevel + 1,
+            "noise: train the network, or call its fit_autoencoders"
         )
 
 

@@ -2,7 +2,6 @@
 
 import copy
 import math
-import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_numbers
+from robustgen.checks import check_numbers, warn_user
 from robustgen.fortified.autoencoder import DenoisingAutoencoder
 from robustgen.fortified.identity import principal_directions
 from robustgen.inputs import call_model, count, each, mask_of, split
@@ -178,10 +177,9 @@ def _warn_of_disagreement(net: FortifiedNetwork, data: Any, batch_size: int, mos
             different += int((logits.argmax(-1) != original.argmax(-1)).reshape(count(x), -1).any(1).sum())
             n += count(x)
     if different > most * n:
-        warnings.warn(
+        warn_user(
             f"the fortified network decides otherwise than the original on {different / n:.1%} of {n} training inputs: "
-            "train its autoencoders for more epochs, or make them wider",
-            stacklevel=4,
+            "train its autoencoders for more epochs, or make them wider"
         )
 
 

@@ -109,7 +109,7 @@ class SequenceMonitor:
                 raise ValueError(f"{name} must be at least 1, got {value}")
         self._layer = recurrent_layer(net, layer)
         if self._layer.autoencoder is not None:
-            warn_of_identities([self._layer.autoencoder], stacklevel=2)
+            warn_of_identities([self._layer.autoencoder])
         self.net, self.layer = net, self._layer.name
         self.window, self.relative, self.fpr, self.seed = window, relative, fpr, seed
         errors = self._calibration_errors(calibration, batch_size)

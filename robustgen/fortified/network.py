@@ -2,8 +2,8 @@
 
 import copy as copying
 import math
-import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import plain_arguments
+from robustgen.checks import plain_arguments, warn_user
 from robustgen.files import load_state, load_tensors, read_json, save_tensors, write_json
 from robustgen.fortified.autoencoder import (
     INITS,
@@ -96,9 +96,9 @@ def fortify(
 
     Raises:
         TypeError: model is not an nn.Module.
-        ValueError: a network that is fortified already, a layer that cannot be fortified (unknown, never called, wrong
-            output, inside a part that is compiled or scripted by itself), or a wrong option, ``init="identity"`` where
-            there is none among them.
+        ValueError: an example that the model does not take, a network that is fortified already, a layer that cannot be
+            fortified (unknown, never called, wrong output, inside a part that is compiled or scripted by itself), or a
+            wrong option, ``init="identity"`` where there is none among them.
 
     >>> net = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 3))
     >>> fortified = fortify(net, ["1"], example_input=torch.zeros(2, 8))
@@ -111,7 +111,8 @@ def fortify(
     check_hooks(model)
     _check_not_fortified(model)
     if layers == "auto":
-        layers = auto_layers(model, example_input)
+        with _naming_example(example_input):
+            layers = auto_layers(model, example_input)
     elif isinstance(layers, str):
         layers = [layers]
     if not layers and not input_autoencoder:
@@ -119,7 +120,8 @@ def fortify(
     check_activations(activation, decoder_activation)
     if init not in (None, *INITS):
         raise ValueError(f"unknown init {init!r}; known: {', '.join(INITS)}")
-    placements = place(model, layers, example_input, batch_dim)
+    with _naming_example(example_input):
+        placements = place(model, layers, example_input, batch_dim)
     options = {
         "activation": activation,
         "decoder_activation": decoder_activation,
@@ -139,6 +141,20 @@ def fortify(
         net = FortifiedNetwork(backbone, config)
     _warn_of_ignored_layers(net, example_input)
     return net
+
+
+@contextmanager
+def _naming_example(example: Any) -> Iterator[None]:
+    """Turn what torch raises where the model does not take the example into a ValueError that names it."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except (RuntimeError, IndexError) as error:
+        shape = f" of shape {tuple(example.shape)}" if isinstance(example, Tensor) else ""
+        line = " ".join(str(error).split())
+        what = f"example_input{shape}, which must be a batch of its inputs (N, ...), such as x[:2]"
+        raise ValueError(f"the model fails on {what}: {line}") from error
 
 
 def _observed(placement: Placement) -> dict[str, Any]:
@@ -183,10 +199,9 @@ def _warn_of_ignored_layers(net: "FortifiedNetwork", example: Any) -> None:
         reached = torch.autograd.grad(total, biases, allow_unused=True) if total.requires_grad else [None] * len(biases)
     for layer, gradient in zip(layers, reached, strict=True):
         if gradient is None:
-            warnings.warn(
+            warn_user(
                 f"the logits do not depend on the output of layer {layer.name!r}: fortifying it has no effect on them "
-                "(does the model read an RNN's final state instead of its output?)",
-                stacklevel=4,
+                "(does the model read an RNN's final state instead of its output?)"
             )
 
 

@@ -2,7 +2,6 @@
 
 import json
 import re
-import warnings
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import cached_property
@@ -12,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from robustgen.checks import warn_user
 from robustgen.counter_rng import derive_seed, integers
 from robustgen.differences import differences
 from robustgen.files import load_state
@@ -109,10 +109,10 @@ class Run:
         if self.ema:
             self.ema.apply()
         if self.watch is not None and self.watch.fired and self.world.rank == 0:
-            warnings.warn(self.watch.fired, stacklevel=4)
+            warn_user(self.watch.fired)
         kept = self._kept_history()
         if kept[-1].get(COLLAPSED) and self.world.rank == 0:
-            warnings.warn(collapse_of(kept, self._n_classes), stacklevel=4)
+            warn_user(collapse_of(kept, self._n_classes))
         return self.history
 
     def _kept_history(self) -> list[dict[str, float]]:
@@ -293,6 +293,10 @@ class Run:
         held = latest_checkpoint(run_dir) is not None
         if (held or rows.exists()) and not self.settings.resume:
             raise ValueError(f"{run_dir} already holds a run: pass resume=True or another run_dir")
+        if rows.exists() and not held:
+            raise ValueError(
+                f"{run_dir} holds {rows.name} and no checkpoint: what was trained is gone; take another run directory"
+            )
         if held:
             checkpoint = load_checkpoint(run_dir)
             self._restore(checkpoint)
@@ -300,7 +304,7 @@ class Run:
             if self.world.rank == 0 and self._is_best():
                 keep_as_best(checkpoint.path)  # the run was killed before it could
         self._wait()  # every rank has looked before rank 0 writes
-        if self.world.rank == 0 and (held or rows.exists()):
+        if self.world.rank == 0 and held:
             write_rows(rows, self.history)  # drops what was written after the checkpoint
         if not held:
             self._save()

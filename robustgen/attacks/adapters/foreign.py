@@ -1,7 +1,6 @@
 """An attack of another library under the contract of ours: what it returns is checked, never trusted."""
 
 import math
-import warnings
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass, fields
@@ -15,6 +14,7 @@ from robustgen.attacks.ball import perturbation_norm
 from robustgen.attacks.base import Attack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
+from robustgen.checks import warn_user
 
 __all__ = ["ForeignAttack", "accepted"]
 
@@ -116,7 +116,7 @@ def accepted(problem: Problem, i: Tensor, z: Any, who: str) -> Tensor:
 
 
 def _warn_unused(who: str, what: str) -> None:
-    warnings.warn(f"{who}: not used, the clean inputs are kept: {what}", stacklevel=2)
+    warn_user(f"{who}: not used, the clean inputs are kept: {what}")
 
 
 def _where(rows: Tensor, a: Tensor, b: Tensor) -> Tensor:
