@@ -63,7 +63,7 @@ class Budget:
 
 BUDGETS = {
     "smoke": Budget(n_train=300, n_test=60, epochs=3, hidden=(32,), draws=100, components=16),
-    "cpu": Budget(n_train=20_000, n_test=1000, epochs=5, hidden=(256, 256), draws=500),
+    "cpu": Budget(n_train=0, n_test=1000, epochs=2, hidden=(256, 256), draws=500),
     "full": Budget(n_train=0, n_test=0, epochs=30, hidden=(512, 512), draws=1000),
 }
 SHARPNESS = 3.0  # what 1-Lipschitz logits are multiplied by in training
