@@ -201,7 +201,7 @@ settings.register_profile("no deadline", deadline=None)  # a busy machine is not
 settings.load_profile("no deadline")
 
 INF = float("inf")
-tied_of_calibration = st.lists(st.sampled_from([-INF, -2.0, -1.0, 0.0, 1.0, 2.0, INF]), min_size=1, max_size=25)
+some_tied = st.lists(st.sampled_from([-INF, -2.0, -1.0, 0.0, 1.0, 2.0, INF]), min_size=1, max_size=25)
 
 
 def test_small_example():
@@ -214,13 +214,13 @@ def test_small_example():
     assert calibration.flag([2.0, 2.5, 3.1], fpr=0.4).tolist() == [False, True, True]
 
 
-@given(tied_of_calibration, tied_of_calibration)
+@given(some_tied, some_tied)
 def test_p_value_is_its_definition(calibration, scores):
     p = ConformalCalibration(calibration).p_value(scores)
     assert p.tolist() == [(1 + sum(c >= s for c in calibration)) / (len(calibration) + 1) for s in scores]
 
 
-@given(tied_of_calibration, tied_of_calibration, st.integers(1, 25), st.sampled_from([0.0, 1e-9, 0.01]))
+@given(some_tied, some_tied, st.integers(1, 25), st.sampled_from([0.0, 1e-9, 0.01]))
 def test_flag_is_p_value_at_most_fpr(calibration, scores, k, more):
     fitted = ConformalCalibration(calibration)
     fpr = min(k, len(calibration)) / (len(calibration) + 1) + more  # also exactly on the grid of p-values

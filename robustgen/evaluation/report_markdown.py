@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from robustgen.evaluation import report_tables as tables
-from robustgen.evaluation.detector_robustness_table import GUARDED_NOTE, detector_robustness_table
+from robustgen.evaluation.report_tables import GUARDED_NOTE, detector_robustness_table
 from robustgen.evaluation.summary import of_report
 from robustgen.printable import printable
 
