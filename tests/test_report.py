@@ -141,7 +141,7 @@ def test_no_name_breaks_the_page_or_is_markup(whole, tmp_path, name):
     ],
 )
 def test_markdown_shows_text_as_it_is(text, written):
-    assert report_markdown._markdown(text) == written
+    assert report_markdown.as_text(text) == written
 
 
 def test_a_page_that_cannot_be_drawn_takes_nothing_away(whole, tmp_path, monkeypatch):
