@@ -9,13 +9,14 @@ from torch import Tensor, nn
 
 from robustgen.checks import warn_user
 from robustgen.inputs import Inputs, count, described, each
-from robustgen.turns import CUDNN, RANDOM_STATE, RandomStream, taking_turns
+from robustgen.turns import CUDNN, RANDOM_STATE, RandomStream, seeded, taking_turns
 
 __all__ = [
     "ROUNDING_OF_ANSWERS",
     "Model",
     "Normalize",
     "check_rows_alone",
+    "check_rows_draw_alone",
     "evaluating",
     "is_stochastic",
     "kept_buffers",
@@ -31,6 +32,8 @@ __all__ = [
 # otherwise, and a digit of bfloat16 is nearly so much.
 ROUNDING_OF_ANSWERS = 1e-2
 _SAME_BATCH_SIZE = 1e-4
+_PASSES = _ROWS = 64  # of an analysis of variance
+_FALSE_ALARM = 1e-6
 
 Model = Callable[[Tensor], Any]  # x (N, ...) in bounds -> logits (N, C), or an object with a .logits field
 
@@ -208,12 +211,112 @@ def check_rows_alone(ask: Callable[[Any], Tensor], x: Inputs, of: str = "model's
     for a, b, share in pairs:
         # of one batch size rounding is far below each answer's own size, which one large constant must not hide
         scale = largest if share == ROUNDING_OF_ANSWERS else torch.maximum(size.amax(0), 1e-2 * largest)
-        difference = torch.where(a.isfinite() & b.isfinite(), a - b, 0.0).abs()
-        if bool((difference > within + share * scale).any()):
-            raise ValueError(
-                f"the {of} for an input depends on the others in its batch (batch statistics at test time, a closure "
-                "over other inputs, a scale over the whole batch): each row must be answered by itself"
-            )
+        if _differ(a, b, within + share * scale):
+            raise ValueError(_NOT_ALONE.format(of))
+
+
+_NOT_ALONE = (
+    "the {} for an input depends on the others in its batch (batch statistics at test time, a closure over other "
+    "inputs, a scale over the whole batch): each row must be answered by itself"
+)
+
+
+def _differ(a: Tensor, b: Tensor, by: Tensor | float) -> bool:
+    return bool((torch.where(a.isfinite() & b.isfinite(), a - b, 0.0).abs() > by).any())
+
+
+def check_rows_draw_alone(ask: Callable[[Tensor], Tensor], x: Tensor) -> None:
+    """Refuse a network that draws random numbers, unless each row's answer is drawn without a look at the others.
+
+    With the random state reset, an answer at one place must stay while the other rows change. Where that cannot be seen
+    (what is drawn depends on the content, or comes from a generator of the network's own), its mean must. Then 64
+    passes of 64 equal rows: whether passes, or places, vary by more or by less than rows that draw alone, by two-way
+    analysis of variance of the logits' distances to the largest one. An alarm has to repeat itself in fresh passes.
+    Of networks with Gaussian noise of their own less than one in a million is refused.
+
+    What it cannot see: shared noise with less than a twentieth of the variance of each row's own (found with
+    probability 0.999 from there on), numbers that only some rows share, or a network that shares rarely.
+
+    Args:
+        ask: x (n, ...) -> logits (n, C), by torch's global random numbers; their state is as it was afterwards only in
+            :func:`untouched`.
+        x: (n, ...) a few inputs; the first one is asked.
+
+    Raises:
+        ValueError: rows share random numbers, or an answer depends on the others.
+
+    >>> check_rows_draw_alone(lambda x: x + torch.randn(len(x), 2), torch.ones(4, 2))
+    >>> check_rows_draw_alone(lambda x: x + torch.randn(1, 2), torch.ones(4, 2))
+    Traceback (most recent call last):
+    ValueError: the network draws random numbers that all rows of a batch share: votes would not be independent; draw...
+    """
+    one = x[:1]
+    companies = [torch.cat([one, others]) for others in (x[1:], _other(x[1:]), one.expand_as(x[1:]))]
+    # whole runs, so that a network that toggles between calls is not taken for one that looks at others
+    (first, place), *others, (again, _) = [_seeded_pass(ask, rows) for rows in (*companies, companies[0])]
+    scale = _SAME_BATCH_SIZE * torch.maximum(first[0].abs(), 1e-2 * first.nan_to_num(0.0, 0.0, 0.0).abs().amax())
+    if not _differ(again[0], first[0], scale) and all(torch.equal(drawn, place) for _, drawn in others):
+        if any(_differ(answers[0], first[0], scale) for answers, _ in others):
+            raise ValueError(_NOT_ALONE.format("model's output"))
+    elif _alarm(lambda: _of_company(ask, one, x[1:])) and _alarm(lambda: _of_company(ask, one, x[1:])):
+        raise ValueError(_NOT_ALONE.format("model's output"))
+    rows = one.expand(_ROWS, *one.shape[1:])
+    if _alarm(lambda: _of_passes(ask, rows)) and _alarm(lambda: _of_passes(ask, rows)):
+        raise ValueError(
+            "the network draws random numbers that all rows of a batch share: votes would not be independent; draw for "
+            "each row"
+        )
+
+
+def _seeded_pass(ask: Callable[[Tensor], Tensor], rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Answers with the random state reset, and where they left it: the numbers that come next."""
+    with seeded(0):
+        return ask(rows), torch.cat([torch.rand(2), torch.rand(2, device=rows.device).cpu()])
+
+
+def _of_passes(ask: Callable[[Tensor], Tensor], rows: Tensor) -> list[tuple[Tensor, Tensor, int, int]]:
+    """Mean squares of passes beside those of the rest, with degrees of freedom; and of places in the batch."""
+    answers = torch.stack([_finite(ask(rows)) for _ in range(_PASSES)])
+    best = answers.mean((0, 1)).argmax()
+    found = answers - answers[..., best, None]  # (P, R, C): what all classes share decides no vote
+    passes, places = found.mean(1, keepdim=True), found.mean(0, keepdim=True)
+    rest = (found - passes - places + found.mean((0, 1))).square().sum((0, 1)) / ((_PASSES - 1) * (_ROWS - 1))
+    free = (_PASSES - 1) * (_ROWS - 1)
+    of_places = _PASSES * places[0].var(0)
+    rounding = places.std(1).amax() < ROUNDING_OF_ANSWERS * answers.abs().amax()  # kernels round by the place
+    return [
+        (_ROWS * passes[:, 0].var(0), rest, _PASSES - 1, free),
+        (torch.where(rounding, rest, of_places), rest, _ROWS - 1, free),
+    ]
+
+
+def _of_company(ask: Callable[[Tensor], Tensor], one: Tensor, others: Tensor) -> list[tuple[Tensor, Tensor, int, int]]:
+    """Mean squares of the company that an input is in, beside those of passes."""
+    several = one.expand(_ROWS // 2, *one.shape[1:])
+    means = []
+    for part in (others, _other(others)):
+        rows = torch.cat([several, part[torch.arange(_ROWS // 2) % len(part)]])
+        means.append(torch.stack([_finite(ask(rows))[: _ROWS // 2].mean(0) for _ in range(_PASSES)]))
+    first, second = means  # (P, C)
+    between = _PASSES / 2 * (first.mean(0) - second.mean(0)).square()
+    return [(between, (first.var(0) + second.var(0)) / 2, 1, 2 * (_PASSES - 1))]
+
+
+def _finite(logits: Tensor) -> Tensor:
+    return logits.double().nan_to_num(0.0, 0.0, 0.0)
+
+
+def _alarm(mean_squares: Callable[[], list[tuple[Tensor, Tensor, int, int]]]) -> bool:
+    """Whether one of several ratios (C,) lies where an F distribution puts it once in a million, in all."""
+    from scipy.stats import f  # slow to import
+
+    found = mean_squares()
+    for above, below, *free in found:
+        level = _FALSE_ALARM / (2 * len(above) * len(found))
+        few = f.ppf(level, *free) if free[0] > 1 else 0.0  # with one degree of freedom nearly nothing is no wonder
+        if bool(((above > f.isf(level, *free) * below) | (above < few * below)).any()):
+            return True
+    return False
 
 
 def _in_company(x: Tensor) -> Tensor:

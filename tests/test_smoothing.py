@@ -16,8 +16,12 @@ from robustgen.evaluation.certification_page import certification_html, load_cer
 from robustgen.fortified import SmoothedClassifier, smooth
 from robustgen.fortified.smoothing_noise import Gaussian, Uniform
 from robustgen.fortified.splitting_noise import Splitting
+from robustgen.model import check_rows_draw_alone
 from robustgen.networks import mlp
 from robustgen.training import ClassifierObjective, Trainer
+from robustgen.turns import seeded
+
+OWN = torch.Generator().manual_seed(0)  # which no reset of the global random state resets
 
 
 def half_space(weights, bias=0.0):
@@ -365,6 +369,45 @@ class TestErrors:
             smooth(hidden, 0.5).certify(x, n=200)
         model = smooth(Noisy(False), 0.5)
         assert torch.equal(model.certify(x, n=200).counts, model.certify(x.flip(0), n=200).counts.flip(0))
+
+    @pytest.mark.parametrize(
+        "answer",
+        [
+            lambda x: x.mean() + 0 * x[:, 0] + 1e-3 * torch.randn(len(x)),
+            lambda x: nn.BatchNorm1d(2, track_running_stats=False)(nn.functional.dropout(x, 0.5))[:, 0],
+            lambda x: (noise := torch.randn(len(x))) - noise.mean() + x[:, 0],
+            lambda x: x.mean() + 0 * x[:, 0] + 1e-3 * torch.randn(len(x), generator=OWN),
+            lambda x: x[:, 0] + 0.1 * torch.randn(len(x)) + 0.1 * torch.arange(len(x)),
+            lambda x: x[:, 0] + torch.randn(len(x)) + 0.5 * torch.randn(()),
+        ],
+    )
+    def test_noise_of_its_own_hides_no_look_at_the_batch(self, answer):
+        class Net(nn.Module):
+            def forward(self, x):
+                z = answer(x)
+                return torch.stack([z, -z], 1)
+
+        state, x = torch.get_rng_state(), torch.tensor([[0.9, 0.8]])
+        for seed in range(3):
+            with pytest.raises(ValueError, match=r"depends on the others in its batch|rows of a batch share"):
+                smooth(Net(), 0.5, seed=seed).certify(x, n=200)
+        assert torch.equal(state, torch.get_rng_state())
+
+    @pytest.mark.parametrize(
+        "draw",
+        [
+            lambda x: torch.randn(len(x)),
+            lambda x: torch.randn(len(x), generator=OWN),
+            lambda x: torch.distributions.Cauchy(0.0, 0.1).sample((len(x),)),
+            lambda x: (torch.rand(len(x)) < 1e-3).float() * 99,  # rare, and large
+            lambda x: torch._standard_gamma(0.5 + x[:, 0].abs()),  # by rejection: how much is drawn depends on x
+        ],
+    )
+    def test_rows_that_draw_alone_are_not_refused(self, draw):
+        rows = torch.rand(9, 2, generator=torch.Generator().manual_seed(0))
+        with seeded(0):
+            for _ in range(5):
+                check_rows_draw_alone(lambda x: torch.stack([x[:, 0] + draw(x), x[:, 1]], 1), rows)
 
     def test_a_network_that_looks_at_its_batch_is_refused(self):
         class Batch(nn.Module):

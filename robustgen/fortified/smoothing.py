@@ -19,7 +19,7 @@ from robustgen.checks import check_bounds, check_images, check_integers, check_p
 from robustgen.counter_rng import content_ids, derive_seed
 from robustgen.fortified.smoothing_noise import Gaussian, SmoothingNoise, Uniform, noisy_versions
 from robustgen.fortified.splitting_noise import Splitting
-from robustgen.model import check_rows_alone, is_stochastic, logits_of, naming_inputs, untouched
+from robustgen.model import check_rows_alone, check_rows_draw_alone, is_stochastic, logits_of, naming_inputs, untouched
 from robustgen.progress import track
 
 __all__ = ["ABSTAINS", "Certificate", "SmoothedClassifier", "smooth"]
@@ -182,7 +182,8 @@ class SmoothedClassifier(nn.Module):
             TypeError: x is no batch of float32 or float64 inputs.
             ValueError: inputs outside the bounds or, with splitting noise, between levels; alpha outside (0, 1), n
                 below n0, a radius that n draws can never prove, or a network whose answer to an input depends on others
-                in its batch, be it by noise that they share.
+                in its batch, be it by noise that they share (a twentieth of the variance of each row's own, or more;
+                see :func:`robustgen.model.check_rows_draw_alone`).
         """
         check_level(alpha)
         check_integers(n0=n0, n=n)
@@ -283,22 +284,11 @@ class SmoothedClassifier(nn.Module):
     def _check_base(self, one: Tensor) -> None:
         """ValueError where votes of one batch are not votes of its rows alone."""
         same = one.expand(8, *one.shape[1:])
-
-        def ask() -> Tensor:
-            return self._logits(same)
-
-        if not is_stochastic(ask):
-            check_rows_alone(self._logits, self.noise.draw(one[0], 4, None))
-            return
-        # Of rows that draw by themselves the means of passes vary by an eighth of what rows do (F of 31 and 224 degrees
-        # of freedom: above 4 by chance once in 10^9); numbers that rows share make the means vary more.
-        passes = torch.stack([ask().double().nan_to_num(0.0, 0.0, 0.0) for _ in range(32)])  # (32, 8, C)
-        between, within = passes.mean(1).var(0) * passes.shape[1], passes.var(1).mean(0)
-        if bool((between > 4 * within).any()):
-            raise ValueError(
-                "the network draws random numbers that all rows of a batch share: votes would not be independent; draw "
-                "for each row"
-            )
+        drawn = self.noise.draw(one[0], 8, None)
+        if is_stochastic(lambda: self._logits(same)):
+            check_rows_draw_alone(self._logits, torch.cat([one, drawn]))
+        else:
+            check_rows_alone(self._logits, drawn[:4])
 
     def _count(
         self,
