@@ -25,6 +25,7 @@ __all__ = [
     "check_labels",
     "check_numbers",
     "check_positive",
+    "check_seed",
     "check_shape",
     "diameter",
     "eps_spans_bounds",
@@ -167,6 +168,18 @@ def check_integers(at_least: int = 1, **values: object) -> None:
             raise TypeError(f"{name} must be an integer, got {value!r}")
         if value < at_least:
             raise ValueError(f"{name} must be at least {at_least}, got {value}")
+
+
+def check_seed(seed: object) -> None:
+    """TypeError unless a seed is an int, ValueError unless it has at most 64 bits.
+
+    >>> check_seed(2**70)
+    Traceback (most recent call last):
+    ValueError: seed must be below 2^63, got 1180591620717411303424
+    """
+    check_integers(-(2**63), seed=seed)
+    if int(plain(seed)) >= 2**63:
+        raise ValueError(f"seed must be below 2^63, got {seed}")
 
 
 def check_numbers(**values: object) -> None:

@@ -9,12 +9,12 @@ from torch.nn.utils import parametrize
 from robustgen.lipschitz_encoder import MaxMin, Orthonormal
 from robustgen.model import Normalize
 
-__all__ = ["NORMS", "in_norm", "lipschitz_bound"]
+__all__ = ["NORMS", "in_norm", "lipschitz_bound", "lipschitz_bound_inside"]
 
 NORMS = ("L2", "L1", "Linf")
 
 _NONE_LONGER = (  # modules that lengthen no change
-    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Softplus),
+    *(nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout, nn.ReLU, nn.Tanh, nn.Sigmoid),
     *(nn.Hardtanh, nn.ReLU6, MaxMin),
 )
 _ROUNDING = 1e-6  # of a weight that is computed anew at every call
@@ -33,7 +33,7 @@ def lipschitz_bound(module: nn.Module) -> float | None:
     >>> lipschitz_bound(nn.LSTM(2, 2)) is None
     True
     """
-    if module._forward_hooks or module._forward_pre_hooks:
+    if _altered(module):
         return None
     if type(module) is nn.Sequential:
         bounds = [lipschitz_bound(part) for part in module]
@@ -42,12 +42,15 @@ def lipschitz_bound(module: nn.Module) -> float | None:
         return max(1.0, abs(module.negative_slope))
     if type(module) is nn.ELU:
         return max(1.0, abs(module.alpha))
+    if type(module) is nn.Softplus:
+        return 1.0 if _jump(module) < _ROUNDING else None
     if type(module) in _NONE_LONGER:
         return 1.0
     if type(module) is Normalize:
         return float(1 / module.std.double().min())
     if parametrize.is_parametrized(module):
-        kinds = {type(part) for parts in module.parametrizations.values() for part in parts}
+        added = [part for parts in module.parametrizations.values() for part in parts]
+        kinds = {None if _altered(part) else type(part) for part in added}
         if parametrize.type_before_parametrizations(module) is not nn.Linear or kinds != {Orthonormal}:
             return None
         return (1 + _ROUNDING) * _largest(module.weight)
@@ -61,6 +64,41 @@ def lipschitz_bound(module: nn.Module) -> float | None:
         rows, columns = size.flatten(1).sum(1).max(), size.sum((0, 2, 3)).max()
         return float((rows * columns).sqrt()) if module.padding_mode == "zeros" else None
     return None
+
+
+def _altered(module: nn.Module) -> bool:
+    """Whether an instance does something else than its class."""
+    return bool(module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__)
+
+
+def _jump(softplus: nn.Softplus) -> float:
+    """By how much the curve and the line, which replaces it from beta x = threshold on, differ there, of their size."""
+    beta, threshold = float(softplus.beta), float(softplus.threshold)
+    if not (beta > 0 and threshold > 0):
+        return math.inf
+    return math.log1p(math.exp(-threshold)) / max(beta, threshold)
+
+
+def lipschitz_bound_inside(module: nn.Module, layer: str, given: bool) -> float | None:
+    """Such a bound of what the layer of that name returns, or is ``given``; None where none is known, or where the
+    layer stands in several places.
+
+    >>> net = nn.Sequential(nn.Flatten(), nn.Linear(4, 2), nn.Linear(2, 2))
+    >>> lipschitz_bound_inside(net, "1", True), lipschitz_bound_inside(net, "2", True) == lipschitz_bound(net[:2])
+    (1.0, True)
+    """
+    if layer == "":
+        return None if _altered(module) else 1.0 if given else lipschitz_bound(module)
+    if type(module) is not nn.Sequential or _altered(module):
+        return None
+    first, _, rest = layer.partition(".")
+    names = list(module._modules)
+    part = module.get_submodule(layer)
+    if sum(m is part for _, m in module.named_modules(remove_duplicate=False)) > 1:
+        return None
+    bounds = [lipschitz_bound(module.get_submodule(name)) for name in names[: names.index(first)]]
+    bounds.append(lipschitz_bound_inside(module.get_submodule(first), rest, given))
+    return None if None in bounds else math.prod(b for b in bounds if b is not None)
 
 
 def _largest(weight: Tensor) -> float:

@@ -18,6 +18,9 @@ from robustgen.checks import check_integers
 __all__ = ["MaxMin", "Orthonormal", "lipschitz_encoder"]
 
 
+_NEARLY_DEPENDENT = 1e-3  # of the longest row, what the others leave of one: its square is rounded to 1e-16
+
+
 class MaxMin(nn.Module):
     """The larger, then the smaller, of each pair of features, (N, D) -> (N, D) for even D.
 
@@ -40,7 +43,8 @@ class MaxMin(nn.Module):
 class Orthonormal(nn.Module):
     """Matrices whose rows (columns, where there are more rows) are orthonormal: L^-1 V with V V' = L L', of any V.
 
-    A parametrization (:mod:`torch.nn.utils.parametrize`) of a weight; computed in float64.
+    A parametrization (:mod:`torch.nn.utils.parametrize`) of a weight; computed in float64. Of rows that depend on each
+    other, or nearly so, by Householder's QR, which completes them; their gradient is large, or not finite.
 
     >>> w = Orthonormal()(torch.tensor([[3.0, 0.0, 4.0], [1.0, 2.0, 2.0]]))
     >>> torch.allclose(w @ w.T, torch.eye(2), atol=1e-6)
@@ -50,16 +54,22 @@ class Orthonormal(nn.Module):
     def forward(self, v: Tensor) -> Tensor:
         tall = v.shape[0] > v.shape[1]
         rows = (v.T if tall else v).double()
-        lower = torch.linalg.cholesky(rows @ rows.T)
-        found = torch.linalg.solve_triangular(lower, rows, upper=False).to(v.dtype)
+        lower, failed = torch.linalg.cholesky_ex(rows @ rows.T)
+        size = lower.diagonal()
+        if failed or size.min() < _NEARLY_DEPENDENT * size.max():
+            q, r = torch.linalg.qr(rows.T)
+            found = (q * torch.where(r.diagonal() < 0, -1.0, 1.0)).T  # the same, were it not for rounding
+        else:
+            found = torch.linalg.solve_triangular(lower, rows, upper=False)
+        found = found.to(v.dtype)
         return found.T if tall else found
 
 
 def lipschitz_encoder(n_inputs: int, hidden: Sequence[int] = (256, 256), n_outputs: int = 32) -> nn.Sequential:
     """Orthogonal linear layers with :class:`MaxMin` between them, (N, ...) -> (N, n_outputs).
 
-    Its weights stay orthogonal whatever an optimizer does; :func:`robustgen.lipschitz.lipschitz_bound` is 1, but for
-    rounding.
+    Its weights are made orthogonal at every call, wherever an optimizer takes what they are made of;
+    :func:`robustgen.lipschitz.lipschitz_bound` is 1, but for rounding.
 
     Args:
         n_inputs: numbers in one input.

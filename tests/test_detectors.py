@@ -28,6 +28,7 @@ from robustgen.evaluation.metrics import auroc
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.generative import VAE, Pixels
 from robustgen.lipschitz import lipschitz_bound
+from robustgen.lipschitz_encoder import lipschitz_encoder
 from robustgen.recurrent_networks import TextClassifier
 
 DETECTORS = [n for n in room.__all__ if isinstance(getattr(room, n), type) and issubclass(getattr(room, n), Detector)]
@@ -408,6 +409,11 @@ def test_a_secret_seed_is_not_saved(tmp_path):
 
 
 def test_activations_that_enlarge():
+    assert lipschitz_bound(nn.Softplus(beta=3.0)) == 1
+    assert lipschitz_bound(nn.Softplus(threshold=1.0)) is None  # where it becomes a line it jumps
+    other = nn.ReLU()
+    other.forward = lambda x: 10 * x
+    assert lipschitz_bound(other) is None
     for activation, bound in ((nn.LeakyReLU(-3.0), 3.0), (nn.ELU(-2.0), 2.0), (nn.ELU(0.5), 1.0)):
         assert lipschitz_bound(activation) == bound
         z = torch.linspace(-3, 3, 6001, dtype=torch.float64)
@@ -447,6 +453,24 @@ def test_a_certificate_is_of_eval_mode_and_leaves_the_network_as_it_was():
     assert model.training
 
 
+@pytest.mark.parametrize("layer", [None, "1", "2"])
+def test_mahalanobis_moves_by_whitening_times_what_comes_before_its_layer(layer):
+    torch.manual_seed(0)
+    x = torch.rand(200, 1, 4, 4)
+    encoder = lipschitz_encoder(16, (8,), 4)
+    encoder[3].weight = 1e-3 * torch.eye(4, 8)  # what comes after the features is not counted
+    for model in (encoder, nn.Sequential(nn.Flatten(), nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4))):
+        detector = room.Mahalanobis(model, layer, root=True).fit(x[:150]).calibrate(x[150:])
+        low, high = detector.score_bounds(x[:20], 0.3)
+        assert bool(low.isfinite().all())
+        for sign in (1, -1):
+            scores = detector.score(_moved(detector, x[:20], 0.3, sign))
+            assert bool(((low <= scores) & (scores <= high)).all())
+    assert room.Mahalanobis(encoder, layer).fit(x).lipschitz() is None
+    before = lipschitz_bound(model[:3])
+    assert detector.lipschitz() == pytest.approx(detector._longest * before)
+
+
 def test_what_is_not_known_has_no_bound():
     x = torch.rand(50, 1, 4, 4)
     hooked = nn.Identity()
@@ -459,6 +483,8 @@ def test_what_is_not_known_has_no_bound():
     ):
         assert detector.fit(x).lipschitz() is None
     assert room.MeanBrightness().fit(torch.rand(50, 6, 4)).lipschitz() is None  # sequences may be of another length
+    with pytest.raises(ValueError, match="of how far a NearestNeighbour of sequences can be moved"):
+        room.NearestNeighbour().fit(torch.rand(50, 6, 4)).score_bounds(torch.rand(2, 6, 4), 0.1)
 
 
 def test_smoothed_percentiles_of_a_linear_score_are_exact():

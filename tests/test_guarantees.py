@@ -20,7 +20,7 @@ from robustgen.experiments.runner import run_experiment
 from robustgen.experiments.training_cache import TrainingCache
 from robustgen.generative import Denoiser
 from robustgen.lipschitz import lipschitz_bound
-from robustgen.lipschitz_encoder import MaxMin, lipschitz_encoder
+from robustgen.lipschitz_encoder import MaxMin, Orthonormal, lipschitz_encoder
 
 SCHEMA = json.loads((Path(robustgen.experiments.__file__).parent / "cell.schema.json").read_text())
 
@@ -117,6 +117,17 @@ class TestEncoder:
         scores = torch.cdist(features, bank).amin(1)
         assert (low <= scores).all()
         assert (scores <= high).all()
+
+    @pytest.mark.parametrize("shape", [(8, 16), (16, 8)])
+    @pytest.mark.parametrize("apart", [0.0, 1e-8, 1e-5])
+    def test_rows_that_are_nearly_equal(self, shape, apart):
+        torch.manual_seed(0)
+        v = torch.randn(shape)
+        first, second = (v[0], v[1]) if shape[0] < shape[1] else (v[:, 0], v[:, 1])
+        second.copy_(first + apart * torch.randn_like(first))
+        found = Orthonormal()(v).double()
+        found = found if shape[0] < shape[1] else found.T
+        assert torch.allclose(found @ found.T, torch.eye(8, dtype=torch.float64), atol=1e-5)
 
     def test_other_parametrizations_have_no_bound(self):
         layer = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))

@@ -2,7 +2,9 @@
 
 import json
 import math
+import re
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import binom
@@ -180,6 +182,17 @@ class TestDraws:
             assert torch.equal(full.radius >= radius, stopped.radius >= radius)
         assert stopped.draws.sum() < full.draws.sum()
 
+    def test_a_radius_may_be_a_number_of_torch_or_numpy(self):
+        model, x = smooth(half_space([1.0, 0.0]), 0.5), torch.tensor([[0.9, 0.5]])
+        for radius in (
+            torch.tensor(0.1),
+            np.float32(0.1),
+            np.array([0.1, 0.2]),
+            [torch.tensor(0.1)],
+            torch.ones(2) / 9,
+        ):
+            assert model.certify(x, n=1000, radius=radius).draws < 1100
+
     def test_a_secret_seed(self):
         one, other = (smooth(half_space([1.0, 0.0], -0.4), 0.5, seed=None) for _ in range(2))
         x = torch.full((1, 2), 0.5)
@@ -261,7 +274,7 @@ class TestSplitting:
         shares = certificate.counts.double() / model.noise.versions
         apart = torch.cdist(grid.double(), grid.double(), p=1)
         moved = (shares[:, None] - shares).abs().amax(2)
-        assert bool((moved <= apart / (2 * model.noise.reach) + 1e-6).all())
+        assert bool((moved <= apart / (2 * model.noise.half_width) + 1e-6).all())
         assert bool((moved[apart > 0] > 0).any())
         inside = apart < certificate.radius[:, None] - 1e-6
         same = certificate.prediction[:, None] == certificate.prediction
@@ -275,7 +288,9 @@ class TestSplitting:
             smooth(half_space([1.0]), 0.5, noise="splitting").certify(torch.tensor([[0.123456]]))
         with pytest.raises(ValueError, match="splitting noise is of inputs in"):
             smooth(half_space([1.0]), 0.5, noise="splitting", bounds=None)
-        with pytest.raises(ValueError, match="sigma of less than a level"):
+        with pytest.raises(
+            ValueError, match=r"sigma=0.0001 is less than splitting noise of 255 levels can have: .* 0.00057"
+        ):
             smooth(half_space([1.0]), 1e-4, noise="splitting")
 
     def test_it_can_be_trained_and_attacked(self):
@@ -336,13 +351,16 @@ class TestErrors:
             (
                 lambda m: smooth(m, 0.5).certify(torch.rand(2, 2), n=100, radius=2.0),
                 ValueError,
-                r"n=100 draws prove radii up to 0.75 at sigma=0.5, not 2: \d+ draws could",
+                r"^100 draws prove radii up to 0.75 at sigma=0.5, not 2, but \d+ draws could",
             ),
             (
                 lambda m: smooth(m, 0.5, noise="uniform").certify(torch.rand(2, 2), n=100, radius=2.0),
                 ValueError,
-                "and no number of draws does",
+                "not 2, and no number of draws does",
             ),
+            (lambda m: smooth(m, 0.5).certify(torch.rand(2, 2), radius="0.1"), TypeError, "radius must be a number"),
+            (lambda m: smooth(m, 0.5).certify(torch.rand(2, 2), seed=1.5), TypeError, "seed must be an integer"),
+            (lambda m: smooth(m, 0.5, seed=2**70), ValueError, r"seed must be below 2\^63"),
             (lambda m: smooth(m, 0.5).certify(torch.rand(2, 3)), ValueError, "the model fails on inputs"),
         ],
     )
@@ -521,8 +539,30 @@ class TestNumbers:
         assert "no input reaches it at this sigma" in str(exact)
 
     def test_a_secret_seed_is_not_written(self):
-        report = certify_robustness(smooth(Threshold(), 0.5, seed=None), X, Y, radii=(0.2,), n=100)
-        assert report.to_dict()["seed"] == 0
+        model = smooth(Threshold(), 0.5, seed=None)
+        report = certify_robustness(model, X, Y, radii=(0.2,), n=100)
+        assert report.to_dict()["seed"] is None
+        assert torch.equal(report.counts, model.certify(X, n=100).counts)
+        page = certification_html({"format": 1, "certified": [report.to_dict()]})
+        assert "secret" in page
+        assert str(model._key) not in page
+
+    def test_the_seed_and_sigma_that_stand_there_were_used(self):
+        model = smooth(Threshold(), 0.05, noise="splitting", levels=100, seed=5)
+        report = certify_robustness(model, X, Y, radii=(0.01,), seed=3)
+        assert report.seed == 5
+        assert report.sigma == model.config["sigma"] == pytest.approx(17 / 100 / 2 / math.sqrt(3))
+        again = smooth(Threshold(), report.sigma, noise="splitting", levels=100, seed=report.seed)
+        assert again.sigma == report.sigma
+        assert torch.equal(again.certify(X).counts, report.counts)
+
+    def test_no_radius_is_rounded_up_and_the_page_names_all(self, smoothed):
+        report = certify_robustness(smoothed, X, Y, radii=(0.25, 0.5, 9.0), n=100)
+        report.most = 0.9999
+        assert "largest that can be proved 0.999" in str(report)
+        page = certification_html({"format": 1, "certified": [report.to_dict()]})
+        assert re.search(r"whatever the attack, on .* at 0.25, .* at 0.5 \(L2\); nothing can be proved at 9 ", page)
+        assert "(each input wrongly with probability 0.001 at most)" in page
 
     def test_embeddings_are_not_attacked(self):
         with pytest.raises(ValueError, match="the attack needs the bounds of the inputs"):
@@ -618,6 +658,17 @@ class TestCommand:
             (lambda r: r.update(format=7), "format must be a whole number"),
             (lambda r: r["certified"][0].pop("accuracy"), r"lacks certified\[0\].accuracy"),
             (lambda r: r["certified"][0].update(name=3), r"name must be a string, not 3"),
+            (
+                lambda r: r["certified"][0]["certificates"].update(alpha=0),
+                r"certificates.alpha must be in \(0, 1\), not 0",
+            ),
+            (lambda r: r["certified"][0]["certificates"].update(alpha=-1), "alpha must be a number from 0 to 1"),
+            (lambda r: r["certified"][0]["radii"][0].update(radius=-1), r"radius must be a number from 0 to 1e\+12"),
+            (lambda r: r["certified"][0].update(draws=3), "draws and draws_saved are not those of 5 inputs"),
+            (lambda r: r["certified"][0]["abstains"].update(n=3), "are of 5 inputs each"),
+            (lambda r: r["certified"][0]["radii"][0].update(beaten=2), "1 inputs are attacked"),
+            (lambda r: r["certified"][0].update(attack=None), "lacks the attack"),
+            (lambda r: r["certified"][0]["accuracy"].update(low=1), "a share lies outside its interval"),
             (lambda r: r["certified"][0]["accuracy"].update(value=7.0), "accuracy.value must be"),
             (lambda r: r["certified"][0]["radii"][0].pop("beaten"), "radii lacks beaten"),
             (lambda r: r["certified"][0]["radii"].extend(r["certified"][0]["radii"] * 99), "must hold 1 to 64 radii"),

@@ -103,7 +103,7 @@ def certify_network(
                     ids=ids,
                     run_dir=None if out is None else out / f"sigma-{sigma:g}",
                     resume=resume and out is not None and (out / f"sigma-{sigma:g}").exists(),
-                    name=f"{named}, sigma {sigma:g}" + ("" if denoiser is None else f", behind {denoiser}"),
+                    name=f"{named}, sigma {smoothed.sigma:g}" + ("" if denoiser is None else f", behind {denoiser}"),
                     progress=progress,
                 )
             )

@@ -97,10 +97,7 @@ class Scoring:
     def write(self, detector: Detector) -> dict[str, Any]:
         """Score everything and write it; returns what to print."""
         if self._radius is not None and not detector.has_bound():
-            raise ValueError(
-                f"no bound is known of how far a {type(detector).__name__} can be moved: --smooth-sigma 0.25 makes "
-                "it a SmoothedDetector, which has one"
-            )
+            raise ValueError(f"{detector.no_bound()}: --smooth-sigma 0.25 makes it a SmoothedDetector, which has one")
         remarks = Remarks()
         if self._summarise:
             threshold, n = detector.calibration.threshold(self._fpr), len(detector.calibration)

@@ -15,7 +15,7 @@ from robustgen.counter_rng import integers, uniform
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
 from robustgen.inputs import MASK, Inputs, are_inputs, check_inputs, count, described, each, named, parted, split
-from robustgen.lipschitz import NORMS
+from robustgen.lipschitz import NORMS, in_norm, lipschitz_bound
 from robustgen.model import check_rows_alone, naming_inputs, untouched
 from robustgen.progress import track
 from robustgen.structure import check_arguments, check_size, check_structure
@@ -250,6 +250,16 @@ class Detector(ABC):
         """See :meth:`lipschitz`; ``dimensions``: how many numbers an input has."""
         return None
 
+    def _bound_of_model(self, norm: str, dimensions: int) -> float | None:
+        """That of the network: of a score that moves by no more than what the network says."""
+        return in_norm(lipschitz_bound(self.model), norm, dimensions)
+
+    def no_bound(self) -> str:
+        """What to say where :meth:`lipschitz` is None."""
+        like = _like(self.statistics)
+        of = " of sequences" if isinstance(like, Tensor) and like.ndim == 3 else ""
+        return f"no bound is known of how far a {type(self).__name__}{of} can be moved"
+
     def has_bound(self, norm: str = "L2") -> bool:
         """Whether alarms can be certified: where :meth:`lipschitz` is known, and of any smoothed detector."""
         return self.lipschitz(norm) is not None
@@ -292,16 +302,15 @@ class Detector(ABC):
         check_radius(radius)
         slope = self.lipschitz(norm)
         if slope is None:
-            raise ValueError(
-                f"no bound is known of how far a {type(self).__name__} can be moved: SmoothedDetector has one for any"
-            )
+            raise ValueError(f"{self.no_bound()}: SmoothedDetector has one for any")
+        own = self.lipschitz() or 0.0
         bounds = []
         for part in self._as_batches(x):
             with torch.no_grad(), untouched(self.model, None):
                 scores = self.score(part).double()
                 size = self._size(part.to(self._device)).double().to(scores.device) if len(part) else scores
             length = radius * (part[:1].numel() ** 0.5 if norm == "Linf" else 1.0)
-            size = size + (self.lipschitz() or 0.0) * (part.flatten(1).double().norm(dim=1) + length)
+            size = size + own * (part.flatten(1).double().norm(dim=1) + length)
             reach = slope * radius + _ROUNDING_OF_SCORES * scores.abs()
             reach = reach + _ROUNDINGS * torch.finfo(part.dtype).eps * size
             bounds.append(torch.stack([scores - reach, scores + reach]))

@@ -87,6 +87,12 @@ class FeatureExtractor:
             raise ValueError(_NOT_CALLED)
         return seen[-1], output
 
+    def place(self, x: Inputs) -> tuple[str, bool]:
+        """Name of the layer and whether its input is meant, not its output; found with x (N, ...) if not before."""
+        if self._place is None:
+            self._place = self._find(x)
+        return self._place.layer, self._place.given
+
     @torch.no_grad()
     def _find(self, x: Inputs, n: int = 2) -> "_Place":
         """Where the features are, from a pass of ``n`` of the inputs x (N, ...)."""

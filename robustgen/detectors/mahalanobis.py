@@ -13,8 +13,8 @@ from robustgen.checks import check_flags, check_numbers
 from robustgen.detectors.base import Detector, check_network, check_width
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.inputs import Inputs
-from robustgen.lipschitz import in_norm, lipschitz_bound
-from robustgen.model import logits_of
+from robustgen.lipschitz import in_norm, lipschitz_bound, lipschitz_bound_inside
+from robustgen.model import logits_of, untouched
 
 __all__ = ["Mahalanobis"]
 
@@ -98,10 +98,18 @@ class Mahalanobis(Detector):
         return (least.clamp(min=1e-24).sqrt() if self.root else least).to(features)
 
     def _lipschitz(self, norm: str, dimensions: int) -> float | None:
-        features_are_inputs = (
-            type(self.model) is nn.Linear and self.layer is None and lipschitz_bound(self.model) is not None
-        )
-        if not (self.root and features_are_inputs):
+        if not self.root or lipschitz_bound(self.model) is None:
             return None
-        whitening = self.statistics["whitening"]  # of one map for all classes: a minimum moves no faster
-        return in_norm(float(torch.linalg.matrix_norm(whitening, 2)), norm, dimensions)
+        like = self.statistics["like"]
+        with torch.no_grad(), untouched(self.model):
+            layer, given = self._extractor.place(like.new_zeros(1, *like.shape[1:], device=self._device))
+        bound = lipschitz_bound_inside(self.model, layer, given)
+        return None if bound is None else in_norm(self._longest * bound, norm, dimensions)
+
+    @property
+    def _longest(self) -> float:
+        """By how much whitening lengthens; it is one map for all classes, and a minimum moves no faster."""
+        return float(torch.linalg.matrix_norm(self.statistics["whitening"], 2))
+
+    def _size(self, x: Tensor) -> Tensor:
+        return self._longest * self._extractor(x)[0].norm(dim=1)

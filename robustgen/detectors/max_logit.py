@@ -7,7 +7,6 @@ from torch import Tensor, nn
 
 from robustgen.detectors.base import Detector, check_network
 from robustgen.inputs import Inputs, call_model
-from robustgen.lipschitz import in_norm, lipschitz_bound
 from robustgen.model import logits_of
 
 __all__ = ["MaxLogit"]
@@ -41,4 +40,4 @@ class MaxLogit(Detector):
         return -logits_of(call_model(self.model, x)).amax(1)
 
     def _lipschitz(self, norm: str, dimensions: int) -> float | None:
-        return in_norm(lipschitz_bound(self.model), norm, dimensions)
+        return self._bound_of_model(norm, dimensions)

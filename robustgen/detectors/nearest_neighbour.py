@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from robustgen.checks import check_integers
 from robustgen.detectors.base import Detector, check_network, check_width
 from robustgen.detectors.neighbours import nearest_distances
-from robustgen.lipschitz import in_norm, lipschitz_bound
 
 __all__ = ["NearestNeighbour"]
 
@@ -58,4 +57,4 @@ class NearestNeighbour(Detector):
         return self.model(x).flatten(1).norm(dim=1)
 
     def _lipschitz(self, norm: str, dimensions: int) -> float | None:
-        return in_norm(lipschitz_bound(self.model), norm, dimensions)
+        return self._bound_of_model(norm, dimensions)

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from robustgen.checks import check_flags, check_integers
 from robustgen.detectors.base import Detector, check_network, check_width
-from robustgen.lipschitz import in_norm, lipschitz_bound
 
 __all__ = ["PCAResidual"]
 
@@ -76,4 +75,4 @@ class PCAResidual(Detector):
         return self.model(x).flatten(1).norm(dim=1)
 
     def _lipschitz(self, norm: str, dimensions: int) -> float | None:
-        return in_norm(lipschitz_bound(self.model), norm, dimensions) if self.root else None
+        return self._bound_of_model(norm, dimensions) if self.root else None

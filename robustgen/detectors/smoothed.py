@@ -133,9 +133,16 @@ class SmoothedDetector(Detector):
         self.lipschitz(norm)  # its errors
         return True
 
-    def score_bounds(self, x: Any, radius: float, norm: str = "L2") -> tuple[Tensor, Tensor]:
+    def _at_least(self, share: float, level: float) -> int:
+        """So many of n scores, or more, are among the ``share`` of all with probability 1 - level."""
         from scipy.stats import binom
 
+        found = int(binom.ppf(level, self.n, share))
+        while found > 0 and binom.cdf(found - 1, self.n, share) > level:
+            found -= 1
+        return found
+
+    def score_bounds(self, x: Any, radius: float, norm: str = "L2") -> tuple[Tensor, Tensor]:
         check_radius(radius)
         self.lipschitz(norm)  # its errors
         x = torch.cat(list(self._as_batches(x)))
@@ -145,12 +152,7 @@ class SmoothedDetector(Detector):
         most = upper_bound(torch.tensor([middle - 1]), self.n, level)  # ... and at most this one
         low = float(torch.special.ndtr(torch.special.ndtri(least) - reach))
         high = float(torch.special.ndtr(torch.special.ndtri(most) + reach))
-        below = int(binom.ppf(level, self.n, low))  # so many scores at x are below its percentile ``low``, or more
-        while below > 0 and binom.cdf(below - 1, self.n, low) > level:
-            below -= 1
-        above = int(binom.ppf(level, self.n, 1 - high))
-        while above > 0 and binom.cdf(above - 1, self.n, 1 - high) > level:
-            above -= 1
+        below, above = (self._at_least(share, level) for share in (low, 1 - high))
         bounds = x.new_full((2, len(x)), math.inf, dtype=torch.float64)
         bounds[0] = -math.inf
         seed = 0 if "draws" in self.statistics else None

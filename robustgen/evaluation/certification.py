@@ -21,7 +21,7 @@ from torch import Tensor
 
 from robustgen.attacks import PGD, Attack
 from robustgen.binomial import most_provable
-from robustgen.checks import check_ids, check_images, check_integers, check_labels, check_positive, nearest
+from robustgen.checks import check_ids, check_images, check_integers, check_labels, check_positive, check_seed, nearest
 from robustgen.counter_rng import derive_seed
 from robustgen.evaluation.kept import Keep, anew, kept_in
 from robustgen.evaluation.proportions import percent, proportion
@@ -30,7 +30,6 @@ from robustgen.evaluation.suites import suite_of
 from robustgen.files import environment, read_json, write_json
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.fortified import SmoothedClassifier
-from robustgen.fortified.splitting_noise import Splitting
 from robustgen.locks import alone
 from robustgen.model import untouched
 from robustgen.printable import printable
@@ -52,7 +51,7 @@ class CertificationReport:
     Attributes:
         name: of the classifier.
         sigma, noise, norm, precision: of the smoothing; certificates of bfloat16 are of the network in it.
-        n0, n, alpha, seed: of each certificate.
+        n0, n, alpha, seed: of each certificate; with splitting noise the seed is that of its thresholds. None: secret.
         ids, y: int64 (N,).
         prediction, radius, p_lower, draws (N,), counts (N, C): see :class:`~robustgen.fortified.Certificate`.
         attacked: by radius, int64 (M,): what is predicted at the points that the attack found for the first M inputs,
@@ -75,7 +74,7 @@ class CertificationReport:
     n0: int
     n: int
     alpha: float
-    seed: int
+    seed: int | None
     ids: Tensor
     y: Tensor
     prediction: Tensor
@@ -197,7 +196,7 @@ class CertificationReport:
             f"  {'abstains':<26}{percent(proportion(self.prediction < 0))}",
             f"  average certified radius {self.average_radius:.3f}"
             + (" of the draws counted" if self.stopped_early else "")
-            + f", largest that can be proved {self.most:.3f}",
+            + f", largest that can be proved {rounded_down(self.most)}",
         ]
         if self.stopped_early:
             total = self.saved + int(self.draws.sum())
@@ -216,6 +215,15 @@ class CertificationReport:
             f"{self.every_element:.4f} at once (Linf), which is small"
         )
         return printable("\n".join(rows))
+
+
+def rounded_down(radius: float) -> str:
+    """So that no radius seems provable that is not.
+
+    >>> rounded_down(0.9999)
+    '0.999'
+    """
+    return f"{math.floor(radius * 1000 + 1e-9) / 1000:.3f}"
 
 
 def unprovable(n: int, could: int | None, exact: bool) -> str:
@@ -247,7 +255,7 @@ def certify_robustness(
 ) -> CertificationReport:
     """Certify each input, and attack some of them at the same radii.
 
-    Certified accuracy is a lower bound: no attack can do better, whatever it knows, but with probability alpha for each
+    Certified accuracy is a lower bound: no attack leaves less, whatever it knows, but with probability alpha for each
     input. (Any seed will do: the inputs were there before it.) What is left under an attack whose gradients average
     over the noise, with a verdict of fresh draws, is an upper one.
 
@@ -263,8 +271,8 @@ def certify_robustness(
             inputs and their average become smaller.
         ids: int64 (N,), by which they are told.
         run_dir: where finished certificates are kept; with ``resume`` they are read again.
-        seed: of the certificates, instead of the model's (0 instead of a secret one: it is written in the report);
-            attacks are judged by other draws.
+        seed: of the certificates, instead of the model's; splitting noise keeps its own. A secret one is not written
+            in the report. Attacks are judged by other draws.
         progress: show a bar.
 
     Raises:
@@ -292,16 +300,18 @@ def certify_robustness(
     if n_attacked and model.bounds is None:
         raise ValueError("the attack needs the bounds of the inputs: smooth(..., bounds=(low, high))")
     started = time.perf_counter()
-    key = (model.seed or 0) if seed is None else seed
-    check_integers(-(2**63), seed=key)
-    if isinstance(model.noise, Splitting):
-        n0, n, alpha, stop_early = 0, model.noise.versions, 0.0, False
+    if seed is not None:
+        check_seed(seed)
+    used = model.seed if seed is None or model.exact else seed
+    key = used or 0  # of what is drawn in the open: attacks, their verdicts, pictures
+    if model.exact:
+        n0, n, alpha, stop_early = 0, model.versions, 0.0, False
     provable = {r: model.provable(r, n, alpha) for r in radii}
     decided = [0.0, *(r for r in radii if provable[r][0])] if stop_early else None
     plan: dict[str, Any] = {
         "model": model_fingerprint(model),
         "examples": fingerprint({"x": x, "y": y, "ids": ids}),
-        "certificates": {"n0": n0, "n": n, "alpha": alpha, "seed": key},
+        "certificates": {"n0": n0, "n": n, "alpha": alpha, "seed": used},
         "attacks": {"n": n_attacked, "steps": attack_steps, "radii": list(radii)} if n_attacked else None,
     }
     options = dict(plan["certificates"])
@@ -335,7 +345,7 @@ def certify_robustness(
         n0=n0,
         n=n,
         alpha=alpha,
-        seed=key,
+        seed=used,
         ids=ids.cpu(),
         y=y.cpu(),
         **found,
@@ -373,7 +383,7 @@ def _attacked(
     """What is predicted, by draws that no certificate used, at the points of the first attack with which another class
     is, or else of the last."""
     options = plan["certificates"]
-    n, seed = min(options["n"], 1000), derive_seed(options["seed"], _VERDICT)
+    n, seed = min(options["n"], 1000), derive_seed(options["seed"] or 0, _VERDICT)
     alpha = options["alpha"] or 0.5  # certificates without chance have none: nor do verdicts look at it
     found, open_ = y.cpu().clone(), torch.ones(len(y), dtype=torch.bool)
     for j, attack in enumerate(attacks):

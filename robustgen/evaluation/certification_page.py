@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from robustgen.evaluation import report_tables as tables
-from robustgen.evaluation.certification import unprovable
+from robustgen.evaluation.certification import rounded_down, unprovable
 from robustgen.evaluation.proportions import percent
 from robustgen.evaluation.report_figures import draw_certified
 from robustgen.evaluation.report_format import PROPORTION, check_picture
@@ -15,7 +15,7 @@ from robustgen.evaluation.report_page import draw_figure, kind_of, templates
 from robustgen.evaluation.report_pictures import draw_picture
 from robustgen.evaluation.summary import Summary, short_percent
 from robustgen.files import read_json, write_bytes, write_json
-from robustgen.structure import check_structure
+from robustgen.structure import SHARE, Between, check_structure
 
 __all__ = [
     "certification_html",
@@ -30,26 +30,27 @@ _MOST = 64  # entries, radii of each and pictures of each that a page may hold
 
 _PICTURE = {"shape": [range(1, 2**20)], "uint8": str}
 _COUNT = range(2**62)
+_LENGTH = Between(0, 1e12)
 _ENTRY = {
     "name": str,
-    "smoothing": {"sigma": float, "noise": str, "norm": str, "precision": str},
+    "smoothing": {"sigma": _LENGTH, "noise": str, "norm": str, "precision": str},
     "certificates": {
         "n0": _COUNT,
         "n": _COUNT,
-        "alpha": float,
+        "alpha": SHARE,
         "exact": bool,
         "stopped_early": bool,
-        "largest_provable_radius": float,
+        "largest_provable_radius": _LENGTH,
     },
     "accuracy": PROPORTION,
     "abstains": PROPORTION,
-    "average_radius": float,
+    "average_radius": _LENGTH,
     "draws": _COUNT,
     "draws_saved": _COUNT,
     "attack": str | None,
     "radii": [
         {
-            "radius": float,
+            "radius": _LENGTH,
             "provable": bool,
             "draws_that_could": (_COUNT, None),
             "certified": PROPORTION,
@@ -58,11 +59,11 @@ _ENTRY = {
             "beaten?": _COUNT,
         }
     ],
-    "every_element": float,
+    "every_element": _LENGTH,
     "pictures": [{"image": _PICTURE, "noisy": _PICTURE, "denoised?": _PICTURE}],
-    "seed": int,
+    "seed": (int, None),
     "environment": {str: str | int | float | bool | None},
-    "wall_seconds": float,
+    "wall_seconds": _LENGTH,
 }
 _RECORD = {"format": range(FORMAT, FORMAT + 1), "command?": str | None, "certified": [_ENTRY]}
 
@@ -115,11 +116,38 @@ def load_certification(path: Path) -> dict[str, Any]:
         for name in ("certified_of_attacked", "beaten"):
             if any(name not in row for row in entry["radii"] if "attacked" in row):
                 raise ValueError(f"{path}: certified[{i}].radii lacks {name}")
+        if wrong := _contradiction(entry):
+            raise ValueError(f"{path}: certified[{i}]: {wrong}")
         for j, pictures in enumerate(entry["pictures"]):
             for name, picture in pictures.items():
                 if name in ("image", "noisy", "denoised"):
                     check_picture(picture, path, f"certified[{i}].pictures[{j}].{name}")
     return record
+
+
+def _contradiction(entry: dict[str, Any]) -> str | None:
+    """What of an entry cannot be, though each number by itself could."""
+    certificates, n = entry["certificates"], entry["accuracy"]["n"]
+    if not certificates["exact"] and not 0 < certificates["alpha"] < 1:
+        return f"certificates.alpha must be in (0, 1), not {certificates['alpha']:g}"
+    if not n or not certificates["n"]:
+        return "no input, or no draw"
+    if entry["draws"] + entry["draws_saved"] != n * (certificates["n0"] + certificates["n"]):
+        return f"draws and draws_saved are not those of {n} inputs"
+    of_all = [entry["accuracy"], entry["abstains"], *(row["certified"] for row in entry["radii"])]
+    attacked = [row for row in entry["radii"] if "attacked" in row]
+    if any(share["n"] != n for share in of_all):
+        return f"accuracy, abstains and certified are of {n} inputs each"
+    if attacked and entry["attack"] is None:
+        return "lacks the attack"
+    for row in attacked:
+        few = row["attacked"]["n"]
+        if not few <= n or row["certified_of_attacked"]["n"] != few or row["beaten"] > few:
+            return f"radii: {few} inputs are attacked, of which some are certified, and some of these beaten"
+    shares = [*of_all, *(row[name] for row in attacked for name in ("attacked", "certified_of_attacked"))]
+    if any(not share["low"] <= share["value"] <= share["high"] for share in shares):
+        return "a share lies outside its interval"
+    return None
 
 
 def certification_html(record: dict[str, Any]) -> str:
@@ -133,7 +161,7 @@ def certification_html(record: dict[str, Any]) -> str:
             summaries=[_summary(entry, len(entries) > 1) for entry in entries],
             figure=draw_figure(
                 partial(draw_certified, entries),
-                "Certified accuracy, with 95 % intervals: no attack can do better at that radius",
+                "Certified accuracy, with 95 % intervals: no attack leaves less at that radius",
             ),
             attacked=any(entry["attack"] for entry in entries),
             parts_=[
@@ -166,17 +194,24 @@ _NAMES = ("image", "noisy", "denoised")
 
 
 def _common(entry: dict[str, Any]) -> dict[str, Any]:
-    return {"seed": entry["seed"], "environment": entry["environment"]}
+    return {"seed": "secret" if entry["seed"] is None else entry["seed"], "environment": entry["environment"]}
 
 
 def _summary(entry: dict[str, Any], several: bool) -> Summary:
     smoothing, rows = entry["smoothing"], entry["radii"]
     told = [f"{short_percent(row['certified']['value'])} at {row['radius']:g}" for row in rows if row["provable"]]
+    beyond = [f"{row['radius']:g}" for row in rows if not row["provable"]]
+    proved = [f"whatever the attack, on {', '.join(told)} ({smoothing['norm']})"] if told else []
+    proved += [f"nothing can be proved at {', '.join(beyond)}"] if beyond else []
+    alpha = entry["certificates"]["alpha"]
+    surely = (
+        "for certain" if entry["certificates"]["exact"] else f"each input wrongly with probability {alpha:g} at most"
+    )
     who = f"Sigma {smoothing['sigma']:g}: right" if several else "Right"
     sentence = (
         f"{who} on "
         f"{short_percent(entry['accuracy']['value'])} of {entry['accuracy']['n']:,} inputs without attack; "
-        + (f"whatever the attack, on {', '.join(told)} ({smoothing['norm']})." if told else "no radius can be proved.")
+        f"{'; '.join(proved)}{f' ({surely})' if told else ''}."
     )
     beaten = [row["beaten"] for row in rows if "beaten" in row]
     if not beaten:
@@ -227,7 +262,7 @@ def _facts(entry: dict[str, Any]) -> list[list[object]]:
     return [
         ["abstains", percent(entry["abstains"])],
         ["average certified radius", average],
-        ["largest radius that can be proved", f"{certificates['largest_provable_radius']:.3f}"],
+        ["largest radius that can be proved", rounded_down(certificates["largest_provable_radius"])],
         ["noise", f"{smoothing['noise']}, sigma {smoothing['sigma']:g}, {smoothing['precision']}"],
         ["draws", how],
         ["draws in all", asked],
@@ -238,7 +273,7 @@ def _facts(entry: dict[str, Any]) -> list[list[object]]:
 def _notes(entries: list[dict[str, Any]]) -> list[str]:
     largest = max(entry["every_element"] for entry in entries)
     notes = [
-        "Certified accuracy is a lower bound: no attack within the radius can do better, whatever it knows. What an "
+        "Certified accuracy is a lower bound: no attack within the radius leaves less, whatever it knows. What an "
         "attack left is an upper one. Brackets are 95 % Wilson intervals.",
         f"The largest radius here covers changes of every element by {largest:.4f} at once (Linf), and that is small: "
         "these certificates are no answer to attacks in Linf.",

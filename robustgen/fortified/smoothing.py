@@ -7,7 +7,7 @@ Salman, Sun, Yang, Kapoor and Kolter, "Denoised Smoothing: A Provable Defense fo
 
 import math
 import secrets
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.binomial import check_level, lower_bound, majority_p_value, most_provable, needed_draws
-from robustgen.checks import check_bounds, check_images, check_integers, check_positive, nearest
+from robustgen.checks import check_bounds, check_images, check_integers, check_positive, check_seed, nearest, plain
 from robustgen.counter_rng import content_ids, derive_seed
 from robustgen.fortified.smoothing_noise import Gaussian, SmoothingNoise, Uniform, noisy_versions
 from robustgen.fortified.splitting_noise import Splitting
@@ -87,13 +87,13 @@ class SmoothedClassifier(nn.Module):
             raise ValueError(f"a denoiser takes Gaussian noise away, not {noise} noise")
         check_integers(draws=draws, batch_size=batch_size)
         if seed is not None:
-            check_integers(-(2**63), seed=seed)
+            check_seed(seed)
         if precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision must be float32 or bfloat16, got {precision!r}")
         self.model, self.denoiser = model, denoiser
         self._key = secrets.randbits(63) if seed is None else seed
         self.noise = _noise_called(noise, sigma, levels, self._key)
-        self.config = {"sigma": sigma, "noise": noise, "draws": draws, "precision": precision}
+        self.config = {"sigma": self.sigma, "noise": noise, "draws": draws, "precision": precision}
         if noise == "splitting":
             self.config["levels"] = levels
         self.seed, self.draws, self.precision, self.batch_size = seed, draws, precision, batch_size
@@ -103,7 +103,7 @@ class SmoothedClassifier(nn.Module):
 
     @property
     def sigma(self) -> float:
-        """Standard deviation of the noise, in units of the input."""
+        """Standard deviation of the noise, in units of the input; of splitting noise that of whole levels."""
         return self.noise.sigma
 
     @property
@@ -115,6 +115,11 @@ class SmoothedClassifier(nn.Module):
     def exact(self) -> bool:
         """Whether certificates hold for sure: all versions of an input are asked, nothing is drawn."""
         return isinstance(self.noise, Splitting)
+
+    @property
+    def versions(self) -> int:
+        """How many versions of an input there are; 0 where they are drawn."""
+        return self.noise.versions if isinstance(self.noise, Splitting) else 0
 
     def forward(self, x: Tensor) -> Tensor:
         """log((1/m) sum_i softmax(f(x + noise_i))), (N, C), of m fresh draws, by torch's global random numbers."""
@@ -179,7 +184,7 @@ class SmoothedClassifier(nn.Module):
                 certificate is wrong.
 
         Raises:
-            TypeError: x is no batch of float32 or float64 inputs.
+            TypeError: x is no batch of float32 or float64 inputs, or a radius or seed is no number.
             ValueError: inputs outside the bounds or, with splitting noise, between levels; alpha outside (0, 1), n
                 below n0, a radius that n draws can never prove, or a network whose answer to an input depends on others
                 in its batch, be it by noise that they share (a twentieth of the variance of each row's own, or more;
@@ -191,8 +196,7 @@ class SmoothedClassifier(nn.Module):
             raise ValueError(f"n={n} draws bound what n0={n0} choose: n must be at least n0")
         if self.exact:
             return self._certify_exactly(x, progress)
-        radii = [] if radius is None else [radius] if isinstance(radius, int | float) else radius
-        needed = sorted(self._needed(one, n, alpha) for one in radii)
+        needed = sorted(self._needed(one, n, alpha) for one in _numbers(radius))
         rows: list[tuple[int, Tensor, int]] = []
         for ask, one, key in self._each(x, seed, progress):
             best = int(self._count(ask, one, key, _SELECTION, n0)[0].argmax())
@@ -252,9 +256,9 @@ class SmoothedClassifier(nn.Module):
         if most_provable(n, alpha) <= share:
             possible = float(self.noise.radius(torch.tensor([most_provable(n, alpha)], dtype=torch.float64)))
             could = self.provable(radius, n, alpha)[1]
-            enough = "and no number of draws does" if could is None else f"{could} draws could"
+            enough = "and no number of draws does" if could is None else f"but {could} draws could"
             raise ValueError(
-                f"n={n} draws prove radii up to {possible:.3g} at sigma={self.sigma:g}, not {radius:g}: {enough}"
+                f"{n} draws prove radii up to {possible:.3g} at sigma={self.sigma:g}, not {radius:g}, {enough}"
             )
         least = torch.arange(1, n + 1)
         return int(least[lower_bound(least, n, alpha) > share][0])
@@ -264,6 +268,8 @@ class SmoothedClassifier(nn.Module):
     ) -> Iterator[tuple[Callable[[Tensor], Tensor], Tensor, int]]:
         """The base classifier, each input alone and the seed of its draws."""
         x = check_images(x, self.bounds)
+        if seed is not None:
+            check_seed(seed)
         if not len(x):
             return
         with torch.no_grad(), naming_inputs(x[:1]):
@@ -330,6 +336,15 @@ class SmoothedClassifier(nn.Module):
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.config.items())
+
+
+def _numbers(radius: Any) -> list[Any]:
+    """One or several radii, of torch or NumPy too, as Python's numbers; what is none is for the caller to refuse."""
+    if radius is None:
+        return []
+    several = isinstance(radius, Iterable) and not isinstance(radius, str) and getattr(radius, "ndim", 1)
+    found = radius if several else [radius]
+    return [one.item() if isinstance(one, Tensor) and not one.ndim else plain(one) for one in found]
 
 
 def _tally(answers: Tensor, classes: int) -> Tensor:

@@ -6,20 +6,19 @@ Levine and Feizi, "Improved, Deterministic Smoothing for L1 Certified Robustness
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
-from robustgen.checks import check_integers, check_positive
+from robustgen.checks import check_integers
 from robustgen.counter_rng import integers
-from robustgen.fortified.smoothing_noise import SmoothingNoise
+from robustgen.fortified.smoothing_noise import Uniform
 
 __all__ = ["Splitting"]
 
 
 @dataclass(frozen=True)
-class Splitting(SmoothingNoise):
+class Splitting(Uniform):
     """Each element says only between which of the thresholds s, s + w, s + 2 w, ... it lies, as the middle of the two.
 
     Elements are whole multiples of 1 / levels in [0, 1], the width w = 2 sigma sqrt(3) is one too, and the thresholds
@@ -29,6 +28,7 @@ class Splitting(SmoothingNoise):
     seed; all elements then move together through the places, and a majority is counted, not estimated.
 
     Attributes:
+        sigma: rounded, so that w is whole levels.
         levels: of the elements above 0; 255 for 8-bit images. Certificates are of changes by whole levels.
         seed: of the thresholds.
 
@@ -37,24 +37,28 @@ class Splitting(SmoothingNoise):
     (2, [0.375, 0.625])
     """
 
-    norm: ClassVar[str] = "L1"
     levels: int = 255
     seed: int = 0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         check_integers(levels=self.levels)
-        check_positive(**{"sigma of less than a level": self.versions - 0.5})
+        if not self.versions:
+            least = 0.5 / self._versions_of_one
+            raise ValueError(
+                f"sigma={self.sigma:g} is less than splitting noise of {self.levels} levels can have: take more than "
+                f"{least:.2g}"
+            )
+        object.__setattr__(self, "sigma", self.versions / self._versions_of_one)  # of a width in whole levels
 
     @property
     def versions(self) -> int:
         """How many places there are for the thresholds."""
-        return round(2 * math.sqrt(3) * self.sigma * self.levels)
+        return round(self.sigma * self._versions_of_one)
 
     @property
-    def reach(self) -> float:
-        """w / 2, the radius of a vote without dissent."""
-        return self.versions / self.levels / 2
+    def _versions_of_one(self) -> float:
+        return 2 * math.sqrt(3) * self.levels
 
     def check(self, x: Tensor) -> None:
         """ValueError unless elements are whole levels in [0, 1]."""
@@ -85,13 +89,7 @@ class Splitting(SmoothingNoise):
         above = below + self.versions
         return ((below.clamp(min=0) + above.clamp(max=self.levels)) / (2 * self.levels)).to(x.dtype)
 
-    def radius(self, share: Tensor) -> Tensor:
-        return 2 * self.reach * (share.double() - 0.5).clamp(min=0)
-
     def radius_between(self, first: Tensor, second: Tensor) -> Tensor:
         """Up to which L1 length a class with ``first`` (N,) votes of all keeps more than one with ``second``:
         float64 (N,)."""
         return (first - second).double() / (2 * self.levels)
-
-    def share(self, radius: float) -> float:
-        return min(1.0, 0.5 + radius / (2 * self.reach))
