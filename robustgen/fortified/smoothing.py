@@ -342,7 +342,7 @@ def _numbers(radius: Any) -> list[Any]:
     """One or several radii, of torch or NumPy too, as Python's numbers; what is none is for the caller to refuse."""
     if radius is None:
         return []
-    several = isinstance(radius, Iterable) and not isinstance(radius, str) and getattr(radius, "ndim", 1)
+    several = isinstance(radius, Iterable) and not isinstance(radius, str) and getattr(radius, "ndim", None) != 0
     found = radius if several else [radius]
     return [one.item() if isinstance(one, Tensor) and not one.ndim else plain(one) for one in found]
 
