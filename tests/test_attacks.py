@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from helpers import numpy_numbers
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from numpy_numbers import numpy_numbers
 from torch import nn
 
 from robustgen import attacks

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from closed_forms import Critic, Gaussian, LinearGaussian
-from numpy_numbers import numpy_numbers
+from helpers import Critic, Gaussian, LinearGaussian, numpy_numbers
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 from torch import nn

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from numpy_numbers import numpy_numbers
+from helpers import numpy_numbers
 
 import robustgen.generative as room
 from robustgen.data import digits

@@ -10,7 +10,7 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from numpy_numbers import numpy_numbers
+from helpers import numpy_numbers
 from scipy import stats
 from torch import nn
 

@@ -111,7 +111,7 @@ class TestEncoder:
         shift = torch.randn(50, 1, 8, 8)
         shift = 0.5 * shift / shift.flatten(1).norm(dim=1)[:, None, None, None]
         y = 0.2 + 0.6 * torch.rand(50, 1, 8, 8)
-        low, high = detector._score_bounds(y, 0.5, "L2")
+        low, high = detector.score_bounds(y, 0.5, "L2")
         with torch.no_grad():
             features, bank = encoder(y + shift), encoder(x)
         scores = torch.cdist(features, bank).amin(1)

@@ -8,7 +8,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from closed_forms import Critic, Gaussian, LinearGaussian
+from helpers import Critic, Gaussian, LinearGaussian
 from PIL import Image
 from scipy.stats import gaussian_kde, multivariate_normal
 from sklearn.svm import OneClassSVM

@@ -1,5 +1,10 @@
 #!/usr/bin/env bash
 # Makes everything in this folder; run from the project's root. Weights go to runs/ and are not kept.
+# `robustgen report results/mnist/attack-plain` draws the page of a report. Seed 0, one training run each. 54,000 of the
+# 60,000 training images train, 6,000 calibrate the detectors; everything is measured on the whole test set, but for the
+# PGD-trained network: 20,000 images, of which 2,000 calibrate, and the suite `standard` on 1,000 test images. The
+# settings of the FGSM-trained network were chosen in a few smaller trials that looked at FGSM on part of the test set:
+# its FGSM number is optimistic to that extent.
 # Finished steps are passed over or resumed.
 set -euo pipefail
 root=${DATA_ROOT:-../shared/data}
@@ -27,16 +32,3 @@ $robustgen attack --data mnist --data-root "$root" --eps 0.3 --limit 1000 --suit
   --out $out/attack-pgd-standard
 for name in afterwards fortified-fgsm; do score --run runs/mnist-$name --report $out/score-$name; done
 rm -f $out/*/report.html  # drawn from report.json again by `robustgen report`
-
-{
-  echo "# MNIST"
-  echo
-  echo "Made by [make.sh](make.sh), seed 0, one training run each: no spread over seeds was measured."
-  echo "54,000 of the 60,000 training images train, 6,000 calibrate the detectors; everything is measured on the whole test set,"
-  echo "but for the PGD-trained network: 20,000 images, of which 2,000 calibrate, and the suite \`standard\` on 1,000 test images."
-  echo "The training settings of the FGSM-trained network (activation, batch size, learning rate, schedule) were chosen in a few"
-  echo "smaller trials that looked at FGSM on part of the test set: its FGSM number is optimistic to that extent."
-  echo
-  echo "\`robustgen report results/mnist/attack-plain\` draws the page of a report, charts included."
-  for report in $out/*/report.json; do echo; $robustgen report "$report" --markdown; done
-} > $out/README.md

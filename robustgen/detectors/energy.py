@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from robustgen.checks import check_numbers, check_positive
 from robustgen.detectors.base import Detector, check_network
 from robustgen.inputs import Inputs, call_model
+from robustgen.lipschitz import in_norm, lipschitz_bound
 from robustgen.model import logits_of
 
 __all__ = ["Energy"]
@@ -41,3 +42,6 @@ class Energy(Detector):
 
     def _score(self, x: Inputs) -> Tensor:
         return -self.temperature * (logits_of(call_model(self.model, x)) / self.temperature).logsumexp(1)
+
+    def _lipschitz(self, norm: str, dimensions: int) -> float | None:
+        return in_norm(lipschitz_bound(self.model), norm, dimensions)  # the gradient in the logits sums to one

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from robustgen.detectors.base import Detector, check_network
 from robustgen.inputs import Inputs, call_model
+from robustgen.lipschitz import in_norm, lipschitz_bound
 from robustgen.model import logits_of
 
 __all__ = ["MaxLogit"]
@@ -14,6 +15,9 @@ __all__ = ["MaxLogit"]
 
 class MaxLogit(Detector):
     """score(x) = minus the largest logit. Nothing is learned in ``fit``.
+
+    No logit moves further than all of them together: alarms can be certified where the network has a bound
+    (:func:`robustgen.lipschitz.lipschitz_bound`), as a classifier from :mod:`robustgen.lipschitz_encoder` has.
 
     Args:
         model: a classifier.
@@ -35,3 +39,6 @@ class MaxLogit(Detector):
 
     def _score(self, x: Inputs) -> Tensor:
         return -logits_of(call_model(self.model, x)).amax(1)
+
+    def _lipschitz(self, norm: str, dimensions: int) -> float | None:
+        return in_norm(lipschitz_bound(self.model), norm, dimensions)

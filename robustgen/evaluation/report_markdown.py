@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from robustgen.evaluation import report_tables as tables
-from robustgen.evaluation.detector_robustness_table import GUARDED_NOTE, detector_robustness_table
 from robustgen.evaluation.summary import of_report
 from robustgen.printable import printable
 
@@ -26,7 +25,7 @@ def draw_markdown(report: dict[str, Any]) -> str:
         parts.append(markdown_table(*tables.detection_table(report["detection"])))
     for entry in guarded:
         head = as_text(f"{entry['name']}, {entry['detector']}:")
-        parts += [head, markdown_table(*detector_robustness_table(entry)), GUARDED_NOTE]
+        parts += [head, markdown_table(*tables.detector_robustness_table(entry)), tables.GUARDED_NOTE]
     for entry in report.get("scores", []):
         parts += [as_text(f"{entry['data']}, {entry['detector']}:"), markdown_table(*tables.scores_table(entry))]
     parts.append("; ".join(as_text(f"{name}: {value}") for name, value in tables.facts(report)))

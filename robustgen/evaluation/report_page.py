@@ -14,7 +14,6 @@ from markupsafe import Markup
 from robustgen.evaluation import report_figures as figures
 from robustgen.evaluation import report_tables as tables
 from robustgen.evaluation.by_class import Confusion, accuracy_by_class, confusion
-from robustgen.evaluation.detector_robustness_table import GUARDED_NOTE, detector_robustness_table
 from robustgen.evaluation.masking import HOLDS, NOT_RUN
 from robustgen.evaluation.report_pictures import draw_picture, draw_pictures
 from robustgen.evaluation.summary import of_report
@@ -70,10 +69,10 @@ def draw_html(report: dict[str, Any]) -> str:
             robust_note=tables.ROBUST_NOTE,
             detection_table=tables.detection_table(detection) if detection else None,
             guarded=[
-                {"entry": entry, "table": detector_robustness_table(entry)}
+                {"entry": entry, "table": tables.detector_robustness_table(entry)}
                 for entry in report.get("detector_robustness", [])
             ],
-            guarded_note=GUARDED_NOTE,
+            guarded_note=tables.GUARDED_NOTE,
             facts=tables.facts(report),
             stages=tables.stage_table(report),
             **parts,

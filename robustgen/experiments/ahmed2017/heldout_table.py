@@ -5,6 +5,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from scipy.stats import spearmanr
+
 from robustgen.data import ArrayDataset
 from robustgen.detectors import Detector
 from robustgen.evaluation import heldout_class
@@ -23,12 +25,15 @@ __all__ = [
     "HeldoutTable",
     "Make",
     "as_measurement",
+    "correlations_by_sign",
     "means_over_rows",
+    "published_correlation",
 ]
 
 AHMED_2017 = 'Ahmed, "Generative Models for Natural Images", 2017'
 FPR = 0.05
 CALIBRATION = 0.1  # share of the training images that thresholds come from
+Published = Mapping[str, Mapping[str, float]]  # column -> row -> number
 Make: TypeAlias = Callable[[ArrayDataset], Detector]
 _NUMBERS = {
     "aupr": "AUPR",
@@ -143,3 +148,30 @@ class HeldoutTable(Experiment):
     ) -> dict[str, Any]:
         """The numbers of a cell, by the table's protocol."""
         return heldout_class(make, train, test, heldout=cell.row, seed=cell.seed, fpr=FPR, calibration=CALIBRATION)
+
+
+def published_correlation(published: Published, a: str, b: str) -> str:
+    """A line about two published columns."""
+    correlation = _correlation([(value, published[b][row]) for row, value in published[a].items()])
+    return f"- published, {DETECTORS[a].title} and {DETECTORS[b].title}: {correlation:+.2f}"
+
+
+def correlations_by_sign(kept: Kept, published: Published, ours: str, theirs: str) -> list[str]:
+    """A line about one of our columns and a published one; none below three common rows."""
+    cells = {r["row"]: r["numbers"] for r in kept.values() if r["column"] == ours and r["seed"] == 0}
+    rows = [row for row in published[theirs] if row in cells]
+    if len(rows) < 3:
+        return []
+    as_is, other = (
+        _correlation([(cells[row][sign]["value"], published[theirs][row]) for row in rows])
+        for sign in ("AUPR", "AUPR, other sign")
+    )
+    few = " (too few to decide)" if len(rows) < 6 else ""
+    return [
+        f"- our {DETECTORS[ours].title} and the published {DETECTORS[theirs].title}, {len(rows)} classes: "
+        f"{as_is:+.2f} as it is, {other:+.2f} with the other sign{few}"
+    ]
+
+
+def _correlation(pairs: list[tuple[float, float]]) -> float:
+    return float(spearmanr(*zip(*pairs, strict=True)).statistic)

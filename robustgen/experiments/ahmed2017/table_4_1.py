@@ -4,8 +4,14 @@ from typing import Any
 
 from robustgen.data import ArrayDataset
 from robustgen.experiments.ahmed2017.compared_detectors import DETECTORS, NOT_GENERATIVE
-from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, Budget, HeldoutTable, means_over_rows
-from robustgen.experiments.ahmed2017.rank_correlations import correlations_by_sign, published_correlation
+from robustgen.experiments.ahmed2017.heldout_table import (
+    AHMED_2017,
+    Budget,
+    HeldoutTable,
+    correlations_by_sign,
+    means_over_rows,
+    published_correlation,
+)
 from robustgen.experiments.ahmed2017.recipes import MNIST
 from robustgen.experiments.experiment import Cell, Column, Kept, KeptOf, Row
 from robustgen.experiments.training_cache import TrainingCache

@@ -8,8 +8,13 @@ import torch
 
 from robustgen.data import ArrayDataset
 from robustgen.experiments.ahmed2017.compared_detectors import DETECTORS
-from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, Budget, HeldoutTable
-from robustgen.experiments.ahmed2017.rank_correlations import correlations_by_sign, published_correlation
+from robustgen.experiments.ahmed2017.heldout_table import (
+    AHMED_2017,
+    Budget,
+    HeldoutTable,
+    correlations_by_sign,
+    published_correlation,
+)
 from robustgen.experiments.ahmed2017.recipes import COLOUR
 from robustgen.experiments.experiment import Cell, Column, Kept, KeptOf, Row
 from robustgen.experiments.training_cache import TrainingCache

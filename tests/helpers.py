@@ -1,7 +1,9 @@
-"""Generative models of which everything is known in closed form."""
+"""What several tests need: generative models of which everything is known in closed form, numbers of NumPy."""
 
 import math
+from typing import Any
 
+import numpy as np
 import torch
 from torch import nn
 from torch.distributions import MultivariateNormal
@@ -85,3 +87,13 @@ class LinearGaussian(LatentVariableModel):
     def exact(self, x):
         covariance = self.w @ self.w.T + self.s**2 * torch.eye(len(self.w), dtype=x.dtype)
         return MultivariateNormal(self.centre.expand(len(self.w)), covariance).log_prob(x.flatten(1))
+
+
+# Numbers as NumPy has them, for tests of what takes numbers.
+
+_KINDS = {int: np.int64, float: np.array, bool: np.bool_}  # np.float64 is a float of Python, too
+
+
+def numpy_numbers(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of the settings that are numbers or flags, as scalars of NumPy or arrays without dimensions."""
+    return {name: _KINDS[type(value)](value) for name, value in settings.items() if type(value) in _KINDS}
