@@ -66,7 +66,7 @@ class Splitting(Uniform):
         if bool(((steps - steps.round()).abs() > 1e-3).any()) or bool((x < 0).any()) or bool((x > 1).any()):
             raise ValueError(
                 f"splitting noise is of inputs in whole {self.levels}ths of [0, 1], as 8-bit images are in 255ths: "
-                "round them, or pass levels"
+                "round them, or say how many with levels="
             )
 
     def all_versions(self, x: Tensor, at_once: int) -> Iterator[Tensor]:
