@@ -252,7 +252,6 @@ def check_rows_draw_alone(ask: Callable[[Tensor], Tensor], x: Tensor) -> None:
     """
     one = x[:1]
     companies = [torch.cat([one, others]) for others in (x[1:], _other(x[1:]), one.expand_as(x[1:]))]
-    # whole runs, so that a network that toggles between calls is not taken for one that looks at others
     (first, place), *others, (again, _) = [_seeded_pass(ask, rows) for rows in (*companies, companies[0])]
     scale = _SAME_BATCH_SIZE * torch.maximum(first[0].abs(), 1e-2 * first.nan_to_num(0.0, 0.0, 0.0).abs().amax())
     if not _differ(again[0], first[0], scale) and all(torch.equal(drawn, place) for _, drawn in others):
