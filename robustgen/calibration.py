@@ -92,7 +92,10 @@ def check_rate(fpr: float, n: int) -> None:
         raise ValueError(f"fpr must be in (0, 1), got {fpr}")
     if 1 / (n + 1) > fpr:
         needed = math.ceil(1 / fpr) - 1
-        raise ValueError(f"{n} calibration scores cannot give a false-alarm rate of {fpr}: {needed} are needed")
+        raise ValueError(
+            f"{n} calibration scores cannot give a false-alarm rate of {fpr}: {needed} are needed, or a rate of "
+            f"{1 / (n + 1):.2g} or more"
+        )
 
 
 def _read(scores: Tensor | ArrayLike, name: str) -> Tensor:

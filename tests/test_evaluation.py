@@ -894,3 +894,11 @@ def test_processes_stop_together_and_give_the_table_of_one(tmp_path):
     assert once == 0
     assert stops > 1
     assert found == whole
+
+
+def test_where_nothing_is_right_no_test_of_the_attacks_holds():
+    net = nn.Sequential(nn.Flatten(), nn.Linear(16, 3)).eval()
+    x = torch.rand(12, 1, 4, 4)
+    with pytest.warns(UserWarning, match="not above chance"):
+        report = evaluate_robustness(net, x, (net(x).argmax(1) + 1) % 3, eps=0.1, sweep_examples=12)
+    assert {test.verdict for test in report.masking} == {"not run"}

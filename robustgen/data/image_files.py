@@ -102,8 +102,7 @@ class ImageFiles:
             elif image.shape != x.shape[1:]:
                 raise ValueError(
                     f"{self.root / name}: an image of shape {image.shape} (C, H, W) among images of shape "
-                    f"{x.shape[1:]}; pass size=(height, width) to resize, channels=1 or 3 to convert (in the command: "
-                    "--size, --channels)"
+                    f"{x.shape[1:]}; {_remedy(image.shape, x.shape[1:])}"
                 )
             x[len(kept)] = image
             kept.append(i)
@@ -168,3 +167,13 @@ def _room(path: Path, n: int, shape: tuple[int, ...]) -> np.ndarray:
             f"{path}: {n} images {shape} take {needed:.0f} GiB: pass size=(height, width) or n (in the "
             "command: --size, --limit)"
         ) from None
+
+
+def _remedy(shape: tuple[int, ...], others: tuple[int, ...]) -> str:
+    """How images of two shapes (C, H, W) become one."""
+    resize, convert = "size=(height, width) to resize", "channels=1 or 3 to convert"
+    if shape[0] == others[0]:
+        return f"pass {resize} (in the command: --size)"
+    if shape[1:] == others[1:]:
+        return f"pass {convert} (in the command: --channels)"
+    return f"pass {resize}, {convert} (in the command: --size, --channels)"

@@ -38,11 +38,14 @@ def encode(text: str) -> Tensor:
     """The symbols of a normalised text, int64 (T,) in [0, 27).
 
     Raises:
+        TypeError: no string; :func:`load_text` gives symbols already.
         ValueError: a character outside a-z and space (the first one is named).
 
     >>> encode("a cab")
     tensor([1, 0, 3, 1, 2])
     """
+    if not isinstance(text, str):
+        raise TypeError(f"encode takes a string, got {type(text).__name__}; load_text gives symbols already")
     wrong = re.search("[^a-z ]", text)
     if wrong:
         raise ValueError(f"character {wrong[0]!r} at position {wrong.start()} is not a-z or space: normalise the text")

@@ -200,6 +200,9 @@ def evaluate_robustness(
         masking += diagnosed
     elif masking_tests:
         masking.append(MaskingTest("the diagnostics of the attacks", NOT_RUN, NO_TIME))
+    if not clean.any():  # where nothing stands, that attacks leave nothing shows nothing
+        why = "no example is right without attack"
+        masking = [MaskingTest(test.name, NOT_RUN, why, advice=test.advice) for test in masking]
     standing = torch.stack([clean, *(~r.success for r in found.values())]).all(0)
     shown = _to_show(clean, standing)
     predicted_clean = torch.where(clean, y.cpu(), done["clean"].predicted)

@@ -397,7 +397,10 @@ class Run:
             old["epochs"] = new["epochs"]  # only adds steps; with a schedule it would change those already taken
         shared = [name for name in new if name in old]
         if differ := differences({k: old[k] for k in shared}, {k: new[k] for k in shared}):
-            raise ValueError(f"{self.settings.run_dir} holds a run with other settings: {'; '.join(differ)}")
+            raise ValueError(
+                f"{self.settings.run_dir} holds a run with other settings: {'; '.join(differ)}; leave out what differs, "
+                "or take another directory"
+            )
 
     def _describe(self) -> dict[str, Any]:
         """What a resumed run must share with the first, entry by entry."""
