@@ -398,8 +398,8 @@ class Run:
         shared = [name for name in new if name in old]
         if differ := differences({k: old[k] for k in shared}, {k: new[k] for k in shared}):
             raise ValueError(
-                f"{self.settings.run_dir} holds a run with other settings: {'; '.join(differ)}; leave out what differs, "
-                "or take another directory"
+                f"{self.settings.run_dir} holds a run with other settings: {'; '.join(differ)}; leave out what "
+                "differs, or take another directory"
             )
 
     def _describe(self) -> dict[str, Any]:
