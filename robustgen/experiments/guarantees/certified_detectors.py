@@ -165,7 +165,7 @@ class _Table(Experiment):
     question = "How well do detectors with a bound tell anomalies that an attacker may move by some L2 distance?"
     finding = (
         "Certified AUROC at L2 radius 1, Fashion-MNIST against MNIST and the other way round: nearest neighbour "
-        "{mnist|nearest}, {fashion-mnist|nearest}; root of the PCA residual {mnist|pca}, {fashion-mnist|pca}. "
+        "{mnist|nearest}, {fashion-mnist|nearest}; root of the PCA residual {mnist|pca}, {fashion-mnist|pca}."
     )
     source = "no published numbers; smoothed scores: Chiang et al., 2020"
     metric = (
@@ -238,7 +238,7 @@ class _Table(Experiment):
                 ends = [best["numbers"][f"{end} end of the interval"]["value"] for end in ("lower", "upper")]
                 own = radius == _radius(Cell(row, best["column"], 0))
                 said.append(f"{found} at {radius:g}" + (f" ({ends[0]:.1f} to {ends[1]:.1f})" if own else ""))
-        return f"The best at a radius: {'; '.join(said)}." if said else ""
+        return f"The best at a radius, chosen after the fact: {'; '.join(said)}." if said else ""
 
 
 def _radius(cell: Cell) -> float:
