@@ -224,8 +224,11 @@ def resnet(
         layers.append((f"stage{stage + 1}", nn.Sequential(*parts)))
     layers += [("norm", _norm_module(norm, channels)), ("act", activation_module(activation))]
     layers += [("pool", nn.AdaptiveAvgPool2d(1)), ("flatten", nn.Flatten()), ("out", nn.Linear(channels, n_classes))]
+    network = nn.Sequential(OrderedDict(layers))
+    if any(width % 8 for width in widths):  # torch 2.14 dies in a 1x1 convolution of stride 2 and 4 such channels
+        return network
     # Channels last in memory: the same values, convolved and normalised up to one and a half times as fast on a CPU.
-    return nn.Sequential(OrderedDict(layers)).to(memory_format=torch.channels_last)
+    return network.to(memory_format=torch.channels_last)
 
 
 class _PreActivationBlock(nn.Module):
