@@ -3,16 +3,38 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from scipy.spatial.distance import cdist, mahalanobis
+from torch import nn
 
 from robustgen.counter_rng import content_ids, uniform
 from robustgen.data import ArrayDataset, check_same_preprocessing, digits, drop_shared, preprocessing_fingerprint
-from robustgen.detectors import Detector, NearestNeighbour
+from robustgen.detectors import (
+    Detector,
+    Energy,
+    ImageDistortion,
+    KNearestFeatures,
+    Mahalanobis,
+    MaxLogit,
+    MaxSoftmax,
+    MeanBrightness,
+    NearestNeighbour,
+    PCAResidual,
+)
+from robustgen.detectors.features import FeatureExtractor
+from robustgen.detectors.image_distortion import distortions
+from robustgen.detectors.neighbours import nearest_distances
 from robustgen.evaluation import anomalous_class, auroc, heldout_benchmark, heldout_class, unseen_datasets
 from robustgen.evaluation.heldout import compared
 from robustgen.experiments.ahmed2017 import table_4_1, table_4_2
 from robustgen.generative import DCGAN, VAE
+from robustgen.networks import encoder
+from robustgen.training import Batch, ClassifierObjective, ContrastiveObjective, Deformations, OnDeformed, Trainer
+from robustgen.training import deformations as module
+from robustgen.training.contrastive import nt_xent
 
 CLASSES = tuple(map(str, range(10)))
 
@@ -246,3 +268,449 @@ def test_what_is_no_candidate_or_class_is_told():
         heldout_class(NearestNeighbour(), train, test, heldout=3.0)
     with pytest.raises(ValueError, match="classes is empty"):
         heldout_benchmark(lambda x: NearestNeighbour().fit(x), train, test, classes=[])
+
+
+# Detectors in a classifier's features or in pixels, against brute force and closed forms.
+
+
+def classifier(seed=0, width=5):
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, width), nn.Tanh(), nn.Linear(width, 3)).double()
+
+
+def inputs(n, seed=1, d=4):
+    return torch.randn(n, d, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# features
+
+
+class Crossed(nn.Module):
+    """Calls its layers in another order than it defines them, one activation in place."""
+
+    def __init__(self):
+        super().__init__()
+        self.last = nn.Linear(6, 2)
+        self.conv = nn.Conv2d(1, 3, 2)
+        self.first = nn.Linear(3, 6)
+        self.unused = nn.Linear(1, 1)
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x):
+        return self.last(self.act(self.first(self.conv(x).mean((2, 3)))))
+
+
+def test_features_are_the_input_of_the_linear_layer_that_makes_the_logits():
+    torch.manual_seed(0)
+    net, x = Crossed(), torch.rand(5, 1, 4, 4)
+    pooled = net.conv(x).mean((2, 3))
+    for layer, expected in (
+        (None, net.first(pooled).relu()),
+        ("first", net.first(pooled)),  # before the activation that works in place
+        ("conv", pooled),
+        ("act", net.first(pooled).relu()),
+    ):
+        features, logits = FeatureExtractor(net, layer)(x)
+        assert features.equal(expected)
+        assert logits.equal(net(x))
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in net.modules())
+
+
+def test_layers_that_cannot_be():
+    with pytest.raises(ValueError, match="no layer 'convv'; did you mean 'conv'"):
+        FeatureExtractor(Crossed(), "convv")
+    with pytest.raises(ValueError, match=r"ReLU has no nn.Linear"):
+        KNearestFeatures(nn.ReLU())
+    with pytest.raises(ValueError, match="is not called"):
+        FeatureExtractor(Crossed(), "unused")(torch.rand(1, 1, 4, 4))
+    with pytest.raises(ValueError, match=r"got \(2, 1, 3, 4, 4\) for 2 inputs"):
+        FeatureExtractor(nn.Sequential(nn.Linear(4, 2)))(torch.rand(2, 1, 3, 4, 4))
+
+
+# distances
+
+
+def test_nearest_distances_against_brute_force():
+    x, bank = inputs(40), inputs(300, seed=2)
+    expected = np.sort(cdist(x.numpy(), bank.numpy()), axis=1)
+    for k in (1, 7, 300):
+        np.testing.assert_allclose(nearest_distances(x, bank, k).numpy(), expected[:, :k], rtol=1e-12)
+
+
+def test_distances_of_close_points_keep_their_digits():
+    """|x|^2 - 2 x.b + |b|^2 of these is all rounding in float32."""
+    generator = torch.Generator().manual_seed(0)
+    points = torch.rand(100, 784, generator=generator)
+    bank = points.repeat(6, 1) + 1e-4 * torch.randn(600, 784, generator=generator)  # six almost equal distances
+    x = (points[:20] + 1e-4 * torch.randn(20, 784, generator=generator)).requires_grad_()
+    expected = torch.from_numpy(cdist(x.detach().double().numpy(), bank.double().numpy()).min(1))
+    found = nearest_distances(x, bank, 1)[:, 0]
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=0)
+    squares = x.square().sum(1)[:, None] - 2 * x @ bank.T + bank.square().sum(1)
+    expanded = squares.clamp(min=0).sqrt().amin(1)
+    assert (expanded.double() / expected - 1).abs().max() > 0.1  # what the test is about
+    found.sum().backward()
+    torch.testing.assert_close(x.grad.norm(dim=1), torch.ones(20))
+    at_zero = bank[:2].clone().requires_grad_()
+    nearest_distances(at_zero, bank, 1).sum().backward()
+    assert at_zero.grad.eq(0).all()
+
+
+def test_neighbours_far_from_the_origin():
+    generator = torch.Generator().manual_seed(0)
+    bank, x = (100 + 0.1 * torch.randn(n, 128, generator=generator) for n in (5000, 50))
+    expected = torch.cdist(x.double(), bank.double()).amin(1)
+    torch.testing.assert_close(nearest_distances(x, bank, 1)[:, 0].double(), expected, rtol=1e-6, atol=0)
+
+
+def test_nearest_neighbour_in_pixels_and_behind_a_model():
+    known, x = inputs(200, d=12).view(200, 3, 2, 2), inputs(30, seed=2, d=12).view(30, 3, 2, 2)
+    pixels = NearestNeighbour(batch_size=7).fit(known).score(x)
+    expected = cdist(x.flatten(1).numpy(), known.flatten(1).numpy()).min(1)
+    np.testing.assert_allclose(pixels.numpy(), expected, rtol=1e-12)
+    assert NearestNeighbour().fit(known).score(known).tolist() == [0.0] * 200
+    halved = nn.Sequential(nn.Flatten(), nn.Linear(12, 12, bias=False)).double()
+    halved[1].weight.data = 0.5 * torch.eye(12).double()
+    torch.testing.assert_close(NearestNeighbour(halved).fit(known).score(x), 0.5 * pixels)
+
+
+def test_k_nearest_features_against_brute_force():
+    net, known, x = classifier(), inputs(100), inputs(20, seed=2)
+
+    def features(v):
+        h = net[:2](v).detach().numpy()
+        return h / np.linalg.norm(h, axis=1, keepdims=True)
+
+    expected = np.sort(cdist(features(x), features(known)), axis=1)
+    for k in (1, 5, 100):
+        score = KNearestFeatures(net, k=k).fit(known).score(x)
+        np.testing.assert_allclose(score.numpy(), expected[:, k - 1], rtol=1e-9, atol=1e-12)
+    net[2] = nn.Identity()  # scores do not depend on the length of the features, nor on what follows them
+    net[1] = nn.Sequential(nn.Tanh(), nn.Linear(5, 5, bias=False).double())
+    net[1][1].weight.data = 3 * torch.eye(5).double()
+    score = KNearestFeatures(net, layer="1", k=5).fit(known).score(x)
+    np.testing.assert_allclose(score.numpy(), expected[:, 4], rtol=1e-9)
+    with pytest.raises(ValueError, match="k=50 neighbours need as many examples in fit, got 20"):
+        KNearestFeatures(classifier()).fit(x)
+    with pytest.raises(ValueError, match="k must be"):
+        KNearestFeatures(classifier(), k=0)
+
+
+# Mahalanobis
+
+
+def test_mahalanobis_against_scipy():
+    net, known, x = classifier(), inputs(300), inputs(20, seed=2)
+    y = torch.arange(300) % 4  # labels of the data, which need not be the classifier's classes
+    h, fresh = (net[:2](v).detach().numpy() for v in (known, x))
+    means = np.stack([h[y == c].mean(0) for c in range(4)])
+    within = h - means[y]
+    precision = np.linalg.inv(within.T @ within / 300)
+    expected = [min(mahalanobis(f, m, precision) ** 2 for m in means) for f in fresh]
+    detector = Mahalanobis(net, shrinkage=0.0)
+    np.testing.assert_allclose(detector.fit(known, y).score(x).numpy(), expected, rtol=1e-9)
+    # labels that are not 0, 1, 2, ... name classes as well
+    np.testing.assert_allclose(detector.fit(known, 10 * y + 3).score(x).numpy(), expected, rtol=1e-9)
+    # without labels the classifier's own
+    said = detector.fit(known, net(known).argmax(1)).score(x)
+    assert detector.fit(known).score(x).equal(said)
+    # with all the weight on the diagonal, distances are Euclidean, in units of the mean variance
+    plain = Mahalanobis(net, shrinkage=1.0).fit(known, y).score(x).numpy()
+    unit = np.trace(within.T @ within / 300) / 5
+    np.testing.assert_allclose(plain, cdist(fresh, means).min(1) ** 2 / unit, rtol=1e-9)
+
+
+def test_mahalanobis_does_not_see_linear_maps_of_the_features():
+    """The inverse of the Cholesky factor in place of the precision would."""
+    net, known, x = classifier(), inputs(300), inputs(20, seed=2)
+    y = torch.arange(300) % 3
+    mapped = nn.Sequential(net[0], net[1], nn.Linear(5, 5).double(), nn.Linear(5, 3).double())
+    original, other = (Mahalanobis(m, shrinkage=0.0).fit(known, y).score(x) for m in (net, mapped))
+    torch.testing.assert_close(other, original, rtol=1e-7, atol=1e-9)
+
+
+def test_mahalanobis_of_gaussian_features_is_chi_squared():
+    d, n = 3, 4000
+    root = torch.tensor([[1.0, 0, 0], [2, 0.5, 0], [-1, 3, 0.1]], dtype=torch.float64)
+    net = nn.Sequential(nn.Identity(), nn.Linear(3, 2).double())
+    x, fresh = (inputs(n, seed, d) @ root.T + 7 for seed in (1, 2))
+    score = Mahalanobis(net, layer="0", shrinkage=0.0).fit(x, torch.zeros(n, dtype=torch.int64)).score(fresh)
+    assert abs(score.mean() - d) < 5 * math.sqrt(2 * d / n)
+    assert abs(score.var() - 2 * d) < 1
+
+
+def test_features_without_variance():
+    net = classifier()
+    net[0].weight.data[1], net[0].bias.data[1] = 0, 0  # a unit that never fires
+    x = inputs(100)
+    with pytest.raises(ValueError, match="singular"):
+        Mahalanobis(net, shrinkage=0.0).fit(x)
+    assert Mahalanobis(net).fit(x).score(x).isfinite().all()
+    for shrinkage in (-0.1, 1.1):
+        with pytest.raises(ValueError, match="shrinkage"):
+            Mahalanobis(net, shrinkage=shrinkage)
+
+
+# logits
+
+
+def test_scores_of_logits():
+    net, x = nn.Identity(), inputs(30, d=5)
+    energy, logit, softmax = (build(net).fit(x).score(x) for build in (Energy, MaxLogit, MaxSoftmax))
+    z = x.numpy()
+    np.testing.assert_allclose(energy.numpy(), -np.log(np.exp(z).sum(1)), rtol=1e-12)
+    np.testing.assert_allclose(logit.numpy(), -z.max(1), rtol=1e-12)
+    np.testing.assert_allclose(softmax.numpy(), -np.log(np.exp(z).max(1) / np.exp(z).sum(1)), rtol=1e-10)
+    torch.testing.assert_close(softmax, logit - energy)
+    warm = Energy(net, temperature=7.0).fit(x).score(x)
+    torch.testing.assert_close(warm, 7 * Energy(net).fit(x).score(x / 7))
+    cold = Energy(net, temperature=1e-3).fit(x).score(x)
+    torch.testing.assert_close(cold, logit, rtol=0, atol=2e-3)
+    for temperature in (0.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match="temperature must be a finite number > 0"):
+            Energy(net, temperature=temperature)
+
+
+def test_confidence_beyond_rounding_still_has_an_order():
+    logits = torch.tensor([[20.0, 0.0], [30.0, 0.0], [0.0, 60.0]])
+    assert (logits.softmax(1).amax(1) == 1).all()
+    scores = MaxSoftmax(nn.Identity()).fit(logits).score(logits)
+    torch.testing.assert_close(scores, torch.exp(-torch.tensor([20.0, 30.0, 60.0])))
+
+
+def test_an_output_that_is_no_logits():
+    for build in (Energy, MaxLogit, MaxSoftmax):
+        with pytest.raises(ValueError, match="logits"):
+            build(nn.Linear(4, 1).double()).fit(inputs(3))
+
+
+# baselines
+
+
+def test_pca_residual_is_what_the_minor_components_hold():
+    torch.manual_seed(2)
+    known, x = (inputs(n, s, d=6) @ torch.diag(torch.arange(1.0, 7).double()) + 100 for n, s in ((250, 1), (20, 2)))
+    centred = (known - known.mean(0)).numpy()
+    minor = np.linalg.svd(centred)[2][2:]  # all but the two leading directions
+    expected = (((x - known.mean(0)).numpy() @ minor.T) ** 2).sum(1)
+    for batch_size in (250, 64):  # one pass, merged batch by batch
+        score = PCAResidual(components=2, batch_size=batch_size).fit(known).score(x)
+        np.testing.assert_allclose(score.numpy(), expected, rtol=1e-9)
+    smallest = np.linalg.eigvalsh(np.cov(centred.T, bias=True))[0]
+    assert PCAResidual(components=5).fit(known).score(known).mean().item() == pytest.approx(smallest)
+    with pytest.raises(ValueError, match="6 components leave nothing of 6 dimensions"):
+        PCAResidual(components=6).fit(known)
+    with pytest.raises(ValueError, match="at least 1"):
+        PCAResidual(components=0)
+    assert PCAResidual(components=4).fit(known[:5]).score(known[:5]).max() < 1e-9
+    with pytest.raises(ValueError, match="4 components need at least 5 inputs in fit, got 4: take fewer"):
+        PCAResidual(components=4).fit(known[:4])
+
+
+def test_mean_brightness():
+    x = torch.rand(5, 3, 4, 4)
+    torch.testing.assert_close(MeanBrightness().fit(x).score(x), x.mean((1, 2, 3)))
+
+
+# Deformations against what they are by definition, the contrastive loss against a loop, and what it learns.
+
+STILL = {"rotation": 0, "scale": 0, "shear": 0, "shift": 0, "bend": 0, "thickness": 0, "gamma": 0, "noise": 0}
+
+
+def picture(n=3, size=8):
+    return torch.rand(n, 1, size, size, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+
+def extreme(monkeypatch, sign, **settings):
+    """The deformations with each random number at the end of its range."""
+    monkeypatch.setattr(module, "_uniform", lambda x, *shape: sign * torch.ones(shape, dtype=x.dtype))
+    monkeypatch.setattr(torch, "randn", lambda *shape, **about: torch.ones(shape, **about))
+    return Deformations(**(STILL | settings))
+
+
+def test_deformations_at_the_ends_of_their_ranges(monkeypatch):
+    x = picture()
+    expected = {
+        "rotation": (90, 1, x.rot90(1, (2, 3))),
+        "shift": (1 / 8, 1, F.pad(x[..., 1:, 1:], (0, 1, 0, 1))),
+        "bend": (1 / 4, 1, F.pad(x[..., 2:, 2:], (0, 2, 0, 2))),
+        "thickness": (1, 1, F.max_pool2d(x, 3, 1, 1)),
+        "gamma": (math.log(2), 1, x.square()),
+    }
+    for name, (value, sign, result) in expected.items():
+        torch.testing.assert_close(extreme(monkeypatch, sign, **{name: value})(x), result, msg=name)
+    thinner = extreme(monkeypatch, -1, thickness=1)(x)
+    torch.testing.assert_close(thinner, -F.max_pool2d(-x, 3, 1, 1))
+    ramp = (torch.arange(16, dtype=torch.float64) + 0.5).expand(1, 1, 16, 16) / 16  # its own position, from 0 to 1
+    sheared = extreme(monkeypatch, 1, shear=0.5)(ramp)
+    inside = slice(5, 11)
+    torch.testing.assert_close(
+        sheared[..., inside, inside], (ramp + 0.5 * (ramp.mT - 0.5))[..., inside, inside], rtol=0, atol=1e-12
+    )
+    smaller = extreme(monkeypatch, 1, scale=math.log(2))(ramp)
+    torch.testing.assert_close(smaller[..., 5:11, 5:11], (0.5 + 2 * (ramp - 0.5))[..., 5:11, 5:11], rtol=0, atol=1e-12)
+
+
+def test_deformed_images_are_images_each_deformed_on_its_own():
+    torch.manual_seed(0)
+    x = picture(1).expand(5, 1, 8, 8)
+    assert torch.allclose(Deformations(**STILL)(x), x)
+    y = Deformations()(x)
+    assert y.shape == x.shape
+    assert y.dtype == x.dtype
+    assert y.min() >= 0
+    assert y.max() <= 1
+    assert all((y[i] - y[j]).abs().max() > 0.1 for i in range(5) for j in range(i))
+    for name, value in {"shear": -1.0, "noise": float("nan"), "bend_grid": 1}.items():
+        with pytest.raises(ValueError, match=name):
+            Deformations(**{name: value})
+
+
+def test_nt_xent_against_a_loop_and_its_gradient():
+    z = torch.randn(6, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    terms, found = [], 0.0
+    for i in range(6):
+        similar = [F.cosine_similarity(z[i], z[j], dim=0) / 0.3 for j in range(6)]
+        partner = similar[(i + 3) % 6]
+        others = [similar[j] for j in range(6) if j != i]
+        terms.append(torch.stack(others).logsumexp(0) - partner)
+        found += float(partner == max(others)) / 6
+    loss, share = nt_xent(z, 0.3)
+    torch.testing.assert_close(loss, torch.stack(terms).mean())
+    assert share.item() == pytest.approx(found)
+    assert torch.autograd.gradcheck(lambda z: nt_xent(z, 0.3)[0], z.requires_grad_())
+    with pytest.raises(ValueError, match="temperature"):
+        ContrastiveObjective(Deformations(), temperature=0.0)
+    with pytest.raises(TypeError, match="deformations must be Deformations, got str"):
+        ContrastiveObjective("x")
+    with pytest.raises(ValueError, match="raise batch_size"):
+        ContrastiveObjective(Deformations())(nn.Flatten(), Batch(picture(1), None, torch.arange(1)), 0)
+
+
+def test_a_trained_encoder_finds_digits_again():
+    torch.manual_seed(0)
+    model = encoder(image_size=8, n_outputs=16, width=4)
+    trainer = Trainer(
+        ContrastiveObjective(Deformations()),
+        optimizer=lambda parameters: torch.optim.Adam(parameters, lr=5e-3),
+        epochs=4,
+        batch_size=128,
+        progress=False,
+    )
+    history = trainer.fit(model, digits("train").images())  # no labels
+    assert history[-1]["loss"] < history[0]["loss"] - 0.7
+    assert history[-1]["found"] > 2 * history[0]["found"]
+
+
+def test_only_training_sees_deformed_images():
+    x, seen = picture().float(), []
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    model.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    objective = OnDeformed(ClassifierObjective(), Deformations())
+    batch = Batch(x, torch.tensor([0, 1, 1]), torch.arange(3))
+    objective(model.eval(), batch, 0)
+    loss = objective(model.train(), batch, 0)["loss"]
+    assert torch.equal(seen[0], x)
+    assert not torch.allclose(seen[1], x, atol=0.1)
+    torch.testing.assert_close(loss, F.cross_entropy(model(seen[1]), batch.y))
+
+
+@pytest.mark.parametrize("size", [28, (9, 13), 1])
+def test_encoder_takes_images_of_any_size(size):
+    height, width = (size, size) if isinstance(size, int) else size
+    assert encoder(2, 5, size, width=2)(torch.zeros(3, 2, height, width)).shape == (3, 5)
+
+
+# The image distortion model against loops over pixels, and what its definition says of strokes.
+
+
+def features(n, seed, channels=2):
+    return torch.rand(n, channels, 5, 6, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def by_loops(a, b, window):
+    """D(a, b) of one pair, pixel by pixel."""
+    _, height, width = a.shape
+
+    def at(image, i, j):
+        inside = 0 <= i < height and 0 <= j < width
+        return image[:, i, j] if inside else torch.zeros(len(image), dtype=image.dtype)
+
+    total = torch.zeros((), dtype=a.dtype)
+    moves = range(-window, window + 1)
+    around = [(i, j) for i in (-1, 0, 1) for j in (-1, 0, 1)]
+    for i in range(height):
+        for j in range(width):
+            context = [(i + u, j + v) for u, v in around]
+            total += (
+                min(
+                    sum((at(a, p, q) - at(b, p + di, q + dj)).square().sum() for p, q in context)
+                    for di in moves
+                    for dj in moves
+                )
+                ** 2
+            )
+    return total.sqrt()
+
+
+@pytest.mark.parametrize("window", [0, 1, 2])
+def test_distortion_against_loops(window):
+    a, b = features(3, 0), features(3, 1)
+    found = distortions(a, b, window)
+    for first, second, cost in ((a, b, found[0]), (b, a, found[1])):
+        expected = torch.stack([by_loops(x, y, window) for x, y in zip(first, second, strict=True)])
+        torch.testing.assert_close(cost, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_distortion_falls_with_the_window_and_has_the_right_gradient():
+    a, b = features(2, 0, channels=1), features(2, 1, channels=1)
+    costs = torch.stack([torch.stack(distortions(a, b, window)) for window in range(4)])
+    assert (costs[:-1] >= costs[1:]).all()
+    assert torch.autograd.gradcheck(lambda a, b: distortions(a, b, 1), (a.requires_grad_(), b.requires_grad_()))
+
+
+def strokes(*columns):
+    x = torch.zeros(1, 1, 12, 16, dtype=torch.float64)
+    for column in columns:
+        x[..., 2:10, column] = 1
+    return x
+
+
+def test_a_missing_stroke_costs_in_one_direction_a_moved_one_in_none():
+    one, both = strokes(3), strokes(3, 11)
+    there, missing = (cost.item() for cost in distortions(one, both, 2))
+    assert there == 0
+    assert missing > 1
+    for column, near in ((5, True), (6, False)):
+        for cost in distortions(one, strokes(column), 2):
+            assert (cost.item() == 0) == near
+    detector = ImageDistortion(shortlist=2, k=1).fit(torch.cat([both, strokes(2, 13)]))
+    assert detector.score(strokes(4, 11)).item() < 1e-6
+    assert detector.score(one).item() > 0.1  # all of it fits, but half of every image of fit is missing
+
+
+def test_detector_against_all_pairs():
+    generator = torch.Generator().manual_seed(0)
+    bank, x = (torch.rand(n, 1, 6, 6, generator=generator, dtype=torch.float64) for n in (4, 3))
+    kernel = torch.tensor([[-1.0, 0.0, 1.0], [-2.0, 0.0, 2.0], [-1.0, 0.0, 1.0]], dtype=torch.float64)[None, None] / 8
+    across, down = (torch.nn.functional.conv2d(bank, k, padding=1) for k in (kernel, kernel.mT))
+    theirs = torch.cat([across, down], dim=1)
+    across, down = (torch.nn.functional.conv2d(x, k, padding=1) for k in (kernel, kernel.mT))
+    ours = torch.cat([across, down], dim=1)
+    cost = torch.tensor([[max(by_loops(a, b, 1), by_loops(b, a, 1)) for b in theirs] for a in ours])
+    nearest = cost.sort(1).values[:, :3].mean(1) / ours.flatten(1).norm(dim=1).sqrt()
+    score = ImageDistortion(window=1, shortlist=4, k=3).fit(bank).score(x)
+    torch.testing.assert_close(score, nearest)
+    assert torch.equal(ImageDistortion(window=1, shortlist=4, k=3, batch_size=1).fit(bank).score(x[2:3]), score[2:3])
+    undivided = ImageDistortion(window=1, shortlist=4, k=3, exponent=0).fit(bank).score(x)
+    torch.testing.assert_close(undivided, nearest * ours.flatten(1).norm(dim=1).sqrt())
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="k must be at most the short list of 3, got 4"):
+        ImageDistortion(k=4, shortlist=3)
+    with pytest.raises(ValueError, match="as many images in fit, got 3"):
+        ImageDistortion(shortlist=5).fit(torch.zeros(3, 1, 8, 8))
+    for shape in ((30, 64), (30, 8, 8), (30, 1, 1, 1)):
+        with pytest.raises(ValueError, match=r"images \(N, C, H, W\) of several pixels are needed, got shape \("):
+            ImageDistortion().fit(torch.zeros(shape))
