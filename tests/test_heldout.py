@@ -1,4 +1,6 @@
-"""The held-out-class protocols on made-up data whose answers are known."""
+"""Held-out classes: the protocols on made-up data whose answers are known, and the detectors in features and pixels that
+they compare, against brute force and closed forms.
+"""
 
 import dataclasses
 import math
