@@ -1,4 +1,4 @@
-"""Held-out classes: the protocols on made-up data whose answers are known, and the detectors in features and pixels that
+"""Held-out classes: the protocols on made-up data whose answers are known; the detectors in features and in pixels that
 they compare, against brute force and closed forms.
 """
 

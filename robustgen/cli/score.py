@@ -258,9 +258,6 @@ def score(
     scored = str(checkpoint[0] if checkpoint else model if run is None else run)
     detection = []
     if against:
-        seen: list[Any] = [training_data(known, shape) for known in (checkpoint or ([] if run is None else [run]))]
-        if fitted_on is not None:
-            seen.append(fitted_on.read_tokens_too("train", shape))
         eps, norm, line = threat(info, eps, norm)
         if line and {"fgsm", "pgd"} & others.keys():
             complain("note", line)
@@ -271,7 +268,7 @@ def score(
             info,
             part=split,
             shape=shape,
-            seen=seen,
+            seen=[training_data(known, shape) for known in (checkpoint or ([] if run is None else [run]))],
             name=scored,
             fpr=fpr,
             eps=eps,

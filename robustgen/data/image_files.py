@@ -172,8 +172,6 @@ def _room(path: Path, n: int, shape: tuple[int, ...]) -> np.ndarray:
 def _remedy(shape: tuple[int, ...], others: tuple[int, ...]) -> str:
     """How images of two shapes (C, H, W) become one."""
     resize, convert = "size=(height, width) to resize", "channels=1 or 3 to convert"
-    if shape[0] == others[0]:
-        return f"pass {resize} (in the command: --size)"
     if shape[1:] == others[1:]:
         return f"pass {convert} (in the command: --channels)"
     return f"pass {resize}, {convert} (in the command: --size, --channels)"

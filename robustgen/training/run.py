@@ -293,7 +293,7 @@ class Run:
         held = latest_checkpoint(run_dir) is not None
         if (held or rows.exists()) and not self.settings.resume:
             raise ValueError(f"{run_dir} already holds a run: pass resume=True or another run_dir")
-        if rows.exists() and not held:
+        if rows.exists() and not (run_dir / "checkpoints").exists():
             raise ValueError(
                 f"{run_dir} holds {rows.name} and no checkpoint: what was trained is gone; take another run directory"
             )
@@ -398,8 +398,8 @@ class Run:
         shared = [name for name in new if name in old]
         if differ := differences({k: old[k] for k in shared}, {k: new[k] for k in shared}):
             raise ValueError(
-                f"{self.settings.run_dir} holds a run with other settings: {'; '.join(differ)}; leave out what "
-                "differs, or take another directory"
+                f"{self.settings.run_dir} holds another run: leave out what differs, or take another directory; other "
+                f"settings: {'; '.join(differ)}"
             )
 
     def _describe(self) -> dict[str, Any]:
