@@ -1,0 +1,1 @@
+"""Flows: models whose density is exact, since every layer can be inverted."""
