@@ -11,6 +11,7 @@ from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
 from robustgen.generative.energy.energy_model import EnergyModel
 from robustgen.generative.fitting import GenerativeObjective, fit
+from robustgen.generative.latent.glf import GLF
 from robustgen.generative.latent.hierarchical_pixel_vae import HierarchicalPixelVAE
 from robustgen.generative.latent.iaf_vae import IAFVAE
 from robustgen.generative.latent.pixel_vae import PixelVAE
@@ -20,6 +21,7 @@ from robustgen.generative.pixels import Pixels
 
 __all__ = [
     "DCGAN",
+    "GLF",
     "IAFVAE",
     "LSGAN",
     "VAE",
