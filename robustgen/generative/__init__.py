@@ -15,6 +15,7 @@ from robustgen.generative.latent.glf import GLF
 from robustgen.generative.latent.hierarchical_pixel_vae import HierarchicalPixelVAE
 from robustgen.generative.latent.iaf_vae import IAFVAE
 from robustgen.generative.latent.pixel_vae import PixelVAE
+from robustgen.generative.latent.rae import RAE
 from robustgen.generative.latent.vae import VAE
 from robustgen.generative.loading import load, model_classes
 from robustgen.generative.pixels import Pixels
@@ -24,6 +25,7 @@ __all__ = [
     "GLF",
     "IAFVAE",
     "LSGAN",
+    "RAE",
     "VAE",
     "WGANGP",
     "Denoiser",

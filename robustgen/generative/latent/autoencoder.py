@@ -5,6 +5,7 @@ Hinton and Salakhutdinov, "Reducing the Dimensionality of Data with Neural Netwo
 """
 
 from abc import abstractmethod
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +14,18 @@ from robustgen.checks import check_integers
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.latent.coders import check_architecture, coders
 
-__all__ = ["AutoEncoder"]
+__all__ = ["AutoEncoder", "adam_with_decay"]
+
+
+def adam_with_decay(parameters: Iterable[nn.Parameter], part: nn.Module, decay: float) -> torch.optim.Optimizer:
+    """Adam, lr 1e-3, of all ``parameters``, with a weight decay on those of ``part`` alone."""
+    of_part = {id(p) for p in part.parameters()}
+    given = list(parameters)
+    groups = [
+        {"params": [p for p in given if id(p) not in of_part]},
+        {"params": [p for p in given if id(p) in of_part], "weight_decay": decay},
+    ]
+    return torch.optim.Adam(groups, lr=1e-3)
 
 
 class AutoEncoder(GenerativeModel):

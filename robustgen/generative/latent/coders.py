@@ -200,7 +200,7 @@ class InfoGANDecoder(nn.Module):
         self.last = nn.ConvTranspose2d(width, channels, 4, 2, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
-        x = self.dense(z).unflatten(1, self.start).contiguous(memory_format=torch.channels_last)
+        x = self.dense(z).unflatten(1, self.start)
         x = F.relu(self.norm(self._cropped(self.first(x), 1)))
         return self._cropped(self.last(x), 2)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_flags, check_integers, check_positive
-from robustgen.generative.latent.autoencoder import AutoEncoder
+from robustgen.generative.latent.autoencoder import AutoEncoder, adam_with_decay
 from robustgen.generative.latent.latent_flow import latent_density
 from robustgen.layers import find_layer, first_tensor, uncompiled, watching
 from robustgen.training import Batch
@@ -138,10 +138,4 @@ class GLF(AutoEncoder):
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:  # type: ignore[override]
         """Adam, lr 1e-3, with weight decay 2e-5 on the flow alone (Xiao, 2022, section 3.4)."""
-        of_flow = {id(p) for p in self.flow.parameters()}
-        given = list(parameters)
-        groups = [
-            {"params": [p for p in given if id(p) not in of_flow]},
-            {"params": [p for p in given if id(p) in of_flow], "weight_decay": 2e-5},
-        ]
-        return torch.optim.Adam(groups, lr=1e-3)
+        return adam_with_decay(parameters, self.flow, 2e-5)

@@ -1,0 +1,160 @@
+"""Autoencoders with a density of their codes, variational ones with other priors, densities of hidden states."""
+
+import math
+
+import pytest
+import torch
+from sklearn import mixture
+from torch import nn
+from torch.autograd.functional import jacobian
+
+from robustgen.data import digits
+from robustgen.fingerprint import model_fingerprint
+from robustgen.generative import GLF, RAE, fit
+from robustgen.generative.latent.coders import InfoGANDecoder, InfoGANEncoder
+from robustgen.generative.latent.rae import GaussianMixture
+from robustgen.training import Batch, as_source
+
+SHAPE = (1, 8, 8)
+
+
+def _x(n=64, part="train"):
+    return digits(part).images()[:n]
+
+
+def _batch(x):
+    return Batch(x, None, torch.arange(len(x)))
+
+
+def _glf(**options):
+    torch.manual_seed(0)
+    return GLF(SHAPE, **{"latent_dim": 4, "architecture": "mlp", "width": 32, "flow_width": 16} | options)
+
+
+def _moved(module):
+    """With other weights than at the start, where a flow is nearly the identity."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.2 * torch.randn_like(p))
+    return module
+
+
+@pytest.mark.parametrize("size", [(28, 28), (8, 8), (7, 5), (1, 3)])
+def test_infogan_coders_take_images_of_any_size(size):
+    shape = (2, *size)
+    features = InfoGANEncoder(shape, 4)(torch.rand(3, *shape))
+    assert features.shape == (3, 64)
+    assert InfoGANDecoder(5, shape, 4, 2)(torch.rand(3, 5)).shape == (3, *shape)
+
+
+def test_the_flow_does_not_move_the_autoencoder():
+    """Bitwise: the gradients of encoder and decoder are those of the reconstruction alone."""
+    glf, x = _moved(_glf(architecture="infogan", width=4)).train(), _x()
+    own = [p for name, p in glf.named_parameters() if not name.startswith("flow")]
+    with_flow = torch.autograd.grad(glf.training_step(_batch(x), 0)["loss"], own)
+    alone = torch.autograd.grad(glf._reconstruction(x, glf.decode(glf._encode(x))), own)
+    assert all(torch.equal(a, b) for a, b in zip(with_flow, alone, strict=True))
+    glf.stop_gradient = False
+    moved = torch.autograd.grad(glf.training_step(_batch(x), 0)["loss"], own)
+    assert not all(torch.equal(a, b) for a, b in zip(moved, alone, strict=True))
+
+
+def test_without_the_stop_codes_shrink_and_their_likelihood_grows():
+    ends, batch = {}, _batch(_x())
+    for stop in (True, False):
+        glf = _glf(stop_gradient=stop, flow_blocks=2).train()
+        optimizer = torch.optim.Adam(glf.parameters(), lr=2e-2)
+        for step in range(40):
+            found = glf.training_step(batch, step)
+            start = found if step == 0 else start
+            optimizer.zero_grad()
+            found["loss"].backward()
+            optimizer.step()
+        ends[stop] = found
+        assert (found["latent_std"] < 0.5 * start["latent_std"]) == (not stop)
+    assert ends[False]["latent_nll"] < min(-2, ends[True]["latent_nll"] - 5)
+    assert ends[True]["latent_nll"] > 0
+
+
+def test_weight_decay_is_of_the_flow_alone():
+    glf = _glf()
+    rest, flow = glf.optimizer(glf.parameters()).param_groups
+    assert (rest["weight_decay"], flow["weight_decay"], rest["lr"], flow["lr"]) == (0, 2e-5, 1e-3, 1e-3)
+    assert {id(p) for p in flow["params"]} == {id(p) for p in glf.flow.parameters()}
+    assert len(rest["params"]) + len(flow["params"]) == len(list(glf.parameters()))
+
+
+def test_a_latent_flow_has_the_density_of_its_jacobian_and_an_inverse():
+    glf = _moved(_glf()).double().eval()
+    z = torch.randn(3, 4, dtype=torch.float64)
+    eps, log_det = glf.flow.to_noise(z)
+    for i in range(3):
+        slopes = jacobian(lambda v: glf.flow.to_noise(v[None])[0][0], z[i])
+        torch.testing.assert_close(torch.linalg.slogdet(slopes)[1], log_det[i])
+    torch.testing.assert_close(glf.prior_sample(eps), z)
+    expected = log_det - 0.5 * eps.square().sum(1) - 2 * math.log(2 * math.pi)
+    torch.testing.assert_close(glf.flow.log_prob(z), expected)
+    x = _x(3).double()
+    torch.testing.assert_close(glf.latent_log_prob(x), glf.flow.log_prob(glf.encode(x)))
+    by_hand = (x - glf.decode(glf.encode(x))).square().flatten(1).mean(1)
+    torch.testing.assert_close(glf.reconstruction_error(x), by_hand)
+
+
+def test_activations_are_compared_in_place_of_pixels():
+    glf, x = _glf(perceptual=["0", "2"]), _x(5)
+    with pytest.raises(ValueError, match=r"perceive\(classifier\), before training"):
+        glf.training_step(_batch(x), 0)
+    net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.ReLU(), nn.Conv2d(3, 2, 3), nn.BatchNorm2d(2), nn.Dropout())
+    before = model_fingerprint(net), net.training
+    glf.perceive(net)
+    decoded = glf.decode(glf._encode(x))
+    states = [(net[:1](v), net[:3](v)) for v in (x, decoded)]
+    expected = sum((a - b).abs().mean() for a, b in zip(*states, strict=True))
+    found = glf.training_step(_batch(x), 0)
+    torch.testing.assert_close(found["reconstruction"], expected.detach())
+    found["loss"].backward()
+    assert all(p.grad is not None for p in glf.parameters())
+    assert all(p.grad is None for p in net.parameters())
+    assert (model_fingerprint(net), net.training) == before
+    assert not [name for name in glf.state_dict() if "classifier" in name]
+    assert glf.config["perceptual"] == ["0", "2"]
+    with pytest.raises(ValueError, match="no layer '7'"):
+        _glf(perceptual=["7"]).perceive(net)
+    with pytest.raises(ValueError, match="compares pixels"):
+        _glf().perceive(net)
+    with pytest.raises(ValueError, match="perceptual must be a list"):
+        _glf(perceptual=[])
+
+
+def test_a_mixture_is_that_of_scikit_learn():
+    torch.manual_seed(0)
+    scale = torch.tensor([1.0, 100.0, 0.01], dtype=torch.float64)
+    z = torch.cat([torch.randn(200, 3) @ torch.randn(3, 3), 4 + torch.randn(100, 3)]).double()
+    ours = GaussianMixture(2, 3).double().fit(z * scale)
+    std = z.std(0, correction=0)
+    points = ((z - z.mean(0)) / std).numpy()
+    theirs = mixture.GaussianMixture(2, random_state=0).fit(points)
+    expected = torch.from_numpy(theirs.score_samples(points)) - (std * scale).log().sum()
+    torch.testing.assert_close(ours.log_prob(z * scale), expected)
+    drawn = ours.of_noise(torch.randn(40_000, 4, dtype=torch.float64)) / scale
+    torch.testing.assert_close(drawn.mean(0), z.mean(0), rtol=0, atol=0.06)
+    torch.testing.assert_close(drawn.T.cov(), z.T.cov(), rtol=0, atol=0.2)
+
+
+def test_a_mixture_is_of_the_codes_that_the_training_ends_with():
+    torch.manual_seed(0)
+    rae, x = RAE(SHAPE, latent_dim=2, architecture="mlp", width=16, components=3), _x(40)
+    fit(rae, x, x[:8], epochs=2, batch_size=20, ema=0.9, progress=False)
+    again = GaussianMixture(3, 2).fit(rae.encode(x).detach())
+    torch.testing.assert_close(rae.mixture.means, again.means)
+    with pytest.raises(ValueError, match="components=3 Gaussians need as many codes, got 2: take fewer"):
+        rae.fit_without_gradients(as_source(x[:2]))
+
+
+def test_decay_of_the_decoder():
+    rae = RAE(SHAPE, latent_dim=2, architecture="mlp", width=16, decoder_decay=0.1)
+    assert [g["weight_decay"] for g in rae.optimizer(rae.parameters()).param_groups] == [0, 0.1]
+    for name in ("gamma", "decoder_decay"):
+        with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0"):
+            RAE(SHAPE, **{name: math.inf})
