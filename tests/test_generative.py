@@ -50,6 +50,10 @@ SMALL = {
         lambda: room.GLF(SHAPE, latent_dim=4, width=4, flow_blocks=2, flow_width=8, stop_gradient=False, beta=50.0),
     ],
     "RAE": [lambda: room.RAE(SHAPE, latent_dim=3, architecture="mlp", width=16, components=2)],
+    "WAE": [
+        lambda: room.WAE(SHAPE, latent_dim=3, architecture="mlp", width=16),
+        lambda: room.WAE(SHAPE, latent_dim=3, width=4, penalty="gan", discriminator_width=8),
+    ],
     "PixelVAE": [
         lambda: room.PixelVAE(SHAPE, latent_dim=3, layers=2, kernel_size=3, width=4, quantization="stochastic"),
         lambda: room.PixelVAE(SHAPE, latent_dim=3, conditioning="bias", layers=1, width=4, levels=17, kl_warmup=8),

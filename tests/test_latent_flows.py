@@ -10,8 +10,9 @@ from torch.autograd.functional import jacobian
 
 from robustgen.data import digits
 from robustgen.fingerprint import model_fingerprint
-from robustgen.generative import GLF, RAE, fit
+from robustgen.generative import GLF, RAE, VAE, WAE, fit, prior_hole
 from robustgen.generative.latent.coders import InfoGANDecoder, InfoGANEncoder
+from robustgen.generative.latent.prior_hole import mmd_squared
 from robustgen.generative.latent.rae import GaussianMixture
 from robustgen.training import Batch, as_source
 
@@ -65,9 +66,9 @@ def test_without_the_stop_codes_shrink_and_their_likelihood_grows():
     for stop in (True, False):
         glf = _glf(stop_gradient=stop, flow_blocks=2).train()
         optimizer = torch.optim.Adam(glf.parameters(), lr=2e-2)
+        start = glf.training_step(batch, 0)
         for step in range(40):
             found = glf.training_step(batch, step)
-            start = found if step == 0 else start
             optimizer.zero_grad()
             found["loss"].backward()
             optimizer.step()
@@ -158,3 +159,69 @@ def test_decay_of_the_decoder():
     for name in ("gamma", "decoder_decay"):
         with pytest.raises(ValueError, match=f"{name} must be a finite number >= 0"):
             RAE(SHAPE, **{name: math.inf})
+
+
+def test_mmd_is_the_mean_over_pairs():
+    torch.manual_seed(0)
+    a, b = torch.randn(4, 2, dtype=torch.float64), 1 + torch.randn(6, 2, dtype=torch.float64)
+    k = lambda u, v: 4 / (4 + (u - v).square().sum())
+    pairs = lambda z: [k(z[i], z[j]) for i in range(len(z)) for j in range(len(z)) if i != j]
+    within = [sum(pairs(z)) / len(pairs(z)) for z in (a, b)]
+    across = [k(u, v) for u in a for v in b]
+    torch.testing.assert_close(mmd_squared(a, b), sum(within) - 2 * sum(across) / len(across))
+    with pytest.raises(ValueError, match="at least two points of each kind, got 1 and 6"):
+        mmd_squared(a[:1], b)
+
+
+def test_mmd_is_unbiased_and_knows_a_shift():
+    """Of N(m, 1) and N(0, 1), whose differences are Gaussian: E k by integration over them."""
+    grid = torch.linspace(-12, 12, 20_001, dtype=torch.float64)
+    for m in (0.0, 1.0):
+        mean = lambda shift: torch.trapezoid(
+            2 / (2 + grid.square()) * torch.exp(-((grid - shift) ** 2) / 4) / math.sqrt(4 * math.pi), grid
+        )
+        draws = torch.randn(2, 400, 20, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+        found = torch.stack([mmd_squared(m + a, b) for a, b in zip(*draws, strict=True)])
+        error = (found.mean() - 2 * (mean(0.0) - mean(m))).abs()
+        assert error < 4 * found.std() / 20
+        assert (found.mean() > 0.05) == (m > 0)
+
+
+def test_the_prior_hole_of_an_encoder_that_fits_and_of_one_that_does_not():
+    torch.manual_seed(0)
+    vae, x = (
+        VAE((1, 4, 4), latent_dim=2, architecture="mlp", width=4, likelihood="gaussian").eval(),
+        torch.rand(500, 1, 4, 4),
+    )
+    nn.init.zeros_(vae.to_posterior.weight)
+    nn.init.zeros_(vae.to_posterior.bias)  # q(z | x) = N(0, I) = p(z)
+    assert abs(prior_hole(vae, x)) < 0.005
+    nn.init.constant_(vae.to_posterior.bias[:2], 2.0)
+    assert prior_hole(vae, x) > 0.1
+
+
+def test_a_discriminator_of_codes_and_the_autoencoder_take_turns():
+    torch.manual_seed(0)
+    wae, batch = (
+        WAE(SHAPE, latent_dim=2, architecture="mlp", width=16, penalty="gan", discriminator_width=8),
+        _batch(_x()),
+    )
+    z = wae._encode(batch.x)
+    found = wae.training_step(batch, 1)
+    torch.testing.assert_close(found["penalty"], -wae.discriminator(z).sigmoid().log().mean())
+    torch.manual_seed(3)
+    noise = torch.randn_like(z)
+    torch.manual_seed(3)
+    loss = wae.training_step(batch, 0)["loss"]
+    by_hand = -wae.discriminator(noise).sigmoid().log().mean() - (1 - wae.discriminator(z).sigmoid()).log().mean()
+    torch.testing.assert_close(loss, by_hand)
+
+
+def test_the_penalty_brings_codes_to_the_prior():
+    x, holes = _x(200), []
+    for weight in (0.0, 200.0):
+        torch.manual_seed(0)
+        wae = WAE(SHAPE, latent_dim=2, architecture="mlp", width=32, weight=weight)
+        fit(wae, x, epochs=15, batch_size=50, optimizer=lambda p: torch.optim.Adam(p, lr=5e-3), progress=False)
+        holes.append(prior_hole(wae, x))
+    assert holes[1] < 0.5 * holes[0]

@@ -15,8 +15,10 @@ from robustgen.generative.latent.glf import GLF
 from robustgen.generative.latent.hierarchical_pixel_vae import HierarchicalPixelVAE
 from robustgen.generative.latent.iaf_vae import IAFVAE
 from robustgen.generative.latent.pixel_vae import PixelVAE
+from robustgen.generative.latent.prior_hole import prior_hole
 from robustgen.generative.latent.rae import RAE
 from robustgen.generative.latent.vae import VAE
+from robustgen.generative.latent.wae import WAE
 from robustgen.generative.loading import load, model_classes
 from robustgen.generative.pixels import Pixels
 
@@ -27,6 +29,7 @@ __all__ = [
     "LSGAN",
     "RAE",
     "VAE",
+    "WAE",
     "WGANGP",
     "Denoiser",
     "DenoisingObjective",
@@ -43,4 +46,5 @@ __all__ = [
     "fit",
     "load",
     "model_classes",
+    "prior_hole",
 ]

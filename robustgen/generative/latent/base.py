@@ -102,12 +102,17 @@ class LatentVariableModel(GenerativeModel):
     def decode_sample(self, z: Tensor, uniforms: Tensor) -> Tensor:
         """Images (N, *shape) in [0, 1] drawn from p(x | z), z (N, D), with the uniform numbers (N, *shape) given."""
 
+    @property
+    def noise_dim(self) -> int:
+        """Of the noise that ``prior_sample`` makes one latent of: D, where a prior does not need more."""
+        return self.latent_dim
+
     def prior_sample(self, noise: Tensor) -> Tensor:
-        """Latents z (N, D) from p(z), of standard normal ``noise`` (N, D)."""
+        """Latents z (N, D) from p(z), of standard normal ``noise`` (N, noise_dim)."""
         return noise
 
     def _log_prior(self, z: Tensor) -> Tensor:
-        """log p(z) (N, D), a term for each dimension."""
+        """log p(z), a term for each dimension (N, D), or one for all of them (N, 1)."""
         return gaussian_log_prob(z)
 
     def _draw(self, posterior: Posterior, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,11 +121,11 @@ class LatentVariableModel(GenerativeModel):
         return z, gaussian_log_prob(noise) - posterior.log_std
 
     def _kl(self, posterior: Posterior, z: Tensor, log_q: Tensor) -> Tensor:
-        """KL(q(z | x) || p(z)) (N, D), in closed form; a model without one averages over z, drawn with ``log_q``."""
+        """KL(q(z | x) || p(z)), (N, D) or (N, 1), in closed form; without one, its value at z, drawn with ``log_q``."""
         return gaussian_kl(posterior.mean, posterior.log_std)
 
     def _elbo(self, v: Tensor, posterior: Posterior, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(v | z) (N,) and KL (N, D) with z of ``noise`` (N, D)."""
+        """log p(v | z) (N,) and KL (N, D) or (N, 1) with z of ``noise`` (N, D)."""
         z, log_q = self._draw(posterior, noise)
         return self._decode_log_prob(v, z), self._kl(posterior, z, log_q)
 
@@ -129,7 +134,8 @@ class LatentVariableModel(GenerativeModel):
         k = len(noise)
         z, log_q = self._draw(Posterior(*(_tiled(part, k) for part in posterior)), noise.flatten(0, 1))
         reconstruction = self._decode_log_prob(v.repeat(k, 1, 1, 1), z)
-        return reconstruction.unflatten(0, (k, -1)), (log_q - self._log_prior(z)).sum(1).unflatten(0, (k, -1))
+        divergence = log_q.sum(1) - self._log_prior(z).sum(1)
+        return reconstruction.unflatten(0, (k, -1)), divergence.unflatten(0, (k, -1))
 
     def _on_levels(self, x: Tensor, fresh: bool = False) -> Tensor:
         x = self.check(x)
@@ -220,12 +226,16 @@ class LatentVariableModel(GenerativeModel):
         posterior = self.encode(x)
         return self._draw(posterior, torch.zeros_like(posterior.mean))[0]
 
+    def draw_latents(self, x: Tensor) -> Tensor:
+        """One draw (N, D) from q(z | x) of each image, with the noise of scores; raises as :meth:`log_prob` does."""
+        return self._draw(self.encode(x), self.posterior_noise(x)[0])[0]
+
     def reconstruct(self, x: Tensor) -> Tensor:
         """The expected images (N, *shape) of the :meth:`latents` of x."""
         return self.decode(self.latents(x))
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        noise = torch.randn(n, self.latent_dim, generator=generator, device=self.device, dtype=self.dtype)
+        noise = torch.randn(n, self.noise_dim, generator=generator, device=self.device, dtype=self.dtype)
         uniforms = torch.rand(n, *self.shape, generator=generator, device=self.device, dtype=self.dtype)
         return self.decode_sample(self.prior_sample(noise), uniforms)
 
