@@ -49,6 +49,15 @@ SMALL = {
         lambda: room.GLF(SHAPE, latent_dim=3, architecture="mlp", width=16, flow_width=8),
         lambda: room.GLF(SHAPE, latent_dim=4, width=4, flow_blocks=2, flow_width=8, stop_gradient=False, beta=50.0),
     ],
+    "FlowPriorVAE": [
+        lambda: room.FlowPriorVAE(SHAPE, latent_dim=3, architecture="mlp", width=16, beta=None, flow_width=8),
+        lambda: room.FlowPriorVAE(SHAPE, latent_dim=3, width=4, beta=20.0, flow_width=8, importance_samples=2),
+    ],
+    "FlowPosteriorVAE": [
+        lambda: room.FlowPosteriorVAE(
+            SHAPE, latent_dim=3, architecture="mlp", width=16, beta=20.0, flow_width=8, kl_warmup=8
+        ),
+    ],
     "RAE": [lambda: room.RAE(SHAPE, latent_dim=3, architecture="mlp", width=16, components=2)],
     "WAE": [
         lambda: room.WAE(SHAPE, latent_dim=3, architecture="mlp", width=16),

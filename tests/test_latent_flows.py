@@ -10,7 +10,7 @@ from torch.autograd.functional import jacobian
 
 from robustgen.data import digits
 from robustgen.fingerprint import model_fingerprint
-from robustgen.generative import GLF, RAE, VAE, WAE, fit, prior_hole
+from robustgen.generative import GLF, RAE, VAE, WAE, FlowPosteriorVAE, FlowPriorVAE, fit, prior_hole
 from robustgen.generative.latent.coders import InfoGANDecoder, InfoGANEncoder
 from robustgen.generative.latent.prior_hole import mmd_squared
 from robustgen.generative.latent.rae import GaussianMixture
@@ -225,3 +225,50 @@ def test_the_penalty_brings_codes_to_the_prior():
         fit(wae, x, epochs=15, batch_size=50, optimizer=lambda p: torch.optim.Adam(p, lr=5e-3), progress=False)
         holes.append(prior_hole(wae, x))
     assert holes[1] < 0.5 * holes[0]
+
+
+@pytest.mark.parametrize("kind", [FlowPriorVAE, FlowPosteriorVAE])
+def test_a_flow_that_is_the_identity_leaves_the_vae(kind):
+    torch.manual_seed(0)
+    options = {"latent_dim": 3, "architecture": "mlp", "width": 16}
+    model = kind(SHAPE, beta=4.0, flow_width=8, flow_blocks=1, **options).double().eval()
+    plain = VAE(SHAPE, likelihood="gaussian", scale=0.5, **options).double().eval()
+    plain.load_state_dict({k: v for k, v in model.state_dict().items() if not k.startswith("flow")})
+    x = _x(6).double()
+    torch.testing.assert_close(
+        model.importance_weighted_log_prob(x, samples=5), plain.importance_weighted_log_prob(x, samples=5)
+    )
+
+
+def test_the_kl_of_a_flow_is_that_of_its_densities():
+    """Against densities by the formula of a change of variables, each Jacobian by autograd."""
+    x, normal_of = _x(2).double(), torch.distributions.Normal(0.0, 1.0)
+    for kind in (FlowPriorVAE, FlowPosteriorVAE):
+        torch.manual_seed(0)
+        model = _moved(kind(SHAPE, latent_dim=3, architecture="mlp", width=16, flow_width=8).double()).eval()
+        posterior, noise = model.encode(x), model.posterior_noise(x)[0]
+        start = posterior.mean + posterior.log_std.exp() * noise
+        log_q = torch.distributions.Normal(posterior.mean, posterior.log_std.exp()).log_prob(start).sum(1)
+        eps = model.flow.to_noise(start)[0]
+        slopes = [jacobian(lambda v: model.flow.to_noise(v[None])[0][0], z) for z in start]  # noqa: B023
+        log_p = normal_of.log_prob(eps).sum(1) + torch.stack([torch.linalg.slogdet(s)[1] for s in slopes])
+        torch.testing.assert_close(model.elbo_terms(x)[1], log_q - log_p)
+        z = start if kind is FlowPriorVAE else eps
+        torch.testing.assert_close(model.elbo_terms(x)[0], model.decode_log_prob(x, z))
+
+
+def test_beta_is_a_precision_and_may_be_learned():
+    torch.manual_seed(0)
+    x, options = _x(5).double(), {"latent_dim": 3, "architecture": "mlp", "width": 16, "flow_width": 8}
+    model = FlowPriorVAE(SHAPE, beta=9.0, **options).double().eval()
+    z = model.draw_latents(x)
+    expected = torch.distributions.Normal(model.decode(z), 1 / 3).log_prob(x).flatten(1).sum(1)
+    torch.testing.assert_close(model.elbo_terms(x)[0], expected)
+    assert torch.equal(model.decode_sample(z, torch.rand_like(x)), model.decode(z))
+    learned = FlowPriorVAE(SHAPE, beta=None, **options)
+    start = float(learned.distribution.scale.detach())
+    fit(learned, _x(128), epochs=5, batch_size=16, progress=False)
+    assert start == pytest.approx(0.5)
+    assert float(learned.distribution.scale.detach()) < start
+    with pytest.raises(ValueError, match="beta must be a finite number > 0"):
+        FlowPriorVAE(SHAPE, beta=0.0)

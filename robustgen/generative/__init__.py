@@ -11,6 +11,7 @@ from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
 from robustgen.generative.energy.energy_model import EnergyModel
 from robustgen.generative.fitting import GenerativeObjective, fit
+from robustgen.generative.latent.flow_vae import FlowPosteriorVAE, FlowPriorVAE
 from robustgen.generative.latent.glf import GLF
 from robustgen.generative.latent.hierarchical_pixel_vae import HierarchicalPixelVAE
 from robustgen.generative.latent.iaf_vae import IAFVAE
@@ -34,6 +35,8 @@ __all__ = [
     "Denoiser",
     "DenoisingObjective",
     "EnergyModel",
+    "FlowPosteriorVAE",
+    "FlowPriorVAE",
     "GatedPixelCNN",
     "GenerativeModel",
     "GenerativeObjective",

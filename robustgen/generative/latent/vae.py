@@ -6,14 +6,14 @@ Gaussian, p(z) = N(0, I), and the KL between them in closed form (appendix B).
 
 from torch import Tensor, nn
 
-from robustgen.checks import nearest
+from robustgen.checks import check_positive, nearest
 from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
 from robustgen.generative.blocks.pixel_likelihood import Bernoulli, Gaussian, PixelLikelihood
 from robustgen.generative.latent.base import LatentVariableModel, Posterior, gaussian_posterior
 from robustgen.generative.latent.coders import check_architecture, coders
 from robustgen.generative.pixels import Pixels
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "GaussianVAE"]
 
 _LIKELIHOODS = ("bernoulli", "gaussian", "discretized_logistic")
 
@@ -105,3 +105,45 @@ class VAE(LatentVariableModel):
 
     def decode_sample(self, z: Tensor, uniforms: Tensor) -> Tensor:
         return self.distribution.sample(self.decoder(z), uniforms)
+
+
+class GaussianVAE(VAE):
+    """A :class:`VAE` of pixels N(decoder(z), 1 / beta), whose priors and posteriors others replace.
+
+    ``log_prob`` is a lower bound whatever beta is: that of the density with the variance 1 / beta. Up to a constant it
+    is beta times -1/2 of the squared error, minus the KL. Samples are expected images, without the noise of the pixels.
+
+    Args:
+        shape, latent_dim, architecture, width: as in :class:`VAE`.
+        beta: the weight of the reconstruction, > 0; None: learned, from 4 on, at most 255^2 (Dai and Wipf, "Diagnosing
+            and Enhancing VAE Models", ICLR 2019, section 3.1).
+        kl_warmup, importance_samples: see :class:`LatentVariableModel`.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        latent_dim: int,
+        architecture: str,
+        width: int | None,
+        beta: float | None,
+        kl_warmup: int = 0,
+        importance_samples: int = 1,
+    ) -> None:
+        if beta is not None:
+            check_positive(beta=beta)
+        super().__init__(
+            shape,
+            latent_dim=latent_dim,
+            architecture=architecture,
+            width=width,
+            likelihood="gaussian",
+            scale=None if beta is None else beta**-0.5,
+            kl_warmup=kl_warmup,
+            importance_samples=importance_samples,
+        )
+        self.beta = beta
+
+    def decode_sample(self, z: Tensor, uniforms: Tensor) -> Tensor:
+        return self.decode(z)
