@@ -9,9 +9,21 @@ from torch import nn
 from torch.autograd.functional import jacobian
 
 from robustgen.data import digits
+from robustgen.detectors import FeatureLikelihood, LatentDensity, Likelihood
 from robustgen.fingerprint import model_fingerprint
-from robustgen.generative import GLF, RAE, VAE, WAE, FlowPosteriorVAE, FlowPriorVAE, fit, prior_hole
+from robustgen.generative import (
+    GLF,
+    RAE,
+    VAE,
+    WAE,
+    FlowPosteriorVAE,
+    FlowPriorVAE,
+    fit,
+    fit_latent_flow,
+    prior_hole,
+)
 from robustgen.generative.latent.coders import InfoGANDecoder, InfoGANEncoder
+from robustgen.generative.latent.latent_flow import fit_states
 from robustgen.generative.latent.prior_hole import mmd_squared
 from robustgen.generative.latent.rae import GaussianMixture
 from robustgen.training import Batch, as_source
@@ -272,3 +284,94 @@ def test_beta_is_a_precision_and_may_be_learned():
     assert float(learned.distribution.scale.detach()) < start
     with pytest.raises(ValueError, match="beta must be a finite number > 0"):
         FlowPriorVAE(SHAPE, beta=0.0)
+
+
+def _network():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Dropout(), nn.ReLU(), nn.Linear(5, 3))
+    net[2].eval()
+    return net
+
+
+def test_a_network_does_not_notice_that_its_states_are_fitted():
+    net, x = _network(), torch.randn(60, 4)
+    before, modes = model_fingerprint(net), [m.training for m in net.modules()]
+    random = torch.get_rng_state()
+    flow = fit_latent_flow(net, "1", x, epochs=2, width=8)
+    states, log_prob = flow.states(x), flow.log_prob(x)
+    assert model_fingerprint(net) == before
+    assert [m.training for m in net.train(net.training).modules()] == [m.training for m in net.modules()]
+    assert torch.equal(torch.get_rng_state(), random)
+    assert all(p.grad is None and p.requires_grad for p in net.parameters())
+    flow.eval()
+    assert net.training
+    assert not [name for name in flow.state_dict() if not name.startswith("density.")]
+    assert modes[0]
+    torch.testing.assert_close(states, net.eval()[:2](x))
+    again = fit_latent_flow(net, "1", (x, torch.zeros(60, dtype=torch.int64)), epochs=2, width=8)
+    assert torch.equal(again.log_prob(x), log_prob)
+    x.requires_grad_()
+    (slope,) = torch.autograd.grad(flow.log_prob(x).sum(), x)
+    assert bool((slope != 0).any(1).all())
+
+
+def test_states_that_no_flow_can_fit():
+    net, x = _network(), torch.randn(20, 4)
+    with pytest.raises(ValueError, match="no layer 'encoder'"):
+        fit_latent_flow(net, "encoder", x)
+    with pytest.raises(ValueError, match="at least two numbers, got 1: name another layer="):
+        fit_latent_flow(nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 2)), "0", x)
+    with pytest.raises(TypeError, match=r"needs an nn\.Module, got function"):
+        fit_latent_flow(lambda x: x, "0", x)
+    with pytest.raises(ValueError, match="noise must be a finite number >= 0"):
+        fit_latent_flow(net, "0", x, noise=-1.0)
+    flow = fit_latent_flow(net, "1", x, epochs=1, width=4)
+    with pytest.raises(ValueError, match="the states have 3 numbers each, those that were fitted had 5"):
+        flow.density.log_prob(torch.zeros(1, 3))
+
+
+def test_a_density_of_states_is_that_of_gaussian_ones():
+    """Of states that are Gaussian: the mean of log p on new ones is minus their entropy, the integral is one."""
+    torch.manual_seed(0)
+    mixing = torch.tensor([[3.0, 0.0], [2.0, 0.5]])
+    h, new = (torch.randn(n, 2) @ mixing.T + 7 for n in (2000, 500))
+    density = fit_states(h, blocks=2, width=16, noise=0.0, epochs=12)
+    entropy = math.log(2 * math.pi * math.e) + math.log(1.5)
+    assert float(density.log_prob(new).mean()) == pytest.approx(-entropy, abs=0.15)
+    grid = torch.linspace(-8, 22, 601)
+    points = torch.cartesian_prod(grid, grid)
+    assert float(density.log_prob(points).exp().sum()) * (30 / 600) ** 2 == pytest.approx(1, abs=0.02)
+
+
+def test_units_that_never_fire_have_a_density_with_noise():
+    h = torch.cat([torch.randn(200, 3), torch.zeros(200, 2)], 1)
+    found = fit_states(h, blocks=2, width=8, noise=0.1, epochs=3).log_prob(h)
+    assert bool(found.isfinite().all())
+    other = torch.cat([h[:5, :3], torch.ones(5, 2)], 1)
+    assert bool((fit_states(h, blocks=2, width=8, noise=0.1, epochs=3).log_prob(other) < found[:5] - 10).all())
+
+
+def test_detectors_take_the_density_of_states():
+    net, x = _network().eval(), torch.randn(60, 4)
+    flow = fit_latent_flow(net, "1", x, epochs=3, width=8, blocks=2)
+    own = FeatureLikelihood(net, "1", blocks=2, width=8, epochs=3).fit(x)
+    torch.testing.assert_close(Likelihood(flow).fit(x).score(x), own.score(x))
+    torch.testing.assert_close(own.score(x), -flow.log_prob(x))
+
+
+def test_a_density_of_codes_and_what_they_lost_are_standardised():
+    x, other = _x(60), torch.rand(5, *SHAPE)
+    glf = _moved(_glf()).eval()
+    latent, error = -glf.latent_log_prob(x), glf.reconstruction_error(x).log()
+    a = (-glf.latent_log_prob(other) - latent.mean()) / latent.std(correction=0)
+    b = (glf.reconstruction_error(other).log() - error.mean()) / error.std(correction=0)
+    torch.testing.assert_close(LatentDensity(glf).fit(x).score(other), (a + b).detach())
+    for parts, expected in (
+        ("latent", -glf.latent_log_prob(other)),
+        ("reconstruction", glf.reconstruction_error(other)),
+    ):
+        torch.testing.assert_close(LatentDensity(glf, parts=parts).fit(x).score(other), expected.detach())
+    with pytest.raises(TypeError, match="VAE has no latent_log_prob"):
+        LatentDensity(VAE(SHAPE, width=4))
+    with pytest.raises(TypeError, match=r"it has a density of codes: use LatentDensity"):
+        Likelihood(glf)

@@ -15,6 +15,7 @@ from robustgen.generative.latent.flow_vae import FlowPosteriorVAE, FlowPriorVAE
 from robustgen.generative.latent.glf import GLF
 from robustgen.generative.latent.hierarchical_pixel_vae import HierarchicalPixelVAE
 from robustgen.generative.latent.iaf_vae import IAFVAE
+from robustgen.generative.latent.latent_flow import LatentFlow, fit_latent_flow
 from robustgen.generative.latent.pixel_vae import PixelVAE
 from robustgen.generative.latent.prior_hole import prior_hole
 from robustgen.generative.latent.rae import RAE
@@ -41,12 +42,14 @@ __all__ = [
     "GenerativeModel",
     "GenerativeObjective",
     "HierarchicalPixelVAE",
+    "LatentFlow",
     "PixelCNN",
     "PixelCNNPlusPlus",
     "PixelRNN",
     "PixelVAE",
     "Pixels",
     "fit",
+    "fit_latent_flow",
     "load",
     "model_classes",
     "prior_hole",
