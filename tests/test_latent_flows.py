@@ -13,11 +13,14 @@ from robustgen.detectors import FeatureLikelihood, LatentDensity, Likelihood
 from robustgen.fingerprint import model_fingerprint
 from robustgen.generative import (
     GLF,
+    NCPVAE,
     RAE,
     VAE,
     WAE,
     FlowPosteriorVAE,
     FlowPriorVAE,
+    TwoStageVAE,
+    VampPriorVAE,
     fit,
     fit_latent_flow,
     prior_hole,
@@ -375,3 +378,123 @@ def test_a_density_of_codes_and_what_they_lost_are_standardised():
         LatentDensity(VAE(SHAPE, width=4))
     with pytest.raises(TypeError, match=r"it has a density of codes: use LatentDensity"):
         Likelihood(glf)
+
+
+SMALL = {"latent_dim": 2, "architecture": "mlp", "width": 16}
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda **options: TwoStageVAE(SHAPE, second_width=8, **SMALL, **options),
+        lambda **options: NCPVAE(SHAPE, classifier_width=8, proposals=5, **SMALL, **options),
+    ],
+)
+def test_the_second_model_leaves_the_first_alone(make):
+    torch.manual_seed(0)
+    model, batch = make(), _batch(_x())
+    own = [p for name, p in model.named_parameters() if not name.startswith("second")]
+    noise = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+    together, z = model._first(batch.x, noise)
+    alone = torch.autograd.grad(together["loss"], own)
+    both = torch.autograd.grad(model._with_second(*model._first(batch.x, noise))["loss"], own)
+    assert all(torch.equal(a, b) for a, b in zip(alone, both, strict=True))
+    assert not z.requires_grad
+    torch.manual_seed(0)
+    staged = make(first_steps=2)
+    assert [staged.player_at(step) for step in range(4)] == ["first", "first", "second", "second"]
+    first = [p.detach().clone() for p in staged.players["first"].parameters()]
+    second = [p.detach().clone() for p in staged.players["second"].parameters()]
+    changed = lambda part, before: not all(map(torch.equal, staged.players[part].parameters(), before))
+    x = _x(8)
+    fit(staged, x, epochs=2, batch_size=8, progress=False)
+    assert changed("first", first)
+    assert not changed("second", second)
+    after_two = make(first_steps=2)
+    after_two.load_state_dict(staged.state_dict())
+    torch.manual_seed(0)
+    staged = make(first_steps=2)
+    fit(staged, x, epochs=3, batch_size=8, progress=False)
+    assert changed("second", second)
+    assert not changed("first", list(after_two.players["first"].parameters()))
+
+
+def test_two_stages_have_the_density_that_integration_gives():
+    """p(z) = E_u p(z | u) on a grid of u: importance sampling comes to it, one sample stays below."""
+    torch.manual_seed(0)
+    vae = _moved(TwoStageVAE(SHAPE, second_width=8, beta=1.0, **{**SMALL, "latent_dim": 1})).double().eval()
+    x = _x(3).double()
+    grid = torch.linspace(-7, 7, 281, dtype=torch.float64)[:, None]
+    width, normal = 14 / 280, torch.distributions.Normal(0.0, 1.0)
+    vae.requires_grad_(False)
+    log_p_z = torch.stack([vae.second.log_prob(z.expand(281, 1), grid)[:, 0] for z in grid]) + normal.log_prob(grid).T
+    log_p_z = log_p_z.logsumexp(1) + math.log(width)
+    log_joint = torch.stack([vae.decode_log_prob(image.expand(281, *SHAPE), grid) for image in x]) + log_p_z
+    exact = log_joint.logsumexp(1) + math.log(width)
+    torch.testing.assert_close(vae.importance_weighted_log_prob(x, samples=5000), exact, rtol=0, atol=0.1)
+    noise = vae.posterior_noise(x, 2000)
+    reconstruction, divergence = vae._importance_terms(x, vae.encode(x), noise)
+    assert bool(((reconstruction - divergence).mean(0) < exact).all())
+    drawn = vae.prior_sample(torch.randn(20_000, 2, dtype=torch.float64))[:, 0]
+    mean = (log_p_z.exp() * grid[:, 0]).sum() * width
+    assert float((drawn.mean() - mean).abs()) < 5 * float(drawn.std()) / 20_000**0.5
+
+
+def test_a_vamp_prior_is_the_mixture_of_its_posteriors():
+    torch.manual_seed(0)
+    vae = VampPriorVAE(SHAPE, components=3, **SMALL).double().eval()
+    nn.init.normal_(vae.raw_images, std=20.0)
+    parts = vae.encode(vae.pseudo_inputs())
+    each = torch.distributions.Independent(torch.distributions.Normal(parts.mean, parts.log_std.exp()), 1)
+    prior = torch.distributions.MixtureSameFamily(torch.distributions.Categorical(torch.ones(3).double()), each)
+    z = torch.randn(5, 2, dtype=torch.float64)
+    torch.testing.assert_close(vae._log_prior(z)[:, 0], prior.log_prob(z))
+    drawn = vae.prior_sample(torch.randn(20_000, 3, dtype=torch.float64))
+    torch.testing.assert_close(drawn.mean(0), prior.mean, rtol=0, atol=0.05)
+    torch.testing.assert_close(drawn.var(0), prior.variance, rtol=0.05, atol=0)
+
+
+def test_batch_norm_sees_no_images_that_are_learned():
+    torch.manual_seed(0)
+    vae = VampPriorVAE(SHAPE, latent_dim=2, width=4, architecture="infogan", components=3).train()
+    x = _x(16)
+    vae.encoder(x)
+    once = vae.encoder.norm.running_mean.clone()
+    vae.encoder.norm.reset_running_stats()
+    vae.training_step(_batch(x), 0)
+    torch.testing.assert_close(vae.encoder.norm.running_mean, once)
+    assert vae.encoder.training
+
+
+def test_a_reweighted_prior_is_sampled_by_its_weights():
+    """r(z) = exp(a z): N(0, 1) reweighted so is N(a, 1), and log Z = a^2 / 2."""
+    torch.manual_seed(0)
+    vae = NCPVAE(SHAPE, proposals=50, **{**SMALL, "latent_dim": 1}).double().eval()
+    vae.second = nn.Linear(1, 1, bias=False).double()
+    nn.init.constant_(vae.second.weight, 0.7)
+    drawn = vae.prior_sample(torch.randn(10_000, vae.noise_dim, dtype=torch.float64))
+    assert float(drawn.mean().detach()) == pytest.approx(0.7, abs=0.05)
+    assert float(drawn.std().detach()) == pytest.approx(1, abs=0.05)
+    log_z, error = vae.log_normalizer(20_000)
+    assert abs(log_z - 0.245) < 4 * error < 0.05
+    z, x = torch.randn(4, 1, dtype=torch.float64), _x(4).double()
+    exact = torch.distributions.Normal(0.7, 1.0).log_prob(z)
+    torch.testing.assert_close(vae._log_prior(z) - 0.245, exact)
+    reconstruction, kl = vae.elbo_terms(x)
+    posterior = vae.encode(x)
+    plain = 0.5 * (posterior.mean.square() + (2 * posterior.log_std).exp() - 1) - posterior.log_std
+    torch.testing.assert_close(kl, (plain - 0.7 * vae.draw_latents(x)).sum(1))
+    torch.testing.assert_close(vae.log_prob(x), reconstruction - kl)
+
+
+def test_a_classifier_of_codes_learns_their_density_ratio():
+    """Codes from N(1, 1): log r(z) = z - 1/2."""
+    torch.manual_seed(0)
+    vae = NCPVAE(SHAPE, classifier_width=16, **{**SMALL, "latent_dim": 1})
+    optimizer = torch.optim.Adam(vae.second.parameters(), lr=1e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        vae._second_loss(1 + torch.randn(500, 1)).backward()
+        optimizer.step()
+    z = torch.linspace(-1, 2, 7)[:, None]
+    torch.testing.assert_close(vae.log_ratio(z).detach(), z[:, 0] - 0.5, rtol=0, atol=0.35)

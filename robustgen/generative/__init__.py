@@ -16,10 +16,13 @@ from robustgen.generative.latent.glf import GLF
 from robustgen.generative.latent.hierarchical_pixel_vae import HierarchicalPixelVAE
 from robustgen.generative.latent.iaf_vae import IAFVAE
 from robustgen.generative.latent.latent_flow import LatentFlow, fit_latent_flow
+from robustgen.generative.latent.ncp_vae import NCPVAE
 from robustgen.generative.latent.pixel_vae import PixelVAE
 from robustgen.generative.latent.prior_hole import prior_hole
 from robustgen.generative.latent.rae import RAE
+from robustgen.generative.latent.two_stage_vae import TwoStageVAE
 from robustgen.generative.latent.vae import VAE
+from robustgen.generative.latent.vamp_prior_vae import VampPriorVAE
 from robustgen.generative.latent.wae import WAE
 from robustgen.generative.loading import load, model_classes
 from robustgen.generative.pixels import Pixels
@@ -29,6 +32,7 @@ __all__ = [
     "GLF",
     "IAFVAE",
     "LSGAN",
+    "NCPVAE",
     "RAE",
     "VAE",
     "WAE",
@@ -48,6 +52,8 @@ __all__ = [
     "PixelRNN",
     "PixelVAE",
     "Pixels",
+    "TwoStageVAE",
+    "VampPriorVAE",
     "fit",
     "fit_latent_flow",
     "load",

@@ -104,7 +104,12 @@ class LatentVariableModel(GenerativeModel):
 
     @property
     def noise_dim(self) -> int:
-        """Of the noise that ``prior_sample`` makes one latent of: D, where a prior does not need more."""
+        """Numbers of noise that ``prior_sample`` makes one latent of: D, where a prior does not need more."""
+        return self.latent_dim
+
+    @property
+    def draw_dim(self) -> int:
+        """Numbers of noise that a draw from q(z | x) takes; D, but for a model of two levels of latents."""
         return self.latent_dim
 
     def prior_sample(self, noise: Tensor) -> Tensor:
@@ -150,7 +155,7 @@ class LatentVariableModel(GenerativeModel):
         return self._decode_log_prob(self._on_levels(x), z)
 
     def posterior_noise(self, x: Tensor, samples: int = 1, first: int = 0) -> Tensor:
-        """The standard normal numbers (samples, N, D) that scores of x use: a function of each image and of k.
+        """The standard normal numbers (samples, N, draw_dim) that scores of x use: a function of each image and of k.
 
         Sample k is ``first``, ``first`` + 1, ...: more samples go on where fewer ended.
         """
@@ -159,7 +164,7 @@ class LatentVariableModel(GenerativeModel):
     def _noise(self, v: Tensor, samples: range) -> Tensor:
         k = torch.arange(samples.start, samples.stop, device=v.device)[:, None]
         ids = (content_ids(v) + k * _NEXT_SAMPLE).flatten()
-        return normal(0, ids, (self.latent_dim,), (_STREAM,), v.dtype).unflatten(0, (len(k), -1))
+        return normal(0, ids, (self.draw_dim,), (_STREAM,), v.dtype).unflatten(0, (len(k), -1))
 
     def elbo_terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z) for one z from q(z | x), and KL(q(z | x) || p(z)): both (N,), in nats.
@@ -224,7 +229,7 @@ class LatentVariableModel(GenerativeModel):
     def latents(self, x: Tensor) -> Tensor:
         """Where q(z | x) is centred, (N, D): its mean, or what the flow makes of the mean of its Gaussian."""
         posterior = self.encode(x)
-        return self._draw(posterior, torch.zeros_like(posterior.mean))[0]
+        return self._draw(posterior, posterior.mean.new_zeros(len(posterior.mean), self.draw_dim))[0]
 
     def draw_latents(self, x: Tensor) -> Tensor:
         """One draw (N, D) from q(z | x) of each image, with the noise of scores; raises as :meth:`log_prob` does."""
@@ -242,7 +247,7 @@ class LatentVariableModel(GenerativeModel):
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The bound that is trained on, with fresh noise, warm-up and free bits; ELBO and its two parts are logged."""
         v = self._on_levels(batch.x, fresh=True)
-        noise = torch.randn(self.importance_samples, len(v), self.latent_dim, dtype=v.dtype, device=v.device)
+        noise = torch.randn(self.importance_samples, len(v), self.draw_dim, dtype=v.dtype, device=v.device)
         weight = min(1.0, (step + 1) / self.kl_warmup) if self.kl_warmup else 1.0
         return self._objective(v, noise, weight, self.free_bits)
 

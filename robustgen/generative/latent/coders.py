@@ -25,6 +25,7 @@ __all__ = [
     "InfoGANEncoder",
     "check_architecture",
     "coders",
+    "dense",
     "mlp_decoder",
     "mlp_encoder",
     "stage_sizes",
@@ -249,3 +250,10 @@ def coders(
         strided = InfoGANEncoder(shape, width)
         return strided, strided.features, InfoGANDecoder(latent_dim, shape, width, channels)
     return mlp_encoder(shape, width), width, mlp_decoder(latent_dim, shape, width, channels)
+
+
+def dense(inputs: int, width: int, outputs: int, hidden: int) -> nn.Sequential:
+    """``hidden`` ReLU layers of ``width`` units: (N, inputs) -> (N, outputs)."""
+    widths = [inputs, *[width] * hidden]
+    layers = [m for i, o in pairwise(widths) for m in (nn.Linear(i, o), nn.ReLU())]
+    return nn.Sequential(*layers, nn.Linear(width, outputs))

@@ -5,7 +5,6 @@ Tolstikhin, Bousquet, Gelly and Schoelkopf, "Wasserstein Auto-Encoders", ICLR 20
 """
 
 from collections.abc import Iterable, Mapping
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +13,7 @@ from torch.nn import functional as F
 from robustgen.checks import check_integers, check_numbers, nearest
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
 from robustgen.generative.latent.autoencoder import AutoEncoder
+from robustgen.generative.latent.coders import dense
 from robustgen.generative.latent.prior_hole import mmd_squared
 from robustgen.training import Batch
 
@@ -66,9 +66,7 @@ class WAE(AutoEncoder):
         check_integers(discriminator_width=discriminator_width)
         self.penalty, self.weight, self.discriminator_width = penalty, weight, discriminator_width
         if penalty == "gan":
-            widths = [latent_dim, *[discriminator_width] * 4]
-            layers = [m for i, o in pairwise(widths) for m in (nn.Linear(i, o), nn.ReLU())]
-            self.discriminator = nn.Sequential(*layers, nn.Linear(discriminator_width, 1), nn.Flatten(0))
+            self.discriminator = nn.Sequential(dense(latent_dim, discriminator_width, 1, hidden=4), nn.Flatten(0))
 
     def _log_prior(self, z: Tensor) -> Tensor:
         return gaussian_log_prob(z).sum(1)
