@@ -66,8 +66,8 @@ SMALL = {
         lambda: room.NCPVAE(SHAPE, latent_dim=3, width=4, classifier_width=8, proposals=5, beta=20.0, first_steps=6),
     ],
     "VampPriorVAE": [
-        lambda: room.VampPriorVAE(SHAPE, latent_dim=3, architecture="mlp", width=16, components=5),
-        lambda: room.VampPriorVAE(SHAPE, latent_dim=3, width=4, components=5, beta=20.0, kl_warmup=8),
+        lambda: room.VampPriorVAE(SHAPE, latent_dim=3, architecture="mlp", width=16, prior_components=5),
+        lambda: room.VampPriorVAE(SHAPE, latent_dim=3, width=4, prior_components=5, beta=20.0, kl_warmup=8),
     ],
     "RAE": [lambda: room.RAE(SHAPE, latent_dim=3, architecture="mlp", width=16, components=2)],
     "WAE": [

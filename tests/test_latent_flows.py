@@ -442,7 +442,7 @@ def test_two_stages_have_the_density_that_integration_gives():
 
 def test_a_vamp_prior_is_the_mixture_of_its_posteriors():
     torch.manual_seed(0)
-    vae = VampPriorVAE(SHAPE, components=3, **SMALL).double().eval()
+    vae = VampPriorVAE(SHAPE, prior_components=3, **SMALL).double().eval()
     nn.init.normal_(vae.raw_images, std=20.0)
     parts = vae.encode(vae.pseudo_inputs())
     each = torch.distributions.Independent(torch.distributions.Normal(parts.mean, parts.log_std.exp()), 1)
@@ -456,7 +456,7 @@ def test_a_vamp_prior_is_the_mixture_of_its_posteriors():
 
 def test_batch_norm_sees_no_images_that_are_learned():
     torch.manual_seed(0)
-    vae = VampPriorVAE(SHAPE, latent_dim=2, width=4, architecture="infogan", components=3).train()
+    vae = VampPriorVAE(SHAPE, latent_dim=2, width=4, architecture="infogan", prior_components=3).train()
     x = _x(16)
     vae.encoder(x)
     once = vae.encoder.norm.running_mean.clone()

@@ -27,13 +27,13 @@ class VampPriorVAE(GaussianVAE):
         latent_dim, architecture, width: as in :class:`VAE`.
         beta: pixels are N(decoder(z), 1 / beta), of which ``log_prob`` is a lower bound; samples are expected images.
             None: learned.
-        components: K (500 in the paper).
+        prior_components: K (500 in the paper).
         kl_warmup, importance_samples: see :class:`LatentVariableModel`.
 
     Raises:
         ValueError: an argument out of range.
 
-    >>> vae = VampPriorVAE((1, 8, 8), latent_dim=2, architecture="mlp", width=16, components=5).eval()
+    >>> vae = VampPriorVAE((1, 8, 8), latent_dim=2, architecture="mlp", width=16, prior_components=5).eval()
     >>> vae.log_prob(torch.rand(4, 1, 8, 8)).shape, vae.sample(3).shape
     (torch.Size([4]), torch.Size([3, 1, 8, 8]))
     """
@@ -46,7 +46,7 @@ class VampPriorVAE(GaussianVAE):
         architecture: str = "infogan",
         width: int | None = None,
         beta: float | None = None,
-        components: int = 500,
+        prior_components: int = 500,
         kl_warmup: int = 0,
         importance_samples: int = 1,
     ) -> None:
@@ -59,9 +59,9 @@ class VampPriorVAE(GaussianVAE):
             kl_warmup=kl_warmup,
             importance_samples=importance_samples,
         )
-        check_integers(components=components)
-        self.components = components
-        self.raw_images = nn.Parameter(torch.randn(components, *self.shape))
+        check_integers(prior_components=prior_components)
+        self.prior_components = prior_components
+        self.raw_images = nn.Parameter(torch.randn(prior_components, *self.shape))
 
     def pseudo_inputs(self) -> Tensor:
         """The images u (K, *shape), in (0, 1)."""
@@ -75,7 +75,7 @@ class VampPriorVAE(GaussianVAE):
     def _log_prior(self, z: Tensor) -> Tensor:
         mean, log_std, _ = self._parts()
         parts = gaussian_log_prob(z[:, None], mean, log_std).sum(2)  # (N, K)
-        return (parts.logsumexp(1) - math.log(self.components))[:, None]
+        return (parts.logsumexp(1) - math.log(self.prior_components))[:, None]
 
     def _kl(self, posterior: Posterior, z: Tensor, log_q: Tensor) -> Tensor:
         return (log_q.sum(1) - self._log_prior(z).sum(1))[:, None]
@@ -86,5 +86,5 @@ class VampPriorVAE(GaussianVAE):
 
     def prior_sample(self, noise: Tensor) -> Tensor:
         mean, log_std, _ = self._parts()
-        k = (torch.special.ndtr(noise[:, 0]) * self.components).long().clamp(max=self.components - 1)
+        k = (torch.special.ndtr(noise[:, 0]) * self.prior_components).long().clamp(max=self.prior_components - 1)
         return mean[k] + log_std[k].exp() * noise[:, 1:]
