@@ -11,6 +11,8 @@ from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
 from robustgen.generative.energy.energy_model import EnergyModel
 from robustgen.generative.fitting import GenerativeObjective, fit
+from robustgen.generative.flows.glow import Glow
+from robustgen.generative.flows.real_nvp import RealNVP
 from robustgen.generative.latent.hierarchical_pixel_vae import HierarchicalPixelVAE
 from robustgen.generative.latent.iaf_vae import IAFVAE
 from robustgen.generative.latent.pixel_vae import PixelVAE
@@ -30,12 +32,14 @@ __all__ = [
     "GatedPixelCNN",
     "GenerativeModel",
     "GenerativeObjective",
+    "Glow",
     "HierarchicalPixelVAE",
     "PixelCNN",
     "PixelCNNPlusPlus",
     "PixelRNN",
     "PixelVAE",
     "Pixels",
+    "RealNVP",
     "fit",
     "load",
     "model_classes",
