@@ -275,7 +275,7 @@ def test_training_lowers_the_bits_of_a_dimension(make, dequantization):
     history = fit(model, x, x, epochs=4, batch_size=16, progress=False)
     assert history[-1]["bits_per_dim"] < history[0]["bits_per_dim"] - 0.05
     bits = -model.log_prob(x).mean() / (64 * math.log(2))
-    assert history[-1]["val_bits_per_dim"] == pytest.approx(float(bits), rel=1e-5)
+    assert history[-1]["val_bits_per_dim"] == pytest.approx(bits.item(), rel=1e-5)
 
 
 @every_flow

@@ -39,7 +39,7 @@ class RealNVP(Flow):
         dequantization: str = "uniform",
         quantization: str | None = None,
         scales: int = 2,
-        width: int = 32,
+        width: int = 24,
         blocks: int = 1,
         alpha: float = 1e-6,
     ) -> None:
