@@ -53,16 +53,16 @@ class Flow(GenerativeModel):
     """A model of images whose every layer can be inverted.
 
     A subclass is one paper: its constructor puts into ``transform`` what leads from pixels in [0, 1] to standard normal
-    noise. The first training step begins with the data-dependent start of its actnorms; scores and samples of a model that
-    has not been trained leave them as they were made, and a saved or resumed one keeps them.
+    noise. The first training step begins with the data-dependent start of its actnorms; scores and samples of a model
+    that has not been trained leave them as they were made, and a saved or resumed one keeps them.
 
     Args:
         shape: of an image.
         levels: the values of a pixel that dequantization spreads; 256 for 8-bit images.
         dequantization: "none": ``log_prob`` is the log density of x itself, per unit of the [0, 1] scale; of images
             with few values it has no upper bound. "uniform": uniform noise fills the gap above each of the ``levels``,
-            and ``log_prob`` is a lower bound on the log probability of the discrete image. "variational": noise of which
-            a small flow learns, with the model, how it should be for each image; the bound is tighter.
+            and ``log_prob`` is a lower bound on the log probability of the discrete image. "variational": noise that a
+            small flow learns to shape for each image, along with the model; the bound can be tighter.
         quantization: how values between levels are moved, see :class:`Pixels`; only with dequantization.
 
     Attributes:
@@ -82,7 +82,8 @@ class Flow(GenerativeModel):
         if dequantization == "none" and quantization is not None:
             raise ValueError("without dequantization any values in [0, 1] are taken: leave quantization out")
         self.levels, self.dequantization, self.quantization = levels, dequantization, quantization
-        self.pixels = None if dequantization == "none" else Pixels(levels, quantization)
+        pixels = Pixels(levels, quantization)  # raises where they are none
+        self.pixels = None if dequantization == "none" else pixels
         self.noise = VariationalNoise(self.shape) if dequantization == "variational" else None
         if self.pixels is not None:
             self.log_prob_kind = "lower_bound"  # type: ignore[misc]
@@ -98,7 +99,7 @@ class Flow(GenerativeModel):
 
         x is taken as it is, without dequantization; raises as :meth:`log_prob` does.
         """
-        eps, log_det = self.transform(self.check(x))
+        eps, log_det = self.transform(self.check(x).clamp(0, 1))  # what check takes for rounding is no logit's input
         return eps, log_det
 
     def from_noise(self, eps: Tensor) -> Tensor:
@@ -114,7 +115,7 @@ class Flow(GenerativeModel):
         """Points in [0, 1] of images: with noise that fills the gap above each level, and the noise's log density (N,)
         per unit of the [0, 1] scale."""
         if self.pixels is None:
-            return x, 0.0
+            return x.clamp(0, 1), 0.0
         v = self.pixels(x, fresh)
         log_q: Tensor | float = self.dimensions * math.log(self.levels)
         if self.noise is None:

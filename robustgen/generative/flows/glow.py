@@ -51,7 +51,9 @@ class InvertibleConv(Transform):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         points = math.prod(x.shape[2:])
-        return self._apply_kernel(self.kernel(), x), (points * self.log_diagonal.sum()).expand(len(x))
+        with torch.autocast(x.device.type, enabled=False):  # bfloat16 has too few digits for 256 levels
+            y = F.conv2d(x, self.kernel()[..., None, None])
+        return y, (points * self.log_diagonal.sum()).expand(len(x))
 
     def inverse(self, y: Tensor) -> Tensor:
         """Raises ValueError in eval mode where the kernel is singular, as :meth:`forward` does."""
@@ -59,11 +61,7 @@ class InvertibleConv(Transform):
         one = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
         inverse = torch.linalg.solve_triangular(lower, one, upper=False, unitriangular=True)
         inverse = torch.linalg.solve_triangular(upper, inverse, upper=True)
-        return self._apply_kernel(inverse.to(y.dtype), y)
-
-    def _apply_kernel(self, kernel: Tensor, x: Tensor) -> Tensor:
-        with torch.autocast(x.device.type, enabled=False):  # bfloat16 has no digits left for 256 levels
-            return F.conv2d(x, kernel[..., None, None])
+        return F.conv2d(y, inverse.to(y.dtype)[..., None, None])
 
 
 def _network(inputs: int, width: int, outputs: int) -> nn.Module:
