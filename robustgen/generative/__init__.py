@@ -11,6 +11,8 @@ from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
 from robustgen.generative.energy.energy_model import EnergyModel
 from robustgen.generative.fitting import GenerativeObjective, fit
+from robustgen.generative.flows.glow import Glow
+from robustgen.generative.flows.real_nvp import RealNVP
 from robustgen.generative.latent.flow_vae import FlowPosteriorVAE, FlowPriorVAE
 from robustgen.generative.latent.glf import GLF
 from robustgen.generative.latent.hierarchical_pixel_vae import HierarchicalPixelVAE
@@ -45,6 +47,7 @@ __all__ = [
     "GatedPixelCNN",
     "GenerativeModel",
     "GenerativeObjective",
+    "Glow",
     "HierarchicalPixelVAE",
     "LatentFlow",
     "PixelCNN",
@@ -52,6 +55,7 @@ __all__ = [
     "PixelRNN",
     "PixelVAE",
     "Pixels",
+    "RealNVP",
     "TwoStageVAE",
     "VampPriorVAE",
     "fit",
