@@ -24,14 +24,15 @@ __all__ = [
     "Weights",
     "bootstrap",
     "class_measures",
+    "closer_than_data",
     "copied",
-    "copying",
     "frechet_distance",
     "frechet_distances",
     "manifold_measures",
     "nearest_training",
     "parzen_log_likelihood",
     "prd_measures",
+    "precision_recall_curve",
 ]
 
 AT_ONCE = 2**22  # distances in memory
@@ -316,16 +317,16 @@ def copied(distances: Tensor) -> Tensor:
     return distances[:, 0] <= COPY * distances[:, 1]
 
 
-def copying(distances: Tensor, of_data: Tensor, weights: Weights) -> dict[str, Tensor]:
-    """Signs of memorising, (R,) each, from distances (N, k), (M, k) of samples and held-back data to training images.
+def closer_than_data(distances: Tensor, of_data: Tensor, weights: Weights) -> Tensor:
+    """P(a sample lies closer to its nearest training image than a held-back image does to its own), (R,).
 
-    ``copies``: share of samples that are :func:`copied`. ``closer``: probability that a sample lies closer to its
-    nearest training image than a held-back image does to its own, 0.5 without memorising, 1 for copies (the statistic
-    of Meehan, Chaudhuri and Dasgupta, "A Non-Parametric Test to Detect Data-Copying in Generative Models", 2020,
-    section 3, over the whole space). Blurred samples are closer too.
+    0.5 without memorising, 1 for copies: the statistic of Meehan, Chaudhuri and Dasgupta, "A Non-Parametric Test to
+    Detect Data-Copying in Generative Models", 2020, section 3, over the whole space. Blurred samples are closer too.
+
+    Args:
+        distances, of_data: (N, k) and (M, k), of samples and held-back data, to the nearest training images.
     """
-    copies = weights.samples @ copied(distances).double() / weights.samples.sum(1)
     near, far = (d[:, 0].double().cpu().numpy() for d in (distances, of_data))
     times = ([w.long().cpu().numpy() for w in side] for side in weights)
     closer = [auroc(np.repeat(near, w), np.repeat(far, v)) for w, v in zip(*times, strict=True)]
-    return {"copies": copies, "closer": torch.tensor(closer, dtype=torch.float64)}
+    return torch.tensor(closer, dtype=torch.float64)

@@ -7,6 +7,8 @@ place of samples, which is what perfect samples would get.
 """
 
 import dataclasses
+import importlib
+import io
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -25,11 +27,10 @@ from robustgen.evaluation.proportions import proportion
 from robustgen.evaluation.report_pictures import encode_picture
 from robustgen.evaluation.sample_metrics import (
     CLUSTERS,
-    Weights,
     bootstrap,
     class_measures,
+    closer_than_data,
     copied,
-    copying,
     frechet_distance,
     frechet_distances,
     manifold_measures,
@@ -45,6 +46,7 @@ from robustgen.networks import mlp, strided
 from robustgen.progress import showing, track
 from robustgen.training import ClassifierObjective, Trainer
 from robustgen.turns import seeded
+from robustgen.weights import read_weights
 
 __all__ = ["FeatureNetwork", "SampleQuality", "fid", "sample_quality"]
 
@@ -52,6 +54,7 @@ LEAST = CLUSTERS  # images on each side
 WIDEST = 4096  # features: the covariance of more takes gigabytes
 _DRAWN = 250  # samples at once: the same whatever the batch size, so that a seed gives the same images
 _SHOWN, _BESIDE, _NEIGHBOURS = 40, 8, 3  # samples in the grid; samples beside so many training images
+_THIN = 1 / 3  # density for each share of precision; of data it is one, about
 _WRONG = 0.8  # accuracy below which a classifier's count of modes is doubtful
 _BOUNDS: dict[str, tuple[int, int | None]] = {
     "frechet_distance": (0, None),
@@ -59,7 +62,7 @@ _BOUNDS: dict[str, tuple[int, int | None]] = {
     "mode_kl": (0, None),
     "class_score": (1, None),
 }
-_BOUNDS |= dict.fromkeys(("precision", "recall", "coverage", "prd_precision", "prd_recall", "copies", "closer"), (0, 1))
+_BOUNDS |= dict.fromkeys(("precision", "recall", "coverage", "prd_precision", "prd_recall", "closer"), (0, 1))
 
 Images: TypeAlias = ArrayDataset | Tensor | np.ndarray[Any, Any]
 
@@ -341,7 +344,7 @@ def sample_quality(
         scored=scored,
         classes=0 if classified is None else int(classified[1].shape[1]),
         left_out=left_out,
-        doubts=_doubts(dimensions, len(fake), len(real), right, near["data"][0] if near else None),
+        doubts=_doubts(measured, dimensions, len(fake), len(real), right, near["data"][0] if near else None),
         pictures=_pictures(fake, training, near),
         seed=seed,
         resamples=resamples,
@@ -421,14 +424,14 @@ def _measure(
     parzen, width, scored = parzen_log_likelihood(pixels, of_data, weights.data.cpu())
     values["parzen"] = parzen
     if near and side == "samples":
-        on_cpu = Weights(*(w.cpu() for w in weights))
-        values |= copying(near["samples"][0], near["data"][0], on_cpu)
+        values["closer"] = closer_than_data(near["samples"][0], near["data"][0], weights)
     rows = {name: _interval(of, *_BOUNDS.get(name, (None, None))) for name, of in values.items()}
     if "modes" in rows:  # a count of what was seen: drawing again can only lose classes
         rows["modes"] |= {"low": None, "high": None}
-    if near and side == "train":  # what held-back images get stands for what is no copy
-        share = proportion(copied(near["data"][0]))
+    if near:
+        share = proportion(copied(near["samples" if side == "samples" else "data"][0]))
         rows["copies"] = {key: share[key] for key in ("value", "low", "high")}
+    if near and side == "train":  # what held-back images get stands for what is no copy
         rows["closer"] = {"value": 0.5, "low": None, "high": None}
     return rows, width, scored
 
@@ -444,7 +447,12 @@ def _interval(values: Tensor, least: float | None, most: float | None) -> dict[s
 
 
 def _doubts(
-    dimensions: int, samples: int, data: int, right: dict[str, Any] | None, held_back: Tensor | None
+    measured: dict[str, dict[str, float | None]],
+    dimensions: int,
+    samples: int,
+    data: int,
+    right: dict[str, Any] | None,
+    held_back: Tensor | None,
 ) -> list[str]:
     """``held_back``: distances of the data to the training images."""
     found = []
@@ -453,6 +461,11 @@ def _doubts(
             f"The Frechet distance is biased: {min(samples, data):,} images do not determine the covariance of "
             f"{dimensions:,} features. Compare it with that of training images, take more images, or a layer of fewer "
             "features."
+        )
+    precision, density = (measured[name]["value"] or 0.0 for name in ("precision", "density"))
+    if density < precision * _THIN:
+        found.append(
+            f"Precision may be that of outliers among the data: samples lie in few of their balls (density {density:.2f})."
         )
     if right is not None and right["value"] < _WRONG:
         found.append(
@@ -499,17 +512,17 @@ def fid(samples: Images, data: Images, weights: str | Path, *, batch_size: int =
         ImportError: torch-fidelity is not installed.
         ValueError: weights of another network or that are more than tensors, or no such images.
     """
-    from robustgen.weights import read_weights
-
-    read_weights(weights)  # torch-fidelity would unpickle whatever the file holds
     try:
-        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-    except ImportError:
-        raise ImportError("fid needs torch-fidelity: pip install robustgen[fidelity]") from None
+        library = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
+    except ImportError as error:
+        raise ImportError("torch-fidelity is not installed: pip install robustgen[fidelity]") from error
+    plain = io.BytesIO()  # torch-fidelity unpickles whatever a file holds, so it is given the tensors alone
+    torch.save(read_weights(weights), plain)
+    plain.seek(0)
     try:
-        network = FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], str(weights))
+        network = library.FeatureExtractorInceptionV3("inception-v3-compat", ["2048"], plain)
     except RuntimeError as error:
-        raise ValueError(f"{weights}: not torch-fidelity's Inception-v3: {str(error).splitlines()[0]}") from None
+        raise ValueError(f"{weights}: not the weights of torch-fidelity's Inception-v3") from error
     found = []
     with showing(progress), torch.no_grad():
         for images, name in ((samples, "samples"), (data, "data")):

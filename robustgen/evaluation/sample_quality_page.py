@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from robustgen.evaluation import report_tables as tables
-from robustgen.evaluation.masking import HOLDS, NOT_RUN, VIOLATED
+from robustgen.evaluation.masking import NOT_RUN, VIOLATED
 from robustgen.evaluation.report_format import PROPORTION, check_picture
 from robustgen.evaluation.report_markdown import as_text, markdown_table
 from robustgen.evaluation.report_page import kind_of, templates
@@ -23,27 +23,27 @@ _NEARER = 0.75  # probability of lying closer to the training images from which 
 
 
 class _Row(NamedTuple):
-    """How a number is told: its name, as a share or with so many digits, and what it means."""
+    """How a number is told: its name, its format, and what it means."""
 
     label: str
-    digits: int | None
+    form: str
     meaning: str
 
 
 _ROWS = {
-    "frechet_distance": _Row("Frechet distance", 3, "of features, lower is better; not an FID"),
-    "precision": _Row("precision", None, "samples among the data"),
-    "recall": _Row("recall", None, "data among the samples"),
-    "density": _Row("density", 3, "how deep among the data, 1 is as data"),
-    "coverage": _Row("coverage", None, "data with a sample beside them"),
-    "prd_precision": _Row("PRD F1/8", None, "precision of the distributions"),
-    "prd_recall": _Row("PRD F8", None, "recall of the distributions"),
-    "class_score": _Row("class score", 2, "higher is clearer and more even; not an Inception score"),
-    "modes": _Row("classes seen", 0, ""),
-    "mode_kl": _Row("KL of the classes", 4, "in nats, 0 is the shares of the data"),
-    "parzen": _Row("Parzen estimate", 1, "of log p, in nats; a poor estimate"),
-    "copies": _Row("copies", None, "far nearer to one training image than to any other"),
-    "closer": _Row("closer to training", None, "than held-back images are; 50 % without memorising"),
+    "frechet_distance": _Row("Frechet distance", ",.4g", "of features, lower is better; not an FID"),
+    "precision": _Row("precision", ".1%", "samples among the data"),
+    "recall": _Row("recall", ".1%", "data among the samples"),
+    "density": _Row("density", ".3f", "how deep among the data, 1 is as data"),
+    "coverage": _Row("coverage", ".1%", "data with a sample beside them"),
+    "prd_precision": _Row("PRD F1/8", ".1%", "precision of the distributions"),
+    "prd_recall": _Row("PRD F8", ".1%", "recall of the distributions"),
+    "class_score": _Row("class score", ".2f", "higher is clearer and more even; not an Inception score"),
+    "modes": _Row("classes seen", ".0f", "by the feature network"),
+    "mode_kl": _Row("KL of the classes", ".4f", "in nats, 0 is the shares of the data"),
+    "parzen": _Row("Parzen estimate", ",.1f", "of log p, in nats; a poor estimate"),
+    "copies": _Row("copies", ".1%", "far nearer to one training image than to any other"),
+    "closer": _Row("closer to training", ".1%", "than held-back images are; 50 % without memorising"),
 }
 
 _ESTIMATE = {"value": float, "low": (float, None), "high": (float, None)}
@@ -197,16 +197,12 @@ def _told(name: str, one: dict[str, float | None] | None, classes: int) -> str:
     """A number with its interval."""
     if one is None:
         return ""
-    digits = _ROWS[name].digits
-
-    def text(value: float) -> str:
-        return f"{value:.1%}" if digits is None else f"{value:,.{digits}f}"
-
+    form = _ROWS[name].form
     assert one["value"] is not None
     if name == "modes":
         return f"{one['value']:.0f} of {classes}"
-    ends = "" if one["low"] is None or one["high"] is None else f" [{text(one['low'])}, {text(one['high'])}]"
-    return text(one["value"]) + ends
+    ends = "" if one["low"] is None or one["high"] is None else f" [{one['low']:{form}}, {one['high']:{form}}]"
+    return f"{one['value']:{form}}{ends}"
 
 
 def _table(quality: dict[str, Any]) -> tables.Table:
@@ -255,7 +251,7 @@ def _copying(quality: dict[str, Any]) -> tuple[str, str]:
             "than a held-back image does: so do blurred and simple images.",
             NOT_RUN,
         )
-    return "No sign that training images were memorised.", HOLDS
+    return "No sign that training images were memorised.", ""
 
 
 def _facts(quality: dict[str, Any]) -> list[list[object]]:
@@ -277,7 +273,7 @@ def _notes(quality: dict[str, Any]) -> list[str]:
         "Every number is of this feature network, at this n: none is an FID or an Inception score, and numbers of "
         "other features or another n cannot be compared with it.",
         "Precision is too high where an image of the data lies far from the others, as its ball is large; recall, "
-        "where a sample does. Density and coverage say so.",
+        "where a sample does. Density and coverage hardly feel it.",
         "Intervals tell how the number would vary with other images, not what few images do to it: a Frechet distance "
         "of few images is too large. Training images in the place of samples show by how much.",
         "The Parzen estimate is far from the true likelihood in so many dimensions and may rank models wrongly.",
