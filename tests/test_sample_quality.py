@@ -326,7 +326,7 @@ class TestSampleQuality:
         found = sample_quality(samples, images, features=pixels, n=40, resamples=50)
         assert found.measured["precision"]["value"] == 1
         assert found.measured["precision"]["low"] < 0.8  # where the outlier is not drawn
-        assert any("outliers among the data" in line and "0.20" in line for line in found.doubts)
+        assert any("owed to outliers among the data" in line and "0.20" in line for line in found.doubts)
         near = sample_quality(images[:-1], images, features=pixels, n=40, resamples=0)
         assert not near.doubts
 

@@ -465,7 +465,7 @@ def _doubts(
     precision, density = (measured[name]["value"] or 0.0 for name in ("precision", "density"))
     if density < precision * _THIN:
         found.append(
-            f"Precision may be that of outliers among the data: samples lie in few of their balls (density {density:.2f})."
+            f"Precision may be owed to outliers among the data: samples lie in few balls (density {density:.2f})."
         )
     if right is not None and right["value"] < _WRONG:
         found.append(
