@@ -283,8 +283,8 @@ def sample_quality(
     >>> from robustgen import data, networks
     >>> digits, network = data.digits("test").take(100), networks.mlp(64, [5], 10)
     >>> found = sample_quality(torch.rand(50, 1, 8, 8), digits, features=network, n=50, resamples=20)
-    >>> found.measured["recall"]["value"], found.n["samples"], found.features["layer"]
-    (0.0, 50, 'input of 3')
+    >>> found.n["samples"], found.features["layer"], 0 <= found.measured["recall"]["value"] <= 1
+    (50, 'input of 3', True)
     """
     check_integers(n=n, batch_size=batch_size)
     check_integers(0, resamples=resamples)
