@@ -107,11 +107,11 @@ def _check_between(**values: float) -> None:
             raise ValueError(f"{name} must lie in (0, 1), got {value}")
 
 
-def contraction_network(shape: tuple[int, ...], width: int, contraction: float) -> nn.Sequential:
+def contraction_network(shape: tuple[int, ...], width: int, contraction: float, factor: int = 1) -> nn.Sequential:
     """A network g with |g(x) - g(y)| <= contraction |x - y|, of vectors (D,) or of images (C, H, W), in L2.
 
-    Three layers, fully connected or convolutions of 3 x 3, 1 x 1 and 3 x 3; of images with even sides, on maps in which
-    each 2 x 2 square is four channels.
+    Three layers, fully connected or convolutions of 3 x 3, 1 x 1 and 3 x 3, on maps in which each square of ``factor`` x
+    ``factor`` pixels is one point; both sides must be multiples of it.
 
     Raises:
         TypeError, ValueError: a contraction outside (0, 1).
@@ -126,7 +126,6 @@ def contraction_network(shape: tuple[int, ...], width: int, contraction: float) 
         before: list[nn.Module] = []
         after: list[nn.Module] = []
     else:
-        factor = 1 if shape[1] % 2 or shape[2] % 2 else 2
         inner, size = shape[0] * factor**2, (shape[1] // factor, shape[2] // factor)
         kinds = ((inner, width, 3), (width, width, 1), (width, inner, 3))
         layers = [nn.Conv2d(a, b, kernel, padding=kernel // 2) for a, b, kernel in kinds]
@@ -307,10 +306,11 @@ class ResidualFlow(Flow):
         check_integers(blocks=blocks, width=width)
         self.blocks, self.width, self.contraction, self.log_det = blocks, width, contraction, log_det
         self.terms, self.draws, self.tolerance, self.alpha = terms, draws, tolerance, alpha
+        factors = [factor for factor in (2, 4) if not (self.shape[1] % factor or self.shape[2] % factor)] or [1]
         parts = []
-        for _ in range(blocks):
-            network = contraction_network(self.shape, width, contraction)
-            parts.append(Residual(network, contraction, log_det, terms, draws, tolerance))
+        for i in range(blocks):
+            factor = factors[i % len(factors)]
+            parts.append(Residual(contraction_network(self.shape, width, contraction, factor), contraction, log_det, terms, draws, tolerance))
         self.transform = KeyedChain(Logit(alpha), *parts, levels=levels)
 
     @torch.no_grad()
