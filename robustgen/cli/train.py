@@ -51,7 +51,7 @@ def train(
         typer.Argument(
             metavar="[MODEL]",
             help="A generative model: vae, iaf-vae, pixel-vae, hierarchical-pixel-vae, pixelcnn, gated-pixelcnn, "
-            "pixelcnn++, pixelrnn, dcgan, lsgan, wgan-gp, ebm, denoiser; without: a classifier.",
+            "pixelcnn++, pixelrnn, realnvp, glow, dcgan, lsgan, wgan-gp, ebm, denoiser; without: a classifier.",
         ),
     ] = None,
     data: DataOption = None,

@@ -181,6 +181,7 @@ def generative_detector(
     """
     models, info = [_trained(run) for run in runs], read_info(runs[0])
     default = "likelihood" if models[0].log_prob_kind is not None else "discriminator"
+    default = "latent-density" if hasattr(models[0], "latent_log_prob") else default
     kind = _class_called(default if name is None else name, "detector", _detector_classes(), {})
     for model in models:
         move(model, device)
