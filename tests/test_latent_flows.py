@@ -185,7 +185,11 @@ def test_mmd_is_the_mean_over_pairs():
     within = [sum(pairs(z)) / len(pairs(z)) for z in (a, b)]
     across = [k(u, v) for u in a for v in b]
     torch.testing.assert_close(mmd_squared(a, b), sum(within) - 2 * sum(across) / len(across))
-    with pytest.raises(ValueError, match="at least two points of each kind, got 1 and 6"):
+    a, b = torch.randn(600, 2, dtype=torch.float64), torch.randn(300, 2, dtype=torch.float64)  # more than at once
+    k = lambda u, v: 4 / (4 + torch.cdist(u, v).square())
+    within = [(k(z, z).sum() - len(z)) / (len(z) * (len(z) - 1)) for z in (a, b)]
+    torch.testing.assert_close(mmd_squared(a, b), sum(within) - 2 * k(a, b).mean())
+    with pytest.raises(ValueError, match="at least two points of each kind, got 1 and"):
         mmd_squared(a[:1], b)
 
 

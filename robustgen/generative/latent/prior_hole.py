@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["mmd_squared", "prior_hole"]
 
 _STREAM = 41
+_ROWS = 256  # of a kernel at once: all differences of 10,000 codes would take gigabytes
 
 
 def mmd_squared(a: Tensor, b: Tensor) -> Tensor:
@@ -41,7 +42,8 @@ def mmd_squared(a: Tensor, b: Tensor) -> Tensor:
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     c = 2 * a.shape[1]
-    return c / (c + (a[:, None] - b[None]).square().sum(2))  # of large codes an expanded square has lost its digits
+    parts = [(rows[:, None] - b).square().sum(2) for rows in a.split(_ROWS)]  # an expanded square would lose digits
+    return c / (c + torch.cat(parts))
 
 
 def _within(a: Tensor) -> Tensor:
