@@ -577,6 +577,14 @@ def test_every_option_is_under_its_heading(capsys, command):
             assert re.search(rf"^  {parameter.opts[0]}\b", text, re.MULTILINE), parameter.name
 
 
+def test_the_help_names_every_generative_model(capsys):
+    from robustgen.generative import model_classes
+
+    named = shown(capsys, "train").partition("A generative model:")[2].partition("; without:")[0]
+    words = re.sub(r"-\n\s+", "-", named).replace("ebm", "energy-model").replace("++", "-plus-plus").split(",")
+    assert {word.strip().replace("-", "") for word in words} == {name.lower() for name in model_classes()}
+
+
 @pytest.mark.parametrize("command", LONG)
 def test_its_examples_are_commands(capsys, command):
     examples = shown(capsys, command).partition("Examples:\n")[2].splitlines()

@@ -2,7 +2,8 @@
 
 Theis, van den Oord and Bethge, "A note on the evaluation of generative models", ICLR 2016, section 3.1: the density of
 x + uniform noise bounds the log probability of discrete x from below. Dinh, Sohl-Dickstein and Bengio, "Density
-estimation using Real NVP", ICLR 2017, section 4.1: the flow sees the logit of alpha + (1 - 2 alpha) x.
+estimation using Real NVP", ICLR 2017, section 4.1: the flow sees the logit of pixels; of alpha + (1 - 2 alpha) x, whose
+ends are alike, in Papamakarios, Pavlakou and Murray, "Masked Autoregressive Flow for Density Estimation", NIPS 2017.
 """
 
 import math
@@ -53,16 +54,16 @@ class Flow(GenerativeModel):
     """A model of images whose every layer can be inverted.
 
     A subclass is one paper: its constructor puts into ``transform`` what leads from pixels in [0, 1] to standard normal
-    noise. The first training step begins with the data-dependent start of its actnorms; scores and samples of a model that
-    has not been trained leave them as they were made, and a saved or resumed one keeps them.
+    noise. The first training step begins with the data-dependent start of its actnorms; scores and samples of a model
+    that has not been trained leave them as they were made, and a saved or resumed one keeps them.
 
     Args:
         shape: of an image.
         levels: the values of a pixel that dequantization spreads; 256 for 8-bit images.
         dequantization: "none": ``log_prob`` is the log density of x itself, per unit of the [0, 1] scale; of images
             with few values it has no upper bound. "uniform": uniform noise fills the gap above each of the ``levels``,
-            and ``log_prob`` is a lower bound on the log probability of the discrete image. "variational": noise of which
-            a small flow learns, with the model, how it should be for each image; the bound is tighter.
+            and ``log_prob`` is a lower bound on the log probability of the discrete image. "variational": noise of
+            which a small flow learns, with the model, how it should be for each image; the bound is tighter.
         quantization: how values between levels are moved, see :class:`Pixels`; only with dequantization.
 
     Attributes:
@@ -98,12 +99,22 @@ class Flow(GenerativeModel):
 
         x is taken as it is, without dequantization; raises as :meth:`log_prob` does.
         """
-        eps, log_det = self.transform(self.check(x))
+        x = self.check(x)
+        if not len(x):  # torch squeezes no empty batch
+            return x.new_zeros(0, *self.noise_shape), x.new_zeros(0)
+        eps, log_det = self.transform(x)
         return eps, log_det
 
     def from_noise(self, eps: Tensor) -> Tensor:
-        """The images (N, *shape) of eps (N, *noise_shape), differentiable; a few may lie a little outside [0, 1]."""
-        return self.transform.inverse(eps)
+        """The images (N, *shape) of eps (N, *noise_shape), differentiable; a few may lie a little outside [0, 1].
+
+        Raises:
+            ValueError: noise of another shape.
+        """
+        if tuple(eps.shape[1:]) != self.noise_shape:
+            wanted = f"noise of this {type(self).__name__} is (N, {', '.join(map(str, self.noise_shape))})"
+            raise ValueError(f"{wanted}, got {tuple(eps.shape)}")
+        return self.transform.inverse(eps) if len(eps) else eps.new_zeros(0, *self.shape)
 
     def _density(self, x: Tensor) -> Tensor:
         """log p (N,) of points x, per unit of the [0, 1] scale."""
