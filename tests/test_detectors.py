@@ -220,6 +220,23 @@ def _critic() -> nn.Module:
     return Critic(torch.full((8,), 0.3, dtype=torch.float64), (1, 2, 4))
 
 
+class PlaneAutoencoder(nn.Module):
+    """Codes are coordinates in the plane that the pictures are near, N(0, I) there."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.basis = nn.Parameter(_basis())
+
+    def encode(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.flatten(1) - 0.3) @ self.basis / 0.05
+
+    def latent_log_prob(self, x: torch.Tensor) -> torch.Tensor:
+        return -0.5 * self.encode(x).square().sum(1)
+
+    def reconstruction_error(self, x: torch.Tensor) -> torch.Tensor:
+        return (x.flatten(1) - 0.3 - 0.05 * self.encode(x) @ self.basis.T).square().mean(1)
+
+
 def _case(kind, detector, build, **about):
     """A factory: ``detector(model, **options)`` of a model that ``build`` makes."""
     return lambda **options: kind(detector(build(), **options), build, **about)
@@ -241,12 +258,21 @@ FACTORIES = {
     ],
     "Discriminator": [_case(Pictures, room.Discriminator, _critic)],
     "Energy": [_case(Clusters, room.Energy, Bumps)],
+    "FeatureLikelihood": [
+        _case(Clusters, partial(room.FeatureLikelihood, width=8, epochs=3), _classifier),
+        _case(Clusters, partial(room.FeatureLikelihood, layer="0", blocks=2, width=8, epochs=3), _classifier),
+    ],
     "FeatureTimesImageDistance": [
         _case(Pictures, partial(room.FeatureTimesImageDistance, k=3, batch_size=100), _classifier_of_pictures)
     ],
     "ImageDistortion": [_case(Pictures, partial(room.ImageDistortion, shortlist=9, batch_size=100), nn.Identity)],
     "InputComplexity": [_case(Pictures, room.InputComplexity, _of_pixels)],
     "KNearestFeatures": [_case(Clusters, partial(room.KNearestFeatures, k=3), _classifier)],
+    "LatentDensity": [
+        _case(Pictures, room.LatentDensity, PlaneAutoencoder),
+        _case(Pictures, partial(room.LatentDensity, parts="latent"), PlaneAutoencoder),
+        _case(Pictures, partial(room.LatentDensity, parts="reconstruction"), PlaneAutoencoder),
+    ],
     "Likelihood": [
         _case(Pictures, room.Likelihood, _gaussian),
         _case(Pictures, partial(room.Likelihood, importance_samples=3), _latent),

@@ -312,6 +312,15 @@ def test_sides_that_cannot_be_halved_so_often_are_refused(make):
             make(shape, scales=scales)
 
 
+@every_flow
+def test_no_images_have_no_noise_and_noise_of_another_shape_is_refused(make):
+    model = make((1, 4, 4)).eval()
+    eps, log_det = model.to_noise(torch.zeros(0, 1, 4, 4))
+    assert (eps.shape, log_det.shape, model.from_noise(eps).shape) == ((0, 16), (0,), (0, 1, 4, 4))
+    with pytest.raises(ValueError, match=rf"noise of this {type(model).__name__} is \(N, 16\), got \(2, 15\)"):
+        model.from_noise(torch.zeros(2, 15))
+
+
 def test_unknown_names_are_answered_with_the_known_ones():
     with pytest.raises(ValueError, match="unknown coupling 'affin'; did you mean 'affine'"):
         Glow((1, 8, 8), coupling="affin")

@@ -18,6 +18,7 @@ import robustgen.generative as room
 from robustgen.data import digits
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.generative import GenerativeModel, fit, load, model_classes
+from robustgen.generative.latent.autoencoder import AutoEncoder
 from robustgen.training import Batch, latest_checkpoint
 
 SHAPE = (1, 8, 8)
@@ -43,6 +44,35 @@ SMALL = {
             flow_width=4,
             quantization="nearest",
         ),
+    ],
+    "GLF": [
+        lambda: room.GLF(SHAPE, latent_dim=3, architecture="mlp", width=16, flow_width=8),
+        lambda: room.GLF(SHAPE, latent_dim=4, width=4, flow_blocks=2, flow_width=8, stop_gradient=False, beta=50.0),
+    ],
+    "FlowPriorVAE": [
+        lambda: room.FlowPriorVAE(SHAPE, latent_dim=3, architecture="mlp", width=16, beta=None, flow_width=8),
+        lambda: room.FlowPriorVAE(SHAPE, latent_dim=3, width=4, beta=20.0, flow_width=8, importance_samples=2),
+    ],
+    "FlowPosteriorVAE": [
+        lambda: room.FlowPosteriorVAE(
+            SHAPE, latent_dim=3, architecture="mlp", width=16, beta=20.0, flow_width=8, kl_warmup=8
+        ),
+    ],
+    "TwoStageVAE": [
+        lambda: room.TwoStageVAE(SHAPE, latent_dim=3, architecture="mlp", width=16, second_width=8),
+    ],
+    "NCPVAE": [
+        lambda: room.NCPVAE(SHAPE, latent_dim=3, architecture="mlp", width=16, classifier_width=8, proposals=5),
+        lambda: room.NCPVAE(SHAPE, latent_dim=3, width=4, classifier_width=8, proposals=5, beta=20.0, first_steps=6),
+    ],
+    "VampPriorVAE": [
+        lambda: room.VampPriorVAE(SHAPE, latent_dim=3, architecture="mlp", width=16, prior_components=5),
+        lambda: room.VampPriorVAE(SHAPE, latent_dim=3, width=4, prior_components=5, beta=20.0, kl_warmup=8),
+    ],
+    "RAE": [lambda: room.RAE(SHAPE, latent_dim=3, architecture="mlp", width=16, components=2)],
+    "WAE": [
+        lambda: room.WAE(SHAPE, latent_dim=3, architecture="mlp", width=16),
+        lambda: room.WAE(SHAPE, latent_dim=3, width=4, penalty="gan", discriminator_width=8),
     ],
     "PixelVAE": [
         lambda: room.PixelVAE(SHAPE, latent_dim=3, layers=2, kernel_size=3, width=4, quantization="stochastic"),
@@ -127,6 +157,8 @@ def scores(model, x):
     """What the model says of each image: its likelihood or, without one, its discriminator or what it takes away."""
     if isinstance(model, room.Denoiser):
         return (model.denoise(x := model.check(x), 0.3) - x).flatten(1).norm(dim=1)
+    if isinstance(model, AutoEncoder):
+        return model.latent_log_prob(x) - model.reconstruction_error(x)
     return model.log_prob(x) if model.log_prob_kind is not None else model.discriminate(x)
 
 

@@ -50,7 +50,8 @@ def train(
         str | None,
         typer.Argument(
             metavar="[MODEL]",
-            help="A generative model: vae, iaf-vae, pixel-vae, hierarchical-pixel-vae, pixelcnn, gated-pixelcnn, "
+            help="A generative model: vae, iaf-vae, pixel-vae, hierarchical-pixel-vae, flow-prior-vae, "
+            "flow-posterior-vae, two-stage-vae, vamp-prior-vae, ncp-vae, glf, rae, wae, pixelcnn, gated-pixelcnn, "
             "pixelcnn++, pixelrnn, realnvp, glow, dcgan, lsgan, wgan-gp, ebm, denoiser; without: a classifier.",
         ),
     ] = None,

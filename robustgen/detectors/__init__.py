@@ -6,10 +6,12 @@ from robustgen.detectors.compressed_size import CompressedSize
 from robustgen.detectors.density_of_states import DensityOfStates
 from robustgen.detectors.discriminator import Discriminator
 from robustgen.detectors.energy import Energy
+from robustgen.detectors.feature_likelihood import FeatureLikelihood
 from robustgen.detectors.feature_times_image_distance import FeatureTimesImageDistance
 from robustgen.detectors.image_distortion import ImageDistortion
 from robustgen.detectors.input_complexity import InputComplexity
 from robustgen.detectors.k_nearest_features import KNearestFeatures
+from robustgen.detectors.latent_density import LatentDensity
 from robustgen.detectors.likelihood import Likelihood
 from robustgen.detectors.likelihood_ratio import LikelihoodRatio, mutate
 from robustgen.detectors.likelihood_regret import LikelihoodRegret
@@ -34,10 +36,12 @@ __all__ = [
     "Detector",
     "Discriminator",
     "Energy",
+    "FeatureLikelihood",
     "FeatureTimesImageDistance",
     "ImageDistortion",
     "InputComplexity",
     "KNearestFeatures",
+    "LatentDensity",
     "Likelihood",
     "LikelihoodRatio",
     "LikelihoodRegret",

@@ -23,6 +23,7 @@ def check_likelihood(model: object, detector: str) -> None:
     """TypeError unless ``model`` is a generative model with a likelihood; ``detector`` is who needs it."""
     if not callable(getattr(model, "log_prob", None)) or getattr(model, "log_prob_kind", None) is None:
         hint = " (it has a discriminator: use Discriminator)" if hasattr(model, "discriminate") else ""
+        hint = " (it has a density of codes: use LatentDensity)" if hasattr(model, "latent_log_prob") else hint
         raise TypeError(f"{detector} needs a model with a likelihood, {type(model).__name__} has none{hint}")
 
 

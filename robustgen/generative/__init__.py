@@ -13,34 +13,54 @@ from robustgen.generative.energy.energy_model import EnergyModel
 from robustgen.generative.fitting import GenerativeObjective, fit
 from robustgen.generative.flows.glow import Glow
 from robustgen.generative.flows.real_nvp import RealNVP
+from robustgen.generative.latent.flow_vae import FlowPosteriorVAE, FlowPriorVAE
+from robustgen.generative.latent.glf import GLF
 from robustgen.generative.latent.hierarchical_pixel_vae import HierarchicalPixelVAE
 from robustgen.generative.latent.iaf_vae import IAFVAE
+from robustgen.generative.latent.latent_flow import LatentFlow, fit_latent_flow
+from robustgen.generative.latent.ncp_vae import NCPVAE
 from robustgen.generative.latent.pixel_vae import PixelVAE
+from robustgen.generative.latent.prior_hole import prior_hole
+from robustgen.generative.latent.rae import RAE
+from robustgen.generative.latent.two_stage_vae import TwoStageVAE
 from robustgen.generative.latent.vae import VAE
+from robustgen.generative.latent.vamp_prior_vae import VampPriorVAE
+from robustgen.generative.latent.wae import WAE
 from robustgen.generative.loading import load, model_classes
 from robustgen.generative.pixels import Pixels
 
 __all__ = [
     "DCGAN",
+    "GLF",
     "IAFVAE",
     "LSGAN",
+    "NCPVAE",
+    "RAE",
     "VAE",
+    "WAE",
     "WGANGP",
     "Denoiser",
     "DenoisingObjective",
     "EnergyModel",
+    "FlowPosteriorVAE",
+    "FlowPriorVAE",
     "GatedPixelCNN",
     "GenerativeModel",
     "GenerativeObjective",
     "Glow",
     "HierarchicalPixelVAE",
+    "LatentFlow",
     "PixelCNN",
     "PixelCNNPlusPlus",
     "PixelRNN",
     "PixelVAE",
     "Pixels",
     "RealNVP",
+    "TwoStageVAE",
+    "VampPriorVAE",
     "fit",
+    "fit_latent_flow",
     "load",
     "model_classes",
+    "prior_hole",
 ]

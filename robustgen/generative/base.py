@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustgen.checks import ROUNDING, check_images, check_shape, plain_arguments
 from robustgen.rebuilding import rebuild
 from robustgen.structure import SIZE, check_arguments, check_size
-from robustgen.training import Batch, load_checkpoint, save_checkpoint
+from robustgen.training import Batch, Source, load_checkpoint, save_checkpoint
 from robustgen.training.checkpoint import holds_run
 
 if TYPE_CHECKING:
@@ -59,6 +59,13 @@ class GenerativeModel(nn.Module, ABC):
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """What is logged of held-back data, in eval mode and without gradients; as in training where not overridden."""
         return self.training_step(batch, step)
+
+    def fit_without_gradients(self, data: Source) -> None:
+        """What is fitted to training ``data`` without gradients, a mixture of codes for one, at the end of each epoch.
+
+        In eval mode; what it learns is kept in buffers, and does not depend on what the epochs before left there. Most
+        models have nothing to do here.
+        """
 
     def _log_prob(self, x: Tensor) -> Tensor:
         """log p(x) (N,) in nats of checked x, N > 0; a function of each image alone, differentiable where it can be."""

@@ -198,6 +198,7 @@ class Run:
             row |= means.read(self.world)
         if self.watch is not None:
             row |= self.watch.row
+        self._fit_without_gradients()
         if self.val is not None:
             row |= {f"val_{name}": value for name, value in self._validate(self.val).items()}
         self.means = self._no_means()
@@ -211,6 +212,18 @@ class Run:
                 write_rows(self.settings.run_dir / "metrics.jsonl", self.history)
             if self.settings.after_epoch is not None:
                 self._show(self.settings.after_epoch)
+
+    def _fit_without_gradients(self) -> None:
+        """Let the model do what an epoch leaves to do, as validation sees it; every rank does the same."""
+        if not callable(fit := getattr(self.model, "fit_without_gradients", None)):
+            return
+        with ExitStack() as stack:
+            stack.enter_context(evaluating(self.model))
+            stack.enter_context(torch.no_grad())
+            if self.ema:
+                stack.enter_context(self.ema.applied())
+            stack.enter_context(seeded(derive_seed(self.settings.seed, 4)))
+            fit(self.source)
 
     def _no_means(self) -> dict[str, Means]:
         return {name: Means(self.device) for name in self.players.parameters}

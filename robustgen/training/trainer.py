@@ -23,6 +23,9 @@ class Trainer(Settings):
     the same number of threads, a run that was killed and resumed ends bitwise as if it had not been. Between steps
     other threads may attack the model or score with it.
 
+    A model with ``fit_without_gradients(source)`` has it called after the last step of each epoch, in eval mode and
+    with the averages of weights, where there are any: for what is fitted to the training data in other ways.
+
     Under ``torchrun`` each process takes a share of every batch and gradients are averaged, weighted by the shares:
     up to float order, the same objective value and weights as one process where the objective is a mean over examples
     that draws no random numbers. Noise and dropout are other ones on each rank, batch statistics (and batch norm's) are

@@ -2,7 +2,8 @@
 
 Theis, van den Oord and Bethge, "A note on the evaluation of generative models", ICLR 2016, section 3.1: the density of
 x + uniform noise bounds the log probability of discrete x from below. Dinh, Sohl-Dickstein and Bengio, "Density
-estimation using Real NVP", ICLR 2017, section 4.1: the flow sees the logit of alpha + (1 - 2 alpha) x.
+estimation using Real NVP", ICLR 2017, section 4.1: the flow sees the logit of pixels; of alpha + (1 - 2 alpha) x, whose
+ends are alike, in Papamakarios, Pavlakou and Murray, "Masked Autoregressive Flow for Density Estimation", NIPS 2017.
 """
 
 import math
@@ -99,12 +100,22 @@ class Flow(GenerativeModel):
 
         x is taken as it is, without dequantization; raises as :meth:`log_prob` does.
         """
-        eps, log_det = self.transform(self.check(x).clamp(0, 1))  # what check takes for rounding is no logit's input
+        x = self.check(x).clamp(0, 1)  # what it takes for rounding is no logit's input
+        if not len(x):  # torch squeezes no empty batch
+            return x.new_zeros(0, *self.noise_shape), x.new_zeros(0)
+        eps, log_det = self.transform(x)
         return eps, log_det
 
     def from_noise(self, eps: Tensor) -> Tensor:
-        """The images (N, *shape) of eps (N, *noise_shape), differentiable; a few may lie a little outside [0, 1]."""
-        return self.transform.inverse(eps)
+        """The images (N, *shape) of eps (N, *noise_shape), differentiable; a few may lie a little outside [0, 1].
+
+        Raises:
+            ValueError: noise of another shape.
+        """
+        if tuple(eps.shape[1:]) != self.noise_shape:
+            wanted = f"noise of this {type(self).__name__} is (N, {', '.join(map(str, self.noise_shape))})"
+            raise ValueError(f"{wanted}, got {tuple(eps.shape)}")
+        return self.transform.inverse(eps) if len(eps) else eps.new_zeros(0, *self.shape)
 
     def _density(self, x: Tensor) -> Tensor:
         """log p (N,) of points x, per unit of the [0, 1] scale."""

@@ -13,8 +13,7 @@ class RealNVP(Flow):
     checkerboards of what is left.
 
     In place of the paper's batch norms there are actnorms: an image's likelihood is its own in training, too. The bound
-    of a log scale is not learned. For vectors there is
-    :func:`~robustgen.generative.flows.coupling.coupling_density`.
+    of a log scale is not learned. For vectors there is :func:`~robustgen.generative.flows.coupling.coupling_density`.
 
     Args:
         shape: of an image, (channels, height, width); the sides must be even ``scales`` times over.

@@ -102,12 +102,22 @@ class LatentVariableModel(GenerativeModel):
     def decode_sample(self, z: Tensor, uniforms: Tensor) -> Tensor:
         """Images (N, *shape) in [0, 1] drawn from p(x | z), z (N, D), with the uniform numbers (N, *shape) given."""
 
+    @property
+    def noise_dim(self) -> int:
+        """Numbers of noise that ``prior_sample`` makes one latent of: D, where a prior does not need more."""
+        return self.latent_dim
+
+    @property
+    def draw_dim(self) -> int:
+        """Numbers of noise that a draw from q(z | x) takes; D, but for a model of two levels of latents."""
+        return self.latent_dim
+
     def prior_sample(self, noise: Tensor) -> Tensor:
-        """Latents z (N, D) from p(z), of standard normal ``noise`` (N, D)."""
+        """Latents z (N, D) from p(z), of standard normal ``noise`` (N, noise_dim)."""
         return noise
 
     def _log_prior(self, z: Tensor) -> Tensor:
-        """log p(z) (N, D), a term for each dimension."""
+        """log p(z), a term for each dimension (N, D), or one for all of them (N, 1)."""
         return gaussian_log_prob(z)
 
     def _draw(self, posterior: Posterior, noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -116,11 +126,11 @@ class LatentVariableModel(GenerativeModel):
         return z, gaussian_log_prob(noise) - posterior.log_std
 
     def _kl(self, posterior: Posterior, z: Tensor, log_q: Tensor) -> Tensor:
-        """KL(q(z | x) || p(z)) (N, D), in closed form; a model without one averages over z, drawn with ``log_q``."""
+        """KL(q(z | x) || p(z)), (N, D) or (N, 1), in closed form; without one, its value at z, drawn with ``log_q``."""
         return gaussian_kl(posterior.mean, posterior.log_std)
 
     def _elbo(self, v: Tensor, posterior: Posterior, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """log p(v | z) (N,) and KL (N, D) with z of ``noise`` (N, D)."""
+        """log p(v | z) (N,) and KL (N, D) or (N, 1) with z of ``noise`` (N, D)."""
         z, log_q = self._draw(posterior, noise)
         return self._decode_log_prob(v, z), self._kl(posterior, z, log_q)
 
@@ -129,7 +139,8 @@ class LatentVariableModel(GenerativeModel):
         k = len(noise)
         z, log_q = self._draw(Posterior(*(_tiled(part, k) for part in posterior)), noise.flatten(0, 1))
         reconstruction = self._decode_log_prob(v.repeat(k, 1, 1, 1), z)
-        return reconstruction.unflatten(0, (k, -1)), (log_q - self._log_prior(z)).sum(1).unflatten(0, (k, -1))
+        divergence = log_q.sum(1) - self._log_prior(z).sum(1)
+        return reconstruction.unflatten(0, (k, -1)), divergence.unflatten(0, (k, -1))
 
     def _on_levels(self, x: Tensor, fresh: bool = False) -> Tensor:
         x = self.check(x)
@@ -144,7 +155,7 @@ class LatentVariableModel(GenerativeModel):
         return self._decode_log_prob(self._on_levels(x), z)
 
     def posterior_noise(self, x: Tensor, samples: int = 1, first: int = 0) -> Tensor:
-        """The standard normal numbers (samples, N, D) that scores of x use: a function of each image and of k.
+        """The standard normal numbers (samples, N, draw_dim) that scores of x use: a function of each image and of k.
 
         Sample k is ``first``, ``first`` + 1, ...: more samples go on where fewer ended.
         """
@@ -153,7 +164,7 @@ class LatentVariableModel(GenerativeModel):
     def _noise(self, v: Tensor, samples: range) -> Tensor:
         k = torch.arange(samples.start, samples.stop, device=v.device)[:, None]
         ids = (content_ids(v) + k * _NEXT_SAMPLE).flatten()
-        return normal(0, ids, (self.latent_dim,), (_STREAM,), v.dtype).unflatten(0, (len(k), -1))
+        return normal(0, ids, (self.draw_dim,), (_STREAM,), v.dtype).unflatten(0, (len(k), -1))
 
     def elbo_terms(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """log p(x | z) for one z from q(z | x), and KL(q(z | x) || p(z)): both (N,), in nats.
@@ -218,21 +229,25 @@ class LatentVariableModel(GenerativeModel):
     def latents(self, x: Tensor) -> Tensor:
         """Where q(z | x) is centred, (N, D): its mean, or what the flow makes of the mean of its Gaussian."""
         posterior = self.encode(x)
-        return self._draw(posterior, torch.zeros_like(posterior.mean))[0]
+        return self._draw(posterior, posterior.mean.new_zeros(len(posterior.mean), self.draw_dim))[0]
+
+    def draw_latents(self, x: Tensor) -> Tensor:
+        """One draw (N, D) from q(z | x) of each image, with the noise of scores; raises as :meth:`log_prob` does."""
+        return self._draw(self.encode(x), self.posterior_noise(x)[0])[0]
 
     def reconstruct(self, x: Tensor) -> Tensor:
         """The expected images (N, *shape) of the :meth:`latents` of x."""
         return self.decode(self.latents(x))
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        noise = torch.randn(n, self.latent_dim, generator=generator, device=self.device, dtype=self.dtype)
+        noise = torch.randn(n, self.noise_dim, generator=generator, device=self.device, dtype=self.dtype)
         uniforms = torch.rand(n, *self.shape, generator=generator, device=self.device, dtype=self.dtype)
         return self.decode_sample(self.prior_sample(noise), uniforms)
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The bound that is trained on, with fresh noise, warm-up and free bits; ELBO and its two parts are logged."""
         v = self._on_levels(batch.x, fresh=True)
-        noise = torch.randn(self.importance_samples, len(v), self.latent_dim, dtype=v.dtype, device=v.device)
+        noise = torch.randn(self.importance_samples, len(v), self.draw_dim, dtype=v.dtype, device=v.device)
         weight = min(1.0, (step + 1) / self.kl_warmup) if self.kl_warmup else 1.0
         return self._objective(v, noise, weight, self.free_bits)
 

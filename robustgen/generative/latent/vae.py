@@ -6,16 +6,15 @@ Gaussian, p(z) = N(0, I), and the KL between them in closed form (appendix B).
 
 from torch import Tensor, nn
 
-from robustgen.checks import check_integers, nearest
+from robustgen.checks import check_positive, nearest
 from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
 from robustgen.generative.blocks.pixel_likelihood import Bernoulli, Gaussian, PixelLikelihood
 from robustgen.generative.latent.base import LatentVariableModel, Posterior, gaussian_posterior
-from robustgen.generative.latent.coders import ConvDecoder, ConvEncoder, mlp_decoder, mlp_encoder
+from robustgen.generative.latent.coders import check_architecture, coders
 from robustgen.generative.pixels import Pixels
 
-__all__ = ["VAE"]
+__all__ = ["VAE", "GaussianVAE"]
 
-_WIDTHS = {"conv": 32, "mlp": 500}
 _LIKELIHOODS = ("bernoulli", "gaussian", "discretized_logistic")
 
 
@@ -25,8 +24,10 @@ class VAE(LatentVariableModel):
     Args:
         shape: (C, H, W).
         latent_dim: D.
-        architecture: "conv" (eight convolutions each way) or "mlp" (two hidden layers each way).
-        width: channels of the convolutions at image resolution (default 32), or units of a hidden layer (500).
+        architecture: "conv" (eight convolutions each way), "mlp" (two hidden layers each way) or "infogan" (two
+            convolutions and two linear layers each way, with batch norm).
+        width: channels of the convolutions at image resolution (default 32), units of a hidden layer (500), or
+            channels behind the first convolution (64).
         likelihood: "bernoulli": log_prob is of binary images. "gaussian": it is the log density, over R^D and per unit
             of the [0, 1] scale, of N(decoder(z), scale^2). "discretized_logistic": it is of images of ``levels``, each
             pixel a mixture of ``components``.
@@ -63,8 +64,7 @@ class VAE(LatentVariableModel):
         kl_warmup: int = 0,
         importance_samples: int = 1,
     ) -> None:
-        if architecture not in _WIDTHS:
-            raise ValueError(f"unknown architecture {architecture!r}; {nearest(architecture, _WIDTHS)}")
+        width = check_architecture(architecture, width)
         if likelihood not in _LIKELIHOODS:
             raise ValueError(f"unknown likelihood {likelihood!r}; {nearest(likelihood, _LIKELIHOODS)}")
         owners = {"levels": "discretized_logistic", "components": "discretized_logistic", "scale": "gaussian"}
@@ -73,25 +73,15 @@ class VAE(LatentVariableModel):
                 raise ValueError(f"{name} is of likelihood={owners[name]!r}, not of {likelihood!r}")
         if likelihood == "gaussian" and quantization is not None:
             raise ValueError("a gaussian likelihood takes any values in [0, 1]: leave quantization out")
-        if width is not None:
-            check_integers(width=width)
         levels = 256 if levels is None and likelihood == "discretized_logistic" else levels
         pixels = None if likelihood == "gaussian" else Pixels(2 if levels is None else levels, quantization)
         super().__init__(shape, latent_dim, pixels, free_bits, kl_warmup, importance_samples)
         self.architecture, self.likelihood = architecture, likelihood
         self.quantization, self.levels, self.components, self.scale = quantization, levels, components, scale
-        self.width = width = _WIDTHS[architecture] if width is None else width
+        self.width = width
         self.distribution = self._distribution()
         per_pixel = self.distribution.parameters_per_pixel
-        if architecture == "conv":
-            self.encoder: nn.Module = (conv := ConvEncoder(self.shape, width))
-            self.features = conv.features
-            self.decoder: nn.Module = nn.Sequential(
-                ConvDecoder(latent_dim, self.shape, width), nn.Conv2d(width, per_pixel, 1)
-            )
-        else:
-            self.encoder, self.features = mlp_encoder(self.shape, width), width
-            self.decoder = mlp_decoder(latent_dim, self.shape, width, per_pixel)
+        self.encoder, self.features, self.decoder = coders(architecture, self.shape, latent_dim, width, per_pixel)
         self.to_posterior = nn.Linear(self.features, 2 * latent_dim)
 
     def _distribution(self) -> PixelLikelihood:
@@ -115,3 +105,45 @@ class VAE(LatentVariableModel):
 
     def decode_sample(self, z: Tensor, uniforms: Tensor) -> Tensor:
         return self.distribution.sample(self.decoder(z), uniforms)
+
+
+class GaussianVAE(VAE):
+    """A :class:`VAE` of pixels N(decoder(z), 1 / beta), whose priors and posteriors others replace.
+
+    ``log_prob`` is a lower bound whatever beta is: that of the density with the variance 1 / beta. Up to a constant it
+    is beta times -1/2 of the squared error, minus the KL. Samples are expected images, without the noise of the pixels.
+
+    Args:
+        shape, latent_dim, architecture, width: as in :class:`VAE`.
+        beta: the weight of the reconstruction, > 0; None: learned, from 4 on, at most 255^2 (Dai and Wipf, "Diagnosing
+            and Enhancing VAE Models", ICLR 2019, section 3.1).
+        kl_warmup, importance_samples: see :class:`LatentVariableModel`.
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        latent_dim: int,
+        architecture: str,
+        width: int | None,
+        beta: float | None,
+        kl_warmup: int = 0,
+        importance_samples: int = 1,
+    ) -> None:
+        if beta is not None:
+            check_positive(beta=beta)
+        super().__init__(
+            shape,
+            latent_dim=latent_dim,
+            architecture=architecture,
+            width=width,
+            likelihood="gaussian",
+            scale=None if beta is None else beta**-0.5,
+            kl_warmup=kl_warmup,
+            importance_samples=importance_samples,
+        )
+        self.beta = beta
+
+    def decode_sample(self, z: Tensor, uniforms: Tensor) -> Tensor:
+        return self.decode(z)

@@ -1,0 +1,157 @@
+"""The regularised autoencoder, whose codes a Gaussian mixture describes.
+
+Ghosh, Sajjadi, Vergari, Black and Schoelkopf, "From Variational to Deterministic Autoencoders", ICLR 2020, equation 11
+(squared codes, weight decay of the decoder) and section 4 (the density that is fitted afterwards).
+"""
+
+import math
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from robustgen.checks import check_integers, check_numbers
+from robustgen.generative.latent.autoencoder import AutoEncoder, adam_with_decay
+from robustgen.training import Batch, Source
+from robustgen.turns import warnings_set_to
+
+__all__ = ["RAE", "GaussianMixture"]
+
+_CODES = 10_000  # that a mixture is fitted to
+
+
+class GaussianMixture(nn.Module):
+    """A mixture of Gaussians in R^D with full covariances, fitted by scikit-learn; before, all of them are N(0, I).
+
+    Args:
+        components, dim: how many of what dimension D.
+
+    >>> mixture = GaussianMixture(2, dim=1).fit(torch.tensor([[-1.0], [-1.1], [5.0], [5.1]]))
+    >>> mixture.means.flatten().sort().values.round(decimals=2), mixture.weights
+    (tensor([-1.0500,  5.0500]), tensor([0.5000, 0.5000]))
+    """
+
+    weights: Tensor
+    means: Tensor
+    factors: Tensor
+
+    def __init__(self, components: int, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("weights", torch.full((components,), 1 / components))
+        self.register_buffer("means", torch.zeros(components, dim))
+        self.register_buffer("factors", torch.eye(dim).repeat(components, 1, 1))  # L of covariances L L'
+
+    def fit(self, z: Tensor) -> "GaussianMixture":
+        """Take the maximum of the likelihood of z (N, D) that EM finds from k-means; the same for the same z.
+
+        Raises:
+            ValueError: fewer points than components.
+        """
+        from sklearn import mixture
+        from sklearn.exceptions import ConvergenceWarning
+
+        components = len(self.weights)
+        if len(z) < components:
+            raise ValueError(f"components={components} Gaussians need as many codes, got {len(z)}: take fewer")
+        centre, scale = z.mean(0), z.std(0, correction=0)  # scikit-learn's floor for variances knows no scale
+        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+        points = ((z - centre) / scale).double().cpu().numpy()
+        with warnings_set_to("ignore", ConvergenceWarning):
+            found = mixture.GaussianMixture(components, random_state=0).fit(points)
+        self.weights.copy_(torch.from_numpy(found.weights_))
+        self.means.copy_(centre + scale * torch.from_numpy(found.means_).to(z))
+        self.factors.copy_(scale[:, None] * torch.linalg.cholesky(torch.from_numpy(found.covariances_)).to(z))
+        return self
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) (N,) in nats of z (N, D)."""
+        centred = (z[None] - self.means[:, None]).mT  # (K, D, N)
+        white = torch.linalg.solve_triangular(self.factors, centred, upper=False)
+        volume = self.factors.diagonal(dim1=1, dim2=2).log().sum(1) + 0.5 * z.shape[1] * math.log(2 * math.pi)
+        parts = self.weights.log()[:, None] - volume[:, None] - 0.5 * white.square().sum(1)  # (K, N)
+        return parts.logsumexp(0)
+
+    def of_noise(self, noise: Tensor) -> Tensor:
+        """Points (N, D) of standard normal ``noise`` (N, D + 1), whose first number picks the component."""
+        u = torch.special.ndtr(noise[:, 0])
+        k = torch.searchsorted(self.weights.cumsum(0), u).clamp(max=len(self.weights) - 1)
+        return self.means[k] + (self.factors[k] @ noise[:, 1:, None]).squeeze(2)
+
+
+class RAE(AutoEncoder):
+    """z = E(x) with a cost on |z|^2, then a mixture of Gaussians of the codes.
+
+    The mixture is fitted to the codes of at most 10,000 training images at the end of every epoch, so that samples
+    follow the training, and the last one stays; before the first p(z) is N(0, I). ``log_prob_kind`` is None: the model
+    has no density of images. ``latent_log_prob`` is exact, of codes.
+
+    Args:
+        shape: (C, H, W).
+        latent_dim, architecture, width: as in :class:`VAE`.
+        gamma: weight of |z|^2 beside the squared error of an image (0.5 in Xiao, 2022).
+        components: of the mixture.
+        decoder_decay: weight decay of the decoder (the paper's RAE-L2); 0 in Xiao, 2022.
+
+    Raises:
+        ValueError: an argument out of range; in training, more components than training images.
+
+    >>> rae, x = RAE((1, 8, 8), latent_dim=2, architecture="mlp", width=16, components=3).eval(), torch.rand(4, 1, 8, 8)
+    >>> rae.latent_log_prob(x).shape, rae.sample(5).shape
+    (torch.Size([4]), torch.Size([5, 1, 8, 8]))
+    """
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        latent_dim: int = 20,
+        architecture: str = "infogan",
+        width: int | None = None,
+        gamma: float = 0.5,
+        components: int = 10,
+        decoder_decay: float = 0.0,
+    ) -> None:
+        super().__init__(shape, latent_dim, architecture, width)
+        check_integers(components=components)
+        check_numbers(gamma=gamma, decoder_decay=decoder_decay)
+        for name, value in {"gamma": gamma, "decoder_decay": decoder_decay}.items():
+            if not 0 <= value < float("inf"):
+                raise ValueError(f"{name} must be a finite number >= 0, got {value}")
+        self.gamma, self.components, self.decoder_decay = gamma, components, decoder_decay
+        self.mixture = GaussianMixture(components, latent_dim)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return (self.latent_dim + 1,)
+
+    def prior_sample(self, noise: Tensor) -> Tensor:
+        return self.mixture.of_noise(noise)
+
+    def _log_prior(self, z: Tensor) -> Tensor:
+        return self.mixture.log_prob(z)
+
+    def fit_without_gradients(self, data: Source) -> None:
+        """Fit the mixture to the codes of training ``data``.
+
+        Raises:
+            ValueError: more components than codes.
+        """
+        x = self.check(data.sample(_CODES)[0])
+        self.mixture.fit(torch.cat([self._encode(part.to(self.device)) for part in x.split(512)]))
+
+    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """The squared error of an image and gamma |z|^2."""
+        z = self._encode(batch.x)
+        reconstruction = self._squared_error(batch.x, self.decode(z)).mean()
+        size = z.square().sum(1).mean()
+        logged = {"reconstruction": reconstruction.detach(), "size": size.detach()}
+        return {"loss": reconstruction + self.gamma * size} | logged
+
+    def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+        """As in training; and -log p(z), by the mixture of the training codes."""
+        nll = -self._log_prior(self._encode(batch.x)).mean()
+        return self.training_step(batch, step) | {"latent_nll": nll}
+
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:  # type: ignore[override]
+        """Adam, lr 1e-3, with ``decoder_decay`` on the decoder alone."""
+        return adam_with_decay(parameters, self.decoder, self.decoder_decay)
