@@ -17,7 +17,7 @@ from torch.nn.utils import parametrize
 
 from robustgen.checks import check_integers, check_numbers
 from robustgen.generative.flows.base import Flow, Logit
-from robustgen.generative.flows.transform import Estimated, KeyedChain, jacobian
+from robustgen.generative.flows.transform import ActNorm, Estimated, KeyedChain, Transform, jacobian
 
 __all__ = ["LOG_DETS", "LipSwish", "Residual", "ResidualFlow", "SpectralBound", "contraction_network"]
 
@@ -110,8 +110,8 @@ def _check_between(**values: float) -> None:
 def contraction_network(shape: tuple[int, ...], width: int, contraction: float, factor: int = 1) -> nn.Sequential:
     """A network g with |g(x) - g(y)| <= contraction |x - y|, of vectors (D,) or of images (C, H, W), in L2.
 
-    Three layers, fully connected or convolutions of 3 x 3, 1 x 1 and 3 x 3, on maps in which each square of ``factor`` x
-    ``factor`` pixels is one point; both sides must be multiples of it.
+    Three layers, fully connected or convolutions of 3 x 3, 1 x 1 and 3 x 3, on maps in which each square of ``factor``
+    x ``factor`` pixels is one point; both sides must be multiples of it.
 
     Raises:
         TypeError, ValueError: a contraction outside (0, 1).
@@ -121,7 +121,8 @@ def contraction_network(shape: tuple[int, ...], width: int, contraction: float, 
     """
     _check_between(contraction=contraction)
     if len(shape) == 1:
-        inner, size = shape[0], ()
+        inner = shape[0]
+        size: tuple[int, ...] = ()
         layers: list[nn.Module] = [nn.Linear(inner, width), nn.Linear(width, width), nn.Linear(width, inner)]
         before: list[nn.Module] = []
         after: list[nn.Module] = []
@@ -236,7 +237,7 @@ class Residual(Estimated):
 
         if found.requires_grad:
             found.register_hook(solved)
-        return found
+        return found.clone()  # so that who asks for gradients with respect to x itself does not call the hook
 
     def _fixed_point(self, step: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
         if not x.numel():
@@ -258,7 +259,9 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 class ResidualFlow(Flow):
-    """Residual blocks over an image, each :class:`Residual` with a :func:`contraction_network`.
+    """Residual blocks over an image, each :class:`Residual` with a :func:`contraction_network` behind an actnorm.
+
+    Networks work by turns on squares of 2 x 2 and 4 x 4 pixels, where the sides are multiples of these.
 
     Log determinants are estimated, with random vectors that depend on the image alone: ``log_prob`` is right in
     expectation, but for the end of its series, of which :meth:`truncation_bias` says how much it leaves out.
@@ -307,11 +310,14 @@ class ResidualFlow(Flow):
         self.blocks, self.width, self.contraction, self.log_det = blocks, width, contraction, log_det
         self.terms, self.draws, self.tolerance, self.alpha = terms, draws, tolerance, alpha
         factors = [factor for factor in (2, 4) if not (self.shape[1] % factor or self.shape[2] % factor)] or [1]
-        parts = []
+        parts: list[Transform] = []
         for i in range(blocks):
-            factor = factors[i % len(factors)]
-            parts.append(Residual(contraction_network(self.shape, width, contraction, factor), contraction, log_det, terms, draws, tolerance))
-        self.transform = KeyedChain(Logit(alpha), *parts, levels=levels)
+            network = contraction_network(self.shape, width, contraction, factors[i % len(factors)])
+            block = Residual(network, contraction, log_det, terms, draws, tolerance)
+            parts += [ActNorm(self.shape[0]), block]
+        self.transform = KeyedChain(Logit(alpha), *parts, ActNorm(self.shape[0]), levels=levels)
+        if self.pixels is None and log_det == "exact":
+            self.log_prob_kind = "exact"  # type: ignore[misc]
 
     @torch.no_grad()
     def truncation_bias(self, x: Tensor) -> Tensor:
