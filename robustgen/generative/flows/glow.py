@@ -84,7 +84,7 @@ class Glow(Flow):
         width: features of the couplings' networks.
         coupling: "affine", or "additive" (no scales).
         alpha: of the :class:`~robustgen.generative.flows.base.Logit` in front; None: without one, as in the paper. With
-            it, digits on black are learned many times faster.
+            it digits on black are learned many times faster; photographs are learned faster without.
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range, sides that cannot be halved so often.
