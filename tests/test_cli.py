@@ -515,7 +515,7 @@ def test_the_demo_smoke_run_writes_what_it_prints(tmp_path):
     for network in report["networks"]:
         assert f"{100 * network['worst_case_accuracy']['value']:.1f}" in found.stdout
     assert len(report["detection"]) == 2
-    assert [len(entry["per_example"]["ids"]) for entry in report["detector_robustness"]] == [20, 20]
+    assert [len(entry["per_example"]["ids"]) for entry in report["detector_robustness"]] == [10, 10]
     said = " ".join(found.stdout.split())
     assert [step["title"] in said and step["text"] in said for step in report["story"]] == 4 * [True]
     assert sum("measurable difference" in line for line in found.stdout.split("\n")) <= 1
@@ -575,6 +575,14 @@ def test_every_option_is_under_its_heading(capsys, command):
         if parameter.param_type_name == "option":
             assert parameter.rich_help_panel in LONG[command], parameter.name
             assert re.search(rf"^  {parameter.opts[0]}\b", text, re.MULTILINE), parameter.name
+
+
+def test_the_help_names_every_generative_model(capsys):
+    from robustgen.generative import model_classes
+
+    named = shown(capsys, "train").partition("A generative model:")[2].partition("; without:")[0]
+    words = re.sub(r"-\n\s+", "-", named).replace("ebm", "energy-model").replace("++", "-plus-plus").split(",")
+    assert {word.strip().replace("-", "") for word in words} == {name.lower() for name in model_classes()}
 
 
 @pytest.mark.parametrize("command", LONG)

@@ -117,6 +117,31 @@ SMALL = {
     ],
     "WGANGP": [lambda: room.WGANGP(SHAPE, latent_dim=4, width=4, n_critic=2)],
     "Denoiser": [lambda: room.Denoiser(SHAPE, width=4, levels=2, sample_steps=3)],
+    "RealNVP": [
+        lambda: room.RealNVP(SHAPE, levels=17, width=4),
+        lambda: room.RealNVP(SHAPE, levels=2, dequantization="variational", quantization="nearest", width=4, scales=1),
+    ],
+    "Glow": [
+        lambda: room.Glow(SHAPE, levels=17, flow_steps=2, width=4),
+        lambda: room.Glow(SHAPE, dequantization="none", flow_steps=1, width=4, coupling="additive", alpha=0.05),
+    ],
+    "MAF": [
+        lambda: room.MAF(SHAPE, levels=17, flow_steps=2, width=16),
+        lambda: room.MAF(SHAPE, dequantization="none", flow_steps=1, width=80, layers=2, alpha=0.05),
+    ],
+    "ContinuousFlow": [
+        lambda: room.ContinuousFlow(SHAPE, levels=17, width=4, steps=2, draws=2),
+        lambda: room.ContinuousFlow(
+            SHAPE,
+            levels=2,
+            dequantization="variational",
+            quantization="nearest",
+            solver="dopri5",
+            tolerance=0.01,
+            width=4,
+            adjoint=True,
+        ),
+    ],
     "EnergyModel": [
         lambda: room.EnergyModel(SHAPE, width=4, steps=3, sample_steps=5, buffer_size=32),
         lambda: room.EnergyModel(SHAPE, width=4, objective="dsm", sample_steps=5),

@@ -12,9 +12,10 @@ from robustgen.data import digits
 from robustgen.generative import IAFVAE, VAE, HierarchicalPixelVAE, PixelVAE, fit
 from robustgen.generative.blocks.discretized_logistic import DiscretizedLogisticMixture
 from robustgen.generative.blocks.gaussian import bounded_log_std, gaussian_kl, gaussian_log_prob
+from robustgen.generative.blocks.made import MADE
 from robustgen.generative.blocks.pixel_likelihood import Bernoulli, Gaussian
 from robustgen.generative.blocks.softmax import Softmax
-from robustgen.generative.latent.autoregressive_flow import MADE, InverseAutoregressiveStep, MaskedConvNet
+from robustgen.generative.latent.autoregressive_flow import InverseAutoregressiveStep, MaskedConvNet
 from robustgen.generative.latent.base import LatentVariableModel, Posterior
 from robustgen.generative.latent.coders import ConvDecoder, ConvEncoder
 from robustgen.training import Batch

@@ -19,6 +19,7 @@ from robustgen.generative import (
     WAE,
     FlowPosteriorVAE,
     FlowPriorVAE,
+    Glow,
     TwoStageVAE,
     VampPriorVAE,
     fit,
@@ -184,7 +185,11 @@ def test_mmd_is_the_mean_over_pairs():
     within = [sum(pairs(z)) / len(pairs(z)) for z in (a, b)]
     across = [k(u, v) for u in a for v in b]
     torch.testing.assert_close(mmd_squared(a, b), sum(within) - 2 * sum(across) / len(across))
-    with pytest.raises(ValueError, match="at least two points of each kind, got 1 and 6"):
+    a, b = torch.randn(600, 2, dtype=torch.float64), torch.randn(300, 2, dtype=torch.float64)  # more than at once
+    k = lambda u, v: 4 / (4 + torch.cdist(u, v).square())
+    within = [(k(z, z).sum() - len(z)) / (len(z) * (len(z) - 1)) for z in (a, b)]
+    torch.testing.assert_close(mmd_squared(a, b), sum(within) - 2 * k(a, b).mean())
+    with pytest.raises(ValueError, match="at least two points of each kind, got 1 and"):
         mmd_squared(a[:1], b)
 
 
@@ -213,6 +218,8 @@ def test_the_prior_hole_of_an_encoder_that_fits_and_of_one_that_does_not():
     assert abs(prior_hole(vae, x)) < 0.005
     nn.init.constant_(vae.to_posterior.bias[:2], 2.0)
     assert prior_hole(vae, x) > 0.1
+    with pytest.raises(TypeError, match="needs a model with a prior of codes, Glow has none"):
+        prior_hole(Glow((1, 4, 4), scales=1, flow_steps=1, width=4), x)
 
 
 def test_a_discriminator_of_codes_and_the_autoencoder_take_turns():
@@ -328,6 +335,10 @@ def test_states_that_no_flow_can_fit():
         fit_latent_flow(lambda x: x, "0", x)
     with pytest.raises(ValueError, match="noise must be a finite number >= 0"):
         fit_latent_flow(net, "0", x, noise=-1.0)
+    overflowing = nn.Sequential(nn.Linear(4, 3))
+    nn.init.constant_(overflowing[0].bias, math.inf)
+    with pytest.raises(ValueError, match="the states hold NaN or Inf"):
+        fit_latent_flow(overflowing, "0", x)
     flow = fit_latent_flow(net, "1", x, epochs=1, width=4)
     with pytest.raises(ValueError, match="the states have 3 numbers each, those that were fitted had 5"):
         flow.density.log_prob(torch.zeros(1, 3))

@@ -380,6 +380,13 @@ def test_attacked_photos_are_read_as_scored_ones(capsys, fortified_run, photos, 
     assert err.endswith("robustgen: error: 1 file could not be read, the others are used\n")
     code, out, err = run(capsys, *attacked, "--strict")
     assert (code, out, err.count("\n")) == (2, "", 1)
+    proved = ["certify", "--run", fortified_run, "--data", tmp_path / "labelled", "--json"]
+    proved += ["--sigma", "0.2", "--n", "100", "--size", "8"]
+    code, out, err = run(capsys, *proved)
+    assert (code, err.count("robustgen: skipped: ")) == (1, 1)
+    assert len(json.loads(out)[0]["per_example"]["radius"]) == 32
+    code, out, err = run(capsys, *proved, "--strict")
+    assert (code, out, err.count("\n")) == (2, "", 1)
 
 
 # Tables: read in blocks, by a rule that is stated; scores written as one.

@@ -16,6 +16,7 @@ from robustgen.cli.attack import attack
 from robustgen.cli.certify import certify
 from robustgen.cli.grouped_help import GroupedCommand, examples
 from robustgen.cli.options import refuse_empty
+from robustgen.cli.quality import quality
 from robustgen.cli.reproduce import demo, report, reproduce
 from robustgen.cli.score import score
 from robustgen.cli.terminal import complain, say
@@ -65,6 +66,13 @@ app.command(
         "score --checkpoint runs/vae --detector input-complexity --data mnist --data-root data --out scores.csv",
     ),
 )(score)
+app.command(
+    cls=GroupedCommand,
+    epilog=examples(
+        "quality --checkpoint runs/vae --data mnist --data-root data --out runs/vae/quality",
+        "quality --checkpoint runs/gan --data photos/ --features runs/classifier --n 5000",
+    ),
+)(quality)
 app.command()(reproduce)
 app.command()(report)
 

@@ -7,7 +7,14 @@ from typing import Annotated
 import typer
 
 from robustgen.cli.grouped_help import ATTACK, DATA, NETWORK, RUN
-from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
+from robustgen.cli.image_options import (
+    BackgroundOption,
+    ChannelsOption,
+    FitOption,
+    SizeOption,
+    StrictOption,
+    image_reader,
+)
 from robustgen.cli.options import (
     DataOption,
     DeviceOption,
@@ -26,7 +33,7 @@ from robustgen.cli.options import (
     command_line,
     normalization,
 )
-from robustgen.cli.terminal import say
+from robustgen.cli.terminal import complain, say
 
 __all__ = ["certify"]
 
@@ -52,6 +59,7 @@ def certify(
     channels: ChannelsOption = None,
     fit: FitOption = None,
     background: BackgroundOption = None,
+    strict: StrictOption = False,
     split: Annotated[str, typer.Option("--split", help="train or test.", rich_help_panel=DATA)] = "test",
     sigma: Annotated[
         list[float] | None,
@@ -136,9 +144,10 @@ def certify(
 
     A network hardly stands noise that it was not trained on: put a --denoiser before it.
     """
-    from robustgen.commands import DataSpec, certify_network
+    from robustgen.commands import DataSpec, Unreadable, certify_network
 
     means, stds = normalization(mean, std)
+    unreadable = Unreadable(complain, strict)
     reports, path = certify_network(
         run=run,
         model=model,
@@ -167,11 +176,13 @@ def certify(
         resume=resume,
         progress=not quiet,
         command=command_line(),
+        skip=unreadable.skip,
     )
     if as_json:
         say(json.dumps([report.to_dict() for report in reports]))
-        return
-    for report in reports:
-        say(report)
-    if path is not None:
-        say(f"certificates: {path}")
+    else:
+        for report in reports:
+            say(report)
+        if path is not None:
+            say(f"certificates: {path}")
+    unreadable.finish()

@@ -121,7 +121,7 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables instead.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw report.html from a report.json, or print its tables as Markdown; so from a certification.json its page."""
+    """Draw the page of a report.json, certification.json or quality.json, or print its tables as Markdown."""
     from robustgen.evaluation.certification_page import (
         certification_html,
         certification_in,
@@ -129,14 +129,18 @@ def report(
         load_certification,
     )
     from robustgen.evaluation.report import draw_html, draw_markdown, load_report
+    from robustgen.evaluation.sample_quality_page import load_quality, quality_html, quality_in, quality_markdown
     from robustgen.files import write_bytes
 
-    certificates = certification_in(path)
+    certificates, quality = certification_in(path), quality_in(path)
     html: Callable[[dict[str, Any]], str] = draw_html
     text: Callable[[dict[str, Any]], str] = draw_markdown
     if certificates is not None:
         found = load_certification(certificates)
         html, text, beside = certification_html, certification_markdown, certificates.with_suffix(".html")
+    elif quality is not None:
+        found = load_quality(quality)
+        html, text, beside = quality_html, quality_markdown, quality.with_suffix(".html")
     else:
         found = load_report(path)
         beside = (path if path.is_dir() else path.parent) / "report.html"

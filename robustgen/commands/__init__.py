@@ -13,6 +13,7 @@ from robustgen.commands.generative import (
     training_data,
 )
 from robustgen.commands.network_spec import NetworkSpec
+from robustgen.commands.quality import measure_quality
 from robustgen.commands.runs import kept_by_run, remembered_options
 from robustgen.commands.score import MADE, check_way, compare_populations, open_detector
 from robustgen.commands.scoring import Scoring, score_inputs, write_rows
@@ -32,6 +33,7 @@ __all__ = [
     "compare_populations",
     "generative_detector",
     "kept_by_run",
+    "measure_quality",
     "naming_options",
     "open_detector",
     "parse_options",

@@ -1,6 +1,6 @@
 """``robustgen certify``: how robust a network provably is behind noise, and a denoiser before it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,7 @@ def certify_network(
     resume: bool = False,
     progress: bool = True,
     command: str | None = None,
+    skip: Callable[[ValueError], None] | None = None,
 ) -> tuple[list[CertificationReport], Path | None]:
     """Certify a trained network, once for each sigma; the reports, and with ``out`` the page that shows them.
 
@@ -56,6 +57,7 @@ def certify_network(
         denoiser: directory of a trained :class:`~robustgen.generative.Denoiser`.
         radii: none: quarters, halves and wholes of each sigma, up to twice it.
         out: finished certificates are kept in it; ``resume`` goes on with them.
+        skip: called with the error of each image file that cannot be read, which is left out; None raises it.
 
     Raises:
         ValueError: no sigma, or whatever :func:`~robustgen.evaluation.certify_robustness` refuses.
@@ -74,7 +76,7 @@ def certify_network(
         if not isinstance(before, Denoiser):
             raise ValueError(f"{denoiser} holds a {type(before).__name__}, not a Denoiser: robustgen train denoiser")
     shape = tuple(info["network"]["shape"]) if info else None
-    dataset = data_for(data, info).read(part, shape)
+    dataset = data_for(data, info).read(part, shape, skip)
     if info:
         dataset = require_nonempty(by_class_name(dataset, info)[0])
     for module in (network, before):

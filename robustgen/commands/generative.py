@@ -30,7 +30,14 @@ from robustgen.model import evaluating
 from robustgen.training import Batch, Trainer, load_checkpoint
 from robustgen.turns import seeded
 
-__all__ = ["generative_detector", "parse_options", "sample_images", "train_generative", "training_data"]
+__all__ = [
+    "generative_detector",
+    "parse_options",
+    "sample_images",
+    "train_generative",
+    "trained_model",
+    "training_data",
+]
 
 SCORED = 2000  # inputs at most that a detector over a generative model is fitted on, and likewise calibrated on
 _ALIASES = {"ebm": "energymodel", "energy": "energymodel", "pixelcnn++": "pixelcnnplusplus"}
@@ -146,7 +153,7 @@ def sample_images(run: Path, n: int, out: Path, *, seed: int = 0, device: str | 
         raise ValueError(f"{out}: name it .png or .npz")
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    model = _trained(run)
+    model = trained_model(run)
     move(model, device)
     x = model.sample(n, generator=torch.Generator(model.device).manual_seed(seed))
     if out.suffix == ".png":
@@ -179,7 +186,7 @@ def generative_detector(
     :class:`~robustgen.detectors.SmoothedDetector` around it. ``before_fit`` is called with them before anything is
     fitted, and may refuse; so may too few calibration inputs for the false-alarm rate ``fpr``.
     """
-    models, info = [_trained(run) for run in runs], read_info(runs[0])
+    models, info = [trained_model(run) for run in runs], read_info(runs[0])
     default = "likelihood" if models[0].log_prob_kind is not None else "discriminator"
     default = "latent-density" if hasattr(models[0], "latent_log_prob") else default
     kind = _class_called(default if name is None else name, "detector", _detector_classes(), {})
@@ -231,7 +238,7 @@ def _kept(place: Path, detector: Detector) -> Detector | None:
     return kept if kept.config == detector.config else None
 
 
-def _trained(run: Path) -> GenerativeModel:
+def trained_model(run: Path) -> GenerativeModel:
     """The model of a run; ValueError where no step of its training was completed."""
     model = load(run)
     if (run / "run.json").exists() and load_checkpoint(run).step == 0:

@@ -1,4 +1,4 @@
-"""Evaluation: robustness and tests for gradient masking, detection metrics, the report."""
+"""Evaluation: robustness and tests for gradient masking, detection metrics, quality of samples, the report."""
 
 from robustgen.evaluation.binarization import Binarization, binarization_test
 from robustgen.evaluation.certification import CertificationReport, certify_robustness
@@ -28,6 +28,8 @@ from robustgen.evaluation.metrics import (
 from robustgen.evaluation.report import draw_html, load_report, write_report
 from robustgen.evaluation.robustness import evaluate_robustness
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
+from robustgen.evaluation.sample_metrics import frechet_distance
+from robustgen.evaluation.sample_quality import FeatureNetwork, SampleQuality, fid, sample_quality
 from robustgen.evaluation.substitute import Substitute, train_substitute
 from robustgen.evaluation.verifier import RoundedCheck, Verification, verify
 
@@ -38,12 +40,14 @@ __all__ = [
     "CertificationReport",
     "CertifiedAlarms",
     "DetectorRobustness",
+    "FeatureNetwork",
     "GuardedOutcome",
     "MaskingTest",
     "ReverseOutcome",
     "RobustnessReport",
     "RocCurve",
     "RoundedCheck",
+    "SampleQuality",
     "Substitute",
     "Verification",
     "anomalous_class",
@@ -58,12 +62,15 @@ __all__ = [
     "evaluate_detection",
     "evaluate_detector_robustness",
     "evaluate_robustness",
+    "fid",
     "fpr_at_tpr",
+    "frechet_distance",
     "heldout_benchmark",
     "heldout_class",
     "indicators_of_failure",
     "load_report",
     "roc_curve",
+    "sample_quality",
     "train_substitute",
     "unseen_datasets",
     "verify",

@@ -34,7 +34,7 @@ _AHMED_2017 = (
     "detector_selection",
     "validation_losses",
 )
-_GUARANTEES = ("certified_accuracy", "certified_detectors")
+_GUARANTEES = ("certified_accuracy", "certified_detectors", "embedded_sequences")
 _MODULES = [
     "robustgen.experiments.recipes",
     "robustgen.experiments.recipe_starts",

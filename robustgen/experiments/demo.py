@@ -67,9 +67,9 @@ SMOKE = Scale(
     recipe_epochs=2,
     width=8,
     pgd_steps=2,
-    test_examples=60,
-    sweep_examples=40,
-    guarded_examples=20,
+    test_examples=20,
+    sweep_examples=20,
+    guarded_examples=10,
     joint_steps=5,
 )
 

@@ -21,7 +21,7 @@ from robustgen.networks import build
 from robustgen.spacing import evenly_spaced
 from robustgen.training import Batch, ClassifierObjective
 
-__all__ = ["Budget", "Certified", "OnNoise", "certified"]
+__all__ = ["Budget", "Certified", "OnNoise", "certificates", "certified"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,25 +113,24 @@ def certified(kind: str, sigma: float, budget: Budget, seed: int, cache: Trainin
     x, y = cache.put(test.subset(evenly_spaced(len(test), budget.n_test)))
     model, history, sizes = _network(kind, sigma, budget, seed, cache, train)
     settings = {"certificates of": kind, "sigma": sigma, "seed": seed} | budget.record()
+    options = {"n0": budget.n0, "n": budget.n, "alpha": budget.alpha, "name": f"{kind}, sigma {sigma:g}"}
+    x = x.flatten(1) if kind == "autoencoder" else x
+    report, core_minutes = certificates(model, x, y, settings, cache, **options)
+    return Certified(report, history, sizes, core_minutes)
+
+
+def certificates(
+    model: SmoothedClassifier, x: Tensor, y: Tensor, settings: dict[str, Any], cache: TrainingCache, **options: Any
+) -> tuple[CertificationReport, float]:
+    """Certificates of ``model``, made once for all cells of these ``settings``, and their core-minutes."""
     run_dir = cache.folder(settings)
     clock = run_dir / "core_seconds.json"
     with alone(cache.folder(settings | {"turn": True}), wait=True):
         begun = time.process_time()
-        report = certify_robustness(
-            model,
-            x.flatten(1) if kind == "autoencoder" else x,
-            y,
-            n0=budget.n0,
-            n=budget.n,
-            alpha=budget.alpha,
-            run_dir=run_dir,
-            resume=True,
-            name=f"{kind}, sigma {sigma:g}",
-            progress=cache.progress,
-        )
+        report = certify_robustness(model, x, y, run_dir=run_dir, resume=True, progress=cache.progress, **options)
         if not clock.exists():
             write_json(clock, {"seconds": time.process_time() - begun})
-    return Certified(report, history, sizes, float(read_json(clock, {"seconds": float})["seconds"]) / 60)
+    return report, float(read_json(clock, {"seconds": float})["seconds"]) / 60
 
 
 def _network(

@@ -30,7 +30,7 @@ from robustgen.fortified import fortify
 from robustgen.recurrent_networks import TextClassifier
 from robustgen.training import ClassifierObjective
 
-__all__ = ["EXPERIMENT"]
+__all__ = ["EXPERIMENT", "LENGTH", "next_symbols"]
 
 LENGTH = 40
 BALLS = {"linf": ("Linf", 0.1), "l2": ("L2", 1.0)}
@@ -76,7 +76,7 @@ class _Recurrent(Experiment):
     def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         s: dict[str, Any] = SCALES[scale]
         blocks = split_text(symbols(s["text"], cache), PARTS, block=LENGTH + 1, seed=derive_seed(cell.seed, 0))
-        (train, y_train), (calibration, _), (test, y) = (_task(part) for part in blocks)
+        (train, y_train), (calibration, _), (test, y) = (next_symbols(part) for part in blocks)
         test, y = test[: s["n_test"]].to(cache.device), y[: s["n_test"]].to(cache.device)
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(cell.seed, 1))
@@ -126,7 +126,7 @@ def _share(hits: Tensor) -> float:
     return hits.double().mean().item()
 
 
-def _task(blocks: Tensor) -> tuple[Tensor, Tensor]:
+def next_symbols(blocks: Tensor) -> tuple[Tensor, Tensor]:
     """Windows (N, LENGTH) and what follows each: 0 a consonant, 1 a vowel, 2 a space."""
     following = blocks[:, -1]
     y = torch.isin(following, encode("aeiou")).long()

@@ -2,7 +2,8 @@
 
 Theis, van den Oord and Bethge, "A note on the evaluation of generative models", ICLR 2016, section 3.1: the density of
 x + uniform noise bounds the log probability of discrete x from below. Dinh, Sohl-Dickstein and Bengio, "Density
-estimation using Real NVP", ICLR 2017, section 4.1: the flow sees the logit of alpha + (1 - 2 alpha) x.
+estimation using Real NVP", ICLR 2017, section 4.1: the flow sees the logit of pixels; of alpha + (1 - 2 alpha) x, whose
+ends are alike, in Papamakarios, Pavlakou and Murray, "Masked Autoregressive Flow for Density Estimation", NIPS 2017.
 """
 
 import math
@@ -12,16 +13,17 @@ import torch
 from torch import Tensor
 
 from robustgen.checks import check_numbers
-from robustgen.counter_rng import content_ids, uniform
+from robustgen.counter_rng import content_ids, normal, uniform
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
-from robustgen.generative.flows.transform import Transform
+from robustgen.generative.flows.dequantization import VariationalNoise
+from robustgen.generative.flows.transform import Transform, start
 from robustgen.generative.pixels import Pixels, bits_per_dim
 from robustgen.training import Batch
 
 __all__ = ["DEQUANTIZATIONS", "Flow", "Logit"]
 
-DEQUANTIZATIONS = ("none", "uniform")
+DEQUANTIZATIONS = ("none", "uniform", "variational")
 _STREAM = 31  # of the noise that dequantizes scored images
 
 
@@ -40,9 +42,9 @@ class Logit(Transform):
         self.alpha = alpha
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        a = self.alpha + (1 - 2 * self.alpha) * x
-        slope = math.log(1 - 2 * self.alpha) - a.log() - (1 - a).log()
-        return a.log() - (1 - a).log(), slope.flatten(1).sum(1)
+        width = 1 - 2 * self.alpha
+        low, high = (self.alpha + width * x).log(), (self.alpha + width * (1 - x)).log()  # 1 - a would lose its digits
+        return low - high, (math.log(width) - low - high).flatten(1).sum(1)
 
     def inverse(self, y: Tensor) -> Tensor:
         return (y.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
@@ -52,14 +54,16 @@ class Flow(GenerativeModel):
     """A model of images whose every layer can be inverted.
 
     A subclass is one paper: its constructor puts into ``transform`` what leads from pixels in [0, 1] to standard normal
-    noise.
+    noise. The first training step begins with the data-dependent start of its actnorms; scores and samples of a model
+    that has not been trained leave them as they were made, and a saved or resumed one keeps them.
 
     Args:
         shape: of an image.
         levels: the values of a pixel that dequantization spreads; 256 for 8-bit images.
         dequantization: "none": ``log_prob`` is the log density of x itself, per unit of the [0, 1] scale; of images
             with few values it has no upper bound. "uniform": uniform noise fills the gap above each of the ``levels``,
-            and ``log_prob`` is a lower bound on the log probability of the discrete image.
+            and ``log_prob`` is a lower bound on the log probability of the discrete image. "variational": noise that a
+            small flow learns to shape for each image, along with the model; the bound can be tighter.
         quantization: how values between levels are moved, see :class:`Pixels`; only with dequantization.
 
     Attributes:
@@ -79,9 +83,12 @@ class Flow(GenerativeModel):
         if dequantization == "none" and quantization is not None:
             raise ValueError("without dequantization any values in [0, 1] are taken: leave quantization out")
         self.levels, self.dequantization, self.quantization = levels, dequantization, quantization
-        self.pixels = None if dequantization == "none" else Pixels(levels, quantization)
+        pixels = Pixels(levels, quantization)  # raises where they are none
+        self.pixels = None if dequantization == "none" else pixels
+        self.noise = VariationalNoise(self.shape) if dequantization == "variational" else None
         if self.pixels is not None:
             self.log_prob_kind = "lower_bound"  # type: ignore[misc]
+        self._asks = True  # whether the next training step asks for actnorms that have not begun
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -93,33 +100,46 @@ class Flow(GenerativeModel):
 
         x is taken as it is, without dequantization; raises as :meth:`log_prob` does.
         """
-        eps, log_det = self.transform(self.check(x))
+        x = self.check(x).clamp(0, 1)  # what it takes for rounding is no logit's input
+        if not len(x):  # torch squeezes no empty batch
+            return x.new_zeros(0, *self.noise_shape), x.new_zeros(0)
+        eps, log_det = self.transform(x)
         return eps, log_det
 
     def from_noise(self, eps: Tensor) -> Tensor:
-        """The images (N, *shape) of eps (N, *noise_shape), differentiable; a few may lie a little outside [0, 1]."""
-        return self.transform.inverse(eps)
+        """The images (N, *shape) of eps (N, *noise_shape), differentiable; a few may lie a little outside [0, 1].
+
+        Raises:
+            ValueError: noise of another shape.
+        """
+        if tuple(eps.shape[1:]) != self.noise_shape:
+            wanted = f"noise of this {type(self).__name__} is (N, {', '.join(map(str, self.noise_shape))})"
+            raise ValueError(f"{wanted}, got {tuple(eps.shape)}")
+        return self.transform.inverse(eps) if len(eps) else eps.new_zeros(0, *self.shape)
 
     def _density(self, x: Tensor) -> Tensor:
         """log p (N,) of points x, per unit of the [0, 1] scale."""
         eps, log_det = self.transform(x)
         return gaussian_log_prob(eps).flatten(1).sum(1) + log_det
 
-    def _spread(self, x: Tensor, fresh: bool) -> Tensor:
-        """Points in [0, 1) of images on the levels: uniform noise above each level."""
-        assert self.pixels is not None
-        steps = self.levels - 1
-        v = self.pixels(x, fresh)
-        u = torch.rand_like(v) if fresh else uniform(0, content_ids(v.detach()), v.shape[1:], (_STREAM,), v.dtype)
-        return (v * steps + u) / self.levels
-
-    def _nats(self, x: Tensor, fresh: bool = False) -> Tensor:
+    def _spread(self, x: Tensor, fresh: bool) -> tuple[Tensor, Tensor | float]:
+        """Points in [0, 1] of images: with noise that fills the gap above each level, and the noise's log density (N,)
+        per unit of the [0, 1] scale."""
         if self.pixels is None:
-            return self._density(x)
-        return self._density(self._spread(x, fresh)) - self.dimensions * math.log(self.levels)
+            return x.clamp(0, 1), 0.0
+        v = self.pixels(x, fresh)
+        log_q: Tensor | float = self.dimensions * math.log(self.levels)
+        if self.noise is None:
+            u = torch.rand_like(v) if fresh else uniform(0, content_ids(v), v.shape[1:], (_STREAM,), v.dtype)
+        else:
+            eps = torch.randn_like(v) if fresh else normal(0, content_ids(v), v.shape[1:], (_STREAM,), v.dtype)
+            u, of_unit = self.noise(v, eps)
+            log_q = log_q + of_unit
+        return (v * (self.levels - 1) + u) / self.levels, log_q
 
     def _log_prob(self, x: Tensor) -> Tensor:
-        return self._nats(x)
+        points, log_q = self._spread(x, fresh=False)
+        return self._density(points) - log_q
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         eps = torch.randn(n, *self.noise_shape, generator=generator, device=self.device, dtype=self.dtype)
@@ -130,11 +150,15 @@ class Flow(GenerativeModel):
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """-log p(x), with fresh dequantization noise; bits per dimension are logged."""
-        return self._losses(self._nats(batch.x, fresh=True))
+        points, log_q = self._spread(batch.x, fresh=True)
+        if self._asks or step == 0:  # at 0: weights from before the start may have been loaded since
+            start(self.transform, points)
+            self._asks = False
+        return self._losses(self._density(points) - log_q)
 
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """As in training, with the noise of scores."""
-        return self._losses(self._nats(batch.x))
+        return self._losses(self._log_prob(batch.x))
 
     def _losses(self, log_prob: Tensor) -> dict[str, Tensor]:
         loss = -log_prob.mean()

@@ -1,8 +1,7 @@
 """One inverse autoregressive step, and the networks that it may use.
 
 Kingma, Salimans, Jozefowicz et al., "Improving Variational Inference with Inverse Autoregressive Flow", NIPS 2016,
-equations 13 and 14 (the gated step); Germain, Gregor, Murray and Larochelle, "MADE: Masked Autoencoder for Distribution
-Estimation", ICML 2015, equations 12 and 13 (the dense masks).
+equations 13 and 14 (the gated step).
 """
 
 import torch
@@ -11,46 +10,15 @@ from torch.nn import functional as F
 
 from robustgen.generative.blocks.masked_conv import MaskedConv2d
 
-__all__ = ["MADE", "InverseAutoregressiveStep", "MaskedConvNet"]
+__all__ = ["InverseAutoregressiveStep", "MaskedConvNet"]
 
 _GATE_BIAS = 2.0  # sigmoid(2) = 0.88: at the start a step changes little
 
 
-class _MaskedLinear(nn.Linear):
-    mask: Tensor
-
-    def __init__(self, mask: Tensor) -> None:
-        super().__init__(mask.shape[1], mask.shape[0])
-        self.register_buffer("mask", mask.to(self.weight.dtype), persistent=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return F.linear(x, self.weight * self.mask, self.bias)
-
-
-class MADE(nn.Module):
-    """Two numbers for each z_i, of z_1 ... z_{i-1} and the context: z (N, D), context (N, H) -> (N, 2, D).
-
-    Hidden unit k has seen the first k mod D inputs; so some have seen the context alone.
-
-    Args:
-        dim: D.
-        width: hidden units.
-        context: H.
-    """
-
-    def __init__(self, dim: int, width: int, context: int) -> None:
-        super().__init__()
-        seen, index = torch.arange(width) % dim, torch.arange(dim)
-        self.first = _MaskedLinear(seen[:, None] > index)
-        self.context = nn.Linear(context, width, bias=False)
-        self.last = _MaskedLinear((index[:, None] >= seen).repeat(2, 1))
-
-    def forward(self, z: Tensor, context: Tensor) -> Tensor:
-        return self.last(F.elu(self.first(z) + self.context(context))).unflatten(1, (2, -1))
-
-
 class MaskedConvNet(nn.Module):
-    """As :class:`MADE`, for z that is a map (channels, height, width), in raster order and channel by channel.
+    """As :class:`~robustgen.generative.blocks.made.MADE`, for z that is a map (channels, height, width).
+
+    The order is that of a raster, of each pixel channel by channel.
 
     Args:
         shape: (channels, height, width), D = their product.
@@ -80,6 +48,7 @@ class InverseAutoregressiveStep(nn.Module):
         network: gives m and s (N, 2, D) of z (N, D) and a context.
         backwards: "before" is behind: the last dimension comes first.
 
+    >>> from robustgen.generative.blocks.made import MADE
     >>> step = InverseAutoregressiveStep(MADE(3, 8, 2), backwards=False)
     >>> z, log_gate = step(torch.zeros(4, 3), torch.zeros(4, 2))
     >>> z.shape, bool((log_gate < 0).all())

@@ -9,7 +9,8 @@ import math
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, nearest
-from robustgen.generative.latent.autoregressive_flow import MADE, InverseAutoregressiveStep, MaskedConvNet
+from robustgen.generative.blocks.made import MADE
+from robustgen.generative.latent.autoregressive_flow import InverseAutoregressiveStep, MaskedConvNet
 from robustgen.generative.latent.base import Posterior, gaussian_posterior
 from robustgen.generative.latent.coders import stage_sizes
 from robustgen.generative.latent.vae import VAE

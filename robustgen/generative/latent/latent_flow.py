@@ -150,13 +150,15 @@ def fit_states(
     Adam, lr 1e-3 and down to 0 by a cosine, batches of 128. The global random state is left alone.
 
     Raises:
-        ValueError: states of less than two numbers, a setting out of range.
+        ValueError: states of less than two numbers or that are not finite, a setting out of range.
         FloatingPointError: the training diverged.
     """
     check_state_fit(blocks, width, noise, epochs)
     h = h.detach()
     if h.shape[1] < 2:
         raise ValueError(f"a flow needs states of at least two numbers, got {h.shape[1]}: name another layer=")
+    if not h.isfinite().all():
+        raise ValueError("the states hold NaN or Inf: the network overflows on these data")
     with seeded(seed):
         density = StateDensity(h.shape[1], blocks, width, noise).to(h)
     density.whiten(h)
@@ -228,7 +230,7 @@ def fit_latent_flow(
 
     Raises:
         TypeError: not such data, or no ``nn.Module``.
-        ValueError: no such layer, states that are no vectors of at least two numbers, or a setting out of range.
+        ValueError: no such layer, states that are no finite vectors of at least two numbers, or a setting out of range.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["mmd_squared", "prior_hole"]
 
 _STREAM = 41
+_ROWS = 256  # of a kernel at once: all differences of 10,000 codes would take gigabytes
 
 
 def mmd_squared(a: Tensor, b: Tensor) -> Tensor:
@@ -41,7 +42,8 @@ def mmd_squared(a: Tensor, b: Tensor) -> Tensor:
 
 def _kernel(a: Tensor, b: Tensor) -> Tensor:
     c = 2 * a.shape[1]
-    return c / (c + (a[:, None] - b[None]).square().sum(2))  # of large codes an expanded square has lost its digits
+    parts = [(rows[:, None] - b).square().sum(2) for rows in a.split(_ROWS)]  # an expanded square would lose digits
+    return c / (c + torch.cat(parts))
 
 
 def _within(a: Tensor) -> Tensor:
@@ -57,7 +59,8 @@ def prior_hole(model: "AutoEncoder | LatentVariableModel", x: Tensor, seed: int 
     A variational model's codes are one draw from q(z | x) for each image: together they are the aggregated posterior.
 
     Raises:
-        TypeError, ValueError: as ``log_prob`` does; ValueError for fewer than two images.
+        TypeError: a model without a prior of codes.
+        TypeError, ValueError: of images as ``log_prob`` does; ValueError for fewer than two.
 
     >>> from robustgen.generative import WAE
     >>> wae = WAE((1, 8, 8), latent_dim=2, architecture="mlp", width=8).eval()
@@ -66,6 +69,8 @@ def prior_hole(model: "AutoEncoder | LatentVariableModel", x: Tensor, seed: int 
     """
     from robustgen.generative.latent.base import LatentVariableModel
 
+    if not hasattr(model, "prior_sample"):
+        raise TypeError(f"prior_hole needs a model with a prior of codes, {type(model).__name__} has none")
     codes = model.draw_latents(x) if isinstance(model, LatentVariableModel) else model.encode(x)
     shape = (model.noise_dim,) if isinstance(model, LatentVariableModel) else model.noise_shape
     noise = normal(seed, torch.arange(len(x), device=codes.device), shape, (_STREAM,), codes.dtype)

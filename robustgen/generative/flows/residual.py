@@ -1,0 +1,332 @@
+"""Residual flow: x + g(x), where g shortens all distances.
+
+Behrmann, Grathwohl, Chen, Duvenaud and Jacobsen, "Invertible Residual Networks", ICML 2019 (the inverse); Chen,
+Behrmann, Duvenaud and Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019: equations 6 (the
+unbiased log determinant) and 8 (its gradient), section 3.3 (LipSwish).
+"""
+
+import copy
+import math
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.utils import parametrize
+
+from robustgen.checks import check_integers, check_numbers
+from robustgen.generative.flows.base import Flow, Logit
+from robustgen.generative.flows.transform import ActNorm, Estimated, KeyedChain, Transform, jacobian
+
+__all__ = ["LOG_DETS", "LipSwish", "Residual", "ResidualFlow", "SpectralBound", "contraction_network"]
+
+LOG_DETS = ("series", "exact")
+_ALWAYS = 2  # terms of the series that every training step computes; each further one with probability 1/2
+_ITERATIONS = 5  # of the power method at each training step, which goes on where the last one stopped
+_FIRST_ITERATIONS = 30
+
+
+class LipSwish(nn.Module):
+    """x sigmoid(b x) / 1.1, whose slope is nowhere above 1, with a learned b > 0.
+
+    Smooth, so that a loss of log determinants, which are functions of slopes, can be differentiated.
+
+    >>> LipSwish()(torch.zeros(2))
+    tensor([0., 0.])
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.raw = nn.Parameter(torch.tensor(0.5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * torch.sigmoid(F.softplus(self.raw) * x) / 1.1
+
+
+class SpectralBound(nn.Module):
+    """A weight divided by whatever its largest singular value, as a map of its inputs, exceeds ``bound`` by.
+
+    A parametrization (:mod:`torch.nn.utils.parametrize`) of linear layers and of convolutions of stride 1 that keep the
+    size of their map. The value is found by the power method from below: it moves in training mode alone, a few
+    steps at each call, and is right to the extent that weights change slowly.
+
+    Args:
+        weight: as it is at the start.
+        size: (H, W) of the map, of a convolution.
+        bound: of the largest singular value.
+
+    >>> layer = nn.Linear(4, 4)
+    >>> _ = nn.init.eye_(layer.weight)
+    >>> _ = parametrize.register_parametrization(layer, "weight", SpectralBound(layer.weight, (), bound=0.5))
+    >>> bool((layer.weight.diagonal() - 0.5).abs().max() < 1e-6)
+    True
+    """
+
+    u: Tensor
+
+    def __init__(self, weight: Tensor, size: tuple[int, ...], bound: float) -> None:
+        super().__init__()
+        self.bound = bound
+        u = torch.randn(1, len(weight), *size, dtype=weight.dtype, device=weight.device)
+        self.register_buffer("u", u)
+        self._improve(weight.detach(), _FIRST_ITERATIONS)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        if self.training:
+            self._improve(weight.detach(), _ITERATIONS)
+        u = self.u.clone()  # a later call changes it, and the graph of this one is still needed
+        v = _unit(_transposed(weight.detach(), u))
+        largest = (u * _mapped(weight, v)).sum()
+        return weight / (largest / self.bound).clamp(min=1)
+
+    @torch.no_grad()
+    def _improve(self, weight: Tensor, steps: int) -> None:
+        for _ in range(steps):
+            self.u.copy_(_unit(_mapped(weight, _unit(_transposed(weight, self.u)))))
+
+
+def _mapped(weight: Tensor, v: Tensor) -> Tensor:
+    return F.linear(v, weight) if weight.ndim == 2 else F.conv2d(v, weight, padding=weight.shape[-1] // 2)
+
+
+def _transposed(weight: Tensor, u: Tensor) -> Tensor:
+    if weight.ndim == 2:
+        return F.linear(u, weight.T)
+    return F.conv_transpose2d(u, weight, padding=weight.shape[-1] // 2)
+
+
+def _unit(v: Tensor) -> Tensor:
+    return v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+
+
+def _check_between(**values: float) -> None:
+    check_numbers(**values)
+    for name, value in values.items():
+        if not 0 < value < 1:
+            raise ValueError(f"{name} must lie in (0, 1), got {value}")
+
+
+def contraction_network(shape: tuple[int, ...], width: int, contraction: float, factor: int = 1) -> nn.Sequential:
+    """A network g with |g(x) - g(y)| <= contraction |x - y|, of vectors (D,) or of images (C, H, W), in L2.
+
+    Three layers, fully connected or convolutions of 3 x 3, 1 x 1 and 3 x 3, on maps in which each square of ``factor``
+    x ``factor`` pixels is one point; both sides must be multiples of it.
+
+    Raises:
+        TypeError, ValueError: a contraction outside (0, 1).
+
+    >>> contraction_network((1, 6, 6), width=4, contraction=0.9)(torch.zeros(2, 1, 6, 6)).shape
+    torch.Size([2, 1, 6, 6])
+    """
+    _check_between(contraction=contraction)
+    if len(shape) == 1:
+        inner = shape[0]
+        size: tuple[int, ...] = ()
+        layers: list[nn.Module] = [nn.Linear(inner, width), nn.Linear(width, width), nn.Linear(width, inner)]
+        before: list[nn.Module] = []
+        after: list[nn.Module] = []
+    else:
+        inner, size = shape[0] * factor**2, (shape[1] // factor, shape[2] // factor)
+        kinds = ((inner, width, 3), (width, width, 1), (width, inner, 3))
+        layers = [nn.Conv2d(a, b, kernel, padding=kernel // 2) for a, b, kernel in kinds]
+        before, after = [nn.PixelUnshuffle(factor)], [nn.PixelShuffle(factor)]
+    for layer in layers:
+        assert isinstance(layer.weight, Tensor)
+        bound = SpectralBound(layer.weight, size, contraction ** (1 / len(layers)))
+        parametrize.register_parametrization(layer, "weight", bound)
+    return nn.Sequential(*before, layers[0], LipSwish(), layers[1], LipSwish(), layers[2], *after)
+
+
+class Residual(Estimated):
+    """y = x + g(x), inverted by x <- y - g(x), with log det (I + J) = sum over k of (-1)^(k+1) tr(J^k) / k, J = dg/dx.
+
+    Traces are estimated, tr(J^k) = E[v' J^k v] of random signs v. In training the series ends at random after at least
+    two terms, each weighted by the inverse of the probability that it is reached (Russian roulette), so that the
+    expected value is that of the whole series; the gradient is estimated alike, without a graph of the series. In
+    eval mode it ends after ``terms``, which leaves a bias, and has ``draws`` vectors v.
+
+    Args:
+        network: g, with |g(x) - g(y)| <= contraction |x - y|.
+        contraction: in (0, 1).
+        log_det: "series", or "exact": with the whole Jacobian, D backward passes.
+        terms, draws: of the series in eval mode.
+        tolerance: of the inverse, relative to its largest number.
+
+    Raises:
+        ValueError: an argument out of range.
+        ArithmeticError: at an inverse that is not found, since g does not shorten distances as it should.
+
+    >>> step, x = Residual(contraction_network((3,), 8, 0.9), 0.9, "exact").eval(), torch.randn(5, 3)
+    >>> y, log_det = step(x)
+    >>> torch.allclose(step.inverse(y), x, atol=1e-4), log_det.shape
+    (True, torch.Size([5]))
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        contraction: float,
+        log_det: str = "series",
+        terms: int = 10,
+        draws: int = 1,
+        tolerance: float = 1e-6,
+    ) -> None:
+        super().__init__()
+        check_integers(terms=terms, draws=draws)
+        _check_between(contraction=contraction, tolerance=tolerance)
+        if log_det not in LOG_DETS:
+            raise ValueError(f"log_det must be one of {', '.join(LOG_DETS)}, got {log_det!r}")
+        self.network, self.contraction, self.log_det = network, contraction, log_det
+        self.terms, self.draws, self.tolerance = terms, draws, tolerance
+
+    def forward(self, x: Tensor, ids: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        graph = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
+            if not (graph and x.requires_grad):
+                x = x.detach().clone().requires_grad_()
+            g = self.network(x)
+            log_det = self._log_det(g, x, ids, graph)
+        return (x + g, log_det) if graph else ((x + g).detach(), log_det.detach())
+
+    def _log_det(self, g: Tensor, x: Tensor, ids: Tensor | None, graph: bool) -> Tensor:
+        if self.log_det == "exact":
+            j = jacobian(g, x, graph)
+            return torch.linalg.slogdet(torch.eye(j.shape[1], dtype=j.dtype, device=j.device) + j)[1]
+        if self.training:
+            return self._roulette(g, x, self.signs(x, ids, 1)[0], graph)
+        return torch.stack([self._series(g, x, v, graph) for v in self.signs(x, ids, self.draws)]).mean(0)
+
+    def _series(self, g: Tensor, x: Tensor, v: Tensor, graph: bool) -> Tensor:
+        total, w = x.new_zeros(len(x)), v
+        for k in range(1, self.terms + 1):
+            (w,) = torch.autograd.grad(g, x, w, retain_graph=True, create_graph=graph)
+            total = total - (-1) ** k / k * _dot(w, v)
+        return total
+
+    def _roulette(self, g: Tensor, x: Tensor, v: Tensor, graph: bool) -> Tensor:
+        more = int(torch.rand((), dtype=torch.float64, device="cpu").clamp(min=1e-12).log2().neg())
+        value, w, weighted = x.new_zeros(len(x)), v, v
+        for k in range(1, _ALWAYS + more + 1):
+            (w,) = torch.autograd.grad(g, x, w, retain_graph=True)
+            rarity = 2.0 ** max(0, k - _ALWAYS)  # 1 / the probability of getting here
+            value = value - (-1) ** k * rarity / k * _dot(w, v)
+            weighted = weighted + (-1) ** k * rarity * w  # towards (I + J')^-1 v
+        if not graph:
+            return value
+        # d log det (I + J) = tr((I + J)^-1 dJ) = E[v' (I + J)^-1 dJ v]: that is the gradient of `slope`.
+        (w,) = torch.autograd.grad(g, x, weighted, create_graph=True)
+        slope = _dot(w, v)
+        return value + slope - slope.detach()
+
+    def inverse(self, y: Tensor) -> Tensor:
+        with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
+            x = self._fixed_point(lambda x: y - self.network(x), y)
+        if not torch.is_grad_enabled():
+            return x
+        # dx = (I + J)^-1 (dy - dg): from the last step, with the gradient that arrives there solved for (I + J')^-1.
+        found = y - self.network(x)
+        at = x.clone().requires_grad_()
+        g = self.network(at)
+
+        def solved(gradient: Tensor) -> Tensor:
+            def step(u: Tensor) -> Tensor:
+                return gradient - torch.autograd.grad(g, at, u, retain_graph=True)[0]
+
+            return self._fixed_point(step, gradient)
+
+        if found.requires_grad:
+            found.register_hook(solved)
+        return found.clone()  # so that who asks for gradients with respect to x itself does not call the hook
+
+    def _fixed_point(self, step: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+        if not x.numel():
+            return x
+        near = max(self.tolerance * (1 - self.contraction), 4 * torch.finfo(x.dtype).eps)
+        most = 20 + math.ceil(2 * math.log(near) / math.log(self.contraction))
+        for _ in range(most):
+            last, x = x, step(x)
+            if (x - last).abs().max() <= near * x.abs().max():
+                return x
+        raise ArithmeticError(
+            f"a residual block has no inverse that {most} steps can find: its network does not shorten distances by "
+            f"{self.contraction:g}, or its input is not finite"
+        )
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    return (a * b).flatten(1).sum(1)
+
+
+class ResidualFlow(Flow):
+    """Residual blocks over an image, each :class:`Residual` with a :func:`contraction_network` behind an actnorm.
+
+    Networks work by turns on squares of 2 x 2 and 4 x 4 pixels, where the sides are multiples of these.
+
+    Log determinants are estimated, with random vectors that depend on the image alone: ``log_prob`` is right in
+    expectation, but for the end of its series, of which :meth:`truncation_bias` says how much it leaves out.
+
+    Args:
+        shape: (C, H, W).
+        blocks: residual ones.
+        width: features of their networks.
+        contraction, log_det, tolerance: see :class:`Residual`.
+        terms, draws: of the series of scores.
+        alpha: of the :class:`Logit` before them.
+        levels, dequantization, quantization: see :class:`Flow`.
+
+    Attributes:
+        log_prob_kind: "estimated" where log_det is "series" and nothing is dequantized.
+
+    Raises:
+        TypeError, ValueError: an argument that is out of range.
+
+    >>> flow = ResidualFlow((1, 4, 4), blocks=2, width=4).eval()
+    >>> x = torch.ones(3, 1, 4, 4)
+    >>> flow.log_prob(x).shape, bool((flow.truncation_bias(x).abs() < 0.1).all()), flow.sample(2).shape
+    (torch.Size([3]), True, torch.Size([2, 1, 4, 4]))
+    """
+
+    log_prob_kind: ClassVar[str | None] = "estimated"
+
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        *,
+        blocks: int = 8,
+        width: int = 64,
+        contraction: float = 0.9,
+        log_det: str = "series",
+        terms: int = 10,
+        draws: int = 1,
+        tolerance: float = 1e-6,
+        alpha: float = 1e-6,
+        levels: int = 256,
+        dequantization: str = "uniform",
+        quantization: str | None = None,
+    ) -> None:
+        super().__init__(shape, levels, dequantization, quantization)
+        check_integers(blocks=blocks, width=width)
+        self.blocks, self.width, self.contraction, self.log_det = blocks, width, contraction, log_det
+        self.terms, self.draws, self.tolerance, self.alpha = terms, draws, tolerance, alpha
+        factors = [factor for factor in (2, 4) if not (self.shape[1] % factor or self.shape[2] % factor)] or [1]
+        parts: list[Transform] = []
+        for i in range(blocks):
+            network = contraction_network(self.shape, width, contraction, factors[i % len(factors)])
+            block = Residual(network, contraction, log_det, terms, draws, tolerance)
+            parts += [ActNorm(self.shape[0]), block]
+        self.transform = KeyedChain(Logit(alpha), *parts, ActNorm(self.shape[0]), levels=levels)
+        if self.pixels is None and log_det == "exact":
+            self.log_prob_kind = "exact"  # type: ignore[misc]
+
+    @torch.no_grad()
+    def truncation_bias(self, x: Tensor) -> Tensor:
+        """By how much ``log_prob`` of x would change with four times as many terms, (N,) in nats; 0 where it is exact.
+
+        Of the same random vectors; averaged over images it estimates the bias of the mean score.
+        """
+        longer = copy.deepcopy(self)
+        for part in longer.transform.modules():
+            if isinstance(part, Residual):
+                part.terms = 4 * self.terms
+        return longer.log_prob(x) - self.log_prob(x)
