@@ -35,7 +35,8 @@ class WAE(AutoEncoder):
         latent_dim, architecture, width: as in :class:`VAE`.
         penalty: "mmd": the unbiased estimate of :func:`mmd_squared`. "gan": -log D(E(x)) of a discriminator D, which
             is high on draws of the prior.
-        weight: of the penalty beside the squared error of an image (10 in the paper, on MNIST).
+        weight: of the penalty beside the squared error of an image (10 in the paper, on MNIST). The error grows with
+            the image: of 8 x 8 pixels "gan" needs about 0.5, and with 10 all codes end up in one place.
         discriminator_width: hidden units in each of the four hidden layers of D.
 
     Raises:
@@ -104,7 +105,8 @@ class WAE(AutoEncoder):
         """The loss of the autoencoder."""
         return self.training_step(batch, 1)
 
-    @staticmethod
-    def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Adam, lr 1e-3, beta 0.5 and 0.999, as in the paper on MNIST."""
-        return torch.optim.Adam(parameters, lr=1e-3, betas=(0.5, 0.999))
+    def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:  # type: ignore[override]
+        """Adam, beta 0.5 and 0.999, lr 1e-3, but 5e-4 for the discriminator: a faster one gets ahead of the encoder."""
+        given = list(parameters)
+        of_discriminator = self.penalty == "gan" and given[0] is next(self.discriminator.parameters())
+        return torch.optim.Adam(given, lr=5e-4 if of_discriminator else 1e-3, betas=(0.5, 0.999))
