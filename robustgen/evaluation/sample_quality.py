@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_seed
+from robustgen.counter_rng import derive_seed
 from robustgen.data import ArrayDataset
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.evaluation.proportions import proportion
@@ -268,8 +269,8 @@ def sample_quality(
         data: images to compare with; labelled (an :class:`~robustgen.data.ArrayDataset`) for classes to be counted.
         features: see :class:`FeatureNetwork`; a network, or one and the name of a layer.
         train: what the model was trained on.
-        n: images at most on each side, evenly spaced ones of data and train; neighbours are looked for in all of train.
-        seed: of samples, bootstrap and clusterings.
+        n: images at most on each side, of more some at random; neighbours are looked for in all of train.
+        seed: of samples and choice, bootstrap and clusterings.
         resamples: bootstrap draws; 0: no intervals.
         batch_size: images that the feature network sees at once.
         name: of the samples, for the result; default: the class of the model.
@@ -291,7 +292,7 @@ def sample_quality(
     check_seed(seed)
     began = time.perf_counter()
     network = _network(features)
-    real = _dataset(data, "data").take(n)
+    real = _some(_dataset(data, "data"), n, seed)
     training = None if train is None else _dataset(train, "train")
     for held in (real, training):
         if held is not None and len(held) < LEAST:
@@ -303,13 +304,13 @@ def sample_quality(
             _same_shape(samples.shape, real, "the model's samples")
             fake = _drawn(samples, n, seed)
         else:
-            fake = _dataset(samples, "samples").take(n)
+            fake = _some(_dataset(samples, "samples"), n, seed)
             if len(fake) < LEAST:
                 raise ValueError(f"at least {LEAST} samples are compared, got {len(fake)}")
             _same_shape(fake.shape, real, "samples")
         if training is not None:
             _same_shape(training.shape, real, training.name)
-        seen = {"samples": fake, "data": real} | ({} if training is None else {"train": training.take(n)})
+        seen = {"samples": fake, "data": real} | ({} if training is None else {"train": _some(training, n, seed)})
         found = {side: network.of(images, batch_size) for side, images in seen.items()}
         classified, left_out = _classes(network, real, found["data"][1])
         near = {}
@@ -368,6 +369,14 @@ def _dataset(images: Images, name: str) -> ArrayDataset:
     if not isinstance(x, Tensor):
         raise TypeError(f"{name} must be images: a tensor, an array or an ArrayDataset, not {type(images).__name__}")
     return ArrayDataset(x.float() if x.dtype == torch.float64 else x, name=name)
+
+
+def _some(images: ArrayDataset, n: int, seed: int) -> ArrayDataset:
+    """n of the images, in their order: at random, as the order of a set may have a period (that of MNIST has)."""
+    if len(images) <= n:
+        return images
+    generator = torch.Generator().manual_seed(derive_seed(seed, 2))
+    return images.subset(torch.randperm(len(images), generator=generator)[:n].sort().values)
 
 
 def _same_shape(shape: tuple[int, ...], real: ArrayDataset, what: str) -> None:
