@@ -125,6 +125,27 @@ SMALL = {
         lambda: room.Glow(SHAPE, levels=17, flow_steps=2, width=4),
         lambda: room.Glow(SHAPE, dequantization="none", flow_steps=1, width=4, coupling="additive", alpha=0.05),
     ],
+    "MAF": [
+        lambda: room.MAF(SHAPE, levels=17, flow_steps=2, width=16),
+        lambda: room.MAF(SHAPE, dequantization="none", flow_steps=1, width=80, layers=2, alpha=0.05),
+    ],
+    "ResidualFlow": [
+        lambda: room.ResidualFlow(SHAPE, levels=17, blocks=2, width=4, terms=3),
+        lambda: room.ResidualFlow(SHAPE, dequantization="none", blocks=1, width=4, log_det="exact", alpha=0.05),
+    ],
+    "ContinuousFlow": [
+        lambda: room.ContinuousFlow(SHAPE, levels=17, width=4, steps=2, draws=2),
+        lambda: room.ContinuousFlow(
+            SHAPE,
+            levels=2,
+            dequantization="variational",
+            quantization="nearest",
+            solver="dopri5",
+            tolerance=0.01,
+            width=4,
+            adjoint=True,
+        ),
+    ],
     "EnergyModel": [
         lambda: room.EnergyModel(SHAPE, width=4, steps=3, sample_steps=5, buffer_size=32),
         lambda: room.EnergyModel(SHAPE, width=4, objective="dsm", sample_steps=5),

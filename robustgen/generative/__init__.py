@@ -11,8 +11,12 @@ from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
 from robustgen.generative.energy.energy_model import EnergyModel
 from robustgen.generative.fitting import GenerativeObjective, fit
+from robustgen.generative.flows.continuous import ContinuousFlow
 from robustgen.generative.flows.glow import Glow
+from robustgen.generative.flows.maf import MAF
 from robustgen.generative.flows.real_nvp import RealNVP
+from robustgen.generative.flows.residual import ResidualFlow
+from robustgen.generative.flows.reverse_kl import reverse_kl
 from robustgen.generative.latent.flow_vae import FlowPosteriorVAE, FlowPriorVAE
 from robustgen.generative.latent.glf import GLF
 from robustgen.generative.latent.hierarchical_pixel_vae import HierarchicalPixelVAE
@@ -34,11 +38,13 @@ __all__ = [
     "GLF",
     "IAFVAE",
     "LSGAN",
+    "MAF",
     "NCPVAE",
     "RAE",
     "VAE",
     "WAE",
     "WGANGP",
+    "ContinuousFlow",
     "Denoiser",
     "DenoisingObjective",
     "EnergyModel",
@@ -56,6 +62,7 @@ __all__ = [
     "PixelVAE",
     "Pixels",
     "RealNVP",
+    "ResidualFlow",
     "TwoStageVAE",
     "VampPriorVAE",
     "fit",
@@ -63,4 +70,5 @@ __all__ = [
     "load",
     "model_classes",
     "prior_hole",
+    "reverse_kl",
 ]

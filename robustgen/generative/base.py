@@ -30,7 +30,8 @@ class GenerativeModel(nn.Module, ABC):
 
     Attributes:
         log_prob_kind: "exact", "lower_bound" (of which the expected value is below log p), "importance_weighted",
-            "unnormalised" (up to a constant that does not depend on x), or None: no likelihood.
+            "estimated" (with random vectors, neither above nor below on average), "unnormalised" (up to a constant that
+            does not depend on x), or None: no likelihood.
         shape: of one image, (channels, height, width).
     """
 

@@ -1,9 +1,9 @@
 """Continuous flow: an ordinary differential equation carries images to noise.
 
-Chen, Rubanova, Bettencourt and Duvenaud, "Neural Ordinary Differential Equations", NeurIPS 2018, theorem 1 (the change of
-the log density) and section 2 (the adjoint); Grathwohl, Chen, Bettencourt, Sutskever and Duvenaud, "FFJORD: Free-form
-Continuous Dynamics for Scalable Reversible Generative Models", ICLR 2019, section 3.1 (Hutchinson's trace, with one
-random vector for a whole solution) and appendix B.1 (the layers). The equations are solved by torchdiffeq.
+Chen, Rubanova, Bettencourt and Duvenaud, "Neural Ordinary Differential Equations", NeurIPS 2018, theorem 1 (the change
+of the log density) and section 2 (the adjoint); Grathwohl, Chen, Bettencourt, Sutskever and Duvenaud, "FFJORD:
+Free-form Continuous Dynamics for Scalable Reversible Generative Models", ICLR 2019, section 3.1 (Hutchinson's trace,
+with one random vector for a whole solution) and appendix B.1 (the layers). The equations are solved by torchdiffeq.
 """
 
 import copy
@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from robustgen.checks import check_flags, check_integers, check_positive
 from robustgen.generative.flows.base import Flow, Logit
-from robustgen.generative.flows.transform import Estimated, KeyedChain, jacobian
+from robustgen.generative.flows.transform import ActNorm, Estimated, KeyedChain, jacobian
 
 __all__ = ["SOLVERS", "TRACES", "Continuous", "ContinuousFlow", "Dynamics"]
 
@@ -69,7 +69,7 @@ class Dynamics(nn.Module):
             for a, b in ((inner, width), (width, width), (width, inner))
         ]
         nn.init.zeros_(layers[-1].weight)
-        nn.init.zeros_(layers[-1].bias)  # type: ignore[arg-type]
+        nn.init.zeros_(layers[-1].bias)
         self.layers = nn.ModuleList(map(_ConcatSquash, layers))
         nn.init.zeros_(self.layers[-1].shift.weight)
 
@@ -175,6 +175,8 @@ class Continuous(Estimated):
     def _solve(self, field: nn.Module, state: tuple[Tensor, ...], start: int, end: int) -> tuple[Tensor, ...]:
         """The state at ``end``."""
         solvers = _torchdiffeq()
+        if not state[0].numel():
+            return state
         state = tuple(part.clone() for part in state)  # autograd refuses tensors of inference mode
         settings: dict[str, Any] = {"method": self.solver}
         if self.solver == "rk4":
@@ -204,10 +206,10 @@ class _Alone(nn.Module):
 
 
 class ContinuousFlow(Flow):
-    """An image carried to noise by an ordinary differential equation, whose right side is a network.
+    """An image, behind an actnorm, carried to noise by an ordinary differential equation of a network.
 
     Needs torchdiffeq: ``pip install 'robustgen[ode]'``. ``log_prob`` is right up to the solver's error
-    (:meth:`solver_error`); with Hutchinson's trace it is so in expectation, over vectors that depend on the image alone.
+    (:meth:`solver_error`); with Hutchinson's trace it is so in expectation, over vectors that depend on the image.
 
     Args:
         shape: (C, H, W).
@@ -251,13 +253,14 @@ class ContinuousFlow(Flow):
         self.width, self.solver, self.steps, self.tolerance = width, solver, steps, tolerance
         self.trace, self.draws, self.adjoint, self.alpha = trace, draws, adjoint, alpha
         dynamics = Dynamics(self.shape, width)
-        self.transform = KeyedChain(
-            Logit(alpha), Continuous(dynamics, solver, steps, tolerance, trace, draws, adjoint), levels=levels
-        )
+        carried = Continuous(dynamics, solver, steps, tolerance, trace, draws, adjoint)
+        self.transform = KeyedChain(Logit(alpha), ActNorm(self.shape[0]), carried, levels=levels)
+        if self.pixels is None and trace == "exact":
+            self.log_prob_kind = "exact"  # type: ignore[misc]
 
     @torch.no_grad()
     def solver_error(self, x: Tensor) -> Tensor:
-        """By how much ``log_prob`` of x would change, (N,) in nats, with twice the steps or a hundredth of the tolerance."""
+        """By how much ``log_prob`` of x would change, (N,) in nats, with twice the steps or 1/100 of the tolerance."""
         finer = copy.deepcopy(self)
         for part in finer.transform.modules():
             if isinstance(part, Continuous):

@@ -20,8 +20,8 @@ def reverse_kl(
 ) -> Tensor:
     """An estimate of E[energy(z) + log p(z)] over z ~ p, a scalar to minimise: KL(p || exp(-energy) / Z) - log Z.
 
-    p seeks one mode where it cannot have all: what it leaves out costs it nothing. For steps that are fast from noise to
-    data, as :class:`~robustgen.generative.flows.maf.InverseAutoregressive`.
+    p seeks one mode where it cannot have all: what it leaves out costs it nothing. For steps that are fast from noise
+    to data, as :class:`~robustgen.generative.flows.maf.InverseAutoregressive`.
 
     Args:
         density: p; its parameters are what is trained.
