@@ -129,6 +129,10 @@ SMALL = {
         lambda: room.MAF(SHAPE, levels=17, flow_steps=2, width=16),
         lambda: room.MAF(SHAPE, dequantization="none", flow_steps=1, width=80, layers=2, alpha=0.05),
     ],
+    "ResidualFlow": [
+        lambda: room.ResidualFlow(SHAPE, levels=17, blocks=2, width=4, terms=3),
+        lambda: room.ResidualFlow(SHAPE, dequantization="none", blocks=1, width=4, log_det="exact", alpha=0.05),
+    ],
     "ContinuousFlow": [
         lambda: room.ContinuousFlow(SHAPE, levels=17, width=4, steps=2, draws=2),
         lambda: room.ContinuousFlow(

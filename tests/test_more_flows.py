@@ -11,12 +11,12 @@ from torch.autograd import gradcheck
 from torch.autograd.functional import jacobian
 from torch.distributions import MultivariateNormal
 
-from robustgen.generative import MAF, ContinuousFlow, reverse_kl
+from robustgen.generative import MAF, ContinuousFlow, ResidualFlow, reverse_kl
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
 from robustgen.generative.blocks.made import MADE, MADEColumns
 from robustgen.generative.flows.continuous import Continuous, Dynamics
 from robustgen.generative.flows.maf import InverseAutoregressive, MaskedAutoregressive
-from robustgen.generative.flows.residual import LipSwish, Residual, ResidualFlow, SpectralBound, contraction_network
+from robustgen.generative.flows.residual import Contraction, LipSwish, Residual, spectral_bound
 from robustgen.generative.flows.transform import Chain, Density, KeyedChain
 
 
@@ -101,12 +101,10 @@ def test_an_autoregressive_step_and_its_inverse(make, monkeypatch):
 
 def test_weights_get_the_gradient_of_the_inverse():
     step, y = stirred(MaskedAutoregressive(3, 6, layers=2), 0.5), torch.randn(2, 3, dtype=torch.float64)
-    names, values = zip(*step.named_parameters(), strict=True)
+    names, values = zip(*_Inverse(step).named_parameters(), strict=True)
 
     def inverse(*values):
-        return torch.func.functional_call(
-            _Inverse(step), {f"step.{n}": v for n, v in zip(names, values, strict=True)}, y
-        )
+        return torch.func.functional_call(_Inverse(step), dict(zip(names, values, strict=True)), y)
 
     assert gradcheck(inverse, tuple(v.detach().requires_grad_() for v in values))
 
@@ -139,49 +137,43 @@ def test_a_maf_gives_images_back():
 def strong(shape, width=8, contraction=0.9, factor=1):
     """A contraction with large weights, of which the bound takes off most."""
     torch.manual_seed(1)
-    network = contraction_network(shape, width, contraction, factor).double()
-    for module in network.modules():
-        if isinstance(module, SpectralBound):
-            continue
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            weight = module.parametrizations.weight
-            nn.init.normal_(weight.original)
-            nn.init.normal_(module.bias, std=2.0)
-            weight[0]._improve(weight.original, 200)
-        elif isinstance(module, LipSwish):
-            nn.init.constant_(module.raw, 2.0)
+    network = Contraction(shape, width, contraction, factor).double()
+    for layer in network.layers:
+        nn.init.normal_(layer.weight)
+        nn.init.normal_(layer.bias, std=2.0)
+    for activation in network.activations:
+        nn.init.constant_(activation.raw, 2.0)
     return network
 
 
+@pytest.mark.parametrize("size", [(), (5, 6)])
+@pytest.mark.parametrize("kernel", [1, 3])
+def test_the_bound_of_a_layer_is_above_its_largest_singular_value_and_near_it(size, kernel):
+    torch.manual_seed(0)
+    for numbers in ((2, 5), (5, 2)):
+        layer = nn.Conv2d(*numbers, kernel, padding=kernel // 2) if size else nn.Linear(*numbers)
+        whole = jacobian(layer.double(), torch.zeros(1, numbers[0], *size, dtype=torch.float64))
+        largest = torch.linalg.matrix_norm(whole.reshape(numbers[1] * math.prod(size), -1), 2)
+        bound = spectral_bound(layer.weight, size).detach()
+        assert float(largest) <= float(bound) + 1e-12
+        assert float(bound) < (1.2 if kernel == 3 and size else 1 + 1e-9) * float(largest)
+        assert gradcheck(lambda weight: spectral_bound(weight, size), (layer.weight,))
+
+
 @pytest.mark.parametrize(("shape", "factor"), [((5,), 1), ((2, 3, 3), 1), ((1, 4, 4), 2)])
-def test_layers_of_a_contraction_keep_their_bound(shape, factor):
+def test_a_contraction_shortens_distances(shape, factor):
     network = strong(shape, factor=factor)
-    x = torch.randn(2, *shape, dtype=torch.float64)
-    size = x.shape[1:]
-    for layer in network:
-        if isinstance(layer, nn.Linear | nn.Conv2d):
-            j = jacobian(lambda v, layer=layer: layer(v[None])[0], torch.zeros(size, dtype=torch.float64))
-            largest = torch.linalg.matrix_norm(j.flatten(0, len(size) - 1).flatten(1), 2)
-            torch.testing.assert_close(largest, torch.tensor(0.9 ** (1 / 3), dtype=torch.float64), rtol=1e-3, atol=0)
-        x = layer(x)
-        size = x.shape[1:]
     a, b = 3 * torch.randn(2, 200, *shape, dtype=torch.float64)
-    moved = (network(a) - network(b)).flatten(1).norm(dim=1)
+    with torch.no_grad():
+        moved = (network(a) - network(b)).flatten(1).norm(dim=1)
+        assert bool((network(a, network.bounded()) == network(a)).all())
     assert bool((moved <= 0.9 * (a - b).flatten(1).norm(dim=1)).all())
-    assert float(moved.detach().max()) > 0.05
-
-
-def test_small_weights_are_left_alone_and_only_training_moves_the_estimate():
-    layer = nn.Linear(4, 4).double()
-    nn.init.constant_(layer.weight, 0.01)
-    bound = SpectralBound(layer.weight.detach(), (), 0.9)
-    assert bool((bound.eval()(layer.weight) == layer.weight).all())
-    large, before = torch.randn(4, 4, dtype=torch.float64), bound.u.clone()
-    bound(large)
-    assert bool((bound.u == before).all())
-    for _ in range(40):
-        found = bound.train()(large)
-    torch.testing.assert_close(torch.linalg.matrix_norm(found, 2), found.new_tensor(0.9))
+    assert float(moved.max()) > 0.05
+    for weight in network.bounded():
+        assert float(spectral_bound(weight, network.size).detach()) == pytest.approx(0.9 ** (1 / 3))
+    for layer in network.layers:
+        nn.init.constant_(layer.weight, 1e-3)
+    assert all(bool((w == layer.weight).all()) for w, layer in zip(network.bounded(), network.layers, strict=True))
 
 
 def test_lipswish_lengthens_nothing():
@@ -207,7 +199,7 @@ def test_a_residual_block_and_its_inverse(shape, factor):
 
 def test_weights_get_the_gradient_of_a_residual_inverse():
     step, y = Residual(strong((2,)), 0.9, tolerance=1e-13).eval(), torch.randn(3, 2, dtype=torch.float64)
-    bias = step.network[0].bias
+    bias = step.network.layers[0].bias
     (found,) = torch.autograd.grad(step.inverse(y).square().sum(), bias)
     for i in range(3):
         values = []
@@ -219,16 +211,22 @@ def test_weights_get_the_gradient_of_a_residual_inverse():
         assert float(found[i]) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-5)
 
 
+def test_what_is_no_contraction_has_no_inverse_found():
+    step = Residual(nn.Linear(2, 2), 0.9).eval()
+    with torch.no_grad():
+        step.network.weight.copy_(2 * torch.eye(2))
+    with pytest.raises(ArithmeticError, match=r"does not shorten distances by 0\.9") as raised:
+        step.inverse(torch.ones(1, 2))
+    assert "\n" not in str(raised.value)
+
+
 def test_the_series_of_training_is_unbiased_and_so_is_its_gradient():
     network, x = strong((3,), contraction=0.6), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
     exact = Residual(network, 0.6, "exact").eval()(x)[1]
-    weights = (network[0].parametrizations.weight.original, network[4].parametrizations.weight.original, x)
+    weights = (network.layers[0].weight, network.layers[2].weight, x)
     gradient = torch.cat([g.flatten() for g in torch.autograd.grad(exact.sum(), weights)])
     assert float(exact.detach().abs().min()) > 0.005
     step, values, gradients = Residual(network, 0.6).train(), [], []
-    for module in network.modules():
-        if isinstance(module, SpectralBound):
-            module.eval()
     torch.manual_seed(0)
     for _ in range(200):  # each of other lengths of the series
         log_det = step(x.repeat(20, 1))[1].view(20, 4).mean(0)
@@ -354,11 +352,10 @@ def test_linear_dynamics_make_a_gaussian_whose_density_is_known(options):
 
 def test_hutchinsons_trace_is_right_on_average():
     dynamics, x = Linear(3), torch.randn(2, 3, dtype=torch.float64)
-    step = Continuous(dynamics, steps=2).train()
     torch.manual_seed(0)
-    for each in (step, Continuous(dynamics, steps=2, draws=3).eval()):
+    for step in (Continuous(dynamics, steps=2).train(), Continuous(dynamics, steps=2, draws=3).eval()):
         with torch.no_grad():
-            values = each(x.repeat(500, 1), torch.arange(1000))[1].view(500, 2)
+            values = step(x.repeat(500, 1), torch.arange(1000))[1].view(500, 2)
         assert within_error(values, dynamics.a.detach().trace())
         assert float(values.std(0).min()) > 0.01
     assert bool((step(x)[1] == step(x)[1]).all())
@@ -374,8 +371,8 @@ def test_dynamics_of_images_and_their_log_determinant():
         y, log_det = step(x)
         torch.testing.assert_close(step.inverse(y), x, rtol=0, atol=1e-5)
         assert float((y - x).abs().max().detach()) > 0.1
-        whole = jacobian(lambda v, step=step: step(v[None])[0].flatten(), x[0]).flatten(1)
-        torch.testing.assert_close(log_det[0], whole.slogdet().logabsdet, rtol=0, atol=1e-5)
+        back = jacobian(lambda v, step=step: step.inverse(v[None]).flatten(), y[0].detach()).flatten(1)
+        torch.testing.assert_close(log_det[0], -back.slogdet().logabsdet, rtol=0, atol=1e-5)
         ahead = step.dynamics(torch.tensor(0.9, dtype=torch.float64), x)
         assert bool((ahead != step.dynamics(torch.tensor(0.1, dtype=torch.float64), x)).all())
 
@@ -470,7 +467,7 @@ def test_reverse_kl_fits_a_gaussian_energy_to_its_closed_form(kind):
 def test_reverse_kl_has_the_gradient_of_the_divergence_whatever_the_flow():
     """Of a residual flow, whose draws are found by iteration: against differences of the value at fixed noise."""
     density = Density(Residual(strong((2,)), 0.9, "exact", tolerance=1e-13), 2).eval()
-    bias = density.transform.network[0].bias
+    bias = density.transform.network.layers[0].bias
 
     def value():
         return reverse_kl(density, lambda z: z.pow(4).sum(1), 16, torch.Generator().manual_seed(0))

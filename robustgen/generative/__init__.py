@@ -15,6 +15,7 @@ from robustgen.generative.flows.continuous import ContinuousFlow
 from robustgen.generative.flows.glow import Glow
 from robustgen.generative.flows.maf import MAF
 from robustgen.generative.flows.real_nvp import RealNVP
+from robustgen.generative.flows.residual import ResidualFlow
 from robustgen.generative.flows.reverse_kl import reverse_kl
 from robustgen.generative.latent.flow_vae import FlowPosteriorVAE, FlowPriorVAE
 from robustgen.generative.latent.glf import GLF
@@ -61,6 +62,7 @@ __all__ = [
     "PixelVAE",
     "Pixels",
     "RealNVP",
+    "ResidualFlow",
     "TwoStageVAE",
     "VampPriorVAE",
     "fit",

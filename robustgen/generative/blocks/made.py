@@ -112,7 +112,7 @@ class MADEColumns:
         self._next = 0
 
     def __call__(self, z: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """The two numbers of the next input, (N,) each, until the next call; ``z`` (N,): the input before."""
+        """The two numbers of the next input, (N,) each, good until the next call; ``z`` (N,) is the input before it."""
         sums, i = self._sums, self._next
         self._next += 1
         # Masks are not needed: what they cut goes to sums that are in use already, or will not be.

@@ -1,7 +1,7 @@
 """Continuous flow: an ordinary differential equation carries images to noise.
 
-Chen, Rubanova, Bettencourt and Duvenaud, "Neural Ordinary Differential Equations", NeurIPS 2018, theorem 1 (the
-change of the log density) and section 2 (the adjoint); Grathwohl, Chen, Bettencourt, Sutskever and Duvenaud, "FFJORD:
+Chen, Rubanova, Bettencourt and Duvenaud, "Neural Ordinary Differential Equations", NeurIPS 2018, theorem 1 (the change
+of the log density) and section 2 (the adjoint); Grathwohl, Chen, Bettencourt, Sutskever and Duvenaud, "FFJORD:
 Free-form Continuous Dynamics for Scalable Reversible Generative Models", ICLR 2019, section 3.1 (Hutchinson's trace,
 with one random vector for a whole solution) and appendix B.1 (the layers). The equations are solved by torchdiffeq.
 """
@@ -206,11 +206,10 @@ class _Alone(nn.Module):
 
 
 class ContinuousFlow(Flow):
-    """An image, behind an actnorm, carried to noise by an ordinary differential equation with a network on its right.
+    """An image, behind an actnorm, carried to noise by an ordinary differential equation of a network.
 
     Needs torchdiffeq: ``pip install 'robustgen[ode]'``. ``log_prob`` is right up to the solver's error
-    (:meth:`solver_error`); with Hutchinson's trace that is so in expectation, over vectors that the image alone
-    decides.
+    (:meth:`solver_error`); with Hutchinson's trace it is so in expectation, over vectors that depend on the image.
 
     Args:
         shape: (C, H, W).
@@ -261,7 +260,7 @@ class ContinuousFlow(Flow):
 
     @torch.no_grad()
     def solver_error(self, x: Tensor) -> Tensor:
-        """By how much ``log_prob`` of x would change, (N,), with twice the steps or a hundredth of the tolerance."""
+        """By how much ``log_prob`` of x would change, (N,) in nats, with twice the steps or 1/100 of the tolerance."""
         finer = copy.deepcopy(self)
         for part in finer.transform.modules():
             if isinstance(part, Continuous):

@@ -23,8 +23,8 @@ class MaskedAutoregressive(Transform):
     """y_i = (x_i - m_i) exp(-s_i), with m_i and s_i, in [-5, 5], of the x before x_i; x (N, ...) of any shape.
 
     At the start y = x. From x to y all numbers go at once. The inverse takes one after the other, each hidden unit
-    computed once (:class:`~robustgen.generative.blocks.made.MADEColumns`), where D passes through the network would
-    do the same.
+    computed once (:class:`~robustgen.generative.blocks.made.MADEColumns`), where D passes through the network would do
+    the same.
 
     Args:
         dim: D, the numbers in an x.
@@ -76,7 +76,7 @@ class MaskedAutoregressive(Transform):
 
 
 class InverseAutoregressive(MaskedAutoregressive):
-    """:class:`MaskedAutoregressive` the other way round: fast from noise to data, slow from data to noise.
+    """:class:`MaskedAutoregressive` the other way round: at once from noise to data, one by one from data to noise.
 
     For densities that are drawn from and scored at their own draws alone, as in :func:`reverse_kl`.
 

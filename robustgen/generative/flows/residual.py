@@ -2,7 +2,9 @@
 
 Behrmann, Grathwohl, Chen, Duvenaud and Jacobsen, "Invertible Residual Networks", ICML 2019 (the inverse); Chen,
 Behrmann, Duvenaud and Jacobsen, "Residual Flows for Invertible Generative Modeling", NeurIPS 2019: equations 6 (the
-unbiased log determinant) and 8 (its gradient), section 3.3 (LipSwish).
+unbiased log determinant) and 8 (its gradient), section 3.3 (LipSwish). The layers are bounded as in Sedghi, Gupta and
+Long, "The Singular Values of Convolutional Layers", ICLR 2019, where these authors estimate by the power method, which
+is below the truth while weights change.
 """
 
 import copy
@@ -13,18 +15,15 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.nn.utils import parametrize
 
 from robustgen.checks import check_integers, check_numbers
 from robustgen.generative.flows.base import Flow, Logit
 from robustgen.generative.flows.transform import ActNorm, Estimated, KeyedChain, Transform, jacobian
 
-__all__ = ["LOG_DETS", "LipSwish", "Residual", "ResidualFlow", "SpectralBound", "contraction_network"]
+__all__ = ["LOG_DETS", "Contraction", "LipSwish", "Residual", "ResidualFlow", "spectral_bound"]
 
 LOG_DETS = ("series", "exact")
 _ALWAYS = 2  # terms of the series that every training step computes; each further one with probability 1/2
-_ITERATIONS = 5  # of the power method at each training step, which goes on where the last one stopped
-_FIRST_ITERATIONS = 30
 
 
 class LipSwish(nn.Module):
@@ -32,8 +31,8 @@ class LipSwish(nn.Module):
 
     Smooth, so that a loss of log determinants, which are functions of slopes, can be differentiated.
 
-    >>> LipSwish()(torch.zeros(2))
-    tensor([0., 0.])
+    >>> LipSwish()(torch.zeros(2)).tolist()
+    [0.0, 0.0]
     """
 
     def __init__(self) -> None:
@@ -44,60 +43,26 @@ class LipSwish(nn.Module):
         return x * torch.sigmoid(F.softplus(self.raw) * x) / 1.1
 
 
-class SpectralBound(nn.Module):
-    """A weight divided by whatever its largest singular value, as a map of its inputs, exceeds ``bound`` by.
+def spectral_bound(weight: Tensor, size: tuple[int, ...]) -> Tensor:
+    """An upper bound of the largest singular value of a layer, as a map of its whole input; differentiable.
 
-    A parametrization (:mod:`torch.nn.utils.parametrize`) of linear layers and of convolutions of stride 1 that keep the
-    size of their map. The value is found by the power method from below: it moves in training mode alone, a few
-    steps at each call, and is right to the extent that weights change slowly.
+    Of a linear layer it is that value. Of a convolution of stride 1 that keeps the size of its maps it is that of the
+    same convolution on a torus so large that zeros separate the borders (Sedghi, Gupta and Long, theorem 6): as if the
+    image lay there; a little larger, therefore.
 
     Args:
-        weight: as it is at the start.
+        weight: (out, in), or (out, in, k, k) with an odd k.
         size: (H, W) of the map, of a convolution.
-        bound: of the largest singular value.
 
-    >>> layer = nn.Linear(4, 4)
-    >>> _ = nn.init.eye_(layer.weight)
-    >>> _ = parametrize.register_parametrization(layer, "weight", SpectralBound(layer.weight, (), bound=0.5))
-    >>> bool((layer.weight.diagonal() - 0.5).abs().max() < 1e-6)
-    True
+    >>> float(spectral_bound(torch.tensor([[3.0, 0.0], [0.0, -4.0]]), ()))
+    4.0
     """
-
-    u: Tensor
-
-    def __init__(self, weight: Tensor, size: tuple[int, ...], bound: float) -> None:
-        super().__init__()
-        self.bound = bound
-        u = torch.randn(1, len(weight), *size, dtype=weight.dtype, device=weight.device)
-        self.register_buffer("u", u)
-        self._improve(weight.detach(), _FIRST_ITERATIONS)
-
-    def forward(self, weight: Tensor) -> Tensor:
-        if self.training:
-            self._improve(weight.detach(), _ITERATIONS)
-        u = self.u.clone()  # a later call changes it, and the graph of this one is still needed
-        v = _unit(_transposed(weight.detach(), u))
-        largest = (u * _mapped(weight, v)).sum()
-        return weight / (largest / self.bound).clamp(min=1)
-
-    @torch.no_grad()
-    def _improve(self, weight: Tensor, steps: int) -> None:
-        for _ in range(steps):
-            self.u.copy_(_unit(_mapped(weight, _unit(_transposed(weight, self.u)))))
-
-
-def _mapped(weight: Tensor, v: Tensor) -> Tensor:
-    return F.linear(v, weight) if weight.ndim == 2 else F.conv2d(v, weight, padding=weight.shape[-1] // 2)
-
-
-def _transposed(weight: Tensor, u: Tensor) -> Tensor:
-    if weight.ndim == 2:
-        return F.linear(u, weight.T)
-    return F.conv_transpose2d(u, weight, padding=weight.shape[-1] // 2)
-
-
-def _unit(v: Tensor) -> Tensor:
-    return v / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+    if weight.ndim == 4:
+        torus = [n + weight.shape[-1] // 2 for n in size]
+        weight = torch.fft.rfft2(weight, s=torus).permute(2, 3, 0, 1)  # a matrix for each frequency
+    if weight.shape[-2] > weight.shape[-1]:
+        weight = weight.mH
+    return torch.linalg.eigvalsh(weight @ weight.mH).max().clamp(min=0).sqrt()
 
 
 def _check_between(**values: float) -> None:
@@ -107,35 +72,57 @@ def _check_between(**values: float) -> None:
             raise ValueError(f"{name} must lie in (0, 1), got {value}")
 
 
-def contraction_network(shape: tuple[int, ...], width: int, contraction: float, factor: int = 1) -> nn.Sequential:
+class Contraction(nn.Module):
     """A network g with |g(x) - g(y)| <= contraction |x - y|, of vectors (D,) or of images (C, H, W), in L2.
 
     Three layers, fully connected or convolutions of 3 x 3, 1 x 1 and 3 x 3, on maps in which each square of ``factor``
-    x ``factor`` pixels is one point; both sides must be multiples of it.
+    x ``factor`` pixels is one point. Each is divided by whatever its :func:`spectral_bound` exceeds its share by.
+
+    Args:
+        shape: of one x.
+        width: hidden units or features.
+        contraction: in (0, 1).
+        factor: of which both sides must be multiples.
 
     Raises:
-        TypeError, ValueError: a contraction outside (0, 1).
+        TypeError, ValueError: an argument out of range.
 
-    >>> contraction_network((1, 6, 6), width=4, contraction=0.9)(torch.zeros(2, 1, 6, 6)).shape
+    >>> Contraction((1, 6, 6), width=4, contraction=0.9, factor=2)(torch.zeros(2, 1, 6, 6)).shape
     torch.Size([2, 1, 6, 6])
     """
-    _check_between(contraction=contraction)
-    if len(shape) == 1:
-        inner = shape[0]
-        size: tuple[int, ...] = ()
-        layers: list[nn.Module] = [nn.Linear(inner, width), nn.Linear(width, width), nn.Linear(width, inner)]
-        before: list[nn.Module] = []
-        after: list[nn.Module] = []
-    else:
-        inner, size = shape[0] * factor**2, (shape[1] // factor, shape[2] // factor)
-        kinds = ((inner, width, 3), (width, width, 1), (width, inner, 3))
-        layers = [nn.Conv2d(a, b, kernel, padding=kernel // 2) for a, b, kernel in kinds]
-        before, after = [nn.PixelUnshuffle(factor)], [nn.PixelShuffle(factor)]
-    for layer in layers:
-        assert isinstance(layer.weight, Tensor)
-        bound = SpectralBound(layer.weight, size, contraction ** (1 / len(layers)))
-        parametrize.register_parametrization(layer, "weight", bound)
-    return nn.Sequential(*before, layers[0], LipSwish(), layers[1], LipSwish(), layers[2], *after)
+
+    def __init__(self, shape: tuple[int, ...], width: int, contraction: float, factor: int = 1) -> None:
+        super().__init__()
+        _check_between(contraction=contraction)
+        self.factor, self.size = factor, tuple(n // factor for n in shape[1:])
+        inner = shape[0] * factor ** len(self.size)
+        numbers = [(inner, width, 3), (width, width, 1), (width, inner, 3)]
+        self.layers = nn.ModuleList(
+            nn.Conv2d(a, b, kernel, padding=kernel // 2) if self.size else nn.Linear(a, b) for a, b, kernel in numbers
+        )
+        self.activations = nn.ModuleList(LipSwish() for _ in numbers[1:])
+        self.share = contraction ** (1 / len(numbers))
+
+    def bounded(self) -> list[Tensor]:
+        """The weights of the layers as they are used."""
+        found = []
+        for layer in self.layers:
+            assert isinstance(layer.weight, Tensor)
+            found.append(layer.weight / (spectral_bound(layer.weight, self.size) / self.share).clamp(min=1))
+        return found
+
+    def forward(self, x: Tensor, weights: list[Tensor] | None = None) -> Tensor:
+        """g(x); ``weights`` are those that :meth:`bounded` gave, for who calls it often."""
+        if self.factor > 1:
+            x = F.pixel_unshuffle(x, self.factor)
+        weights = self.bounded() if weights is None else weights
+        for i, (layer, weight) in enumerate(zip(self.layers, weights, strict=True)):
+            x = self.activations[i - 1](x) if i else x
+            if isinstance(layer, nn.Linear):
+                x = F.linear(x, weight, layer.bias)
+            else:
+                x = F.conv2d(x, weight, layer.bias, padding=weight.shape[-1] // 2)
+        return F.pixel_shuffle(x, self.factor) if self.factor > 1 else x
 
 
 class Residual(Estimated):
@@ -157,7 +144,7 @@ class Residual(Estimated):
         ValueError: an argument out of range.
         ArithmeticError: at an inverse that is not found, since g does not shorten distances as it should.
 
-    >>> step, x = Residual(contraction_network((3,), 8, 0.9), 0.9, "exact").eval(), torch.randn(5, 3)
+    >>> step, x = Residual(Contraction((3,), 8, 0.9), 0.9, "exact").eval(), torch.randn(5, 3)
     >>> y, log_det = step(x)
     >>> torch.allclose(step.inverse(y), x, atol=1e-4), log_det.shape
     (True, torch.Size([5]))
@@ -221,7 +208,8 @@ class Residual(Estimated):
 
     def inverse(self, y: Tensor) -> Tensor:
         with torch.no_grad(), torch.autocast(y.device.type, enabled=False):
-            x = self._fixed_point(lambda x: y - self.network(x), y)
+            fixed = (self.network.bounded(),) if isinstance(self.network, Contraction) else ()
+            x = self._fixed_point(lambda x: y - self.network(x, *fixed), y)
         if not torch.is_grad_enabled():
             return x
         # dx = (I + J)^-1 (dy - dg): from the last step, with the gradient that arrives there solved for (I + J')^-1.
@@ -246,7 +234,7 @@ class Residual(Estimated):
         most = 20 + math.ceil(2 * math.log(near) / math.log(self.contraction))
         for _ in range(most):
             last, x = x, step(x)
-            if (x - last).abs().max() <= near * x.abs().max():
+            if float((x - last).abs().max()) <= near * float(x.abs().max()) < math.inf:
                 return x
         raise ArithmeticError(
             f"a residual block has no inverse that {most} steps can find: its network does not shorten distances by "
@@ -259,7 +247,7 @@ def _dot(a: Tensor, b: Tensor) -> Tensor:
 
 
 class ResidualFlow(Flow):
-    """Residual blocks over an image, each :class:`Residual` with a :func:`contraction_network` behind an actnorm.
+    """Residual blocks over an image, each :class:`Residual` with a :class:`Contraction` behind an actnorm.
 
     Networks work by turns on squares of 2 x 2 and 4 x 4 pixels, where the sides are multiples of these.
 
@@ -312,7 +300,7 @@ class ResidualFlow(Flow):
         factors = [factor for factor in (2, 4) if not (self.shape[1] % factor or self.shape[2] % factor)] or [1]
         parts: list[Transform] = []
         for i in range(blocks):
-            network = contraction_network(self.shape, width, contraction, factors[i % len(factors)])
+            network = Contraction(self.shape, width, contraction, factors[i % len(factors)])
             block = Residual(network, contraction, log_det, terms, draws, tolerance)
             parts += [ActNorm(self.shape[0]), block]
         self.transform = KeyedChain(Logit(alpha), *parts, ActNorm(self.shape[0]), levels=levels)

@@ -257,7 +257,7 @@ class Density(nn.Module):
 
 
 class Estimated(Transform):
-    """A transform whose log determinant is estimated with random vectors: right on average, in a stated sense.
+    """A transform whose log determinant is estimated with random vectors: in expectation it is right.
 
     In training the vectors are fresh, from torch's global generator. In eval mode they are a function of the input
     alone, through ``ids``, so that its score depends neither on its batch nor on the call.
