@@ -131,7 +131,7 @@ SMALL = {
     ],
     "ResidualFlow": [
         lambda: room.ResidualFlow(SHAPE, levels=17, blocks=2, width=4, terms=3),
-        lambda: room.ResidualFlow(SHAPE, dequantization="none", blocks=1, width=4, log_det="exact", alpha=0.05),
+        lambda: room.ResidualFlow(SHAPE, dequantization="none", blocks=1, width=4, terms=2, draws=2, alpha=0.05),
     ],
     "ContinuousFlow": [
         lambda: room.ContinuousFlow(SHAPE, levels=17, width=4, steps=2, draws=2),
@@ -140,9 +140,8 @@ SMALL = {
             levels=2,
             dequantization="variational",
             quantization="nearest",
-            solver="dopri5",
-            tolerance=0.01,
             width=4,
+            steps=1,
             adjoint=True,
         ),
     ],
