@@ -146,7 +146,7 @@ def strong(shape, width=8, contraction=0.9, factor=1):
     return network
 
 
-@pytest.mark.parametrize("size", [(), (5, 6)])
+@pytest.mark.parametrize("size", [(), (5, 6), (1, 2), (1, 1)])
 @pytest.mark.parametrize("kernel", [1, 3])
 def test_the_bound_of_a_layer_is_above_its_largest_singular_value_and_near_it(size, kernel):
     torch.manual_seed(0)
@@ -156,8 +156,15 @@ def test_the_bound_of_a_layer_is_above_its_largest_singular_value_and_near_it(si
         largest = torch.linalg.matrix_norm(whole.reshape(numbers[1] * math.prod(size), -1), 2)
         bound = spectral_bound(layer.weight, size).detach()
         assert float(largest) <= float(bound) + 1e-12
-        assert float(bound) < (1.2 if kernel == 3 and size else 1 + 1e-9) * float(largest)
+        if kernel == 1 or size in ((), (5, 6)):
+            assert float(bound) < (1.2 if kernel == 3 and size else 1 + 1e-9) * float(largest)
         assert gradcheck(lambda weight: spectral_bound(weight, size), (layer.weight,))
+
+
+def test_neighbours_of_a_small_map_do_not_cancel_what_is_in_it():
+    weight = torch.tensor([[-1.0, 0, -1], [0, 4, 0], [-1, 0, -1]]).view(1, 1, 3, 3)
+    for size in ((1, 1), (2, 2), (1, 4)):
+        assert float(spectral_bound(weight, size)) >= 4
 
 
 @pytest.mark.parametrize(("shape", "factor"), [((5,), 1), ((2, 3, 3), 1), ((1, 4, 4), 2)])
@@ -221,23 +228,30 @@ def test_what_is_no_contraction_has_no_inverse_found():
 
 
 def test_the_series_of_training_is_unbiased_and_so_is_its_gradient():
-    network, x = strong((3,), contraction=0.6), torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
-    exact = Residual(network, 0.6, "exact").eval()(x)[1]
-    weights = (network.layers[0].weight, network.layers[2].weight, x)
-    gradient = torch.cat([g.flatten() for g in torch.autograd.grad(exact.sum(), weights)])
-    assert float(exact.detach().abs().min()) > 0.005
-    step, values, gradients = Residual(network, 0.6).train(), [], []
+    """Of J = 0.6 Q, Q a rotation, whose powers do not vanish: later terms of the series count."""
     torch.manual_seed(0)
-    for _ in range(200):  # each of other lengths of the series
-        log_det = step(x.repeat(20, 1))[1].view(20, 4).mean(0)
+    network, x = nn.Linear(3, 3, bias=False).double(), torch.zeros(100, 3, dtype=torch.float64)
+    network.weight.data = 0.6 * torch.linalg.qr(torch.randn(3, 3, dtype=torch.float64))[0]
+    value = (torch.eye(3) + network.weight).logdet()
+    gradient = torch.autograd.grad(value, network.weight, retain_graph=True)[0].flatten()
+    step, values, gradients = Residual(network, 0.7).train(), [], []
+    for _ in range(1500):  # each of another length of the series
+        log_det = step(x)[1].mean()
         values.append(log_det.detach())
-        gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(log_det.sum(), weights)]))
+        gradients.append(torch.autograd.grad(log_det, network.weight)[0].flatten())
     values, gradients = torch.stack(values), torch.stack(gradients)
-    assert within_error(values, exact)
+    assert within_error(values, value.detach())
     assert within_error(gradients, gradient)
-    assert float(values.std(0).max()) < 1
-    assert not within_error(values, 1.5 * exact)  # the test can tell
-    assert not within_error(gradients, 1.5 * gradient)
+    assert not within_error(values, value.detach() + 0.05)  # less than what the third term is
+    assert not within_error(gradients, gradient + 0.1)
+    torch.testing.assert_close(Residual(network, 0.7, "exact")(x[:1])[1][0], value)
+    z = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    curved = strong((3,))
+    exact = torch.autograd.grad(Residual(curved, 0.9, "exact")(z)[1].sum(), z)[0]
+    torch.manual_seed(0)
+    draws = [torch.autograd.grad(Residual(curved, 0.9)(z)[1].sum(), z)[0] for _ in range(400)]
+    assert within_error(torch.stack(draws), exact)
+    assert not within_error(torch.stack(draws), 1.5 * exact)
 
 
 def test_the_series_of_scores_converges_to_the_exact_value_in_terms_and_draws():
@@ -286,7 +300,7 @@ def test_random_vectors_are_keyed_by_the_image_and_differ_from_block_to_block():
     network = strong((1, 2, 2))
     chain = KeyedChain(*(Watching(network, 0.9) for _ in range(2)), levels=16).eval()
     x = torch.tensor([0.2, 0.8], dtype=torch.float64).view(2, 1, 1, 1) * torch.ones(2, 1, 2, 2, dtype=torch.float64)
-    noisy = (x * 15 + 0.999 * torch.rand_like(x)) / 16
+    noisy = (x * 15 + torch.linspace(0, 0.999, 8, dtype=torch.float64).view_as(x)) / 16
     chain(noisy)
     chain(noisy.flip(0))
     (first, ids), (second, others), (again, flipped), _ = seen
