@@ -44,6 +44,13 @@ def test_outputs_one_after_the_other_are_those_of_a_whole_pass(dim, width, layer
         torch.testing.assert_close(torch.stack(found, 2).transpose(0, 1), whole)
 
 
+def test_saved_steps_with_a_context_and_few_units_compute_what_they_did():
+    made = MADE(dim=5, width=3, context=2)
+    seen = torch.arange(3)
+    assert bool((made.first.mask.bool() == (seen[:, None] > torch.arange(5))).all())
+    assert bool((made.last.mask.bool() == (torch.arange(5)[:, None] >= seen).repeat(2, 1)).all())
+
+
 @pytest.mark.parametrize("dim", [2, 5, 9])
 def test_every_input_is_seen_by_all_later_outputs_even_where_units_are_few(dim):
     made = stirred(MADE(dim, 8, layers=2))

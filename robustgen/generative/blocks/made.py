@@ -30,7 +30,7 @@ class MADE(nn.Module):
     """Two numbers for each z_i, of z_1 ... z_{i-1} and the context: z (N, D), context (N, H) -> (N, 2, D).
 
     Hidden unit k has seen the first k mod D inputs; so some have seen the context alone. Where there are fewer units
-    than inputs, what they have seen is spread evenly from nothing to almost all.
+    than inputs and no context, what they have seen is spread evenly from nothing to almost all.
 
     Args:
         dim: D.
@@ -53,6 +53,7 @@ class MADE(nn.Module):
         check_integers(0, context=context)
         units, index = torch.arange(width), torch.arange(dim)
         self.dim, self.width = dim, width
+        self._spread = width < dim and not context  # with a context not, so that saved models compute what they did
         seen = self._seen(units.device)
         self.first = MaskedLinear(seen[:, None] > index)
         self.context = nn.Linear(context, width, bias=False) if context else None
@@ -62,7 +63,7 @@ class MADE(nn.Module):
     def _seen(self, device: torch.device) -> Tensor:
         """How many inputs each hidden unit has seen (width,)."""
         units = torch.arange(self.width, device=device)
-        return units % self.dim if self.width >= self.dim else units * self.dim // self.width
+        return units * self.dim // self.width if self._spread else units % self.dim
 
     def forward(self, z: Tensor, context: Tensor | None = None) -> Tensor:
         h = self.first(z)
@@ -74,7 +75,7 @@ class MADE(nn.Module):
 
     def _units(self, seen: int) -> slice:
         """The hidden units that have seen so many inputs."""
-        if self.width >= self.dim:
+        if not self._spread:
             return slice(seen, None, self.dim)
         return slice(-(-seen * self.width // self.dim), -(-(seen + 1) * self.width // self.dim))
 
