@@ -4,6 +4,7 @@ import importlib
 
 from robustgen.checks import nearest
 from robustgen.experiments.experiment import Experiment
+from robustgen.experiments.xiao2022 import beta_study, bits_per_dim, samples, unseen
 
 __all__ = ["find", "table"]
 
@@ -47,7 +48,8 @@ _MODULES = [
 def table() -> dict[str, Experiment]:
     """Every experiment by name, in the order of the sources."""
     experiments: list[Experiment] = [importlib.import_module(module).EXPERIMENT for module in _MODULES]
-    return {e.name: e for e in experiments}
+    xiao = (samples.EXPERIMENT, beta_study.EXPERIMENT, bits_per_dim.EXPERIMENT, unseen.FAR_OOD, unseen.HELD_OUT)
+    return {e.name: e for e in (*experiments, *xiao)}
 
 
 def find(name: str) -> Experiment:

@@ -21,6 +21,7 @@ SOURCES = {  # the first part of an experiment's name: a page each
     "lamb-2018": "Fortified networks (Lamb, 2018)",
     "ahmed-2017": "Generative models and held-out classes (Ahmed, 2017)",
     "guarantees": "Certificates",
+    "xiao-2022": "Flows and latent flows (Xiao, 2022)",
 }
 ABOUT = (
     "Everything here is drawn from the cells under `results/`, one file a table and scale, a cell a line, by "

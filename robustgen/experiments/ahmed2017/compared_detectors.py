@@ -100,6 +100,15 @@ DETECTORS: dict[str, ComparedDetector] = {
     "pixelcnn-waic": ComparedDetector(
         title="PixelCNN, WAIC of three epochs", detector="WAIC", models=("pixelcnn@1", "pixelcnn@2", "pixelcnn@3")
     ),
+    "glow": _likelihood("Glow", "glow"),
+    "real-nvp": _likelihood("RealNVP", "real-nvp"),
+    "flow-prior": _likelihood("VAE, flow prior", "flow-prior"),
+    **{
+        f"glf-{parts}": ComparedDetector(
+            title=f"GLF, {title}", detector="LatentDensity", models=("glf",), options={"parts": parts}
+        )
+        for parts, title in (("latent", "density of codes"), ("reconstruction", "squared error"), ("sum", "both"))
+    },
     "compressed-size": ComparedDetector(title="compressed size alone", detector="CompressedSize"),
     "brightness": ComparedDetector(title="mean brightness alone", detector="MeanBrightness"),
     "pca": ComparedDetector(title="PCA residual", detector="PCAResidual", options={"components": 64}),
@@ -124,6 +133,12 @@ DETECTORS: dict[str, ComparedDetector] = {
     ),
     "mahalanobis": ComparedDetector(
         title="classifier, Mahalanobis", detector="Mahalanobis", models=("classifier",), labels=True
+    ),
+    "classifier-flow": ComparedDetector(
+        title="classifier, flow of its features",
+        detector="FeatureLikelihood",
+        models=("classifier",),
+        labels=True,
     ),
     "k-nearest-features": ComparedDetector(
         title="classifier, 10th nearest feature",

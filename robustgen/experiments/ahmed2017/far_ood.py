@@ -11,7 +11,7 @@ from robustgen.experiments.ahmed2017.recipes import MNIST
 from robustgen.experiments.experiment import Cell, Column, Row
 from robustgen.experiments.training_cache import TrainingCache, shuffled
 
-__all__ = ["EXPERIMENT"]
+__all__ = ["EXPERIMENT", "FarOOD"]
 
 _COLUMNS = (
     "vae",
@@ -39,7 +39,9 @@ _OTHER = {"mnist": "fashion-mnist", "fashion-mnist": "mnist", "digits": "digits 
 BUDGETS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("", 20_000), "full": Budget("")}
 
 
-class _Table(HeldoutTable):
+class FarOOD(HeldoutTable):
+    """A subclass may state other columns, budgets and recipes."""
+
     name = "ahmed-2017/far-ood"
     title = "Fashion-MNIST against MNIST, both ways"
     question = "Which detector finds images of another data set, whichever of the two is the normal one?"
@@ -69,15 +71,16 @@ class _Table(HeldoutTable):
     )
 
     def settings(self, cell: Cell, scale: str) -> dict[str, Any]:
-        data = self._names(cell, scale)
+        data = self.names(cell, scale)
         return super().settings(cell, scale) | {"data": data[0], "heldout": data[1]}
 
-    def _names(self, cell: Cell, scale: str) -> tuple[str, str]:
+    def names(self, cell: Cell, scale: str) -> tuple[str, str]:
+        """Of the data that detectors are fitted to, and of the other."""
         data = self.budgets[scale].data or cell.row
         return data, _OTHER[data]
 
     def data(self, cell: Cell, scale: str, cache: TrainingCache) -> tuple[ArrayDataset, ArrayDataset]:
-        b, name = self.budgets[scale], self._names(cell, scale)[0]
+        b, name = self.budgets[scale], self.names(cell, scale)[0]
         return cache.images(name, "train", b.n_train), cache.images(name, "test", b.n_test)
 
     def evaluate(
@@ -90,4 +93,4 @@ class _Table(HeldoutTable):
         return found | found.pop("populations")["other"]
 
 
-EXPERIMENT = _Table()
+EXPERIMENT = FarOOD()

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["COLOUR", "MNIST", "Recipe"]
+__all__ = ["COLOUR", "MNIST", "Perceiving", "Recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +21,7 @@ class Recipe:
     Attributes:
         model: class in :mod:`robustgen.generative`, or a network of ``trained_models.NETWORKS``: "convnet", a
             classifier; "deformed", a classifier of deformed images; "contrastive", an encoder of them.
-        options: of its constructor; a ``kl_warmup`` below 1 is a share of all updates.
+        options: of its constructor; a ``kl_warmup`` or ``first_steps`` below 1 is a share of all updates.
         epochs, batch_size: of the training.
         annealed: whether the learning rate falls to zero; adversarial models keep theirs.
         keep: epochs whose model is kept besides the last, for ensembles.
@@ -35,6 +35,13 @@ class Recipe:
     annealed: bool = True
     keep: tuple[int, ...] = ()
     mutated: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Perceiving(Recipe):
+    """A model that compares what a classifier makes of images, that of the recipe called ``perceives``."""
+
+    perceives: str
 
 
 _BINARY = {"quantization": "stochastic"}  # Bernoulli(x), afresh in every training step

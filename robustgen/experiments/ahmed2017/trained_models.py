@@ -13,7 +13,7 @@ from robustgen import generative, networks
 from robustgen.counter_rng import derive_seed
 from robustgen.data import ArrayDataset, split
 from robustgen.detectors import mutate
-from robustgen.experiments.ahmed2017.recipes import Recipe
+from robustgen.experiments.ahmed2017.recipes import Perceiving, Recipe
 from robustgen.experiments.training_cache import TrainingCache
 from robustgen.fingerprint import fingerprint
 from robustgen.training import ClassifierObjective, ContrastiveObjective, Deformations, OnDeformed
@@ -21,6 +21,7 @@ from robustgen.training import ClassifierObjective, ContrastiveObjective, Deform
 __all__ = ["TrainedModels", "described", "with_defaults"]
 
 VALIDATION = 0.1  # of the training images: loss curves, and detectors that have to be fitted on fresh images
+SHARES = ("kl_warmup", "first_steps")  # options that a recipe may state as a share of all updates
 PROJECTION = 64  # dimensions in which contrastive features are compared in training
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], Any, float]] = {  # how it is built, its objective, learning rate
     "convnet": (networks.convnet, ClassifierObjective(), 1e-3),
@@ -41,10 +42,16 @@ def described(recipes: Mapping[str, Recipe], names: Iterable[str]) -> dict[str, 
             _, objective, lr = NETWORKS[recipe.model]
             found[name] |= {"lr": lr, "objective": objective.describe(), "projection": PROJECTION}
         else:
-            optimizer = generative.model_classes()[recipe.model].optimizer([nn.Parameter(torch.zeros(1))])
-            constants = {key: optimizer.defaults[key] for key in ("lr", "betas", "alpha") if key in optimizer.defaults}
-            found[name]["optimizer"] = {"name": type(optimizer).__name__, **constants}
+            found[name]["optimizer"] = _optimizer(generative.model_classes()[recipe.model])
     return found
+
+
+def _optimizer(kind: type[generative.GenerativeModel]) -> dict[str, Any]:
+    if not isinstance(inspect.getattr_static(kind, "optimizer"), staticmethod):
+        return {"name": f"that of {kind.__name__}, which differs between its parts"}
+    optimizer = kind.optimizer([nn.Parameter(torch.zeros(1))])
+    constants = {key: optimizer.defaults[key] for key in ("lr", "betas", "alpha") if key in optimizer.defaults}
+    return {"name": type(optimizer).__name__, **constants}
 
 
 def with_defaults(build: Callable[..., Any], options: Mapping[str, Any]) -> dict[str, Any]:
@@ -83,6 +90,8 @@ class TrainedModels:
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, 0))
             model = kind(tuple(self.train.x.shape[1:]), **self._options(recipe))
+        if isinstance(recipe, Perceiving):
+            model.perceive(self.model(recipe.perceives))
         train, val = (self._seen(part, recipe) for part in (self.train, self.validation))
         history, where = self.cache.fit_generative(
             self._settings(recipe, train),
@@ -101,11 +110,8 @@ class TrainedModels:
         return kind.load(where / f"epoch-{recipe.keep[int(number) - 1]}").to(self.cache.device)
 
     def _options(self, recipe: Recipe) -> dict[str, Any]:
-        options = dict(recipe.options)
-        if 0 < options.get("kl_warmup", 0) < 1:
-            updates = recipe.epochs * math.ceil(len(self.train) / recipe.batch_size)
-            options["kl_warmup"] = round(options["kl_warmup"] * updates)
-        return options
+        options, updates = dict(recipe.options), recipe.epochs * math.ceil(len(self.train) / recipe.batch_size)
+        return options | {key: round(options[key] * updates) for key in SHARES if 0 < options.get(key, 0) < 1}
 
     def _network(self, name: str, recipe: Recipe) -> nn.Module:
         build, objective, lr = NETWORKS[recipe.model]
@@ -138,6 +144,6 @@ class TrainedModels:
         return ArrayDataset(mutated, name=f"{part.name}, mutated")
 
     def _note(self, name: str, history: list[dict[str, float]]) -> None:
-        for entry in history[0]:
+        for entry in dict.fromkeys(entry for row in history for entry in row):  # stages of a training differ in theirs
             if entry not in ("epoch", "step"):
-                self.history[f"{name}: {entry}"] = [round(row[entry], 6) for row in history]
+                self.history[f"{name}: {entry}"] = [round(row[entry], 6) for row in history if entry in row]

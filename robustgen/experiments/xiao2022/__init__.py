@@ -1,0 +1,1 @@
+"""Flows, latent flows and autoencoders with a density of codes (Xiao, 2022)."""

@@ -1,0 +1,121 @@
+"""How each model is trained, at each scale.
+
+At scale `full` as in the source: the autoencoder of its table 3.6 with 64 channels, codes of 20 numbers, flows of four
+couplings, 100 epochs. Scale `cpu` has 16 channels, fewer images and epochs, and flows of images that fit an hour.
+"""
+
+from typing import Any
+
+from robustgen.experiments.ahmed2017.recipes import Perceiving, Recipe
+
+__all__ = ["BETAS", "RECIPES", "XIAO_2022", "weighed"]
+
+XIAO_2022 = 'Xiao, "Designing Deep Generative Models with Symbiotic Composition", 2022'
+BETAS = (1, 10, 50, 100, 400)
+
+
+def weighed(kind: str, beta: int) -> str:
+    """The recipe of "vae", "flow-prior" or "regularised" whose reconstruction has the weight beta."""
+    return f"{kind}-beta{beta}"
+
+
+def _recipes(
+    *,
+    coder: dict[str, Any],
+    studied: dict[str, Any],
+    second_width: int,
+    real_nvp: dict[str, Any],
+    glow: dict[str, Any],
+    classifier: dict[str, Any],
+    epochs: int,
+    studied_epochs: int,
+    flow_epochs: int,
+    batch_size: int,
+) -> dict[str, Recipe]:
+    """All models from the sizes of a few of them.
+
+    Args:
+        coder: of Table 3.1; studied: of the study of beta.
+        epochs: of autoencoders; the two stages of a two-stage VAE have as many each.
+    """
+    made: dict[str, tuple[str, dict[str, Any]]] = {
+        "vae": ("VAE", {"likelihood": "gaussian", "scale": 1.0, **coder}),
+        "wae-gan": ("WAE", {"penalty": "gan", **coder}),
+        "two-stage": ("TwoStageVAE", {"second_width": second_width, "first_steps": 0.5, **coder}),
+        "rae-gmm": ("RAE", coder),
+        "flow-prior": ("FlowPriorVAE", {"beta": 1.0, **coder}),
+        "flow-posterior": ("FlowPosteriorVAE", {"beta": 1.0, **coder}),
+        "glf": ("GLF", coder),
+    }
+    found = {
+        name: Recipe(
+            model=model,
+            options=options,
+            epochs=epochs * (2 if name in ("two-stage", "wae-gan") else 1),  # half of the steps for each part
+            batch_size=batch_size,
+            annealed=name != "wae-gan",
+        )
+        for name, (model, options) in made.items()
+    }
+    found["classifier"] = Recipe(model="convnet", options=classifier, epochs=2, batch_size=batch_size)
+    found["glf-perceptual"] = Perceiving(
+        model="GLF",
+        options={"perceptual": ["1", "3", "5"], **coder},
+        epochs=epochs,
+        batch_size=batch_size,
+        perceives="classifier",
+    )
+    for beta in BETAS:
+        studies: dict[str, tuple[str, dict[str, Any]]] = {
+            "vae": ("VAE", {"likelihood": "gaussian", "scale": beta**-0.5, **studied}),
+            "flow-prior": ("FlowPriorVAE", {"beta": float(beta), **studied}),
+            "regularised": ("GLF", {"stop_gradient": False, "beta": float(beta), **studied}),
+        }
+        for kind, (model, options) in studies.items():
+            found[weighed(kind, beta)] = Recipe(
+                model=model, options=options, epochs=studied_epochs, batch_size=batch_size
+            )
+    found["glf-studied"] = Recipe(model="GLF", options=studied, epochs=studied_epochs, batch_size=batch_size)
+    found["real-nvp"] = Recipe(model="RealNVP", options=real_nvp, epochs=flow_epochs, batch_size=batch_size)
+    found["glow"] = Recipe(model="Glow", options=glow, epochs=flow_epochs, batch_size=batch_size)
+    return found
+
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "smoke": _recipes(
+        coder={"architecture": "mlp", "width": 16, "latent_dim": 4},
+        studied={"architecture": "mlp", "width": 16, "latent_dim": 4},
+        second_width=16,
+        real_nvp={"levels": 17, "scales": 1, "width": 8},
+        glow={"levels": 17, "scales": 1, "flow_steps": 2, "width": 8},
+        classifier={"width": 4},
+        epochs=2,
+        studied_epochs=2,
+        flow_epochs=1,
+        batch_size=50,
+    ),
+    "cpu": _recipes(
+        coder={"architecture": "infogan", "width": 16, "latent_dim": 20},
+        studied={"architecture": "mlp", "width": 128, "latent_dim": 20},
+        second_width=256,
+        real_nvp={"width": 16},
+        glow={"flow_steps": 6, "width": 24},
+        classifier={"width": 16},
+        epochs=8,
+        studied_epochs=8,
+        flow_epochs=4,
+        batch_size=100,
+    ),
+    "full": _recipes(
+        coder={"architecture": "infogan", "width": 64, "latent_dim": 20},
+        studied={"architecture": "infogan", "width": 64, "latent_dim": 20},
+        second_width=1024,
+        real_nvp={"width": 64, "blocks": 4},
+        glow={"flow_steps": 16, "width": 64},
+        classifier={"width": 64},
+        epochs=100,
+        studied_epochs=100,
+        flow_epochs=128,
+        batch_size=256,
+    ),
+}
