@@ -61,7 +61,7 @@ BUDGETS = {"smoke": Budget(300, 100, "digits"), "cpu": Budget(20_000, 2_000), "f
 def settings_of(name: str, data: str, scale: str) -> dict[str, Any]:
     """All that :func:`measured_samples` depends on but the seed."""
     recipes = described(RECIPES[scale], recipes_of(name, scale))
-    return {"data": data, "model": name, "features": _FEATURES, "recipes": recipes} | asdict(BUDGETS[scale])
+    return asdict(BUDGETS[scale]) | {"data": data, "model": name, "features": _FEATURES, "recipes": recipes}
 
 
 def recipes_of(name: str, scale: str) -> tuple[str, ...]:
