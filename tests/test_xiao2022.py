@@ -1,0 +1,96 @@
+"""The experiments of Xiao 2022: every model trains on digits, other data are other cells, the order is told."""
+
+import math
+
+import pytest
+import torch
+
+from robustgen.experiments.catalogue import find, table
+from robustgen.experiments.experiment import Cell
+from robustgen.experiments.pages import draw_experiment
+from robustgen.experiments.runner import run_experiment
+from robustgen.experiments.training_cache import TrainingCache
+from robustgen.experiments.xiao2022 import quality, samples
+from robustgen.experiments.xiao2022.quality import TRAINING_IMAGES, measured_samples
+from robustgen.experiments.xiao2022.recipes import RECIPES
+
+NAMES = [name for name in table() if name.startswith("xiao-2022/")]
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return TrainingCache(tmp_path_factory.mktemp("xiao") / "work", say=lambda line: None)
+
+
+@pytest.mark.parametrize(
+    "name", [TRAINING_IMAGES, *(n for n in RECIPES["smoke"] if n not in ("real-nvp", "glow", "classifier"))]
+)
+def test_every_model_trains_and_its_samples_are_measured(name, cache):
+    before = torch.random.get_rng_state()
+    numbers, history = measured_samples(name, "digits", "smoke", 0, cache)
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert all(math.isfinite(entry["value"]) for entry in numbers.values())
+    assert all(math.isfinite(loss) for losses in history.values() for loss in losses)
+    assert (name == TRAINING_IMAGES) == (not history)
+    assert measured_samples(name, "digits", "smoke", 0, cache) == (numbers, history)
+
+
+def test_training_images_are_the_best_samples(cache):
+    worst = measured_samples(TRAINING_IMAGES, "digits", "smoke", 0, cache)[0]["Frechet distance"]["value"]
+    for name in ("vae", "glf"):
+        assert worst < measured_samples(name, "digits", "smoke", 0, cache)[0]["Frechet distance"]["value"]
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n not in ("xiao-2022/table-3.1", "xiao-2022/figure-3.6")])
+def test_a_row_of_every_other_experiment_runs_on_digits(name, cache, tmp_path):
+    experiment = find(name)
+    first = experiment.cells(1)[0].row
+    for cell in experiment.cells(1):
+        if cell.row == first:
+            run_experiment(experiment, "smoke", cache, tmp_path, only=cell, say=lambda line: None)
+    assert all(row.title in draw_experiment(experiment, tmp_path, ("smoke",)) for row in experiment.rows)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_cells_of_other_data_and_models_have_other_settings(name):
+    experiment = find(name)
+    cells = experiment.cells(1)
+    places = {cell: (cell.row, cell.column) for cell in cells}
+    if name == "xiao-2022/table-3.1":  # three columns share their samples
+        places = {cell: (cell.row, cell.column.rpartition("-")[0]) for cell in cells}
+    if name == "xiao-2022/figure-3.6":
+        places = {cell: (cell.row,) for cell in cells}
+    settings = {cell: str(sorted(experiment.settings(cell, "cpu").items())) for cell in cells}
+    assert len(set(settings.values())) == len(set(places.values()))
+
+
+def test_the_order_of_two_rows_is_that_of_their_seeds():
+    def cell(row, seed, value):
+        return {"row": row, "column": "mnist-frechet", "seed": seed, "value": value}
+
+    kept = {
+        str(k): c for k, c in enumerate([cell("a", 0, 3.0), cell("b", 0, 1.0), cell("a", 1, 5.0), cell("b", 1, 2.0)])
+    }
+    mean, error = samples.difference(kept, "mnist-frechet", "a", "b")
+    assert (mean, error) == (2.5, pytest.approx(0.5))
+    assert samples.difference({"0": cell("a", 0, 3.0)}, "mnist-frechet", "a", "b") is None
+    assert samples.difference(kept, "fashion-mnist-frechet", "a", "b") is None
+
+
+def test_published_numbers_stand_in_the_columns_of_their_metric():
+    published = {row.key: row.published for row in samples.EXPERIMENT.rows}
+    assert published["glf"]["mnist-frechet"] == 8.2
+    assert published["glf"]["fashion-mnist-recall"] == 93.2
+    assert "mnist-recall" not in published["vae"]
+
+
+def test_a_vae_gives_expected_images(cache):
+    model = quality.TrainedModels(cache, RECIPES["smoke"], cache.images("digits", "train", 100), 0).model("vae")
+    drawn = quality._samples(model.eval(), 30, 0)
+    assert drawn.shape == (30, 1, 8, 8)
+    noise = model.sample(30, torch.Generator().manual_seed(0)) - drawn
+    assert noise.std() > 0.1  # that of pixels N(decoder(z), 1)
+
+
+def test_a_cell_says_what_it_is():
+    assert find("xiao-2022/far-ood").settings(Cell("mnist", "glow", 0), "cpu")["training images"] == "drawn"
