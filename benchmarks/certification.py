@@ -1,9 +1,10 @@
 """What certifying costs beside its forwards alone, what the early stop saves, and that memory does not grow with n.
 
-Both sides in one process, interleaved, on one thread:
-``python benchmarks/certification.py [--out results/benchmarks]``. One side certifies images of MNIST's size; the other asks the same network, behind the same denoiser where there is one,
-as many batches of the same size with noise of ``torch.randn``, and does nothing with the answers. The target is at most
-1.05 times its time. Memory: the peak of a process of its own that certifies one image with n draws.
+Both sides in one process, interleaved, on one thread: ``python benchmarks/certification.py [--out
+results/benchmarks]``. One side certifies images of MNIST's size; the other asks the same network, behind the same
+denoiser where there is one, as many batches of the same size with noise of ``torch.randn``, and does nothing with the
+answers. The target is at most 1.05 times its time. Memory: the peak of a process of its own that certifies one image
+with n draws.
 """
 
 import argparse
