@@ -13,7 +13,7 @@ from torch import nn
 
 from robustgen.files import load_state
 from robustgen.training import latest_checkpoint, load_checkpoint, save_checkpoint
-from robustgen.training.packing import pack, unpack
+from robustgen.training.checkpoint import pack, unpack
 
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["pytest", "torch._dynamo", "robustgen.data", "robustgen.training"])  # imported once

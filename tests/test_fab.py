@@ -11,7 +11,7 @@ from torch import nn
 
 from robustgen.attacks import FAB, AtEps, fab
 from robustgen.attacks.ball import perturbation_norm
-from robustgen.attacks.hyperplane import step_to_hyperplane
+from robustgen.attacks.fab import step_to_hyperplane
 from robustgen.attacks.losses import margin
 
 NORMS = ("Linf", "L2", "L1")

@@ -19,8 +19,7 @@ from robustgen.experiments.pages import draw_experiment
 from robustgen.experiments.runner import run_experiment
 from robustgen.experiments.training_cache import TrainingCache
 from robustgen.generative import Denoiser
-from robustgen.lipschitz import lipschitz_bound
-from robustgen.lipschitz_encoder import MaxMin, Orthonormal, lipschitz_encoder
+from robustgen.lipschitz import MaxMin, Orthonormal, lipschitz_bound, lipschitz_encoder
 
 SCHEMA = json.loads((Path(robustgen.experiments.__file__).parent / "cell.schema.json").read_text())
 

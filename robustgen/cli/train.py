@@ -16,23 +16,27 @@ from robustgen.cli.grouped_help import (
     OPTIMISATION,
     RUN,
 )
-from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
 from robustgen.cli.options import (
+    BackgroundOption,
+    ChannelsOption,
     DataOption,
     DeviceOption,
     DownloadOption,
+    FitOption,
     JsonOption,
     MeanOption,
     QuietOption,
     RootOption,
     SeedOption,
     SetOption,
+    SizeOption,
     StdOption,
     TrainingEpsOption,
     TrainingLimitOption,
     TrainingNormOption,
     command_line,
     given,
+    image_reader,
     normalization,
 )
 from robustgen.cli.terminal import note, print_found, say

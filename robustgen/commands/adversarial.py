@@ -6,7 +6,7 @@ from typing import Any
 
 from robustgen.attacks import Attack
 from robustgen.commands.data_spec import DataSpec
-from robustgen.commands.fortify_spec import FortifySpec
+from robustgen.commands.network_spec import FortifySpec
 from robustgen.data import ArrayDataset
 from robustgen.data.load import canonical_name
 from robustgen.fortified import FortifiedObjective

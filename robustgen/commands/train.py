@@ -12,8 +12,7 @@ from torch import nn
 
 from robustgen.commands.adversarial import chosen_recipe, makes, option, settled
 from robustgen.commands.data_spec import DataSpec
-from robustgen.commands.fortify_spec import FortifySpec
-from robustgen.commands.network_spec import NetworkSpec
+from robustgen.commands.network_spec import FortifySpec, NetworkSpec
 from robustgen.commands.opening import device_of, move
 from robustgen.commands.runs import claim, is_first, parts
 from robustgen.commands.trial import try_autoencoders, try_detector, try_objective

@@ -8,9 +8,8 @@ from robustgen.data.image_reader import ImageReader
 from robustgen.data.load import load
 from robustgen.data.npz import load_npz, save_npz
 from robustgen.data.preprocessing import check_same_preprocessing, preprocessing_fingerprint
-from robustgen.data.spheres import spheres
 from robustgen.data.splits import check_disjoint, drop_shared, heldout_classes, split
-from robustgen.data.synthetic import noise
+from robustgen.data.synthetic import noise, spheres
 from robustgen.data.table import Table
 from robustgen.data.text import TEXT8, babble, decode, encode, load_text, normalise, split_text, windows
 from robustgen.data.tokens import TokenDataset, load_tokens

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustgen.checks import ROUNDING, check_ids, check_images, check_labels
-from robustgen.spacing import evenly_spaced
+from robustgen.inputs import evenly_spaced
 
 __all__ = ["ArrayDataset", "require_nonempty"]
 

@@ -5,6 +5,7 @@
 one-line file ``run_dir/checkpoints/latest``; older ones are removed after that, save for the one that ``best`` names.
 """
 
+import math
 import os
 import re
 import shutil
@@ -16,6 +17,7 @@ from typing import Any
 
 from torch import Tensor
 
+from robustgen.checks import plain
 from robustgen.files import (
     load_tensors,
     part_name,
@@ -28,7 +30,6 @@ from robustgen.files import (
 from robustgen.locks import alone
 from robustgen.structure import check_structure
 from robustgen.training.metrics import best_row
-from robustgen.training.packing import pack, unpack
 
 __all__ = [
     "Checkpoint",
@@ -38,7 +39,9 @@ __all__ = [
     "keep_as_best",
     "latest_checkpoint",
     "load_checkpoint",
+    "pack",
     "save_checkpoint",
+    "unpack",
 ]
 
 FORMAT = 1
@@ -282,3 +285,66 @@ def _discard(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """Return ``value`` as JSON, with its tensors moved into ``tensors`` under their path.
+
+    Dicts (of str or int keys), lists, tuples, tensors, numbers, strings, bools and None, nested at will; floats are
+    exact, also NaN and Inf.
+
+    Raises:
+        TypeError: anything else, named by its path.
+
+    >>> import torch
+    >>> tensors = {}
+    >>> pack({0: (1.5, torch.ones(2))}, tensors)
+    {'dict': [[0, {'tuple': [1.5, {'tensor': '0.1'}]}]]}
+    >>> tensors
+    {'0.1': tensor([1., 1.])}
+    """
+    value = plain(value)  # a learning rate, say, of NumPy
+    if isinstance(value, Tensor):
+        name = path or "tensor"
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, (str, int)) for key in value):
+            raise TypeError(f"training state {path!r} has keys that are neither str nor int")
+        return {"dict": [[key, pack(item, tensors, _join(path, key))] for key, item in value.items()]}
+    if isinstance(value, (tuple, list)):
+        items = [pack(item, tensors, _join(path, i)) for i, item in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"training state {path!r} is a {type(value).__name__}, which neither JSON nor a tensor can hold")
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What :func:`pack` was given; ValueError where a tensor is missing, or for what ``pack`` never writes."""
+    if isinstance(packed, list):
+        return [unpack(item, tensors) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    kind, value = next(iter(packed.items()), ("", None))
+    if len(packed) == 1 and kind == "tensor" and isinstance(value, str):
+        if value not in tensors:
+            raise ValueError(f"the training state lacks its tensor {value!r}")
+        return tensors[value]
+    if len(packed) == 1 and kind == "dict" and isinstance(value, list) and all(map(_is_entry, value)):
+        return {key: unpack(item, tensors) for key, item in value}
+    if len(packed) == 1 and kind == "tuple" and isinstance(value, list):
+        return tuple(unpack(item, tensors) for item in value)
+    if len(packed) == 1 and kind == "float" and value in ("nan", "inf", "-inf"):
+        return float(value)
+    raise ValueError(f"not a training state: an object of {', '.join(map(repr, packed)) or 'nothing'}")
+
+
+def _is_entry(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], (str, int))
+
+
+def _join(path: str, key: str | int) -> str:
+    return f"{path}.{key}" if path else str(key)

@@ -13,10 +13,9 @@ from tqdm import tqdm
 
 from robustgen.checks import warn_user
 from robustgen.counter_rng import derive_seed, integers
-from robustgen.differences import differences
 from robustgen.files import load_state
 from robustgen.model import evaluating
-from robustgen.structure import check_structure
+from robustgen.structure import check_structure, differences
 from robustgen.training.batches import Batch, Source, epoch_order
 from robustgen.training.checkpoint import (
     Checkpoint,
