@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from robustgen.files import load_state
-from robustgen.training import latest_checkpoint, load_checkpoint, save_checkpoint
+from robustgen.training import epochs_done, latest_checkpoint, load_checkpoint, save_checkpoint
 from robustgen.training.checkpoint import pack, unpack
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -91,6 +91,15 @@ def test_state_comes_back_exactly(tmp_path):
         "training_state.json",
         "training_state.safetensors",
     ]
+
+
+def test_without_a_training_state_there_are_two_files(tmp_path):
+    path = save_checkpoint(tmp_path, 3, {"w": torch.ones(2)}, {}, {"epochs": 1})
+    assert sorted(p.name for p in path.iterdir()) == ["config.json", "model.safetensors"]
+    assert (load_checkpoint(tmp_path).training_state, epochs_done(tmp_path)) == ({}, None)
+    (path / "training_state.json").write_text('{"dict": []}')  # of an earlier version, and half of its files
+    with pytest.raises(FileNotFoundError, match=r"training_state\.safetensors"):
+        load_checkpoint(tmp_path)
 
 
 def test_what_cannot_be_stored_is_named(tmp_path):

@@ -1,7 +1,8 @@
 """Checkpoints: whole or not at all, whatever kills the writer; safetensors and JSON, no pickle.
 
 ``run_dir/checkpoints/step-00000123/`` holds ``config.json``, ``model.safetensors``, ``training_state.safetensors`` and
-``training_state.json``. It is written aside, fsynced, renamed, and only then made current by atomically replacing the
+``training_state.json``, of which the latter two are missing where there is no state, as in a model saved alone. It is
+written aside, fsynced, renamed, and only then made current by atomically replacing the
 one-line file ``run_dir/checkpoints/latest``; older ones are removed after that, save for the one that ``best`` names.
 """
 
@@ -45,6 +46,7 @@ __all__ = [
 ]
 
 FORMAT = 1
+_STATE = ("training_state.safetensors", "training_state.json")
 _NAME = re.compile(r"step-\d{8,}(-again)?")
 _UNFINISHED = re.compile(r"\.robustgen-[0-9a-f]{16}\.part|\.step-\d{8,}(-again)?\.\d+\.part")  # the latter of before
 
@@ -82,7 +84,7 @@ def save_checkpoint(
         run_dir: made if missing.
         step: completed steps, >= 0.
         model_state: a state dict of tensors; tied ones are stored once.
-        training_state: nested dicts, lists and tuples of tensors and JSON scalars.
+        training_state: nested dicts, lists and tuples of tensors and JSON scalars; empty: no run goes on from here.
         config: JSON-able.
 
     Returns:
@@ -134,8 +136,9 @@ def _write(
         aside.mkdir()
         write_json(aside / "config.json", {"format": FORMAT, "step": step, "config": dict(config)})
         save_tensors(aside / "model.safetensors", model_state)
-        save_tensors(aside / "training_state.safetensors", tensors)
-        write_json(aside / "training_state.json", packed)
+        if training_state:
+            save_tensors(aside / _STATE[0], tensors)
+            write_json(aside / _STATE[1], packed)
         _discard(path)  # renamed by a killed writer and never made the latest
         os.rename(aside, path)
     except BaseException:
@@ -194,14 +197,16 @@ def _best_epoch(checkpoint: Path) -> tuple[int, int] | None:
     if entry is None or not history:
         return None
     if not all(isinstance(row.get(entry), int | float) for row in history):
-        raise ValueError(f"{checkpoint / 'training_state.json'}: history lacks numbers called {entry!r}")
+        raise ValueError(f"{checkpoint / _STATE[1]}: history lacks numbers called {entry!r}")
     row = best_row(history, entry)
     return int(row["epoch"]), int(row["step"])
 
 
 def _history(checkpoint: Path) -> list[dict[str, float]] | None:
     """The history in a checkpoint, without its tensors; None in one of no training."""
-    path = checkpoint / "training_state.json"
+    path = checkpoint / _STATE[1]
+    if _without_state(checkpoint):
+        return None
     packed = read_json(path, {"dict": [list]})
     try:
         for key, value in packed["dict"]:
@@ -243,16 +248,24 @@ def load_checkpoint(run_dir: str | Path, *, best: bool = False) -> Checkpoint:
     path = (best_checkpoint(run_dir) if best else None) or latest_checkpoint(run_dir)
     if path is None:
         raise FileNotFoundError(f"{run_dir}: no checkpoint here")
-    head = _head(path)
-    tensors = load_tensors(path / "training_state.safetensors")
-    packed = read_json(path / "training_state.json")
+    head, state = _head(path), {} if _without_state(path) else _state(path)
+    return Checkpoint(path, head["step"], load_tensors(path / "model.safetensors"), state, head["config"])
+
+
+def _without_state(checkpoint: Path) -> bool:
+    """Whether it was saved without a training state; one that lacks only one of the two files is damaged."""
+    return not any((checkpoint / name).exists() for name in _STATE)
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    tensors, packed = load_tensors(checkpoint / _STATE[0]), read_json(checkpoint / _STATE[1])
     try:
-        state = unpack(packed, tensors)
+        state: dict[str, Any] = unpack(packed, tensors)
         check_structure(state, dict, "it")
     except (RecursionError, ValueError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{path / 'training_state.json'}: {reason}") from None
-    return Checkpoint(path, head["step"], load_tensors(path / "model.safetensors"), state, head["config"])
+        raise ValueError(f"{checkpoint / _STATE[1]}: {reason}") from None
+    return state
 
 
 def holds_run(directory: str | Path) -> bool:

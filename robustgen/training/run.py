@@ -370,6 +370,8 @@ class Run:
 
     @torch.no_grad()
     def _go_on_from(self, step: int, state: dict[str, Any]) -> None:
+        if not state:
+            raise ValueError("it holds weights alone")
         rows = [{"epoch": int, "step": int}]
         check_structure(state, {"history": rows, "means": dict, "optimizer": dict, "live_weights": [Tensor]}, "state")
         if step > self.total or not step // self.per_epoch - 1 <= len(state["history"]) <= -(-step // self.per_epoch):
