@@ -8,7 +8,6 @@ from typing import Annotated, Any
 
 import typer
 
-from robustgen.cli.grouped_help import ATTACK, DATA, DETECTOR, RUN
 from robustgen.cli.options import (
     BackgroundOption,
     ChannelsOption,
@@ -36,7 +35,7 @@ from robustgen.cli.options import (
     image_reader,
     normalization,
 )
-from robustgen.cli.terminal import complain, say
+from robustgen.cli.terminal import ATTACK, DATA, DETECTOR, RUN, complain, say
 
 __all__ = ["attack"]
 

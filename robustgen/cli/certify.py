@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from robustgen.cli.grouped_help import ATTACK, DATA, NETWORK, RUN
 from robustgen.cli.options import (
     BackgroundOption,
     ChannelsOption,
@@ -31,7 +30,7 @@ from robustgen.cli.options import (
     image_reader,
     normalization,
 )
-from robustgen.cli.terminal import complain, say
+from robustgen.cli.terminal import ATTACK, DATA, NETWORK, RUN, complain, say
 
 __all__ = ["certify"]
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustgen.cli.grouped_help import ADVERSARIAL, ATTACK, DATA, GENERATIVE, NETWORK, RUN
+from robustgen.cli.terminal import ADVERSARIAL, ATTACK, DATA, GENERATIVE, NETWORK, RUN
 
 __all__ = [
     "BackgroundOption",

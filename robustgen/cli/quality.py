@@ -6,7 +6,6 @@ from typing import Annotated
 
 import typer
 
-from robustgen.cli.grouped_help import GENERATIVE, NETWORK, RUN
 from robustgen.cli.options import (
     BackgroundOption,
     ChannelsOption,
@@ -23,7 +22,7 @@ from robustgen.cli.options import (
     command_line,
     image_reader,
 )
-from robustgen.cli.terminal import say
+from robustgen.cli.terminal import GENERATIVE, NETWORK, RUN, say
 
 __all__ = ["quality"]
 

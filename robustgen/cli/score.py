@@ -7,7 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from robustgen.cli.grouped_help import DATA, DETECTOR, GENERATIVE, RUN
 from robustgen.cli.options import (
     BackgroundOption,
     ChannelsOption,
@@ -35,7 +34,7 @@ from robustgen.cli.options import (
     image_reader,
     normalization,
 )
-from robustgen.cli.terminal import complain, print_found, say
+from robustgen.cli.terminal import DATA, DETECTOR, GENERATIVE, RUN, complain, print_found, say
 
 __all__ = ["score"]
 

@@ -7,15 +7,6 @@ from typing import Annotated, Any
 
 import typer
 
-from robustgen.cli.grouped_help import (
-    ADVERSARIAL,
-    DATA,
-    FORTIFY,
-    GENERATIVE,
-    NETWORK,
-    OPTIMISATION,
-    RUN,
-)
 from robustgen.cli.options import (
     BackgroundOption,
     ChannelsOption,
@@ -39,7 +30,18 @@ from robustgen.cli.options import (
     image_reader,
     normalization,
 )
-from robustgen.cli.terminal import note, print_found, say
+from robustgen.cli.terminal import (
+    ADVERSARIAL,
+    DATA,
+    FORTIFY,
+    GENERATIVE,
+    NETWORK,
+    OPTIMISATION,
+    RUN,
+    note,
+    print_found,
+    say,
+)
 
 __all__ = ["sample", "train"]
 

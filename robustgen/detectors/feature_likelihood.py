@@ -14,7 +14,7 @@ from robustgen.detectors.base import Detector, check_network, check_width
 from robustgen.detectors.features import FeatureExtractor
 from robustgen.generative.latent.latent_flow import StateDensity, check_state_fit, fit_states
 from robustgen.inputs import Inputs
-from robustgen.rebuilding import rebuild
+from robustgen.weights import rebuild
 
 __all__ = ["FeatureLikelihood"]
 

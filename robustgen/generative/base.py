@@ -10,10 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import ROUNDING, check_images, check_shape, plain_arguments
-from robustgen.rebuilding import rebuild
 from robustgen.structure import SIZE, check_arguments, check_size
 from robustgen.training import Batch, Source, load_checkpoint, save_checkpoint
 from robustgen.training.checkpoint import holds_run
+from robustgen.weights import rebuild
 
 if TYPE_CHECKING:
     from typing_extensions import Self
