@@ -1,4 +1,4 @@
-"""Tables 2.1 to 2.5 and figure 2.5: classifiers, fortified and not, under the attack that each was trained with."""
+"""Tables 2.1 to 2.5 and figure 2.5: classifiers under attack. A row is a recipe, a column what attacks it."""
 
 import copy
 from collections.abc import Mapping
