@@ -14,8 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from robustgen.files import check_state, load_tensors
-from robustgen.foreign_formats import foreign_format, is_archive, is_pickled, is_weights
+from robustgen.files import check_state, foreign_format, is_archive, is_pickled, is_weights, load_tensors
 from robustgen.turns import seeded
 
 __all__ = ["ENTRIES", "read_weights", "rebuild", "unwrapped"]
