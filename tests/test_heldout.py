@@ -26,7 +26,7 @@ from robustgen.detectors import (
     NearestNeighbour,
     PCAResidual,
 )
-from robustgen.detectors.features import FeatureExtractor
+from robustgen.features import FeatureExtractor
 from robustgen.detectors.image_distortion import distortions
 from robustgen.detectors.neighbours import nearest_distances
 from robustgen.evaluation import anomalous_class, auroc, heldout_benchmark, heldout_class, unseen_datasets

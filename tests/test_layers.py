@@ -12,7 +12,7 @@ from robustgen import fortify
 from robustgen.attacks import PGD, EmbeddedInput
 from robustgen.attacks.prepare import prepare
 from robustgen.detectors import Energy, FeatureTimesImageDistance, KNearestFeatures, Mahalanobis, ReconstructionError
-from robustgen.detectors.features import FeatureExtractor
+from robustgen.features import FeatureExtractor
 from robustgen.evaluation import binarization_test
 from robustgen.fortified import FortifiedNetwork, HiddenMatchingNetwork
 from robustgen.fortified.autoencoder import DenseAutoencoder

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from robustgen.checks import check_integers
 from robustgen.generative.flows.transform import Chain, Density, Transform
-from robustgen.generative.latent.residual import ResidualBlock
+from robustgen.generative.blocks.residual import ResidualBlock
 
 __all__ = ["ConvNetwork", "Coupling", "MaskedCoupling", "Permutation", "checkerboard", "coupling_density", "zeroed"]
 

@@ -20,7 +20,7 @@ from robustgen.training.schedules import cosine
 from robustgen.turns import seeded
 
 if TYPE_CHECKING:
-    from robustgen.detectors.features import FeatureExtractor
+    from robustgen.features import FeatureExtractor
 
 __all__ = [
     "LatentFlow",
@@ -238,7 +238,7 @@ def fit_latent_flow(
     >>> flow.states(x).shape, flow.log_prob(x).shape
     (torch.Size([200, 8]), torch.Size([200]))
     """
-    from robustgen.detectors.features import FeatureExtractor  # detectors import this room
+    from robustgen.features import FeatureExtractor  # detectors import this room
 
     if not isinstance(net, nn.Module):
         raise TypeError(f"fit_latent_flow needs an nn.Module, got {type(net).__name__}")

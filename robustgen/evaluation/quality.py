@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from robustgen.checks import check_integers, check_seed
 from robustgen.counter_rng import derive_seed
 from robustgen.data import ArrayDataset
-from robustgen.detectors.features import FeatureExtractor
+from robustgen.features import FeatureExtractor
 from robustgen.evaluation.proportions import proportion
 from robustgen.evaluation.report_pictures import encode_picture
 from robustgen.evaluation.sample_metrics import (
@@ -75,7 +75,7 @@ class FeatureNetwork:
     Args:
         network: usually a classifier, of images in [0, 1]. It is not changed.
         layer: whose output the features are, maps averaged over their places; None: the input of the ``nn.Linear`` that
-            makes the logits (see :class:`~robustgen.detectors.features.FeatureExtractor`).
+            makes the logits (see :class:`~robustgen.features.FeatureExtractor`).
         name: what the result calls it.
         classes: the names of its logits; none: those of the data, where there are as many.
         about: how it came about, in a few words.
