@@ -483,7 +483,7 @@ def test_a_reweighted_prior_is_sampled_by_its_weights():
     vae = NCPVAE(SHAPE, proposals=50, **{**SMALL, "latent_dim": 1}).double().eval()
     vae.second = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(vae.second.weight, 0.7)
-    drawn = vae.prior_sample(torch.randn(10_000, vae.noise_dim, dtype=torch.float64))
+    drawn = vae.prior_sample(torch.randn(10_000, *vae.noise_shape, dtype=torch.float64))
     assert float(drawn.mean().detach()) == pytest.approx(0.7, abs=0.05)
     assert float(drawn.std().detach()) == pytest.approx(1, abs=0.05)
     log_z, error = vae.log_normalizer(20_000)

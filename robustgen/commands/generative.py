@@ -138,6 +138,7 @@ def train_generative(
         after_epoch=Pictures(run, samples),
     )
     try_objective(network, GenerativeObjective(), train, batch_size, seed)
+    network.check_training(len(train), batch_size)
     with claim(run, info, resume):  # only now: what is refused above leaves nothing
         history = trainer.fit(network, train, held_back)
         if not is_first():

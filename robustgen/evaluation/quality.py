@@ -279,7 +279,7 @@ def sample_quality(
     Raises:
         TypeError: images of another kind.
         ValueError: fewer than 20 images on a side, images of different shapes or outside [0, 1], a feature network that
-            takes others.
+            takes others or sees no difference between the data.
 
     >>> from robustgen import data, networks
     >>> digits, network = data.digits("test").take(100), networks.mlp(64, [5], 10)
@@ -312,6 +312,8 @@ def sample_quality(
             _same_shape(training.shape, real, training.name)
         seen = {"samples": fake, "data": real} | ({} if training is None else {"train": _some(training, n, seed)})
         found = {side: network.of(images, batch_size) for side, images in seen.items()}
+        if bool((found["data"][0] == found["data"][0][0]).all()):
+            raise ValueError(f"all images of {real.name} have the same features of {network.named!r}: nothing to compare")
         classified, left_out = _classes(network, real, found["data"][1])
         near = {}
         if training is None:
@@ -356,7 +358,7 @@ def sample_quality(
 def _network(features: FeatureNetwork | nn.Module | tuple[nn.Module, str]) -> FeatureNetwork:
     if isinstance(features, FeatureNetwork):
         return features
-    network, layer = features if isinstance(features, tuple) else (features, None)
+    network, layer = features if isinstance(features, tuple) and len(features) == 2 else (features, None)
     if not isinstance(network, nn.Module) or isinstance(network, GenerativeModel):
         raise TypeError(f"features must be a network, or one and the name of a layer, not {type(network).__name__}")
     return FeatureNetwork(network, layer)
