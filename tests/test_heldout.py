@@ -26,12 +26,12 @@ from robustgen.detectors import (
     NearestNeighbour,
     PCAResidual,
 )
-from robustgen.features import FeatureExtractor
 from robustgen.detectors.image_distortion import distortions
 from robustgen.detectors.neighbours import nearest_distances
 from robustgen.evaluation import anomalous_class, auroc, heldout_benchmark, heldout_class, unseen_datasets
 from robustgen.evaluation.heldout import compared
 from robustgen.experiments.ahmed2017 import table_4_1, table_4_2
+from robustgen.features import FeatureExtractor
 from robustgen.generative import DCGAN, VAE
 from robustgen.networks import encoder
 from robustgen.training import Batch, ClassifierObjective, ContrastiveObjective, Deformations, OnDeformed, Trainer

@@ -12,8 +12,8 @@ from robustgen import fortify
 from robustgen.attacks import PGD, EmbeddedInput
 from robustgen.attacks.prepare import prepare
 from robustgen.detectors import Energy, FeatureTimesImageDistance, KNearestFeatures, Mahalanobis, ReconstructionError
-from robustgen.features import FeatureExtractor
 from robustgen.evaluation import binarization_test
+from robustgen.features import FeatureExtractor
 from robustgen.fortified import FortifiedNetwork, HiddenMatchingNetwork
 from robustgen.fortified.autoencoder import DenseAutoencoder
 from robustgen.layers import find_layer

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from robustgen.checks import check_integers
 from robustgen.detectors.base import Detector, check_network, check_width
-from robustgen.features import FeatureExtractor
 from robustgen.detectors.neighbours import nearest_distances
+from robustgen.features import FeatureExtractor
 from robustgen.inputs import Inputs
 
 __all__ = ["KNearestFeatures"]

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from robustgen.checks import check_integers, check_seed
 from robustgen.counter_rng import derive_seed
 from robustgen.data import ArrayDataset
-from robustgen.features import FeatureExtractor
 from robustgen.evaluation.proportions import proportion
 from robustgen.evaluation.report_pictures import encode_picture
 from robustgen.evaluation.sample_metrics import (
@@ -39,6 +38,7 @@ from robustgen.evaluation.sample_metrics import (
     parzen_log_likelihood,
     prd_measures,
 )
+from robustgen.features import FeatureExtractor
 from robustgen.files import environment
 from robustgen.fingerprint import model_fingerprint
 from robustgen.generative import GenerativeModel
@@ -313,7 +313,9 @@ def sample_quality(
         seen = {"samples": fake, "data": real} | ({} if training is None else {"train": _some(training, n, seed)})
         found = {side: network.of(images, batch_size) for side, images in seen.items()}
         if bool((found["data"][0] == found["data"][0][0]).all()):
-            raise ValueError(f"all images of {real.name} have the same features of {network.named!r}: nothing to compare")
+            raise ValueError(
+                f"all images of {real.name} have the same features of {network.named!r}: nothing to compare"
+            )
         classified, left_out = _classes(network, real, found["data"][1])
         near = {}
         if training is None:

@@ -73,8 +73,8 @@ class GenerativeModel(nn.Module, ABC):
         single = n == 1 or batch_size == 1 or n % batch_size == 1
         if single and any(isinstance(layer, nn.BatchNorm1d) for layer in self.modules()):
             raise ValueError(
-                f"{n} images in batches of batch_size={batch_size} leave a batch of one, and batch norm learns from two "
-                "at least: take another batch size"
+                f"{n} images in batches of batch_size={batch_size} leave a batch of one, and batch norm learns from no "
+                "fewer than two: take another batch size"
             )
 
     def _log_prob(self, x: Tensor) -> Tensor:

@@ -109,6 +109,10 @@ class Flow(GenerativeModel):
         """Differentiable; a few may lie a little outside [0, 1]."""
         return self.transform.inverse(eps) if len(eps) else eps.new_zeros(0, *self.shape)
 
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """x (N, *shape), to noise and back: what is lost says how exact the inverse is; raises as ``check`` does."""
+        return self.from_noise(self.to_noise(x)[0])
+
     def _density(self, x: Tensor) -> Tensor:
         """log p (N,) of points x, per unit of the [0, 1] scale."""
         eps, log_det = self.transform(x)

@@ -229,7 +229,8 @@ def fit_latent_flow(
 
     Raises:
         TypeError: not such data, no ``nn.Module``, or a layer that is not named.
-        ValueError: no such layer, data that the network does not take, states that are no finite vectors of at least two numbers, or a setting out of range.
+        ValueError: no such layer, data that the network does not take, states that are no finite vectors of at least
+            two numbers, or a setting out of range.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
