@@ -24,6 +24,7 @@ __all__ = [
     "count",
     "described",
     "each",
+    "evenly_spaced",
     "mask_of",
     "mean_over_positions",
     "named",
@@ -201,3 +202,15 @@ def mean_over_positions(values: Tensor, mask: Tensor | None, batch: int = 0, pos
         )
     counts = mask[:, :length, None] != 0
     return torch.where(counts, ordered, 0.0).sum(1) / counts.sum(1)
+
+
+def evenly_spaced(length: int, n: int) -> Tensor:
+    """At most n indices of ``range(length)``, int64, the first and (of two or more) the last among them.
+
+    >>> evenly_spaced(10, 4)
+    tensor([0, 3, 6, 9])
+    """
+    n = min(n, length)
+    if length <= 2**24:  # float32 holds each of them; kept runs know their data by what it gives
+        return torch.linspace(0, length - 1, n).round().long()
+    return torch.arange(n) * (length - 1) // max(1, n - 1)

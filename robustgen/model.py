@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from robustgen.checks import warn_user
@@ -20,6 +21,7 @@ __all__ = [
     "evaluating",
     "is_stochastic",
     "kept_buffers",
+    "kl_divergence",
     "logits_of",
     "naming_inputs",
     "output_itself",
@@ -380,3 +382,16 @@ def untouched(model: object, seed: int | None = 0) -> Iterator[RandomStream | No
         finally:
             for p, flag in zip(parameters, required, strict=True):
                 p.requires_grad_(flag)
+
+
+def kl_divergence(logits: Tensor, other: Tensor) -> Tensor:
+    """KL(p || q) in nats of the softmaxes p of ``logits`` (N, C) and q of ``other`` (N, C), (N,); >= 0 up to rounding.
+
+    >>> import torch
+    >>> kl_divergence(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 1.0]]).log())  # q = (1, 0)
+    tensor([inf])
+    >>> kl_divergence(torch.tensor([[1.0, 3.0]]).log(), torch.tensor([[1.0, 1.0]]).log())  # log 2 less the entropy
+    tensor([0.1308])
+    """
+    p, q = logits.log_softmax(1), other.log_softmax(1)
+    return F.kl_div(q, p, reduction="none", log_target=True).sum(1)

@@ -1,20 +1,23 @@
-"""Weights in a file: safetensors, or a state dict that ``torch.save`` wrote, of which tensors alone are read."""
+"""Weights in a file: safetensors, or a state dict that ``torch.save`` wrote, of which tensors alone are read.
+
+And the network that they belong to, built again from the settings that another file holds.
+"""
 
 import pickle
 import re
 import sys
 import warnings
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from robustgen.files import load_tensors
-from robustgen.foreign_formats import foreign_format, is_archive, is_pickled, is_weights
+from robustgen.files import check_state, foreign_format, is_archive, is_pickled, is_weights, load_tensors
+from robustgen.turns import seeded
 
-__all__ = ["ENTRIES", "read_weights", "unwrapped"]
+__all__ = ["ENTRIES", "read_weights", "rebuild", "unwrapped"]
 
 # where the state dict is in a file that holds more
 ENTRIES = ("state_dict", "model_state_dict", "model_state", "model", "net", "ema", "state_dict_ema", "model_ema")
@@ -127,3 +130,33 @@ def unwrapped(tensors: Mapping[str, Tensor], names: Iterable[str], source: str |
 
 def _all_have(prefix: str, names: Collection[str]) -> bool:
     return bool(names) and all(name.startswith(prefix) for name in names)
+
+
+_Network = TypeVar("_Network", bound=nn.Module)
+
+
+def rebuild(
+    make: Callable[[], _Network], tensors: Mapping[str, Tensor], *, settings: str | Path, weights: str | Path
+) -> _Network:
+    """The module that ``make`` builds from what the file ``settings`` says, with the ``tensors`` of ``weights``.
+
+    It is built without memory first and compared: settings that the weights do not bear out could ask for any amount.
+
+    Raises:
+        ValueError: settings of which nothing can be built, or tensors that do not fit, each named.
+
+    >>> rebuild(lambda: nn.Linear(10**6, 10**6), {}, settings="run.json", weights="w.safetensors")
+    Traceback (most recent call last):
+    ValueError: w.safetensors does not fit this network: missing weight; missing bias
+    """
+    with seeded(None):
+        with torch.device("meta"):
+            try:
+                plan = make()
+            except Exception as error:  # whatever a constructor makes of values that nobody chose
+                reason = f" ({error})" if isinstance(error, TypeError | ValueError) else ""
+                raise ValueError(f"{settings}: no network has these settings{reason}") from None
+        check_state(plan, tensors, weights)
+        module = make()
+    module.load_state_dict(tensors)
+    return module

@@ -13,8 +13,8 @@ from torch import nn
 
 from robustgen import data, fortify
 from robustgen.attacks import FGSM, KLPGD, PGD, Engine, RandomStartFGSM
-from robustgen.divergence import kl_divergence
 from robustgen.fortified import FortifiedObjective, HiddenMatchingNetwork, HiddenMatchingObjective
+from robustgen.model import kl_divergence
 from robustgen.networks import convnet, mlp
 from robustgen.recurrent_networks import TextClassifier
 from robustgen.training import AWP, Batch, ClassifierObjective, Mart, OverfittingGuard, Trades, Trainer

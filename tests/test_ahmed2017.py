@@ -16,8 +16,8 @@ from robustgen.experiments.ahmed2017 import (
     detector_selection,
     heldout_table,
     latent_knn,
+    likelihoods,
     recipes,
-    table_2_2,
     table_4_1,
     table_4_2,
 )
@@ -59,9 +59,9 @@ def test_a_row_of_every_experiment_runs_on_digits(name, tmp_path):
 
 
 def test_what_is_not_measured_is_listed_with_its_reason(tmp_path):
-    page = draw_experiment(table_2_2.EXPERIMENT, tmp_path)
-    assert table_2_2.EXPERIMENT.cells(1) == []
-    assert run_experiment(table_2_2.EXPERIMENT, "cpu", cache(tmp_path), tmp_path) == {}
+    page = draw_experiment(likelihoods.TABLE_2_2, tmp_path)
+    assert likelihoods.TABLE_2_2.cells(1) == []
+    assert run_experiment(likelihoods.TABLE_2_2, "cpu", cache(tmp_path), tmp_path) == {}
     assert not list(tmp_path.rglob("*.jsonl"))
     assert page.count("needs ImageNet") == 3
     assert page.count("not a model of this library") == 2

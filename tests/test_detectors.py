@@ -27,8 +27,7 @@ from robustgen.detectors import Detector, OutlierEstimator, ReconstructionError,
 from robustgen.evaluation.metrics import auroc
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.generative import VAE, Pixels
-from robustgen.lipschitz import lipschitz_bound
-from robustgen.lipschitz_encoder import lipschitz_encoder
+from robustgen.lipschitz import lipschitz_bound, lipschitz_encoder
 from robustgen.recurrent_networks import TextClassifier
 
 DETECTORS = [n for n in room.__all__ if isinstance(getattr(room, n), type) and issubclass(getattr(room, n), Detector)]

@@ -17,11 +17,11 @@ from robustgen.evaluation import (
     evaluate_robustness,
     indicators_of_failure,
 )
-from robustgen.evaluation.attack_trace import trace_attack
 from robustgen.evaluation.binarization import _Binarized
 from robustgen.evaluation.chunks import Job, run_jobs
 from robustgen.evaluation.diagnostics import _verified
 from robustgen.evaluation.doubts import at_chance
+from robustgen.evaluation.indicators import trace_attack
 from robustgen.evaluation.report import draw_markdown
 from robustgen.networks import mlp
 from robustgen.training import ClassifierObjective, Trainer

@@ -15,7 +15,7 @@ from torch import nn
 from robustgen import turns
 from robustgen.attacks import APGDT, PGD, Engine, JointAttack, Square, TransferAttack
 from robustgen.attacks.ball import Ball
-from robustgen.attacks.cycles import Visited
+from robustgen.attacks.pgd import Visited
 from robustgen.attacks.prepare import prepare
 from robustgen.detectors import Energy, KNearestFeatures
 from robustgen.fortified import fortify

@@ -38,9 +38,9 @@ from robustgen.evaluation import (
     write_report,
 )
 from robustgen.evaluation.chunks import Job, _searched, run_jobs
-from robustgen.evaluation.kept import anew
+from robustgen.evaluation.kept import OutOfTime, anew
 from robustgen.evaluation.masking import at_most, monotone, reaches_zero
-from robustgen.evaluation.stages import OutOfTime, Stages, passes
+from robustgen.evaluation.stages import Stages, passes
 from robustgen.files import save_tensors
 from robustgen.fortified import fortify
 from robustgen.networks import mlp

@@ -17,8 +17,8 @@ from robustgen.attacks import APGD, DDN, FGSM, PGD, NoiseSearch
 from robustgen.commands import DataSpec
 from robustgen.data import ArrayDataset, load, load_folder, load_npz
 from robustgen.detectors import Energy, mutate
-from robustgen.detectors.compression import compressed_bits
-from robustgen.spacing import evenly_spaced
+from robustgen.detectors.compressed_size import compressed_bits
+from robustgen.inputs import evenly_spaced
 
 
 def test_labels_are_checked_on_stochastic_models_too():
@@ -407,7 +407,7 @@ def test_headers_that_promise_more_than_the_file_holds(tmp_path):
 
 
 def test_files_that_unpack_to_far_more_than_they_are(tmp_path, monkeypatch):
-    monkeypatch.setattr("robustgen.data.npz_arrays._ROOM", 2**20)
+    monkeypatch.setattr("robustgen.data.npz._ROOM", 2**20)
     member(tmp_path / "a.npz", (2**14, 16, 16), bytes(2**22))
     with pytest.raises(ValueError, match=r"a\.npz: .* unpacked, more than 100 times the file: .* np\.savez, not"):
         load_npz(tmp_path / "a.npz")

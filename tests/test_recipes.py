@@ -12,7 +12,7 @@ from robustgen import cli, data
 from robustgen.attacks import FGSM, PGD, RandomStartFGSM
 from robustgen.attacks.ball import Ball
 from robustgen.commands.recipes import list_recipes, measured
-from robustgen.experiments.recipes import EXPERIMENT, measured_of
+from robustgen.experiments.recipes import STANDARD, measured_of
 from robustgen.training import (
     Batch,
     ClassifierObjective,
@@ -505,4 +505,4 @@ def test_the_measured_numbers_are_those_of_the_results():
 
 
 def test_the_experiment_has_a_row_for_each_recipe():
-    assert [row.key for row in EXPERIMENT.rows] == list(RECIPES)
+    assert [row.key for row in STANDARD.rows] == list(RECIPES)

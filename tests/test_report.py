@@ -26,9 +26,10 @@ from robustgen.evaluation import (
     report_markdown,
     write_report,
 )
-from robustgen.evaluation.by_class import accuracy_by_class, confusion
+from robustgen.evaluation.by_class import ClassAccuracy, accuracy_by_class, confusion
 from robustgen.evaluation.report import draw_markdown
 from robustgen.evaluation.report_pictures import _decode, draw_pictures
+from robustgen.evaluation.report_tables import class_table
 from robustgen.evaluation.score_summary import ScoreSummary
 from robustgen.evaluation.summary import of_network
 
@@ -298,6 +299,15 @@ def test_a_report_of_before_has_a_page(whole, tmp_path):
     assert "right and fell" in page
     assert "By class" in page
     assert 'class="confusion"' not in page
+
+
+def test_classes_are_in_the_order_that_the_page_states(whole):
+    """Outcomes of three classes, of which the second and third stand alike under attack."""
+    assert "weakest class first: by its accuracy in the worst case, of equal ones by the clean one" in draw_html(whole)
+    classes = [ClassAccuracy("a", 4, 4, 3), ClassAccuracy("b", 4, 4, 1), ClassAccuracy("c", 8, 6, 2)]
+    head, rows = class_table(classes)
+    assert head == ["class", "examples", "clean", "worst case"]
+    assert rows == [["c", 8, "75.0%", "25.0%"], ["b", 4, "100.0%", "25.0%"], ["a", 4, "100.0%", "75.0%"]]
 
 
 class TestTheSentence:

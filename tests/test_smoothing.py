@@ -16,8 +16,7 @@ from robustgen.binomial import lower_bound, majority_p_value, most_provable, nee
 from robustgen.evaluation import certify_robustness
 from robustgen.evaluation.certification_page import certification_html, load_certification, write_certification
 from robustgen.fortified import SmoothedClassifier, smooth
-from robustgen.fortified.smoothing_noise import Gaussian, Uniform
-from robustgen.fortified.splitting_noise import Splitting
+from robustgen.fortified.smoothing_noise import Gaussian, Splitting, Uniform
 from robustgen.model import check_rows_draw_alone
 from robustgen.networks import mlp
 from robustgen.training import ClassifierObjective, Trainer

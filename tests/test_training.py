@@ -28,8 +28,8 @@ from torch.utils.data import (
 )
 
 from robustgen.data import ArrayDataset
-from robustgen.differences import differences
 from robustgen.locks import alone
+from robustgen.structure import differences
 from robustgen.training import (
     Batch,
     ClassifierObjective,

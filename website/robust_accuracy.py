@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from robustgen.experiments.recipes import EXPERIMENT
+from robustgen.experiments.recipes import STANDARD
 
 ROOT = Path(__file__).parent.parent
 CELLS = ROOT / "results" / "recipes" / "standard" / "cpu.jsonl"
@@ -29,7 +29,7 @@ def measured() -> list[dict[str, Any]]:
             "published": row.published.get("standard"),
             "core-minutes": cells[row.key]["core-minutes of training"]["value"],
         }
-        for row in EXPERIMENT.rows
+        for row in STANDARD.rows
         if row.key in cells
     ]
     return sorted(rows, key=lambda row: -row["robust"])

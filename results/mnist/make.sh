@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Makes everything in this folder; run from the project's root. Weights go to runs/ and are not kept.
-# `robustgen report results/mnist/attack-plain` draws the page of a report. Seed 0, one training run each. 54,000 of the
-# 60,000 training images train, 6,000 calibrate the detectors; everything is measured on the whole test set, but for the
+# reports.jsonl holds a report a line: `jq -c 'select(.name == "attack-plain").report' results/mnist/reports.jsonl` is the
+# report.json of one, of which `robustgen report` draws the page. Seed 0, one training run each. 54,000 of the 60,000
+# training images train, 6,000 calibrate the detectors; everything is measured on the whole test set, but for the
 # PGD-trained network: 20,000 images, of which 2,000 calibrate, and the suite `standard` on 1,000 test images. The
 # settings of the FGSM-trained network were chosen in a few smaller trials that looked at FGSM on part of the test set:
 # its FGSM number is optimistic to that extent.
@@ -27,8 +28,12 @@ for name in plain afterwards fortified-fgsm pgd substitute; do
   jq -c --arg name "mnist-$name" --slurpfile metrics runs/mnist-$name/metrics.jsonl '{$name, run: ., $metrics}' \
     runs/mnist-$name/run.json
 done > $out/trainings.jsonl
-for name in plain afterwards fortified-fgsm; do attack --run runs/mnist-$name --out $out/attack-$name; done
+for name in plain afterwards fortified-fgsm; do attack --run runs/mnist-$name --out runs/mnist-attack-$name; done
 $robustgen attack --data mnist --data-root "$root" --eps 0.3 --limit 1000 --suite standard --quiet --resume --run runs/mnist-pgd \
-  --out $out/attack-pgd-standard
-for name in afterwards fortified-fgsm; do score --run runs/mnist-$name --report $out/score-$name; done
-rm -f $out/*/report.html  # drawn from report.json again by `robustgen report`
+  --out runs/mnist-attack-pgd-standard
+for name in afterwards fortified-fgsm; do score --run runs/mnist-$name --report runs/mnist-score-$name; done
+for name in attack-{plain,afterwards,fortified-fgsm,pgd-standard} score-{afterwards,fortified-fgsm}; do
+  printf '{"name": "%s", "report": ' $name
+  tr -d '\n' < runs/mnist-$name/report.json
+  echo '}'
+done > $out/reports.jsonl

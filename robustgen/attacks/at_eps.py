@@ -6,8 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from robustgen.attacks.around import AroundAttack
-from robustgen.attacks.base import Attack
+from robustgen.attacks.base import AroundAttack, Attack
 from robustgen.attacks.minimal_norm import Box, MinimalNormAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search

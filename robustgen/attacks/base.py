@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -30,7 +30,7 @@ from robustgen.checks import (
 from robustgen.model import Model, untouched
 from robustgen.turns import taking_turns
 
-__all__ = ["Attack", "AttackResult"]
+__all__ = ["AroundAttack", "Attack", "AttackResult"]
 
 
 @dataclass(frozen=True)
@@ -224,8 +224,8 @@ class Attack(ABC):
     def _asked_too(self) -> list[object]:
         """What the attack asks besides the model, such as a score or a surrogate."""
         found: list[object] = []
-        for field in fields(self):
-            value = getattr(self, field.name, None)
+        for own in fields(self):
+            value = getattr(self, own.name, None)
             found += value._asked_too() if isinstance(value, Attack) else [value] if callable(value) else []
         return found
 
@@ -268,3 +268,25 @@ def check_start(in_bounds: bool, early_stop: bool) -> None:
     """ValueError for an attack of an evaluation that starts outside the bounds, where no input can be."""
     if early_stop and not in_bounds:
         raise ValueError("start_in_bounds=False is for training: set early_stop=False")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AroundAttack(Attack):
+    """Takes norm, bounds and the other common settings over from ``attack``; a subclass may take its eps over too.
+
+    What it takes over is declared with ``field(init=False)``.
+    """
+
+    attack: Attack
+    norm: str = field(init=False)
+    targeted: bool = field(init=False)
+    bounds: tuple[float, float] = field(init=False)
+    early_stop: bool = field(init=False)
+    seed: int = field(init=False)
+    votes: int = field(init=False)
+
+    def __post_init__(self) -> None:
+        own = {f.name for f in fields(self) if f.init}
+        for common in fields(Attack):
+            if common.name not in own:
+                object.__setattr__(self, common.name, getattr(self.attack, common.name))

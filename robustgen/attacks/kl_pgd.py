@@ -14,7 +14,7 @@ from robustgen.attacks.base import Attack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
 from robustgen.checks import check_positive
-from robustgen.divergence import kl_divergence
+from robustgen.model import kl_divergence
 
 __all__ = ["KLPGD"]
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from robustgen.attacks.losses import LOSSES
 from robustgen.checks import warn_user
-from robustgen.divergence import kl_divergence
-from robustgen.model import Model, check_rows_alone, is_stochastic, logits_of, naming_inputs
+from robustgen.model import Model, check_rows_alone, is_stochastic, kl_divergence, logits_of, naming_inputs
 from robustgen.turns import RandomStream
 
 __all__ = ["Answered", "Journal", "Oracle", "Query", "Search", "gaps"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from robustgen.attacks.around import AroundAttack
+from robustgen.attacks.base import AroundAttack
 from robustgen.attacks.problem import Problem
 from robustgen.attacks.queries import Search
 from robustgen.fingerprint import model_fingerprint

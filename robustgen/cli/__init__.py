@@ -14,12 +14,11 @@ import typer
 from robustgen import __version__
 from robustgen.cli.attack import attack
 from robustgen.cli.certify import certify
-from robustgen.cli.grouped_help import GroupedCommand, examples
 from robustgen.cli.options import refuse_empty
 from robustgen.cli.quality import quality
 from robustgen.cli.reproduce import demo, report, reproduce
 from robustgen.cli.score import score
-from robustgen.cli.terminal import complain, say
+from robustgen.cli.terminal import GroupedCommand, complain, examples, say
 from robustgen.cli.train import sample, train
 
 __all__ = ["app", "main"]

@@ -8,20 +8,14 @@ from typing import Annotated, Any
 
 import typer
 
-from robustgen.cli.grouped_help import ATTACK, DATA, DETECTOR, RUN
-from robustgen.cli.image_options import (
+from robustgen.cli.options import (
     BackgroundOption,
     ChannelsOption,
-    FitOption,
-    SizeOption,
-    StrictOption,
-    image_reader,
-)
-from robustgen.cli.options import (
     DataOption,
     DeviceOption,
     DownloadOption,
     EpsOption,
+    FitOption,
     JsonOption,
     LimitOption,
     MeanOption,
@@ -31,14 +25,17 @@ from robustgen.cli.options import (
     RootOption,
     RunOption,
     SeedOption,
+    SizeOption,
     StdOption,
+    StrictOption,
     TrustOption,
     WeightsOption,
     command_line,
     given,
+    image_reader,
     normalization,
 )
-from robustgen.cli.terminal import complain, say
+from robustgen.cli.terminal import ATTACK, DATA, DETECTOR, RUN, complain, say
 
 __all__ = ["attack"]
 

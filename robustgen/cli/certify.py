@@ -6,19 +6,13 @@ from typing import Annotated
 
 import typer
 
-from robustgen.cli.grouped_help import ATTACK, DATA, NETWORK, RUN
-from robustgen.cli.image_options import (
+from robustgen.cli.options import (
     BackgroundOption,
     ChannelsOption,
-    FitOption,
-    SizeOption,
-    StrictOption,
-    image_reader,
-)
-from robustgen.cli.options import (
     DataOption,
     DeviceOption,
     DownloadOption,
+    FitOption,
     JsonOption,
     LimitOption,
     MeanOption,
@@ -27,13 +21,16 @@ from robustgen.cli.options import (
     RootOption,
     RunOption,
     SeedOption,
+    SizeOption,
     StdOption,
+    StrictOption,
     TrustOption,
     WeightsOption,
     command_line,
+    image_reader,
     normalization,
 )
-from robustgen.cli.terminal import complain, say
+from robustgen.cli.terminal import ATTACK, DATA, NETWORK, RUN, complain, say
 
 __all__ = ["certify"]
 

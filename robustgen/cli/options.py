@@ -7,17 +7,20 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from robustgen.cli.grouped_help import ADVERSARIAL, ATTACK, DATA, GENERATIVE, NETWORK, RUN
+from robustgen.cli.terminal import ADVERSARIAL, ATTACK, DATA, GENERATIVE, NETWORK, RUN
 
 __all__ = [
+    "BackgroundOption",
+    "ChannelsOption",
     "DataOption",
     "DeviceOption",
     "DownloadOption",
     "EpsOption",
+    "FitOption",
     "JsonOption",
     "LimitOption",
     "MeanOption",
@@ -28,7 +31,9 @@ __all__ = [
     "RunOption",
     "SeedOption",
     "SetOption",
+    "SizeOption",
     "StdOption",
+    "StrictOption",
     "TrainingEpsOption",
     "TrainingLimitOption",
     "TrainingNormOption",
@@ -37,6 +42,7 @@ __all__ = [
     "about_option",
     "command_line",
     "given",
+    "image_reader",
     "norm_name",
     "normalization",
     "radius",
@@ -270,3 +276,68 @@ def given(context: typer.Context) -> set[str]:
     """Names of the options that are on the command line."""
     sources = {name: context.get_parameter_source(name) for name in context.params}
     return {name for name, source in sources.items() if source is not None and source.name == "COMMANDLINE"}
+
+
+if TYPE_CHECKING:
+    from robustgen.data import ImageReader
+
+
+SizeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--size",
+        metavar="H[xW]",
+        help="Of images in files, in pixels; default: that of the network.",
+        rich_help_panel=DATA,
+    ),
+]
+ChannelsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--channels", help="Of images in files, 1 (grey) or 3 (RGB); default: as the network has.", rich_help_panel=DATA
+    ),
+]
+FitOption = Annotated[
+    str | None,
+    typer.Option(
+        "--fit",
+        help="How images of other proportions get that size: squash (default), or crop, the centre alone.",
+        rich_help_panel=DATA,
+    ),
+]
+BackgroundOption = Annotated[
+    str | None,
+    typer.Option(
+        "--background",
+        help="What images with transparent places are laid on: white, '#808080', ...; without: refused.",
+        rich_help_panel=DATA,
+    ),
+]
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Stop at a file that cannot be read; else it is reported, counted and skipped.",
+        rich_help_panel=DATA,
+    ),
+]
+
+
+def image_reader(size: str | None, channels: int | None, fit: str | None, background: str | None) -> "ImageReader":
+    """How images in files are read, from the options; ValueError for a value that is none."""
+    from robustgen.data import ImageReader
+
+    sides = None if size is None else _sides(size)
+    return ImageReader(channels, sides, fit, background)
+
+
+def _sides(text: str) -> tuple[int, int]:
+    """Height and width.
+
+    >>> _sides("32"), _sides("32x48")
+    ((32, 32), (32, 48))
+    """
+    height, _, width = text.partition("x")
+    if not height.isdecimal() or not (width or height).isdecimal() or text.endswith("x"):
+        raise ValueError(f"--size {text}: write a number of pixels, or height x width such as 32x48")
+    return int(height), int(width or height)

@@ -6,20 +6,23 @@ from typing import Annotated
 
 import typer
 
-from robustgen.cli.grouped_help import GENERATIVE, NETWORK, RUN
-from robustgen.cli.image_options import BackgroundOption, ChannelsOption, FitOption, SizeOption, image_reader
 from robustgen.cli.options import (
+    BackgroundOption,
+    ChannelsOption,
     DataOption,
     DeviceOption,
     DownloadOption,
+    FitOption,
     JsonOption,
     LimitOption,
     QuietOption,
     RootOption,
     SeedOption,
+    SizeOption,
     command_line,
+    image_reader,
 )
-from robustgen.cli.terminal import say
+from robustgen.cli.terminal import GENERATIVE, NETWORK, RUN, say
 
 __all__ = ["quality"]
 

@@ -7,19 +7,13 @@ from typing import Annotated, Any
 
 import typer
 
-from robustgen.cli.grouped_help import DATA, DETECTOR, GENERATIVE, RUN
-from robustgen.cli.image_options import (
+from robustgen.cli.options import (
     BackgroundOption,
     ChannelsOption,
-    FitOption,
-    SizeOption,
-    StrictOption,
-    image_reader,
-)
-from robustgen.cli.options import (
     DeviceOption,
     DownloadOption,
     EpsOption,
+    FitOption,
     LimitOption,
     MeanOption,
     ModelOption,
@@ -29,15 +23,18 @@ from robustgen.cli.options import (
     RunOption,
     SeedOption,
     SetOption,
+    SizeOption,
     StdOption,
+    StrictOption,
     TrustOption,
     WeightsOption,
     about_option,
     command_line,
     given,
+    image_reader,
     normalization,
 )
-from robustgen.cli.terminal import complain, print_found, say
+from robustgen.cli.terminal import DATA, DETECTOR, GENERATIVE, RUN, complain, print_found, say
 
 __all__ = ["score"]
 

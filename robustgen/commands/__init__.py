@@ -1,10 +1,8 @@
 """What ``robustgen train``, ``attack`` and ``score`` do; ``cli.py`` parses and prints."""
 
-from robustgen.commands.attack import attack_network
-from robustgen.commands.attack_options import naming_options, resumed_options
+from robustgen.commands.attack import attack_network, naming_options, resumed_options
 from robustgen.commands.certify import certify_network
 from robustgen.commands.data_spec import DataSpec
-from robustgen.commands.fortify_spec import FortifySpec
 from robustgen.commands.generative import (
     generative_detector,
     parse_options,
@@ -12,13 +10,12 @@ from robustgen.commands.generative import (
     train_generative,
     training_data,
 )
-from robustgen.commands.network_spec import NetworkSpec
+from robustgen.commands.network_spec import FortifySpec, NetworkSpec
 from robustgen.commands.quality import measure_quality
 from robustgen.commands.runs import kept_by_run, remembered_options
 from robustgen.commands.score import MADE, check_way, compare_populations, open_detector
-from robustgen.commands.scoring import Scoring, score_inputs, write_rows
+from robustgen.commands.scoring import Scoring, Unreadable, score_inputs, write_rows
 from robustgen.commands.train import train_network
-from robustgen.commands.unreadable import Unreadable
 
 __all__ = [
     "MADE",

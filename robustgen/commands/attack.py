@@ -1,27 +1,36 @@
-"""``robustgen attack``: how robust a trained network is on a data set."""
+"""``robustgen attack``: how robust a trained network is on a data set.
 
+What was asked for is kept beside what is written, so that ``--resume`` alone goes on with it. That file is data: it
+brings no code in and has nothing fetched, and what it names is read as if it were named anew.
+"""
+
+import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from robustgen.commands.attack_options import remember_options
 from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.network_spec import NetworkSpec
 from robustgen.commands.opening import load_run, open_network, saved_detector, usable_device
 from robustgen.commands.run_info import recorded_data, stopped_early, threat
 from robustgen.commands.runs import by_class_name, data_for, is_first
 from robustgen.data import require_nonempty
+from robustgen.data.load import canonical_name
 from robustgen.evaluation import (
     DetectorRobustness,
     RobustnessReport,
     evaluate_detector_robustness,
     evaluate_robustness,
 )
-from robustgen.evaluation.stages import OutOfTime
+from robustgen.evaluation.chunks import kept_under
+from robustgen.evaluation.kept import OutOfTime
+from robustgen.files import read_json, write_json
 from robustgen.progress import showing
 from robustgen.training.distributed import join
 
-__all__ = ["attack_network"]
+__all__ = ["attack_network", "naming_options", "remember_options", "resumed_options"]
 
 
 def attack_network(
@@ -174,3 +183,103 @@ def _minutes_left(max_minutes: float | None, started: float, report: RobustnessR
     if report.unfinished or left <= 0:
         raise OutOfTime
     return left
+
+
+FORMAT = 1
+_STRUCTURE = {
+    "run": str | None,
+    "model": str | None,
+    "weights": str | None,
+    "mean": str | None,
+    "std": str | None,
+    "data": str | None,
+    "data_root": str | None,
+    "limit": int | None,
+    "size": str | None,
+    "channels": int | None,
+    "fit": str | None,
+    "background": str | None,
+    "split": str,
+    "eps": float,
+    "norm": str,
+    "suite": str,
+    "surrogate": str | None,
+    "masking_tests": bool,
+    "detector": bool,
+    "fpr": float | None,
+    "ood": str | None,
+    "batch_size": int,
+    "seed": int,
+    "device": str | None,
+}
+#: Where things are may change; that they are the same is seen by what is in them.
+_PLACES = ("run", "model", "weights", "data_root", "surrogate", "device")
+_DATA = ("data", "ood")
+
+
+def resumed_options(out: Path, asked: dict[str, Any], given: Collection[str], trust: bool) -> dict[str, Any]:
+    """The options of the evaluation in ``out``; ``asked``, where none are kept there.
+
+    Args:
+        asked: every option by its name, ``given`` or by default.
+        given: those that were given now; the others are as they were.
+        trust: the code that the file names as the network may run.
+
+    Raises:
+        ValueError: an option that was another one, with both values; or code that nobody but the file has named.
+    """
+    path = _path(out)
+    if not path.is_file() or not _begun(out):
+        return asked
+    recorded = read_json(path, {"format": int, "options": _STRUCTURE})
+    if recorded["format"] != FORMAT:
+        raise ValueError(f"{path}: not the options of an evaluation in format {FORMAT}, the one that is read here")
+    kept = {name: recorded["options"][name] for name in asked}
+    for name in asked:
+        if name in given and not _agree(name, kept[name], asked[name]):
+            raise ValueError(
+                f"{out} holds another evaluation: --{name.replace('_', '-')} was {json.dumps(kept[name])}, now "
+                f"{json.dumps(asked[name])}; leave it out, or choose another directory"
+            )
+    model = kept["model"]
+    if model is not None and "model" not in given and NetworkSpec(model).is_code and not trust:
+        raise ValueError(
+            f"{path}: names code as the network, {model!r}, and a file may not have code run: name it again with "
+            "--model, or pass --trust"
+        )
+    return {name: asked[name] if name in given else kept[name] for name in asked}
+
+
+@contextmanager
+def naming_options(out: Path) -> Iterator[None]:
+    """Say of what is refused inside that it is from the options kept in ``out``, unless the line is about ``out``."""
+    try:
+        yield
+    except (FileNotFoundError, TypeError, ValueError) as error:
+        if str(out) in str(error):
+            raise
+        kind = next(k for k in (FileNotFoundError, TypeError, ValueError) if isinstance(error, k))
+        raise kind(f"{_path(out)}: {error}") from error
+
+
+def remember_options(out: Path, options: dict[str, Any]) -> None:
+    """Keep the options of an evaluation that is to begin in ``out``."""
+    if not _begun(out):
+        write_json(_path(out), {"format": FORMAT, "options": options})
+
+
+def _begun(out: Path) -> bool:
+    """Whether there is an evaluation in ``out``; options alone are of one that was refused."""
+    return (kept_under(out) / "plan.json").exists()
+
+
+def _path(out: Path) -> Path:
+    return out / "options.json"
+
+
+def _agree(name: str, kept: Any, asked: Any) -> bool:
+    """Whether an option may be the one that was asked for; of data in files, their content decides."""
+    if name in _DATA and kept is not None and asked is not None:
+        named = canonical_name(kept), canonical_name(asked)
+        return named[0] == named[1] or None in named
+    return name in _PLACES or kept == asked or (name == "data" and kept is None)

@@ -1,4 +1,4 @@
-"""Which network a command is about: by name, with weights, and what run.json says of it."""
+"""Which network a command is about, by name, with weights, and which of its layers it fortifies; what run.json says."""
 
 import importlib
 import inspect
@@ -24,12 +24,13 @@ from robustgen.commands.model_libraries import (
 from robustgen.commands.run_info import stopped_early
 from robustgen.examples import run_directory
 from robustgen.files import load_state
+from robustgen.fortified import FortifiedNetwork, fortify
 from robustgen.model import Normalize
 from robustgen.networks import build
 from robustgen.training import load_checkpoint
 from robustgen.weights import read_weights, unwrapped
 
-__all__ = ["NetworkSpec", "import_model", "load_weights", "weights_inside"]
+__all__ = ["FortifySpec", "NetworkSpec", "import_model", "load_weights", "weights_inside"]
 
 
 @dataclass(frozen=True)
@@ -163,3 +164,36 @@ def _tensors(source: str | Path) -> dict[str, Tensor]:
 def weights_inside(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The weights of the network inside another, by their own names."""
     return {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
+
+
+@dataclass(frozen=True)
+class FortifySpec:
+    """Which layers to fortify and how; see :func:`robustgen.fortify` and :class:`robustgen.FortifiedObjective`."""
+
+    layers: str
+    init: str | None = None
+    hidden: int | None = None
+    activation: str = "leaky_relu"
+    decoder_activation: str = "linear"
+    input_autoencoder: bool = False
+    noise_std: float = 0.1
+    noise_at_test: bool = False
+    lambda_rec: float = 0.1
+    lambda_adv: float = 0.1
+    detach_states: bool = False
+    freeze_backbone: bool = False
+
+    def fortified(self, network: nn.Module, example: Tensor) -> FortifiedNetwork:
+        """The network with its autoencoders, untrained; ``example`` is some of its inputs (N, ...)."""
+        return fortify(
+            network,
+            "auto" if self.layers == "auto" else [name for name in self.layers.split(",") if name],
+            example_input=example,
+            hidden=self.hidden,
+            activation=self.activation,
+            decoder_activation=self.decoder_activation,
+            noise_std=self.noise_std,
+            noise_at_test=self.noise_at_test,
+            input_autoencoder=self.input_autoencoder,
+            init=self.init,
+        )

@@ -15,9 +15,9 @@ from robustgen.detectors import ReconstructionError
 from robustgen.examples import run_directory
 from robustgen.files import load_state
 from robustgen.fortified import FortifiedNetwork
-from robustgen.rebuilding import rebuild
 from robustgen.training import Checkpoint, latest_checkpoint, load_checkpoint
 from robustgen.turns import seeded
+from robustgen.weights import rebuild
 
 __all__ = ["device_of", "load_run", "move", "open_network", "saved_detector", "usable_device"]
 

@@ -18,11 +18,10 @@ from robustgen.commands.network_spec import NetworkSpec
 from robustgen.commands.run_info import read_info, recorded_data
 from robustgen.data import ArrayDataset, split
 from robustgen.data.splits import heldout_classes
-from robustgen.differences import differences
 from robustgen.examples import run_directory
 from robustgen.files import write_json
 from robustgen.locks import alone
-from robustgen.structure import check_structure
+from robustgen.structure import check_structure, differences
 from robustgen.training import latest_checkpoint
 
 __all__ = [

@@ -11,7 +11,7 @@ from torch import Tensor
 from robustgen.attacks import FGSM, PGD
 from robustgen.calibration import check_rate
 from robustgen.commands.data_spec import DataSpec
-from robustgen.commands.fortify_spec import FortifySpec
+from robustgen.commands.network_spec import FortifySpec
 from robustgen.commands.opening import device_of, move, open_network, saved_detector
 from robustgen.commands.run_info import recorded_data, was_adversarial
 from robustgen.commands.runs import CALIBRATION, by_class_name, data_for

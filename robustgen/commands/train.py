@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from robustgen.commands.adversarial import chosen_recipe, makes, option, settled
 from robustgen.commands.data_spec import DataSpec
-from robustgen.commands.fortify_spec import FortifySpec
-from robustgen.commands.network_spec import NetworkSpec
+from robustgen.commands.network_spec import FortifySpec, NetworkSpec
 from robustgen.commands.opening import device_of, move
+from robustgen.commands.recipes import chosen_recipe, makes, option, settled
 from robustgen.commands.runs import claim, is_first, parts
 from robustgen.commands.trial import try_autoencoders, try_detector, try_objective
 from robustgen.data import ArrayDataset, noise
@@ -58,7 +57,7 @@ def train_network(
     """Train a classifier, plain, adversarially or fortified, and write it to ``run``; returns what to print.
 
     Args:
-        recipe, adversarial, attack: see :func:`~robustgen.commands.adversarial.chosen_recipe`.
+        recipe, adversarial, attack: see :func:`~robustgen.commands.recipes.chosen_recipe`.
         asked: values of the :class:`~robustgen.training.recipes.Recipe` that go before its own.
         options: of the command, for a resumed one to remember.
         say: receives which recipe is followed and, of adversarial training, a line each epoch.

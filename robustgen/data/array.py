@@ -1,4 +1,7 @@
-"""A labelled set of images (or vectors) held as one tensor: a batch is one ``index_select``."""
+"""A labelled set of images (or vectors) held as one tensor: a batch is one ``index_select``.
+
+What was done to pixels is a fingerprint: populations that went different ways are told apart by the way.
+"""
 
 import operator
 from collections.abc import Sequence
@@ -10,9 +13,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from robustgen.checks import ROUNDING, check_ids, check_images, check_labels
-from robustgen.spacing import evenly_spaced
+from robustgen.inputs import evenly_spaced
 
-__all__ = ["ArrayDataset", "require_nonempty"]
+__all__ = ["ArrayDataset", "check_same_preprocessing", "preprocessing_fingerprint", "require_nonempty"]
 
 _Set = TypeVar("_Set", bound=Any)
 
@@ -200,3 +203,48 @@ def _clamped(x: Tensor) -> Tensor:
 
 def _unit(x: Tensor) -> Tensor:
     return x.to(torch.float32).div_(255) if x.dtype == torch.uint8 else x
+
+
+def preprocessing_fingerprint(dataset: ArrayDataset) -> str:
+    """Shape, the values that pixels take, and the recorded steps, in words; equal for images made alike.
+
+    The values are measured, not believed: "binary", "8-bit" (multiples of 1 / 255) or "continuous".
+
+    >>> from robustgen.data import digits
+    >>> preprocessing_fingerprint(digits())
+    '(1, 8, 8), 8-bit, as read'
+    >>> preprocessing_fingerprint(ArrayDataset(torch.ones(2, 3), preprocessing=("centred",)))
+    '(3,), binary, centred'
+    """
+    steps = ", ".join(dataset.preprocessing) or "as read"
+    return f"{tuple(dataset.x.shape[1:])}, {_values(dataset.x)}, {steps}"
+
+
+def check_same_preprocessing(reference: ArrayDataset, *others: ArrayDataset) -> str:
+    """The :func:`preprocessing_fingerprint` that all have.
+
+    Args:
+        reference, *others: the data sets that are compared.
+
+    Raises:
+        ValueError: one has another; says which and what both are.
+
+    >>> check_same_preprocessing(ArrayDataset(torch.ones(2, 3), name="a"), ArrayDataset(torch.rand(2, 3), name="b"))
+    Traceback (most recent call last):
+    ValueError: b is preprocessed otherwise than a: (3,), continuous, as read; not (3,), binary, as read
+    """
+    expected = preprocessing_fingerprint(reference)
+    for other in others:
+        found = preprocessing_fingerprint(other)
+        if found != expected:
+            raise ValueError(f"{other.name} is preprocessed otherwise than {reference.name}: {found}; not {expected}")
+    return expected
+
+
+def _values(x: Tensor) -> str:
+    binary, on_grid = True, True
+    for part in x.split(4096):  # of large sets a part at a time
+        scaled = part if part.dtype == torch.uint8 else part * 255
+        binary &= bool(((scaled == 0) | (scaled == 255)).all())
+        on_grid &= part.dtype == torch.uint8 or bool(((scaled - scaled.round()).abs() < 1e-3).all())
+    return "binary" if binary else "8-bit" if on_grid else "continuous"

@@ -9,10 +9,8 @@ import torch
 from torch import Tensor
 
 from robustgen.checks import check_ids, check_labels
-from robustgen.data.npz import numbered, whole_numbers
-from robustgen.data.npz_arrays import array_names, read_arrays
-from robustgen.inputs import MASK, check_inputs, count, rows
-from robustgen.spacing import evenly_spaced
+from robustgen.data.npz import array_names, numbered, read_arrays, whole_numbers
+from robustgen.inputs import MASK, check_inputs, count, evenly_spaced, rows
 
 __all__ = ["TokenDataset", "holds_tokens", "load_tokens"]
 

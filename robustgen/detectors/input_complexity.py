@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 
 from robustgen.detectors.base import Detector
-from robustgen.detectors.compression import compressed_bits
+from robustgen.detectors.compressed_size import compressed_bits
 from robustgen.detectors.likelihood import check_likelihood
 
 if TYPE_CHECKING:

@@ -16,7 +16,7 @@ class MaxLogit(Detector):
     """score(x) = minus the largest logit. Nothing is learned in ``fit``.
 
     No logit moves further than all of them together: alarms can be certified where the network has a bound
-    (:func:`robustgen.lipschitz.lipschitz_bound`), as a classifier from :mod:`robustgen.lipschitz_encoder` has.
+    (:func:`robustgen.lipschitz.lipschitz_bound`), as a classifier from :mod:`robustgen.lipschitz` has.
 
     Args:
         model: a classifier.

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.attacks import Attack, AttackResult, Engine, TransferAttack
-from robustgen.evaluation.journal import DiskJournal
-from robustgen.evaluation.stages import GRADIENT_FREE, OutOfTime, Stages, asked, passes
+from robustgen.evaluation.kept import DiskJournal, OutOfTime
+from robustgen.evaluation.stages import GRADIENT_FREE, Stages, asked, passes
 from robustgen.evaluation.verifier import Verification, verify
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers

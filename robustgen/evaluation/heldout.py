@@ -31,7 +31,7 @@ from robustgen.data import (
 from robustgen.detectors import Detector, Likelihood
 from robustgen.evaluation.metrics import detection_metrics
 from robustgen.generative import GenerativeModel
-from robustgen.spacing import evenly_spaced
+from robustgen.inputs import evenly_spaced
 
 __all__ = ["Candidate", "anomalous_class", "compared", "heldout_benchmark", "heldout_class", "unseen_datasets"]
 

@@ -1,6 +1,16 @@
-"""Pieces of an evaluation, each made once: in a directory they are kept, and a killed evaluation reads them again."""
+"""What a killed evaluation finds again on disk: pieces, each made once, and a model's answers to the running attack.
 
+An attack that is killed asks again only for the last of these answers. Searches are deterministic, so that with the
+same answers they come to the same point; nothing of a search itself is kept. When answers are written is decided by a
+clock, on which no result depends.
+"""
+
+import re
+import time
+from collections import deque
 from collections.abc import Callable, Collection
+from contextlib import suppress
+from itertools import count, takewhile
 from pathlib import Path
 from typing import TypeAlias
 
@@ -8,7 +18,7 @@ from torch import Tensor
 
 from robustgen.files import load_tensors, save_tensors
 
-__all__ = ["Keep", "Make", "anew", "kept_in"]
+__all__ = ["DiskJournal", "Keep", "Make", "OutOfTime", "anew", "kept_in"]
 
 Make: TypeAlias = Callable[[], dict[str, Tensor]]
 Keep: TypeAlias = Callable[[str, Collection[str], Make], dict[str, Tensor]]  # name, its tensors, how to make them
@@ -32,3 +42,80 @@ def kept_in(directory: Path) -> Keep:
         return found
 
     return keep
+
+
+class OutOfTime(Exception):
+    """The time that an evaluation was given is used up; what it has done is kept.
+
+    ``partly``: how many examples the stage that was broken off has done, and of how many, by its name.
+    """
+
+    def __init__(self, partly: dict[str, tuple[int, int]] | None = None) -> None:
+        super().__init__("the time of this evaluation is used up; what it has done is kept, resume it")
+        self.partly = partly or {}
+
+
+EVERY = 5.0  # seconds
+HELD = 2**26  # bytes, at most in memory
+
+
+class DiskJournal:
+    """Answers in files ``<path>.answers-<number>.safetensors``; see :class:`robustgen.attacks.queries.Journal`.
+
+    ``out_of_time``: whether the search is to be broken off, by OutOfTime once all its answers are written.
+    """
+
+    def __init__(self, path: Path, out_of_time: Callable[[], bool] = lambda: False) -> None:
+        self.path, self.out_of_time = path, out_of_time
+        self.files = 0  # read or written
+        self.known: deque[tuple[Tensor, ...]] = deque()
+        self.new: list[tuple[Tensor, ...]] = []
+        self.size, self.written = 0, time.monotonic()
+
+    def _file(self, number: int) -> Path:
+        return self.path.with_name(f"{self.path.name}.answers-{number:06d}.safetensors")
+
+    def recall(self) -> tuple[Tensor, ...] | None:
+        """The next answer of those that were written before; None from where on there is none."""
+        if not self.known and not self.new and self._file(self.files).exists():
+            self.known.extend(_unpacked(self._file(self.files)))
+            self.files += 1
+            self.written = time.monotonic()
+        return self.known.popleft() if self.known else None
+
+    def keep(self, answer: tuple[Tensor, ...]) -> None:
+        """Add an answer; all new ones are written every few seconds.
+
+        Raises:
+            OutOfTime: the search is to be broken off.
+        """
+        self.new.append(tuple(t.detach().cpu().clone() for t in answer))  # the search may go on to change it
+        self.size += sum(t.numel() * t.element_size() for t in answer)
+        late = self.out_of_time()
+        if late or self.size >= HELD or time.monotonic() - self.written >= EVERY:
+            save_tensors(self._file(self.files), _packed(self.new))
+            self.files += 1
+            self.new, self.size, self.written = [], 0, time.monotonic()
+        if late:
+            raise OutOfTime
+
+    def discard(self) -> None:
+        """Remove its files: the attack has come to its end."""
+        files = list(takewhile(Path.exists, map(self._file, count())))
+        for file in reversed(files):  # what is left of them is a beginning
+            with suppress(OSError):
+                file.unlink()
+
+
+def _packed(answers: list[tuple[Tensor, ...]]) -> dict[str, Tensor]:
+    return {f"{k:08d}.{j}": t for k, answer in enumerate(answers) for j, t in enumerate(answer)}
+
+
+def _unpacked(path: Path) -> list[tuple[Tensor, ...]]:
+    answers: dict[int, dict[int, Tensor]] = {}
+    for name, tensor in load_tensors(path).items():
+        found = re.fullmatch(r"(\d{8})\.(\d+)", name)
+        if found is None:
+            raise ValueError(f"{path}: holds {name!r}, not a model's answers")
+        answers.setdefault(int(found[1]), {})[int(found[2])] = tensor
+    return [tuple(answer[j] for j in sorted(answer)) for _, answer in sorted(answers.items())]

@@ -63,7 +63,7 @@ def _accuracy(attack: dict[str, Any] | None) -> str:
 
 
 def class_table(classes: list[ClassAccuracy]) -> Table:
-    """A row for each class, the weakest first."""
+    """A row for each class, the weakest first: by its accuracy in the worst case, of equal ones by the clean one."""
     ordered = sorted(classes, key=lambda c: (c.standing / c.n, c.clean / c.n))
     rows: list[list[object]] = [[c.name, c.n, f"{c.clean / c.n:.1%}", f"{c.standing / c.n:.1%}"] for c in ordered]
     return ["class", "examples", "clean", "worst case"], rows

@@ -19,10 +19,10 @@ from robustgen.checks import check_evaluation, check_positive, diameter, eps_spa
 from robustgen.evaluation.chunks import Job, Outcome, any_process, kept_under, run_jobs, stages_of
 from robustgen.evaluation.diagnostics import diagnose, price_and_pieces, probe_jobs
 from robustgen.evaluation.doubts import at_chance, n_classes_of, raise_doubts
-from robustgen.evaluation.kept import anew, kept_in
+from robustgen.evaluation.kept import OutOfTime, anew, kept_in
 from robustgen.evaluation.masking import NOT_RUN, MaskingTest, run_masking_tests
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
-from robustgen.evaluation.stages import OutOfTime, Stages
+from robustgen.evaluation.stages import Stages
 from robustgen.evaluation.suites import SUITES, Stage, suite_of
 from robustgen.model import Model, untouched
 from robustgen.progress import showing

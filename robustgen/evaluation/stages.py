@@ -21,11 +21,11 @@ from pathlib import Path
 from torch import Tensor
 
 from robustgen.attacks import Attack, HopSkipJump, NoiseSearch, Square
-from robustgen.evaluation.kept import Keep, Make
+from robustgen.evaluation.kept import Keep, Make, OutOfTime
 from robustgen.files import read_json, write_json
 from robustgen.progress import bar
 
-__all__ = ["ALONE", "GRADIENT_FREE", "OutOfTime", "Stages", "asked", "passes"]
+__all__ = ["ALONE", "GRADIENT_FREE", "Stages", "asked", "passes"]
 
 GRADIENT_FREE = (NoiseSearch, Square, HopSkipJump)
 BACKWARD = 2  # forward passes that a backward one costs, about
@@ -33,17 +33,6 @@ GRADIENT = 1 + BACKWARD
 ALONE = 10
 OWN = 0.05  # of a stage: from there on it is judged by itself
 EVERY = 5.0  # seconds between two writes of what the stages took
-
-
-class OutOfTime(Exception):
-    """The time that an evaluation was given is used up; what it has done is kept.
-
-    ``partly``: how many examples the stage that was broken off has done, and of how many, by its name.
-    """
-
-    def __init__(self, partly: dict[str, tuple[int, int]] | None = None) -> None:
-        super().__init__("the time of this evaluation is used up; what it has done is kept, resume it")
-        self.partly = partly or {}
 
 
 def asked(attack: Attack) -> int:

@@ -1,55 +1,72 @@
 """All experiments by name."""
 
-import importlib
-
 from robustgen.checks import nearest
+from robustgen.experiments import recipes
+from robustgen.experiments.ahmed2017 import (
+    detector_selection,
+    far_ood,
+    latent_knn,
+    likelihoods,
+    literature_protocol,
+    table_4_1,
+    table_4_2,
+)
 from robustgen.experiments.experiment import Experiment
+from robustgen.experiments.guarantees import certified_accuracy, certified_detectors, embedded_sequences
+from robustgen.experiments.lamb2018 import (
+    adversarial_spheres,
+    classifier_tables,
+    confirmation,
+    figure_2_4,
+    recurrent_classifier,
+    sweep,
+    table_2_6,
+    table_2_7,
+)
 from robustgen.experiments.xiao2022 import beta_study, bits_per_dim, samples, unseen
 
 __all__ = ["find", "table"]
 
-_CHAPTER_2 = (
-    "table_2_1",
-    "table_2_2",
-    "table_2_3",
-    "table_2_4",
-    "table_2_5",
-    "table_2_6",
-    "table_2_7",
-    "figure_2_4",
-    "figure_2_5",
-    "adversarial_spheres",
-    "recurrent_classifier",
-    "sweep",
-    "confirmation",
+_EXPERIMENTS: tuple[Experiment, ...] = (
+    recipes.STANDARD,
+    recipes.STARTS,
+    classifier_tables.TABLE_2_1,
+    classifier_tables.TABLE_2_2,
+    classifier_tables.TABLE_2_3,
+    classifier_tables.TABLE_2_4,
+    classifier_tables.TABLE_2_5,
+    table_2_6.EXPERIMENT,
+    table_2_7.EXPERIMENT,
+    figure_2_4.EXPERIMENT,
+    classifier_tables.FIGURE_2_5,
+    adversarial_spheres.EXPERIMENT,
+    recurrent_classifier.EXPERIMENT,
+    sweep.EXPERIMENT,
+    confirmation.EXPERIMENT,
+    likelihoods.TABLE_2_1,
+    likelihoods.TABLE_2_2,
+    likelihoods.FIGURE_2_4,
+    latent_knn.EXPERIMENT,
+    table_4_1.EXPERIMENT,
+    table_4_2.EXPERIMENT,
+    literature_protocol.EXPERIMENT,
+    far_ood.EXPERIMENT,
+    detector_selection.EXPERIMENT,
+    likelihoods.TRAININGS,
+    certified_accuracy.EXPERIMENT,
+    certified_detectors.EXPERIMENT,
+    embedded_sequences.EXPERIMENT,
+    samples.EXPERIMENT,
+    beta_study.EXPERIMENT,
+    bits_per_dim.EXPERIMENT,
+    unseen.FAR_OOD,
+    unseen.HELD_OUT,
 )
-_AHMED_2017 = (
-    "table_2_1",
-    "table_2_2",
-    "figure_2_4",
-    "latent_knn",
-    "table_4_1",
-    "table_4_2",
-    "literature_protocol",
-    "far_ood",
-    "detector_selection",
-    "validation_losses",
-)
-_GUARANTEES = ("certified_accuracy", "certified_detectors", "embedded_sequences")
-_MODULES = [
-    "robustgen.experiments.recipes",
-    "robustgen.experiments.recipe_starts",
-    *(f"robustgen.experiments.lamb2018.{name}" for name in _CHAPTER_2),
-    *(f"robustgen.experiments.ahmed2017.{name}" for name in _AHMED_2017),
-    *(f"robustgen.experiments.guarantees.{name}" for name in _GUARANTEES),
-]
 
 
 def table() -> dict[str, Experiment]:
     """Every experiment by name, in the order of the sources."""
-    experiments: list[Experiment] = [importlib.import_module(module).EXPERIMENT for module in _MODULES]
-    xiao = (samples.EXPERIMENT, beta_study.EXPERIMENT, bits_per_dim.EXPERIMENT, unseen.FAR_OOD, unseen.HELD_OUT)
-    return {e.name: e for e in (*experiments, *xiao)}
+    return {e.name: e for e in _EXPERIMENTS}
 
 
 def find(name: str) -> Experiment:

@@ -28,9 +28,9 @@ from robustgen.fortified.placement import Placement, auto_layers, place
 from robustgen.inputs import MASK, call_model
 from robustgen.layers import check_hooks, uncompiled
 from robustgen.model import evaluating, output_itself, output_tensor, untouched
-from robustgen.rebuilding import rebuild
 from robustgen.structure import POSITIVE, check_structure
 from robustgen.turns import RANDOM_STATE, taking_turns
+from robustgen.weights import rebuild
 
 __all__ = ["FortifiedNetwork", "fortify"]
 

@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from robustgen.binomial import check_level, lower_bound, majority_p_value, most_provable, needed_draws
 from robustgen.checks import check_bounds, check_images, check_integers, check_positive, check_seed, nearest, plain
 from robustgen.counter_rng import content_ids, derive_seed
-from robustgen.fortified.smoothing_noise import Gaussian, SmoothingNoise, Uniform, noisy_versions
-from robustgen.fortified.splitting_noise import Splitting
+from robustgen.fortified.smoothing_noise import Gaussian, SmoothingNoise, Splitting, Uniform, noisy_versions
 from robustgen.model import check_rows_alone, check_rows_draw_alone, is_stochastic, logits_of, naming_inputs, untouched
 from robustgen.progress import track
 
@@ -378,7 +377,7 @@ def smooth(
         sigma: standard deviation of the noise in every element, in units of the input: larger radii, lower accuracy.
         denoiser: what has a method ``denoise(x, sigma)``, such as :class:`robustgen.generative.Denoiser`.
         noise: "gaussian" (radii in L2), "uniform" (in L1) or "splitting" (in L1, of images in whole levels, certain:
-            see :class:`~robustgen.fortified.splitting_noise.Splitting`).
+            see :class:`~robustgen.fortified.smoothing_noise.Splitting`).
         seed: of the draws that certify. Any will do for inputs that were fixed beforehand, as a test set is; who
             answers inputs that others choose keeps it from them. None: drawn from the system, kept in memory alone.
         draws: keyword; of ``forward``, default 8.

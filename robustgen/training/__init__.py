@@ -19,14 +19,13 @@ from robustgen.training.objective import (
     AdversarialObjective,
     ClassifierObjective,
     Objective,
+    RobustAccuracy,
     adversarial_inputs,
 )
 from robustgen.training.overfitting import OverfittingGuard
-from robustgen.training.phases import FirstThen
-from robustgen.training.robust_accuracy import RobustAccuracy
+from robustgen.training.schedules import FirstThen, WarmUp
 from robustgen.training.trades import Trades
 from robustgen.training.trainer import Trainer
-from robustgen.training.warm_up import WarmUp
 
 __all__ = [
     "AWP",

@@ -19,8 +19,7 @@ from torch.utils.data import (
 from robustgen.checks import check_labels
 from robustgen.counter_rng import derive_seed
 from robustgen.fingerprint import fingerprint
-from robustgen.inputs import Inputs, are_inputs, count, each, named, parted, rows
-from robustgen.spacing import evenly_spaced
+from robustgen.inputs import Inputs, are_inputs, count, each, evenly_spaced, named, parted, rows
 
 __all__ = ["Batch", "Source", "as_source", "epoch_order"]
 

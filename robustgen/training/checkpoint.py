@@ -1,10 +1,12 @@
 """Checkpoints: whole or not at all, whatever kills the writer; safetensors and JSON, no pickle.
 
 ``run_dir/checkpoints/step-00000123/`` holds ``config.json``, ``model.safetensors``, ``training_state.safetensors`` and
-``training_state.json``. It is written aside, fsynced, renamed, and only then made current by atomically replacing the
+``training_state.json``, of which the latter two are missing where there is no state, as in a model saved alone. It is
+written aside, fsynced, renamed, and only then made current by atomically replacing the
 one-line file ``run_dir/checkpoints/latest``; older ones are removed after that, save for the one that ``best`` names.
 """
 
+import math
 import os
 import re
 import shutil
@@ -16,6 +18,7 @@ from typing import Any
 
 from torch import Tensor
 
+from robustgen.checks import plain
 from robustgen.files import (
     load_tensors,
     part_name,
@@ -28,7 +31,6 @@ from robustgen.files import (
 from robustgen.locks import alone
 from robustgen.structure import check_structure
 from robustgen.training.metrics import best_row
-from robustgen.training.packing import pack, unpack
 
 __all__ = [
     "Checkpoint",
@@ -38,10 +40,13 @@ __all__ = [
     "keep_as_best",
     "latest_checkpoint",
     "load_checkpoint",
+    "pack",
     "save_checkpoint",
+    "unpack",
 ]
 
 FORMAT = 1
+_STATE = ("training_state.safetensors", "training_state.json")
 _NAME = re.compile(r"step-\d{8,}(-again)?")
 _UNFINISHED = re.compile(r"\.robustgen-[0-9a-f]{16}\.part|\.step-\d{8,}(-again)?\.\d+\.part")  # the latter of before
 
@@ -79,7 +84,7 @@ def save_checkpoint(
         run_dir: made if missing.
         step: completed steps, >= 0.
         model_state: a state dict of tensors; tied ones are stored once.
-        training_state: nested dicts, lists and tuples of tensors and JSON scalars.
+        training_state: nested dicts, lists and tuples of tensors and JSON scalars; empty: no run goes on from here.
         config: JSON-able.
 
     Returns:
@@ -131,8 +136,9 @@ def _write(
         aside.mkdir()
         write_json(aside / "config.json", {"format": FORMAT, "step": step, "config": dict(config)})
         save_tensors(aside / "model.safetensors", model_state)
-        save_tensors(aside / "training_state.safetensors", tensors)
-        write_json(aside / "training_state.json", packed)
+        if training_state:
+            save_tensors(aside / _STATE[0], tensors)
+            write_json(aside / _STATE[1], packed)
         _discard(path)  # renamed by a killed writer and never made the latest
         os.rename(aside, path)
     except BaseException:
@@ -191,14 +197,16 @@ def _best_epoch(checkpoint: Path) -> tuple[int, int] | None:
     if entry is None or not history:
         return None
     if not all(isinstance(row.get(entry), int | float) for row in history):
-        raise ValueError(f"{checkpoint / 'training_state.json'}: history lacks numbers called {entry!r}")
+        raise ValueError(f"{checkpoint / _STATE[1]}: history lacks numbers called {entry!r}")
     row = best_row(history, entry)
     return int(row["epoch"]), int(row["step"])
 
 
 def _history(checkpoint: Path) -> list[dict[str, float]] | None:
     """The history in a checkpoint, without its tensors; None in one of no training."""
-    path = checkpoint / "training_state.json"
+    path = checkpoint / _STATE[1]
+    if _without_state(checkpoint):
+        return None
     packed = read_json(path, {"dict": [list]})
     try:
         for key, value in packed["dict"]:
@@ -240,16 +248,24 @@ def load_checkpoint(run_dir: str | Path, *, best: bool = False) -> Checkpoint:
     path = (best_checkpoint(run_dir) if best else None) or latest_checkpoint(run_dir)
     if path is None:
         raise FileNotFoundError(f"{run_dir}: no checkpoint here")
-    head = _head(path)
-    tensors = load_tensors(path / "training_state.safetensors")
-    packed = read_json(path / "training_state.json")
+    head, state = _head(path), {} if _without_state(path) else _state(path)
+    return Checkpoint(path, head["step"], load_tensors(path / "model.safetensors"), state, head["config"])
+
+
+def _without_state(checkpoint: Path) -> bool:
+    """Whether it was saved without a training state; one that lacks only one of the two files is damaged."""
+    return not any((checkpoint / name).exists() for name in _STATE)
+
+
+def _state(checkpoint: Path) -> dict[str, Any]:
+    tensors, packed = load_tensors(checkpoint / _STATE[0]), read_json(checkpoint / _STATE[1])
     try:
-        state = unpack(packed, tensors)
+        state: dict[str, Any] = unpack(packed, tensors)
         check_structure(state, dict, "it")
     except (RecursionError, ValueError) as error:
         reason = "nested too deep" if isinstance(error, RecursionError) else error
-        raise ValueError(f"{path / 'training_state.json'}: {reason}") from None
-    return Checkpoint(path, head["step"], load_tensors(path / "model.safetensors"), state, head["config"])
+        raise ValueError(f"{checkpoint / _STATE[1]}: {reason}") from None
+    return state
 
 
 def holds_run(directory: str | Path) -> bool:
@@ -282,3 +298,66 @@ def _discard(path: Path) -> None:
     else:
         with suppress(OSError):
             path.unlink()
+
+
+def pack(value: Any, tensors: dict[str, Tensor], path: str = "") -> Any:
+    """Return ``value`` as JSON, with its tensors moved into ``tensors`` under their path.
+
+    Dicts (of str or int keys), lists, tuples, tensors, numbers, strings, bools and None, nested at will; floats are
+    exact, also NaN and Inf.
+
+    Raises:
+        TypeError: anything else, named by its path.
+
+    >>> import torch
+    >>> tensors = {}
+    >>> pack({0: (1.5, torch.ones(2))}, tensors)
+    {'dict': [[0, {'tuple': [1.5, {'tensor': '0.1'}]}]]}
+    >>> tensors
+    {'0.1': tensor([1., 1.])}
+    """
+    value = plain(value)  # a learning rate, say, of NumPy
+    if isinstance(value, Tensor):
+        name = path or "tensor"
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, Mapping):
+        if not all(isinstance(key, (str, int)) for key in value):
+            raise TypeError(f"training state {path!r} has keys that are neither str nor int")
+        return {"dict": [[key, pack(item, tensors, _join(path, key))] for key, item in value.items()]}
+    if isinstance(value, (tuple, list)):
+        items = [pack(item, tensors, _join(path, i)) for i, item in enumerate(value)]
+        return {"tuple": items} if isinstance(value, tuple) else items
+    if isinstance(value, float) and not math.isfinite(value):
+        return {"float": repr(value)}
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    raise TypeError(f"training state {path!r} is a {type(value).__name__}, which neither JSON nor a tensor can hold")
+
+
+def unpack(packed: Any, tensors: Mapping[str, Tensor]) -> Any:
+    """What :func:`pack` was given; ValueError where a tensor is missing, or for what ``pack`` never writes."""
+    if isinstance(packed, list):
+        return [unpack(item, tensors) for item in packed]
+    if not isinstance(packed, dict):
+        return packed
+    kind, value = next(iter(packed.items()), ("", None))
+    if len(packed) == 1 and kind == "tensor" and isinstance(value, str):
+        if value not in tensors:
+            raise ValueError(f"the training state lacks its tensor {value!r}")
+        return tensors[value]
+    if len(packed) == 1 and kind == "dict" and isinstance(value, list) and all(map(_is_entry, value)):
+        return {key: unpack(item, tensors) for key, item in value}
+    if len(packed) == 1 and kind == "tuple" and isinstance(value, list):
+        return tuple(unpack(item, tensors) for item in value)
+    if len(packed) == 1 and kind == "float" and value in ("nan", "inf", "-inf"):
+        return float(value)
+    raise ValueError(f"not a training state: an object of {', '.join(map(repr, packed)) or 'nothing'}")
+
+
+def _is_entry(pair: Any) -> bool:
+    return isinstance(pair, list) and len(pair) == 2 and isinstance(pair[0], (str, int))
+
+
+def _join(path: str, key: str | int) -> str:
+    return f"{path}.{key}" if path else str(key)

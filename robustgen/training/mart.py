@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from robustgen.checks import plain_fields
-from robustgen.divergence import kl_divergence
+from robustgen.model import kl_divergence
 from robustgen.training.classification import accuracies, class_loss
 
 __all__ = ["Mart"]

@@ -34,7 +34,7 @@ from robustgen.experiments.experiment import (
 from robustgen.experiments.guarantees.smoothed_networks import OnNoise
 from robustgen.experiments.training_cache import TrainingCache, shuffled
 from robustgen.fingerprint import fingerprint
-from robustgen.lipschitz_encoder import lipschitz_encoder
+from robustgen.lipschitz import lipschitz_encoder
 from robustgen.networks import build
 from robustgen.training import ClassifierObjective, ContrastiveObjective, Deformations
 

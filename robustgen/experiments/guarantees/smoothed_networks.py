@@ -16,9 +16,9 @@ from robustgen.experiments.training_cache import TrainingCache
 from robustgen.files import read_json, write_json
 from robustgen.fortified import SmoothedClassifier, fortify, smooth
 from robustgen.generative import Denoiser, GenerativeObjective
+from robustgen.inputs import evenly_spaced
 from robustgen.locks import alone
 from robustgen.networks import build
-from robustgen.spacing import evenly_spaced
 from robustgen.training import Batch, ClassifierObjective
 
 __all__ = ["Budget", "Certified", "OnNoise", "certificates", "certified"]

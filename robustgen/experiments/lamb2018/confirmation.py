@@ -23,7 +23,7 @@ from robustgen.experiments.experiment import (
     epochs_of,
 )
 from robustgen.experiments.lamb2018.attack_suite import describe_attack_suite, masking_tests, run_attack_suite
-from robustgen.experiments.lamb2018.classifier_table import SURROGATE, surrogate
+from robustgen.experiments.lamb2018.classifier_tables import SURROGATE, surrogate
 from robustgen.experiments.lamb2018.recipes import Budget, Recipe, example_sets, step_cost, train_recipe
 from robustgen.experiments.lamb2018.sweep import EPS, PLAIN, SCALES
 from robustgen.experiments.training_cache import TrainingCache

@@ -22,7 +22,7 @@ from robustgen.experiments.experiment import (
     accuracies,
     epochs_of,
 )
-from robustgen.experiments.lamb2018.classifier_table import FASHION
+from robustgen.experiments.lamb2018.classifier_tables import FASHION
 from robustgen.experiments.lamb2018.recipes import Budget, Recipe, step_cost, train_recipe
 from robustgen.experiments.training_cache import TrainingCache
 

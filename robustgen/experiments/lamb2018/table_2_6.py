@@ -27,7 +27,7 @@ from robustgen.experiments.experiment import (
     epochs_of,
 )
 from robustgen.experiments.lamb2018.attack_suite import white_box_against_transfer
-from robustgen.experiments.lamb2018.classifier_table import MNIST, SURROGATE, surrogate
+from robustgen.experiments.lamb2018.classifier_tables import MNIST, SURROGATE, surrogate
 from robustgen.experiments.lamb2018.recipes import FORTIFIED, Recipe, example_sets, train_recipe
 from robustgen.experiments.training_cache import TrainingCache
 from robustgen.networks import mlp

@@ -8,8 +8,7 @@ from torch import Tensor
 
 from robustgen.counter_rng import derive_seed
 from robustgen.data import ArrayDataset
-from robustgen.evaluation import sample_quality
-from robustgen.evaluation.sample_quality import FeatureNetwork
+from robustgen.evaluation import FeatureNetwork, sample_quality
 from robustgen.experiments.ahmed2017.trained_models import TrainedModels, described
 from robustgen.experiments.experiment import counted
 from robustgen.experiments.training_cache import TrainingCache, shuffled

@@ -17,13 +17,15 @@ from robustgen.generative.latent.coders import check_architecture, coders
 __all__ = ["AutoEncoder", "adam_with_decay"]
 
 
-def adam_with_decay(parameters: Iterable[nn.Parameter], part: nn.Module, decay: float) -> torch.optim.Optimizer:
-    """Adam, lr 1e-3, of all ``parameters``, with a weight decay on those of ``part`` alone."""
+def adam_with_decay(
+    parameters: Iterable[nn.Parameter], part: nn.Module, decay: float, lr: float = 1e-3
+) -> torch.optim.Optimizer:
+    """Adam, lr 1e-3, of all ``parameters``; those of ``part`` have the weight decay and an ``lr`` of their own."""
     of_part = {id(p) for p in part.parameters()}
     given = list(parameters)
     groups = [
         {"params": [p for p in given if id(p) not in of_part]},
-        {"params": [p for p in given if id(p) in of_part], "weight_decay": decay},
+        {"params": [p for p in given if id(p) in of_part], "weight_decay": decay, "lr": lr},
     ]
     return torch.optim.Adam(groups, lr=1e-3)
 
@@ -60,7 +62,6 @@ class AutoEncoder(GenerativeModel):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Of the noise of one image."""
         return (self.latent_dim,)
 
     def prior_sample(self, noise: Tensor) -> Tensor:
@@ -98,13 +99,13 @@ class AutoEncoder(GenerativeModel):
         """
         return self._log_prior(self.encode(x))
 
-    def from_noise(self, eps: Tensor) -> Tensor:
-        """Images (N, *shape) of eps (N, *noise_shape), differentiable where p(z) is no mixture."""
+    def _from_noise(self, eps: Tensor) -> Tensor:
+        """Differentiable where p(z) is no mixture."""
         return self.decode(self.prior_sample(eps))
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         eps = torch.randn(n, *self.noise_shape, generator=generator, device=self.device, dtype=self.dtype)
-        return self.from_noise(eps)
+        return self._from_noise(eps)
 
     @staticmethod
     def _squared_error(x: Tensor, decoded: Tensor) -> Tensor:

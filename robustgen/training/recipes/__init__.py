@@ -1,17 +1,13 @@
 """Recipes: settings with which a classifier becomes robust, for four data sets and each method."""
 
 from robustgen.checks import nearest
-from robustgen.training.recipes import cifar10, digits, fashion_mnist, mnist
+from robustgen.training.recipes.offered import OFFERED
 from robustgen.training.recipes.recipe import METHODS, Make, Recipe
 
 __all__ = ["METHODS", "RECIPES", "Make", "Recipe", "find", "fitting"]
 
 #: Every recipe by name.
-RECIPES: dict[str, Recipe] = {
-    recipe.name: recipe
-    for module in (mnist, fashion_mnist, cifar10, digits)
-    for recipe in (getattr(module, name) for name in module.__all__)
-}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in OFFERED}
 
 
 def find(name: str) -> Recipe:

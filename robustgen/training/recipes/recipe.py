@@ -15,14 +15,11 @@ from robustgen.training.classification import ClassificationLoss
 from robustgen.training.deformations import CropAndFlip, OnDeformed
 from robustgen.training.ema import check_decay
 from robustgen.training.mart import Mart
-from robustgen.training.objective import ClassifierObjective, Objective
+from robustgen.training.objective import ClassifierObjective, Objective, RobustAccuracy
 from robustgen.training.overfitting import OverfittingGuard
-from robustgen.training.phases import FirstThen
-from robustgen.training.robust_accuracy import RobustAccuracy
-from robustgen.training.schedules import SCHEDULES
+from robustgen.training.schedules import SCHEDULES, FirstThen, WarmUp
 from robustgen.training.trades import Trades
 from robustgen.training.trainer import Trainer
-from robustgen.training.warm_up import WarmUp
 from robustgen.turns import seeded
 
 __all__ = ["BEST", "METHODS", "Make", "Recipe", "classifier", "not_used", "uses"]
