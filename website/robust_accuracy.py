@@ -19,7 +19,8 @@ _CLEAN, _ROBUST, _PUBLISHED, _TEXT, _QUIET = "#b2dfdb", "#00796b", "#e65100", "#
 
 def measured() -> list[dict[str, Any]]:
     """A row for each recipe that has been measured, the most robust first."""
-    cells = {cell["row"]: cell["numbers"] for cell in map(json.loads, CELLS.read_text().splitlines())}
+    kept = map(json.loads, CELLS.read_text().splitlines())
+    cells = {cell["row"]: cell["numbers"] for cell in kept if cell["column"] == "standard"}
     rows = [
         {
             "recipe": row.key,
