@@ -71,11 +71,14 @@ def find_layer(model: nn.Module, layer: str) -> str:
     """The name in the :func:`uncompiled` network of the layer called so there, or in what was compiled.
 
     Raises:
+        TypeError: ``layer`` is no string.
         ValueError: there is none, with the nearest names, or hooks on it would not be run.
 
     >>> find_layer(nn.Sequential(nn.Linear(2, 2)), "_orig_mod.0")
     '0'
     """
+    if not isinstance(layer, str):
+        raise TypeError(f"layer must be the name of a layer, a string, got {layer!r}")
     model, name = uncompiled(model), layer
     check_hooks(model)
     known = dict(model.named_modules(remove_duplicate=False))

@@ -32,6 +32,7 @@ SIZE = range(2**20)  # of a layer, an image, a number of layers: a larger one in
 POSITIVE = range(1, 2**20)
 _LONG = {"layers": range(1, 1001), "prior_layers": range(1, 1001), "blocks": range(1, 1001)}  # each is built
 _LONG |= {"resolutions": range(1, 1001), "flow_steps": range(1, 1001), "flow_blocks": range(1, 1001)}
+_LONG |= {"terms": range(1, 1001), "draws": range(1, 1001)}  # each is computed
 _TAKE_TIME = ("sample_steps", "steps", "importance_samples", "proposals")
 _LONG |= dict.fromkeys(_TAKE_TIME, range(1, 100_001))
 _INPUT = 2**26

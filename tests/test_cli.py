@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import os
 import re
 import resource
@@ -17,6 +18,7 @@ import numpy as np
 import pytest
 import torch
 import typer
+from PIL import Image
 
 from robustgen import cli, data
 from robustgen.cli import app, main
@@ -855,3 +857,46 @@ def test_named_sets_are_where_those_of_the_run_were(vae_run, tmp_path):
 
 def test_samples_are_of_a_run_too(vae_run, tmp_path, capsys):
     assert run(capsys, "sample", "--run", vae_run, "--out", tmp_path / "a.png", "--n", 2)[0] == 0
+
+
+def test_what_lies_between_two_noises_and_what_a_model_makes_of_images(vae_run, tmp_path, capsys):
+    model, out = load(vae_run), tmp_path / "a.npz"
+    assert run(capsys, "sample", "--run", vae_run, "--interpolate", 2, "--seed", 3, "--out", out)[0] == 0
+    x = np.load(out)["x"]
+    assert x.shape == (16, 1, 8, 8)
+    ends = torch.randn(2, 2, 4, generator=torch.Generator().manual_seed(3))
+    middle = math.cos(math.pi / 7) * ends[0] + math.sin(math.pi / 7) * ends[1]
+    with torch.no_grad():
+        for row, eps in ((0, ends[0]), (2, middle), (7, ends[1])):
+            expected = 255 * model.from_noise(eps).clamp(0, 1).numpy()
+            np.testing.assert_allclose(x[[row, row + 8]], expected, atol=0.51)
+    asked = ["sample", "--run", vae_run, "--reconstruct", "--n", 3, "--out", out]
+    assert run(capsys, *asked)[0] == 0
+    x = np.load(out)["x"]
+    assert x.shape == (6, 1, 8, 8)
+    np.testing.assert_array_equal(x[::2], (255 * data.digits("test").take(3).images()).round().numpy())
+    with torch.no_grad():
+        expected = 255 * model.reconstruct(torch.from_numpy(x[::2]) / 255).numpy()
+    np.testing.assert_allclose(x[1::2], expected, atol=1)
+    for options, size in ((["--interpolate", 3], (8 * 10 + 2, 3 * 10 + 2)), (asked[3:6], (4 * 10 + 2, 2 * 10 + 2))):
+        assert run(capsys, "sample", "--run", vae_run, *options, "--out", tmp_path / "a.png")[0] == 0
+        with Image.open(tmp_path / "a.png") as picture:
+            assert picture.size == size
+
+
+def test_other_models_and_options_are_refused_in_one_line(vae_run, tmp_path, capsys):
+    PixelCNN((1, 8, 8), width=2, layers=1).save(tmp_path / "cnn")
+    np.savez(tmp_path / "large.npz", x=np.zeros((3, 1, 9, 9), np.uint8))
+    for where, options, message in (
+        (tmp_path / "cnn", ["--interpolate", 2], "PixelCNN makes no images of normal noise alone"),
+        (tmp_path / "cnn", ["--reconstruct", "--data", "digits"], "PixelCNN does not reconstruct images"),
+        (vae_run, ["--interpolate", 2, "--n", 3], "leave out --n and --reconstruct"),
+        (vae_run, ["--interpolate", 2, "--reconstruct"], "leave out --n and --reconstruct"),
+        (vae_run, ["--data", "digits"], "--data and the options on it go with --reconstruct"),
+        (vae_run, ["--reconstruct", "--n", 0], "n must be at least 1"),
+        (vae_run, ["--reconstruct", "--data", tmp_path / "large.npz"], "holds inputs of shape (1, 9, 9)"),
+    ):
+        code, _, err = run(capsys, "sample", "--run", where, *options, "--out", tmp_path / "a.png")
+        assert (code, err.count("\n")) == (2, 1), err
+        assert message in err
+    assert not (tmp_path / "a.png").exists()

@@ -332,3 +332,35 @@ def test_unknown_names_are_answered_with_the_known_ones():
         coupling_density(1)
     with pytest.raises(ValueError, match="levels must be at least 2"):
         RealNVP((1, 8, 8), levels=1, dequantization="none")
+
+
+class _Collapsing(torch.optim.SGD):
+    """Whose second step makes a 1 x 1 convolution singular."""
+
+    steps = 0
+
+    def step(self, *args):
+        self.steps += 1
+        super().step(*args)
+        if self.steps == 2:
+            with torch.no_grad():
+                self.collapsing[0] = -200.0
+
+
+@pytest.mark.parametrize("n", [8, 12])
+def test_a_kernel_that_training_makes_singular_ends_it_and_the_last_good_state_stays(n, tmp_path):
+    """By the last step of the epoch, and by a step that another follows."""
+    model = Glow((1, 4, 4), levels=2, scales=1, flow_steps=1, width=4)
+    kernel = next(layer for layer in model.modules() if isinstance(layer, InvertibleConv))
+
+    def optimizer(parameters):
+        made = _Collapsing(parameters, lr=1e-3)
+        made.collapsing = kernel.log_diagonal
+        return made
+
+    x = torch.randint(0, 2, (n, 1, 4, 4)).float()
+    with pytest.raises(FloatingPointError, match=r"singular|not finite") as raised:
+        fit(model, x, epochs=1, batch_size=4, optimizer=optimizer, run_dir=tmp_path, progress=False)
+    assert "last good state" in str(raised.value)
+    assert "\n" not in str(raised.value)
+    assert load(tmp_path).log_prob(x).isfinite().all()

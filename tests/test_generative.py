@@ -404,6 +404,30 @@ def test_the_defaults_take_images_of_any_channels(name, channels):
 
 
 @contract
+def test_noise_becomes_images_or_is_refused_in_one_line(make):
+    model = make().eval()
+    if model.noise_shape is None:
+        with pytest.raises(TypeError, match="makes no images of normal noise alone"):
+            model.from_noise(torch.zeros(2, 3))
+        return
+    eps = torch.randn(3, *model.noise_shape, dtype=torch.float64)
+    with torch.no_grad():
+        images = model.from_noise(eps)
+        assert (images.shape, images.dtype) == ((3, *SHAPE), torch.float32)
+        assert bool((images == model.from_noise(eps.float())).all())
+        assert model.from_noise(eps[:0]).shape == (0, *SHAPE)
+    for wrong, kind, message in (
+        (eps.flatten(1)[:, 1:], ValueError, rf"noise of this {type(model).__name__} is \(N, "),
+        (eps * math.nan, ValueError, "eps holds NaN or Inf"),
+        (eps.long(), TypeError, "eps must be float32 or float64"),
+        ([1.0], TypeError, r"eps must be a torch\.Tensor"),
+    ):
+        with pytest.raises(kind, match=message) as raised:
+            model.from_noise(wrong)
+        assert "\n" not in str(raised.value)
+
+
+@contract
 def test_half_precision_is_the_models_fault(make):
     model = make().eval().half()
     x = torch.ones(2, *SHAPE)

@@ -31,8 +31,8 @@ from robustgen.checks import (
     plain,
 )
 from robustgen.detectors import Energy, FeatureTimesImageDistance, KNearestFeatures, Mahalanobis, ReconstructionError
-from robustgen.detectors.features import FeatureExtractor
 from robustgen.evaluation import binarization_test, evaluate_robustness
+from robustgen.features import FeatureExtractor
 from robustgen.files import environment, load_state, load_tensors, read_json, save_tensors, write_bytes, write_json
 from robustgen.fingerprint import model_fingerprint
 from robustgen.fortified import FortifiedNetwork, HiddenMatchingNetwork

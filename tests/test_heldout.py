@@ -33,7 +33,6 @@ from robustgen.detectors import (
     NearestNeighbour,
     PCAResidual,
 )
-from robustgen.detectors.features import FeatureExtractor
 from robustgen.detectors.image_distortion import distortions
 from robustgen.detectors.neighbours import nearest_distances
 from robustgen.evaluation import anomalous_class, heldout_benchmark, heldout_class, unseen_datasets
@@ -49,6 +48,7 @@ from robustgen.evaluation.metrics import (
     wilson_interval,
 )
 from robustgen.experiments.ahmed2017 import table_4_1, table_4_2
+from robustgen.features import FeatureExtractor
 from robustgen.generative import DCGAN, VAE
 from robustgen.networks import encoder
 from robustgen.training import Batch, ClassifierObjective, ContrastiveObjective, Deformations, OnDeformed, Trainer

@@ -169,6 +169,22 @@ def test_a_mixture_is_of_the_codes_that_the_training_ends_with():
         rae.fit_without_gradients(as_source(x[:2]))
 
 
+def test_what_cannot_be_trained_on_is_refused_before_a_run_is_made(tmp_path):
+    rae = RAE(SHAPE, latent_dim=2, architecture="mlp", width=16, components=41)
+    before, where = model_fingerprint(rae), tmp_path / "run"
+    with pytest.raises(ValueError, match="components=41 Gaussians need as many codes, got 40: take fewer"):
+        fit(rae, _x(40), run_dir=where, progress=False)
+    glf = GLF(SHAPE, latent_dim=2, width=4)
+    for n, size in ((9, 4), (1, 4), (4, 1)):
+        with pytest.raises(ValueError, match=rf"{n} images in batches of batch_size={size} leave a batch of one"):
+            fit(glf, _x(n), batch_size=size, run_dir=where, progress=False)
+    assert not where.exists()
+    assert model_fingerprint(rae) == before
+    with pytest.raises(ValueError, match="infogan's batch norm needs two images at least"):
+        glf.train().encode(_x(1))
+    assert glf.eval().encode(_x(1)).shape == (1, 2)
+
+
 def test_decay_of_the_decoder():
     rae = RAE(SHAPE, latent_dim=2, architecture="mlp", width=16, decoder_decay=0.1)
     assert [g["weight_decay"] for g in rae.optimizer(rae.parameters()).param_groups] == [0, 0.1]
@@ -339,7 +355,15 @@ def test_states_that_no_flow_can_fit():
     nn.init.constant_(overflowing[0].bias, math.inf)
     with pytest.raises(ValueError, match="the states hold NaN or Inf"):
         fit_latent_flow(overflowing, "0", x)
+    with pytest.raises(TypeError, match="layer must be the name of a layer, a string, got 1"):
+        fit_latent_flow(net, 1, x)
+    for wrong, said in ((torch.randn(20, 3), r"\(3,\), torch.float32"), (x.double(), r"\(4,\), torch.float64")):
+        with pytest.raises(ValueError, match=rf"the model fails on inputs of shape {said}") as raised:
+            fit_latent_flow(net, "1", wrong)
+        assert "\n" not in str(raised.value)
     flow = fit_latent_flow(net, "1", x, epochs=1, width=4)
+    with pytest.raises(ValueError, match=r"the model fails on inputs of shape \(3,\)"):
+        flow.log_prob(torch.randn(2, 3))
     with pytest.raises(ValueError, match="the states have 3 numbers each, those that were fitted had 5"):
         flow.density.log_prob(torch.zeros(1, 3))
 
@@ -483,7 +507,7 @@ def test_a_reweighted_prior_is_sampled_by_its_weights():
     vae = NCPVAE(SHAPE, proposals=50, **{**SMALL, "latent_dim": 1}).double().eval()
     vae.second = nn.Linear(1, 1, bias=False).double()
     nn.init.constant_(vae.second.weight, 0.7)
-    drawn = vae.prior_sample(torch.randn(10_000, vae.noise_dim, dtype=torch.float64))
+    drawn = vae.prior_sample(torch.randn(10_000, *vae.noise_shape, dtype=torch.float64))
     assert float(drawn.mean().detach()) == pytest.approx(0.7, abs=0.05)
     assert float(drawn.std().detach()) == pytest.approx(1, abs=0.05)
     log_z, error = vae.log_normalizer(20_000)

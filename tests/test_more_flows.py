@@ -1,5 +1,6 @@
 """Autoregressive, residual and continuous flows: inverses, log determinants, estimators, closed forms."""
 
+import json
 import math
 import sys
 
@@ -11,13 +12,14 @@ from torch.autograd import gradcheck
 from torch.autograd.functional import jacobian
 from torch.distributions import MultivariateNormal
 
-from robustgen.generative import MAF, ContinuousFlow, ResidualFlow, reverse_kl
+from robustgen.generative import MAF, ContinuousFlow, ResidualFlow, load, reverse_kl
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
 from robustgen.generative.blocks.made import MADE, MADEColumns
 from robustgen.generative.flows.continuous import Continuous, Dynamics
 from robustgen.generative.flows.maf import InverseAutoregressive, MaskedAutoregressive
 from robustgen.generative.flows.residual import Contraction, LipSwish, Residual, spectral_bound
 from robustgen.generative.flows.transform import Chain, Density, KeyedChain
+from robustgen.training import latest_checkpoint
 
 
 def within_error(values, expected, standard_errors=4.5):
@@ -509,6 +511,8 @@ def test_reverse_kl_needs_a_number_for_each_point():
     density = Density(Chain(), 2)
     with pytest.raises(ValueError, match=r"the energy of 3 points must have shape \(3,\), got \(3, 2\)"):
         reverse_kl(density, lambda z: z, 3)
+    with pytest.raises(ValueError, match=r"must have shape \(3,\), got a float"):
+        reverse_kl(density, lambda z: 1.0, 3)
     with pytest.raises(ValueError, match="n must be at least 1"):
         reverse_kl(density, lambda z: z.sum(1), 0)
 
@@ -528,3 +532,75 @@ def test_wrong_arguments_are_named():
     ):
         with pytest.raises(ValueError, match=message):
             ContinuousFlow((1, 4, 4), **arguments)
+
+
+def test_autoregressive_and_continuous_flows_are_those_of_zuko():
+    transforms = pytest.importorskip("zuko.transforms")
+    from torch.distributions.transforms import AffineTransform
+
+    with torch.no_grad():
+        step, x = stirred(MaskedAutoregressive(6, 16, layers=2), 0.5), torch.randn(7, 6, dtype=torch.float64)
+
+        def affine(v):
+            m, a = step.made(v).unbind(1)
+            scale = (-5 * torch.tanh(a / 5)).exp()
+            return transforms.DependentTransform(AffineTransform(-m * scale, scale), 1)
+
+        theirs = transforms.AutoregressiveTransform(affine, passes=6)
+        y, log_det = step(x)
+        torch.testing.assert_close(y, theirs(x))
+        torch.testing.assert_close(log_det, theirs.log_abs_det_jacobian(x, y))
+        torch.testing.assert_close(step.inverse(y), theirs.inv(y))
+
+        dynamics, x = stirred(Dynamics((4,), 8), 0.5), torch.randn(3, 4, dtype=torch.float64)
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64)
+        theirs = transforms.FreeFormJacobianTransform(dynamics, *ends, exact=True, atol=1e-8, rtol=1e-8)
+        ours = Continuous(dynamics, "dopri5", tolerance=1e-7, trace="exact").eval()(x)
+        for one, other in zip(ours, theirs.call_and_ladj(x), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [InverseAutoregressive, MaskedAutoregressive])
+@pytest.mark.parametrize("graph", [False, True])
+def test_log_determinants_keep_their_digits_under_autocast(kind, graph):
+    step, x = stirred(kind(64, 32), 0.1).float(), torch.randn(5, 64)
+    with torch.set_grad_enabled(graph), torch.autocast("cpu", torch.bfloat16):
+        for _, log_det in (step(x), step.inverse_and_log_det(x)):
+            assert log_det.dtype == torch.float32
+            assert bool((log_det.bfloat16() != log_det).any())
+
+
+def test_vectors_of_another_length_have_no_density():
+    density = Density(MaskedAutoregressive(4, 8), 4)
+    for call in (density.log_prob, density.to_noise, density.from_noise):
+        for wrong in (torch.zeros(2, 3), torch.zeros(2, 5), torch.zeros(4)):
+            with pytest.raises(ValueError, match=r"of this density is \(N, 4\), got"):
+                call(wrong)
+
+
+def test_an_inverse_that_has_become_infinite_is_given_up_at_once():
+    calls = []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            calls.append(None)
+            return super().forward(x)
+
+    step = Residual(Watched(2, 2), 0.999999).eval()
+    with pytest.raises(ArithmeticError, match="or its input is not finite"), torch.no_grad():
+        step.inverse(torch.full((1, 2), math.inf))
+    assert len(calls) == 1
+
+
+def test_files_state_no_endless_series(tmp_path):
+    for model, name in (
+        (ResidualFlow((1, 2, 2), blocks=1, width=2), "terms"),
+        (ContinuousFlow((1, 2, 2), width=2), "draws"),
+    ):
+        model.save(tmp_path / name)
+        path = latest_checkpoint(tmp_path / name) / "config.json"
+        head = json.loads(path.read_text())
+        head["config"]["model"][name] = 500_000
+        path.write_text(json.dumps(head))
+        with pytest.raises(ValueError, match=rf"config\.model\.{name} must be a whole number from 1 to 1000, not"):
+            load(tmp_path / name)

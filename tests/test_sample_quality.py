@@ -72,6 +72,12 @@ class TestFrechetDistance:
         for x, y in ((points(1, 3, 0), points(5, 3, 0)), (points(5, 3, 0), points(5, 4, 0))):
             with pytest.raises(ValueError, match="features"):
                 frechet_distance(x, y)
+        for x, y, side in (
+            (points(5, 3, 0) * math.nan, points(5, 3, 0), "samples"),
+            (points(5, 3, 0), math.inf * points(5, 3, 0), "data"),
+        ):
+            with pytest.raises(ValueError, match=f"the features of the {side} hold NaN or Inf"):
+                frechet_distance(x, y)
 
 
 def by_hand(x, y, weights, row, k, k_density):
@@ -158,6 +164,8 @@ class TestClasses:
         missing = class_measures(torch.eye(4)[[3, 3, 3, 3]], y, Weights.once(x, y))  # half an image of the data
         assert float(missing["mode_kl"]) == pytest.approx(math.log(1 / (0.5 / 4)))
         assert float(class_measures(y, y, Weights.once(y, y))["mode_kl"]) == pytest.approx(0)
+        x, y = torch.eye(3)[[0] * 20 + [1] * 20 + [2]], torch.eye(3)[[0] * 10 + [1] * 10]
+        assert float(class_measures(x, y, Weights.once(x, y))["mode_kl"]) == 0  # not below
 
 
 @pytest.mark.parametrize("at_once", [9, 10**6])
@@ -354,6 +362,7 @@ class TestSampleQuality:
             (x, test, wide, {}, "5,000 features, more than 4,096"),
             (x, test, broken, {}, "NaN or infinity"),
             (x, test, (features.network, "nowhere"), {}, "nowhere"),
+            (x, torch.full((30, 1, 8, 8), 0.5), features, {}, "all images of data have the same features of 'small"),
             (Memorised(torch.rand(30, 1, 9, 9)), test, features, {}, "the model's samples are images (1, 9, 9)"),
         ):
             with pytest.raises(ValueError, match=re.escape(message)) as error:
@@ -363,6 +372,10 @@ class TestSampleQuality:
             sample_quality("runs/vae", test, features=features)
         with pytest.raises(TypeError, match="features must be a network"):
             sample_quality(x, test, features="example:digits")
+        with pytest.raises(TypeError, match="features must be a network, or one and the name of a layer, not tuple"):
+            sample_quality(x, test, features=(features.network, "1", 2))
+        with pytest.raises(TypeError, match="layer must be the name of a layer, a string, got 1"):
+            sample_quality(x, test, features=(features.network, 1), resamples=0)
 
 
 def test_a_feature_network_is_a_function_of_data_and_seed(digits):

@@ -15,7 +15,7 @@ from robustgen import data, detectors
 from robustgen.attacks import FGSM
 from robustgen.cli import main
 from robustgen.detectors import Energy, KNearestFeatures, Mahalanobis, MaxLogit, MaxSoftmax, ReconstructionError
-from robustgen.detectors.features import FeatureExtractor
+from robustgen.features import FeatureExtractor
 from robustgen.fortified import FortifiedNetwork, FortifiedObjective, fortify
 from robustgen.inputs import check_inputs, mean_over_positions
 from robustgen.recurrent_networks import TextClassifier

@@ -420,13 +420,53 @@ def _start(start: str | None) -> dict[str, bool]:
 def sample(
     run: Annotated[Path, typer.Option("--checkpoint", "--run", help="Run of `robustgen train MODEL`.")],
     out: Annotated[Path, typer.Option("--out", help="A .png grid, or an .npz file.")],
-    n: Annotated[int, typer.Option("--n", help="How many.")] = 64,
+    n: Annotated[
+        int | None, typer.Option("--n", help="How many, of images or pairs. [default: 64]", rich_help_panel=GENERATIVE)
+    ] = None,
+    interpolate: Annotated[
+        int | None,
+        typer.Option(
+            "--interpolate",
+            metavar="N",
+            min=1,
+            help="N rows instead, each from the image of one noise to that of another.",
+            rich_help_panel=GENERATIVE,
+        ),
+    ] = None,
+    reconstruct: Annotated[
+        bool,
+        typer.Option(
+            "--reconstruct",
+            help="Pairs instead: test images of --data, default those of the run, beside their reconstructions.",
+            rich_help_panel=GENERATIVE,
+        ),
+    ] = False,
+    data: DataOption = None,
+    data_root: RootOption = None,
+    download: DownloadOption = False,
+    size: SizeOption = None,
+    channels: ChannelsOption = None,
+    fit: FitOption = None,
+    background: BackgroundOption = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw images from a trained generative model."""
-    from robustgen.commands import sample_images
+    """Draw images from a trained generative model; or show what is between them, or what it makes of images."""
+    from robustgen.commands import DataSpec, sample_images
 
-    sample_images(run, n, out, seed=seed, device=device)
+    if interpolate is not None and (reconstruct or n is not None):
+        raise ValueError(f"--interpolate {interpolate} says what is drawn: leave out --n and --reconstruct")
+    asked = DataSpec(data, data_root, download, None, image_reader(size, channels, fit, background))
+    if not reconstruct and asked != DataSpec(None):
+        raise ValueError("samples are of no data: --data and the options on it go with --reconstruct")
+    sample_images(
+        run,
+        interpolate or (64 if n is None else n),
+        out,
+        interpolate=interpolate is not None,
+        reconstruct=asked if reconstruct else None,
+        seed=seed,
+        device=device,
+    )
     say(out)

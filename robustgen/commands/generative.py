@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import math
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -10,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from robustgen import detectors as detector_room
 from robustgen.calibration import check_rate
@@ -18,14 +19,14 @@ from robustgen.checks import check_positive, nearest
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.opening import move
 from robustgen.commands.run_info import read_info, recorded_data, stopped_early
-from robustgen.commands.runs import claim, is_first, parts
+from robustgen.commands.runs import claim, data_for, is_first, parts
 from robustgen.commands.trial import try_objective
 from robustgen.data import ArrayDataset, require_nonempty, split
 from robustgen.detectors import Detector, SmoothedDetector
 from robustgen.examples import run_directory
 from robustgen.files import write_bytes, write_json
 from robustgen.generative import GenerativeModel, GenerativeObjective, load, model_classes
-from robustgen.generative.pictures import Pictures, grid_png
+from robustgen.generative.pictures import Pictures, between, grid_png
 from robustgen.model import evaluating
 from robustgen.training import Batch, Trainer, load_checkpoint
 from robustgen.turns import seeded
@@ -40,6 +41,8 @@ __all__ = [
 ]
 
 SCORED = 2000  # inputs at most that a detector over a generative model is fitted on, and likewise calibrated on
+_STEPS = 8  # images in a row that leads from one noise to another
+_AT_ONCE = 64
 _ALIASES = {"ebm": "energymodel", "energy": "energymodel", "pixelcnn++": "pixelcnnplusplus"}
 _PYTHON = {"True": True, "False": False, "None": None}  # as in the library; JSON writes them otherwise
 
@@ -138,6 +141,7 @@ def train_generative(
         after_epoch=Pictures(run, samples),
     )
     try_objective(network, GenerativeObjective(), train, batch_size, seed)
+    network.check_training(len(train), batch_size)
     with claim(run, info, resume):  # only now: what is refused above leaves nothing
         history = trainer.fit(network, train, held_back)
         if not is_first():
@@ -147,17 +151,43 @@ def train_generative(
     return {"run": str(run), "model": repr(kind.__name__), "epochs": len(history)} | found
 
 
-def sample_images(run: Path, n: int, out: Path, *, seed: int = 0, device: str | None = None) -> None:
-    """Draw n images from the model in ``run`` into a .png grid or an .npz file (uint8 "x")."""
+def sample_images(
+    run: Path,
+    n: int,
+    out: Path,
+    *,
+    interpolate: bool = False,
+    reconstruct: DataSpec | None = None,
+    seed: int = 0,
+    device: str | None = None,
+) -> None:
+    """Draw n images from the model in ``run`` into a .png grid or an .npz file (uint8 "x").
+
+    Args:
+        interpolate: n rows of images instead, from those of one noise to those of another.
+        reconstruct: n pairs instead, images of these data (of the run's, where it names none) beside what the model
+            makes of them.
+
+    Raises:
+        ValueError: another file, no such model, or one that cannot do what is asked.
+    """
     if out.suffix not in (".png", ".npz"):
         raise ValueError(f"{out}: name it .png or .npz")
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
-    model = trained_model(run)
+    model, columns = trained_model(run), None
     move(model, device)
-    x = model.sample(n, generator=torch.Generator(model.device).manual_seed(seed))
+    generator = torch.Generator(model.device).manual_seed(seed)
+    if interpolate:
+        x, columns = _rows_between(model, n, generator), _STEPS
+    elif reconstruct is not None:
+        info = read_info(run) if (run / "run.json").is_file() else {}
+        x = _pairs(model, data_for(reconstruct, info).read("test", model.shape, spaced=True).take(n))
+        columns = 2 * math.ceil(math.sqrt(len(x) / 4))
+    else:
+        x = model.sample(n, generator=generator)
     if out.suffix == ".png":
-        write_bytes(out, grid_png(x))
+        write_bytes(out, grid_png(x, columns))
     else:
         import io
 
@@ -166,6 +196,26 @@ def sample_images(run: Path, n: int, out: Path, *, seed: int = 0, device: str | 
         buffer = io.BytesIO()
         np.savez_compressed(buffer, x=(255 * x).round().to(torch.uint8).cpu().numpy())
         write_bytes(out, buffer.getvalue())
+
+
+@torch.no_grad()
+def _rows_between(model: GenerativeModel, n: int, generator: torch.Generator) -> Tensor:
+    if model.noise_shape is None:
+        raise ValueError(f"{type(model).__name__} makes no images of normal noise alone: there is nothing between two")
+    ends = torch.randn(2, n, *model.noise_shape, generator=generator, device=model.device, dtype=model.dtype)
+    eps = between(ends[0], ends[1], _STEPS).flatten(0, 1)
+    return torch.cat([model.from_noise(part) for part in eps.split(_AT_ONCE)]).clamp(0, 1)
+
+
+@torch.no_grad()
+def _pairs(model: GenerativeModel, data: ArrayDataset) -> Tensor:
+    """(2 N, *shape): each image, and behind it what the model makes of it."""
+    reconstruct = getattr(model, "reconstruct", None)
+    if reconstruct is None:
+        raise ValueError(f"{type(model).__name__} does not reconstruct images: it has neither codes nor noise of them")
+    x = data.images().to(model.device, model.dtype)
+    again = torch.cat([reconstruct(part) for part in x.split(_AT_ONCE)]).clamp(0, 1)
+    return torch.stack([x, again], 1).flatten(0, 1)
 
 
 def generative_detector(

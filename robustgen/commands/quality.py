@@ -11,7 +11,7 @@ from robustgen.commands.opening import load_run, move
 from robustgen.commands.run_info import read_info, recorded_data
 from robustgen.commands.runs import by_class_name, data_for, parts
 from robustgen.data import ArrayDataset, require_nonempty
-from robustgen.evaluation.sample_quality import FeatureNetwork, SampleQuality, sample_quality
+from robustgen.evaluation.quality import FeatureNetwork, SampleQuality, sample_quality
 from robustgen.examples import EXAMPLES, PREFIX, run_directory
 
 __all__ = ["measure_quality"]

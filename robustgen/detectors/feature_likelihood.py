@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.detectors.base import Detector, check_network, check_width
-from robustgen.detectors.features import FeatureExtractor
+from robustgen.features import FeatureExtractor
 from robustgen.generative.latent.latent_flow import StateDensity, check_state_fit, fit_states
 from robustgen.inputs import Inputs
 from robustgen.weights import rebuild
@@ -27,7 +27,7 @@ class FeatureLikelihood(Detector):
 
     Args:
         model: a classifier, or another network of features.
-        layer: whose output f is, see :class:`~robustgen.detectors.features.FeatureExtractor`; None: the input of the
+        layer: whose output f is, see :class:`~robustgen.features.FeatureExtractor`; None: the input of the
             ``nn.Linear`` that makes the logits.
         blocks, width: affine couplings of the flow and hidden units of their networks.
         noise: standard deviation of what is added to whitened features in training: units that never fire have no

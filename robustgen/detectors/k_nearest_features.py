@@ -11,8 +11,8 @@ from torch.nn import functional as F
 
 from robustgen.checks import check_integers
 from robustgen.detectors.base import Detector, check_network, check_width
-from robustgen.detectors.features import FeatureExtractor
 from robustgen.detectors.neighbours import nearest_distances
+from robustgen.features import FeatureExtractor
 from robustgen.inputs import Inputs
 
 __all__ = ["KNearestFeatures"]
@@ -25,7 +25,7 @@ class KNearestFeatures(Detector):
 
     Args:
         model: a classifier, or another network of features.
-        layer: whose output f is, see :class:`~robustgen.detectors.features.FeatureExtractor`; None: the input of the
+        layer: whose output f is, see :class:`~robustgen.features.FeatureExtractor`; None: the input of the
             ``nn.Linear`` that makes the logits.
         k: the paper takes 50 of 50,000 examples.
         batch_size: inputs scored at once.

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from robustgen.checks import check_flags, check_numbers
 from robustgen.detectors.base import Detector, check_network, check_width
-from robustgen.detectors.features import FeatureExtractor
+from robustgen.features import FeatureExtractor
 from robustgen.inputs import Inputs
 from robustgen.lipschitz import in_norm, lipschitz_bound, lipschitz_bound_inside
 from robustgen.model import logits_of, untouched
@@ -32,7 +32,7 @@ class Mahalanobis(Detector):
 
     Args:
         model: a classifier.
-        layer: whose output f is, see :class:`~robustgen.detectors.features.FeatureExtractor`; None: the input of the
+        layer: whose output f is, see :class:`~robustgen.features.FeatureExtractor`; None: the input of the
             ``nn.Linear`` that makes the logits.
         shrinkage: weight in [0, 1] of the mean variance on the diagonal in S, against directions without variance, such
             as units that never fire, which would count infinitely.

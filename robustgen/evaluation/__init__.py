@@ -25,11 +25,11 @@ from robustgen.evaluation.metrics import (
     roc_curve,
     wilson_interval,
 )
+from robustgen.evaluation.quality import FeatureNetwork, SampleQuality, fid, sample_quality
 from robustgen.evaluation.report import draw_html, load_report, write_report
 from robustgen.evaluation.robustness import evaluate_robustness
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
 from robustgen.evaluation.sample_metrics import frechet_distance
-from robustgen.evaluation.sample_quality import FeatureNetwork, SampleQuality, fid, sample_quality
 from robustgen.evaluation.substitute import Substitute, train_substitute
 from robustgen.evaluation.verifier import RoundedCheck, Verification, verify
 

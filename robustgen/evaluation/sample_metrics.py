@@ -82,7 +82,7 @@ def frechet_distance(samples: Tensor, data: Tensor) -> float:
     feature space.
 
     Raises:
-        ValueError: fewer than two on a side, or features of different lengths.
+        ValueError: fewer than two on a side, features of different lengths, NaN or Inf.
 
     >>> x = torch.tensor([[-1.0], [0.0], [1.0]])
     >>> frechet_distance(x, 3 * x + 2)  # standard deviations 1 and 3, means 0 and 2
@@ -92,6 +92,9 @@ def frechet_distance(samples: Tensor, data: Tensor) -> float:
         raise ValueError(
             f"features (N, D) and (M, D) with N, M >= 2 are needed, got {tuple(samples.shape)}, {tuple(data.shape)}"
         )
+    for side, name in ((samples, "samples"), (data, "data")):
+        if not bool(side.isfinite().all()):
+            raise ValueError(f"the features of the {name} hold NaN or Inf")
     return float(frechet_distances(samples.double(), data.double(), Weights.once(samples, data))[0])
 
 
@@ -247,8 +250,9 @@ def class_measures(logits: Tensor, data_logits: Tensor, weights: Weights) -> dic
     score = (inside - torch.special.xlogy(mean, mean).sum(1)).exp()
     classes = logits.shape[1]
     q, r = _shares(logits.argmax(1), weights.samples, classes), _shares(data_logits.argmax(1), weights.data, classes)
-    r = r.clamp(min=0.5 / data_logits.shape[0])
-    return {"class_score": score, "modes": (q > 0).sum(1).double(), "mode_kl": (torch.special.xlogy(q, q / r)).sum(1)}
+    r = r.clamp(min=0.5 / data_logits.shape[0])  # whose sum may be above one
+    kl = torch.special.xlogy(q, q / r).sum(1).clamp(min=0)
+    return {"class_score": score, "modes": (q > 0).sum(1).double(), "mode_kl": kl}
 
 
 def parzen_log_likelihood(

@@ -68,6 +68,15 @@ class GenerativeModel(nn.Module, ABC):
         models have nothing to do here.
         """
 
+    def check_training(self, n: int, batch_size: int) -> None:
+        """ValueError where it cannot be trained on ``n`` images in batches of so many: before anything is written."""
+        single = n == 1 or batch_size == 1 or n % batch_size == 1
+        if single and any(isinstance(layer, nn.BatchNorm1d) for layer in self.modules()):
+            raise ValueError(
+                f"{n} images in batches of batch_size={batch_size} leave a batch of one, and batch norm learns from no "
+                "fewer than two: take another batch size"
+            )
+
     def _log_prob(self, x: Tensor) -> Tensor:
         """log p(x) (N,) in nats of checked x, N > 0; a function of each image alone, differentiable where it can be."""
         raise TypeError(f"{type(self).__name__} has no likelihood")
@@ -103,6 +112,34 @@ class GenerativeModel(nn.Module, ABC):
         if n < 0:
             raise ValueError(f"n must not be negative, got {n}")
         return self._sample(n, generator) if n else torch.zeros(0, *self.shape, device=self.device, dtype=self.dtype)
+
+    @property
+    def noise_shape(self) -> tuple[int, ...] | None:
+        """Of the standard normal noise of one image; None where :meth:`from_noise` has nothing to make of it."""
+        return None
+
+    def from_noise(self, eps: Tensor) -> Tensor:
+        """The images (N, *shape) of eps (N, *noise_shape), as few of them as eps says: nothing else is drawn.
+
+        Raises:
+            TypeError: eps is not a float32 or float64 tensor, or the model does not make images of such noise.
+            ValueError: noise of another shape, or NaN or Inf in it.
+        """
+        if self.noise_shape is None:
+            raise TypeError(f"{type(self).__name__} makes no images of normal noise alone")
+        return self._from_noise(self.check_noise(eps))
+
+    def _from_noise(self, eps: Tensor) -> Tensor:
+        """Of checked noise."""
+        raise NotImplementedError
+
+    def check_noise(self, eps: Tensor) -> Tensor:
+        """Return eps, in the dtype of the model, if it is noise of its images; see :meth:`from_noise` for errors."""
+        eps, shape = check_images(eps, name="eps"), self.noise_shape or ()
+        if tuple(eps.shape[1:]) != shape:
+            wanted = f"noise of this {type(self).__name__} is (N, {', '.join(map(str, shape))})"
+            raise ValueError(f"{wanted}, got {tuple(eps.shape)}")
+        return eps.to(self.dtype)
 
     def forward(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """``training_step``: what DistributedDataParallel calls."""

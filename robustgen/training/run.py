@@ -68,6 +68,8 @@ class Run:
         }.items():
             if n < world.size:
                 raise ValueError(f"{what} of {n} examples cannot be shared by {world.size} processes")
+        if callable(check := getattr(model, "check_training", None)):
+            check(len(source), settings.batch_size)
         self.config = self._describe()
         self.ema = None if settings.ema is None else EMA(self.weights, settings.ema)
         self.watch = None if settings.guard is None else Watch(settings.guard, self._tensors)
@@ -191,6 +193,7 @@ class Run:
 
     def _close_epoch(self) -> None:
         self._check_loss()
+        self._check_own()
         self.world.broadcast(self.model.buffers())  # as DDP does before the next step
         row: dict[str, float] = {"epoch": len(self.history) + 1, "step": self.step}
         for means in self.means.values():
@@ -277,6 +280,14 @@ class Run:
                 f"weights or optimizer state are not finite after step {self.step}{self._advice()}"
             )
 
+    def _check_own(self) -> None:
+        """Hear what the model itself says of its weights."""
+        if callable(check := getattr(self.model, "check_weights", None)):
+            try:
+                check()
+            except FloatingPointError as error:
+                raise FloatingPointError(f"{error}, after step {self.step}{self._advice()}") from None
+
     def _advice(self) -> str:
         saved = None if self.settings.run_dir is None else latest_checkpoint(self.settings.run_dir)
         what = "a lower learning rate or with clip_norm"
@@ -326,6 +337,7 @@ class Run:
             return
         self._check_loss()
         self._check_weights()
+        self._check_own()
         averages = dict(zip(map(id, self.weights), self.ema.averages, strict=True)) if self.ema else {}
         means = {name: m.state(self.world) for name, m in self.means.items()}
         state = {

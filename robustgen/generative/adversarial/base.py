@@ -109,7 +109,17 @@ class AdversarialModel(GenerativeModel):
         """n images in [-1, 1]."""
         weight = next(self.generator.parameters())
         z = torch.randn(n, self.latent_dim, generator=generator, device=weight.device, dtype=weight.dtype)
+        return self._generate_from(z)
+
+    def _generate_from(self, z: Tensor) -> Tensor:
         return self.generator(z).to(z.dtype)  # under autocast too
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return (self.latent_dim,)
+
+    def _from_noise(self, eps: Tensor) -> Tensor:
+        return (self._generate_from(eps) + 1) / 2
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return (self._generate(n, generator) + 1) / 2

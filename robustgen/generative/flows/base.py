@@ -92,7 +92,6 @@ class Flow(GenerativeModel):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Of the noise of one image."""
         return self.shape
 
     def to_noise(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,16 +105,13 @@ class Flow(GenerativeModel):
         eps, log_det = self.transform(x)
         return eps, log_det
 
-    def from_noise(self, eps: Tensor) -> Tensor:
-        """The images (N, *shape) of eps (N, *noise_shape), differentiable; a few may lie a little outside [0, 1].
-
-        Raises:
-            ValueError: noise of another shape.
-        """
-        if tuple(eps.shape[1:]) != self.noise_shape:
-            wanted = f"noise of this {type(self).__name__} is (N, {', '.join(map(str, self.noise_shape))})"
-            raise ValueError(f"{wanted}, got {tuple(eps.shape)}")
+    def _from_noise(self, eps: Tensor) -> Tensor:
+        """Differentiable; a few may lie a little outside [0, 1]."""
         return self.transform.inverse(eps) if len(eps) else eps.new_zeros(0, *self.shape)
+
+    def reconstruct(self, x: Tensor) -> Tensor:
+        """x (N, *shape), to noise and back: what is lost says how exact the inverse is; raises as ``check`` does."""
+        return self.from_noise(self.to_noise(x)[0])
 
     def _density(self, x: Tensor) -> Tensor:
         """log p (N,) of points x, per unit of the [0, 1] scale."""
@@ -143,7 +139,7 @@ class Flow(GenerativeModel):
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         eps = torch.randn(n, *self.noise_shape, generator=generator, device=self.device, dtype=self.dtype)
-        x = self.from_noise(eps)
+        x = self._from_noise(eps)
         if self.pixels is None:
             return x.clamp(0, 1)
         return (x * self.levels).floor().clamp(0, self.levels - 1) / (self.levels - 1)

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustgen.checks import check_integers
+from robustgen.generative.blocks.residual import ResidualBlock
 from robustgen.generative.flows.transform import Chain, Density, Transform
-from robustgen.generative.latent.residual import ResidualBlock
 
 __all__ = ["ConvNetwork", "Coupling", "MaskedCoupling", "Permutation", "checkerboard", "coupling_density", "zeroed"]
 

@@ -17,7 +17,8 @@ _COUPLINGS = ("affine", "additive")
 
 
 class InvertibleConv(Transform):
-    """A 1 x 1 convolution with the kernel W = L (U + diag(s)), of which log |det W| = sum log s (equation 11).
+    """A 1 x 1 convolution with the kernel W = L (U + diag(s)), of which log |det W| = sum log s (section 3.2, equations
+    10 and 11).
 
     L has ones on its diagonal, U zeros; s > 0 is kept as its logarithm. W begins as a random rotation, whose rows and
     signs are chosen so that the paper's fixed permutation P and the signs of s are not needed.
@@ -37,9 +38,13 @@ class InvertibleConv(Transform):
         self.upper = nn.Parameter(upper.triu(1))
         self.log_diagonal = nn.Parameter(upper.diagonal().log())
 
+    def singular(self) -> bool:
+        """Whether s has become 0."""
+        return bool((self.log_diagonal.exp() == 0).any())
+
     def _factors(self) -> tuple[Tensor, Tensor]:
         diagonal = self.log_diagonal.exp()
-        if not self.training and bool((diagonal == 0).any()):
+        if not self.training and self.singular():
             raise ValueError("the kernel of an invertible 1 x 1 convolution is singular: take weights from before that")
         one = torch.eye(len(diagonal), dtype=diagonal.dtype, device=diagonal.device)
         return self.lower.tril(-1) + one, self.upper.triu(1) + diagonal.diag()
@@ -53,7 +58,9 @@ class InvertibleConv(Transform):
         points = math.prod(x.shape[2:])
         with torch.autocast(x.device.type, enabled=False):  # bfloat16 has too few digits for 256 levels
             y = F.conv2d(x, self.kernel()[..., None, None])
-        return y, (points * self.log_diagonal.sum()).expand(len(x))
+        singular = self.log_diagonal.exp() == 0
+        log_det = self.log_diagonal.masked_fill(singular, -torch.inf).sum()  # ends a training, with no wait for a GPU
+        return y, (points * log_det).expand(len(x))
 
     def inverse(self, y: Tensor) -> Tensor:
         """Raises ValueError in eval mode where the kernel is singular, as :meth:`forward` does."""
@@ -65,7 +72,7 @@ class InvertibleConv(Transform):
 
 
 def _network(inputs: int, width: int, outputs: int) -> nn.Module:
-    """3 x 3, 1 x 1 and 3 x 3 convolutions (section 3.3)."""
+    """3 x 3, 1 x 1 and 3 x 3 convolutions (section 5), of which the last begins at zero (section 3.3)."""
     first, second = nn.Conv2d(inputs, width, 3, padding=1), nn.Conv2d(width, width, 1)
     return nn.Sequential(first, nn.ReLU(), second, nn.ReLU(), zeroed(nn.Conv2d(width, outputs, 3, padding=1)))
 
@@ -124,6 +131,11 @@ class Glow(Flow):
     def noise_shape(self) -> tuple[int, ...]:
         """(channels * height * width,): what left at the first scale comes first."""
         return (self.dimensions,)
+
+    def check_weights(self) -> None:
+        """FloatingPointError where a 1 x 1 convolution has become singular; a training asks before it saves."""
+        if any(isinstance(layer, InvertibleConv) and layer.singular() for layer in self.modules()):
+            raise FloatingPointError("the kernel of an invertible 1 x 1 convolution is singular")
 
     def _step(self, channels: int) -> list[Transform]:
         return [ActNorm(channels), InvertibleConv(channels), self._coupling(channels, self.coupling)]

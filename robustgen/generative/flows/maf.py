@@ -56,7 +56,7 @@ class MaskedAutoregressive(Transform):
     def _at_once(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """y and log |det dy/dx|."""
         v = self._ordered(x.flatten(1))
-        m, a = self.made(v).unbind(1)
+        m, a = self.made(v).to(v.dtype).unbind(1)  # from autocast's, in which sums of log scales lose their digits
         s = _bounded(a, x.new_tensor(_BOUND))
         return self._ordered((v - m) * (-s).exp()).view_as(x), -s.sum(1)
 
@@ -65,10 +65,11 @@ class MaskedAutoregressive(Transform):
         columns, bound = MADEColumns(self.made, len(y)), y.new_tensor(_BOUND)
         x: list[Tensor] = []
         log_scales = []
-        for number in self._ordered(y.flatten(1)).T.contiguous().unbind(0):
-            m, a = columns(*x[-1:])
-            log_scales.append(_bounded(a, bound))
-            x.append(torch.addcmul(m, number, log_scales[-1].exp()))
+        with torch.autocast(y.device.type, enabled=False):
+            for number in self._ordered(y.flatten(1)).T.contiguous().unbind(0):
+                m, a = columns(*x[-1:])
+                log_scales.append(_bounded(a, bound))
+                x.append(torch.addcmul(m, number, log_scales[-1].exp()))
         return self._ordered(torch.stack(x, 1)).view_as(y), -torch.stack(log_scales).sum(0)
 
     def _ordered(self, v: Tensor) -> Tensor:

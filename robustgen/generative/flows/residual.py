@@ -234,8 +234,11 @@ class Residual(Estimated):
         most = 20 + math.ceil(2 * math.log(near) / math.log(self.contraction))
         for _ in range(most):
             last, x = x, step(x)
-            if float((x - last).abs().max()) <= near * float(x.abs().max()) < math.inf:
+            change, size = float((x - last).abs().max()), float(x.abs().max())
+            if change <= near * size < math.inf:
                 return x
+            if not change < math.inf:  # nor will it be
+                break
         raise ArithmeticError(
             f"a residual block has no inverse that {most} steps can find: its network does not shorten distances by "
             f"{self.contraction:g}, or its input is not finite"

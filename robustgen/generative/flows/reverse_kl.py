@@ -42,6 +42,7 @@ def reverse_kl(
     eps = torch.randn(n, density.dim, generator=generator, device=like.device, dtype=like.dtype)
     z, log_det = density.transform.inverse_and_log_det(eps)
     values = energy(z)
-    if values.shape != (n,):
-        raise ValueError(f"the energy of {n} points must have shape ({n},), got {tuple(values.shape)}")
+    if not isinstance(values, Tensor) or values.shape != (n,):
+        got = tuple(values.shape) if isinstance(values, Tensor) else f"a {type(values).__name__}"
+        raise ValueError(f"the energy of {n} points must have shape ({n},), got {got}")
     return (values + gaussian_log_prob(eps).sum(1) + log_det).mean()

@@ -231,6 +231,9 @@ class Density(nn.Module):
         transform: a :class:`Transform` of vectors.
         dim: D.
 
+    Raises:
+        ValueError: at a call, vectors of another length.
+
     >>> import torch
     >>> density = Density(Chain(), dim=2)
     >>> round(float(density.log_prob(torch.zeros(1, 2))), 4)  # -log(2 pi)
@@ -243,12 +246,17 @@ class Density(nn.Module):
 
     def to_noise(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """The noise eps (N, D) of z (N, D), and log |det d eps/dz| (N,)."""
-        eps, log_det = self.transform(z)
+        eps, log_det = self.transform(self._checked(z, "z"))
         return eps, log_det
 
     def from_noise(self, eps: Tensor) -> Tensor:
         """The z (N, D) of eps (N, D)."""
-        return self.transform.inverse(eps)
+        return self.transform.inverse(self._checked(eps, "eps"))
+
+    def _checked(self, vectors: Tensor, name: str) -> Tensor:
+        if vectors.shape[1:] != (self.dim,):
+            raise ValueError(f"{name} of this density is (N, {self.dim}), got {tuple(vectors.shape)}")
+        return vectors
 
     def log_prob(self, z: Tensor) -> Tensor:
         """log p(z) (N,) in nats."""

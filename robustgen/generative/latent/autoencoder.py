@@ -60,7 +60,6 @@ class AutoEncoder(GenerativeModel):
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
-        """Of the noise of one image."""
         return (self.latent_dim,)
 
     def prior_sample(self, noise: Tensor) -> Tensor:
@@ -98,13 +97,13 @@ class AutoEncoder(GenerativeModel):
         """
         return self._log_prior(self.encode(x))
 
-    def from_noise(self, eps: Tensor) -> Tensor:
-        """Images (N, *shape) of eps (N, *noise_shape), differentiable where p(z) is no mixture."""
+    def _from_noise(self, eps: Tensor) -> Tensor:
+        """Differentiable where p(z) is no mixture."""
         return self.decode(self.prior_sample(eps))
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         eps = torch.randn(n, *self.noise_shape, generator=generator, device=self.device, dtype=self.dtype)
-        return self.from_noise(eps)
+        return self._from_noise(eps)
 
     @staticmethod
     def _squared_error(x: Tensor, decoded: Tensor) -> Tensor:

@@ -103,9 +103,9 @@ class LatentVariableModel(GenerativeModel):
         """Images (N, *shape) in [0, 1] drawn from p(x | z), z (N, D), with the uniform numbers (N, *shape) given."""
 
     @property
-    def noise_dim(self) -> int:
-        """Numbers of noise that ``prior_sample`` makes one latent of: D, where a prior does not need more."""
-        return self.latent_dim
+    def noise_shape(self) -> tuple[int, ...]:
+        """Of the noise that ``prior_sample`` makes one latent of: (D,), where a prior does not need more."""
+        return (self.latent_dim,)
 
     @property
     def draw_dim(self) -> int:
@@ -113,7 +113,7 @@ class LatentVariableModel(GenerativeModel):
         return self.latent_dim
 
     def prior_sample(self, noise: Tensor) -> Tensor:
-        """Latents z (N, D) from p(z), of standard normal ``noise`` (N, noise_dim)."""
+        """Latents z (N, D) from p(z), of standard normal ``noise`` (N, *noise_shape)."""
         return noise
 
     def _log_prior(self, z: Tensor) -> Tensor:
@@ -239,8 +239,12 @@ class LatentVariableModel(GenerativeModel):
         """The expected images (N, *shape) of the :meth:`latents` of x."""
         return self.decode(self.latents(x))
 
+    def _from_noise(self, eps: Tensor) -> Tensor:
+        """Expected images."""
+        return self.decode(self.prior_sample(eps))
+
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        noise = torch.randn(n, self.noise_dim, generator=generator, device=self.device, dtype=self.dtype)
+        noise = torch.randn(n, *self.noise_shape, generator=generator, device=self.device, dtype=self.dtype)
         uniforms = torch.rand(n, *self.shape, generator=generator, device=self.device, dtype=self.dtype)
         return self.decode_sample(self.prior_sample(noise), uniforms)
 

@@ -166,6 +166,7 @@ class InfoGANEncoder(nn.Module):
         self.dense_norm = nn.BatchNorm1d(self.features)
 
     def forward(self, x: Tensor) -> Tensor:
+        _check_batch(self, x)
         x = F.relu(self.first(_evened(x)))
         x = F.relu(self.norm(self.second(_evened(x))))
         return F.relu(self.dense_norm(self.dense(x.flatten(1))))
@@ -201,6 +202,7 @@ class InfoGANDecoder(nn.Module):
         self.last = nn.ConvTranspose2d(width, channels, 4, 2, padding=1)
 
     def forward(self, z: Tensor) -> Tensor:
+        _check_batch(self, z)
         x = self.dense(z).unflatten(1, self.start)
         x = F.relu(self.norm(self._cropped(self.first(x), 1)))
         return self._cropped(self.last(x), 2)
@@ -208,6 +210,11 @@ class InfoGANDecoder(nn.Module):
     def _cropped(self, x: Tensor, stage: int) -> Tensor:
         height, width = self.sizes[stage]
         return x[:, :, :height, :width]
+
+
+def _check_batch(coder: nn.Module, x: Tensor) -> None:
+    if coder.training and len(x) == 1:
+        raise ValueError("in train mode infogan's batch norm needs two images at least: another batch size, or eval()")
 
 
 def _halved(shape: tuple[int, ...]) -> list[tuple[int, int]]:

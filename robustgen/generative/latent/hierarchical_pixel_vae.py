@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from robustgen.checks import check_integers, check_shape
 from robustgen.generative.blocks.gated import Condition
 from robustgen.generative.blocks.gaussian import bounded_log_std, gaussian_kl, gaussian_log_prob
+from robustgen.generative.blocks.residual import ResidualBlock
 from robustgen.generative.blocks.softmax import discrete_likelihood
 from robustgen.generative.latent.base import Posterior, gaussian_posterior
 from robustgen.generative.latent.conditional_pixelcnn import ConditionalPixelCNN
 from robustgen.generative.latent.pixel_decoder import PixelCNNDecoder
-from robustgen.generative.latent.residual import ResidualBlock
 from robustgen.generative.pixels import Pixels
 
 __all__ = ["HierarchicalPixelVAE"]

@@ -5,22 +5,20 @@ and hands no gradient back may learn from any states. Dinh, Krueger and Bengio, 
 Estimation", ICLR 2015 workshop, section 3.3, for a scale of each number.
 """
 
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_numbers
+from robustgen.features import FeatureExtractor
 from robustgen.generative.flows.coupling import coupling_density
 from robustgen.generative.flows.transform import Chain, Density, Transform
 from robustgen.inputs import Inputs, check_inputs, each
-from robustgen.model import untouched
+from robustgen.model import naming_inputs, untouched
 from robustgen.training import Batch, Trainer, as_source
 from robustgen.training.schedules import cosine
 from robustgen.turns import seeded
-
-if TYPE_CHECKING:
-    from robustgen.detectors.features import FeatureExtractor
 
 __all__ = [
     "LatentFlow",
@@ -181,7 +179,7 @@ class LatentFlow(nn.Module):
 
     log_prob_kind: ClassVar[str | None] = "exact"
 
-    def __init__(self, network: nn.Module, extractor: "FeatureExtractor", density: StateDensity) -> None:
+    def __init__(self, network: nn.Module, extractor: FeatureExtractor, density: StateDensity) -> None:
         super().__init__()
         self.density = density
         self._network = (network,)  # in a tuple it is no part of this module, nor of its modes and weights
@@ -189,8 +187,9 @@ class LatentFlow(nn.Module):
 
     def states(self, x: Inputs) -> Tensor:
         """What the density is of, (N, D); differentiable in x."""
-        with untouched(self._network[0]):
-            return self._extractor(check_inputs(x))[0]
+        x = check_inputs(x)
+        with untouched(self._network[0]), naming_inputs(x):
+            return self._extractor(x)[0]
 
     def log_prob(self, x: Inputs) -> Tensor:
         """log p(h(x)) (N,) in nats, of each input alone; differentiable in x.
@@ -229,8 +228,9 @@ def fit_latent_flow(
         progress: a progress bar.
 
     Raises:
-        TypeError: not such data, or no ``nn.Module``.
-        ValueError: no such layer, states that are no finite vectors of at least two numbers, or a setting out of range.
+        TypeError: not such data, no ``nn.Module``, or a layer that is not named.
+        ValueError: no such layer, data that the network does not take, states that are no finite vectors of at least
+            two numbers, or a setting out of range.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 3))
     >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
@@ -238,15 +238,17 @@ def fit_latent_flow(
     >>> flow.states(x).shape, flow.log_prob(x).shape
     (torch.Size([200, 8]), torch.Size([200]))
     """
-    from robustgen.detectors.features import FeatureExtractor  # detectors import this room
-
     if not isinstance(net, nn.Module):
         raise TypeError(f"fit_latent_flow needs an nn.Module, got {type(net).__name__}")
     check_state_fit(blocks, width, noise, epochs)
     source, extractor = as_source(data), FeatureExtractor(net, layer)
     device = next((p.device for p in net.parameters()), torch.device("cpu"))
+    parts = []
     with torch.no_grad(), untouched(net):
-        batches = (source.batch(indices)[0] for indices in torch.arange(len(source)).split(_BATCH))
-        h = torch.cat([extractor(each(check_inputs(x), lambda t: t.to(device)))[0] for x in batches])
+        for indices in torch.arange(len(source)).split(_BATCH):
+            x = each(check_inputs(source.batch(indices)[0]), lambda t: t.to(device))
+            with naming_inputs(x):
+                parts.append(extractor(x)[0])
+    h = torch.cat(parts)
     density = fit_states(h, blocks=blocks, width=width, noise=noise, epochs=epochs, seed=seed, progress=progress)
     return LatentFlow(net, extractor, density)

@@ -82,8 +82,8 @@ class NCPVAE(StagedVAE):
         return (gaussian_kl(posterior.mean, posterior.log_std).sum(1) - self.log_ratio(z))[:, None]
 
     @property
-    def noise_dim(self) -> int:
-        return self.proposals * (self.latent_dim + 1)
+    def noise_shape(self) -> tuple[int, ...]:
+        return (self.proposals * (self.latent_dim + 1),)
 
     def prior_sample(self, noise: Tensor) -> Tensor:
         proposals, last = noise.unflatten(1, (self.proposals, -1)).split([self.latent_dim, 1], 2)

@@ -72,6 +72,5 @@ def prior_hole(model: "AutoEncoder | LatentVariableModel", x: Tensor, seed: int 
     if not hasattr(model, "prior_sample"):
         raise TypeError(f"prior_hole needs a model with a prior of codes, {type(model).__name__} has none")
     codes = model.draw_latents(x) if isinstance(model, LatentVariableModel) else model.encode(x)
-    shape = (model.noise_dim,) if isinstance(model, LatentVariableModel) else model.noise_shape
-    noise = normal(seed, torch.arange(len(x), device=codes.device), shape, (_STREAM,), codes.dtype)
+    noise = normal(seed, torch.arange(len(x), device=codes.device), model.noise_shape, (_STREAM,), codes.dtype)
     return float(mmd_squared(codes, model.prior_sample(noise)))

@@ -41,6 +41,11 @@ class GaussianMixture(nn.Module):
         self.register_buffer("means", torch.zeros(components, dim))
         self.register_buffer("factors", torch.eye(dim).repeat(components, 1, 1))  # L of covariances L L'
 
+    def check_points(self, n: int) -> None:
+        """ValueError where ``n`` points are fewer than components."""
+        if n < len(self.weights):
+            raise ValueError(f"components={len(self.weights)} Gaussians need as many codes, got {n}: take fewer")
+
     def fit(self, z: Tensor) -> "GaussianMixture":
         """Take the maximum of the likelihood of z (N, D) that EM finds from k-means; the same for the same z.
 
@@ -50,14 +55,12 @@ class GaussianMixture(nn.Module):
         from sklearn import mixture
         from sklearn.exceptions import ConvergenceWarning
 
-        components = len(self.weights)
-        if len(z) < components:
-            raise ValueError(f"components={components} Gaussians need as many codes, got {len(z)}: take fewer")
+        self.check_points(len(z))
         centre, scale = z.mean(0), z.std(0, correction=0)  # scikit-learn's floor for variances knows no scale
         scale = torch.where(scale > 0, scale, torch.ones_like(scale))
         points = ((z - centre) / scale).double().cpu().numpy()
         with warnings_set_to("ignore", ConvergenceWarning):
-            found = mixture.GaussianMixture(components, random_state=0).fit(points)
+            found = mixture.GaussianMixture(len(self.weights), random_state=0).fit(points)
         self.weights.copy_(torch.from_numpy(found.weights_))
         self.means.copy_(centre + scale * torch.from_numpy(found.means_).to(z))
         self.factors.copy_(scale[:, None] * torch.linalg.cholesky(torch.from_numpy(found.covariances_)).to(z))
@@ -129,6 +132,10 @@ class RAE(AutoEncoder):
 
     def _log_prior(self, z: Tensor) -> Tensor:
         return self.mixture.log_prob(z)
+
+    def check_training(self, n: int, batch_size: int) -> None:
+        super().check_training(n, batch_size)
+        self.mixture.check_points(min(n, _CODES))
 
     def fit_without_gradients(self, data: Source) -> None:
         """Fit the mixture to the codes of training ``data``.

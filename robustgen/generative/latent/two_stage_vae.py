@@ -160,8 +160,8 @@ class TwoStageVAE(StagedVAE):
         self.second = _SecondVAE(latent_dim, second_width)
 
     @property
-    def noise_dim(self) -> int:
-        return 2 * self.latent_dim
+    def noise_shape(self) -> tuple[int, ...]:
+        return (2 * self.latent_dim,)
 
     @property
     def draw_dim(self) -> int:

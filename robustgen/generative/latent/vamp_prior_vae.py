@@ -81,8 +81,8 @@ class VampPriorVAE(GaussianVAE):
         return (log_q.sum(1) - self._log_prior(z).sum(1))[:, None]
 
     @property
-    def noise_dim(self) -> int:
-        return self.latent_dim + 1
+    def noise_shape(self) -> tuple[int, ...]:
+        return (self.latent_dim + 1,)
 
     def prior_sample(self, noise: Tensor) -> Tensor:
         mean, log_std, _ = self._parts()

@@ -23,7 +23,6 @@ from torch import Tensor, nn
 from robustgen.checks import check_integers, check_seed
 from robustgen.counter_rng import derive_seed
 from robustgen.data import ArrayDataset
-from robustgen.detectors.features import FeatureExtractor
 from robustgen.evaluation.proportions import proportion
 from robustgen.evaluation.report_pictures import encode_picture
 from robustgen.evaluation.sample_metrics import (
@@ -39,6 +38,7 @@ from robustgen.evaluation.sample_metrics import (
     parzen_log_likelihood,
     prd_measures,
 )
+from robustgen.features import FeatureExtractor
 from robustgen.files import environment
 from robustgen.fingerprint import model_fingerprint
 from robustgen.generative import GenerativeModel
@@ -75,7 +75,7 @@ class FeatureNetwork:
     Args:
         network: usually a classifier, of images in [0, 1]. It is not changed.
         layer: whose output the features are, maps averaged over their places; None: the input of the ``nn.Linear`` that
-            makes the logits (see :class:`~robustgen.detectors.features.FeatureExtractor`).
+            makes the logits (see :class:`~robustgen.features.FeatureExtractor`).
         name: what the result calls it.
         classes: the names of its logits; none: those of the data, where there are as many.
         about: how it came about, in a few words.
@@ -279,7 +279,7 @@ def sample_quality(
     Raises:
         TypeError: images of another kind.
         ValueError: fewer than 20 images on a side, images of different shapes or outside [0, 1], a feature network that
-            takes others.
+            takes others or sees no difference between the data.
 
     >>> from robustgen import data, networks
     >>> digits, network = data.digits("test").take(100), networks.mlp(64, [5], 10)
@@ -312,6 +312,10 @@ def sample_quality(
             _same_shape(training.shape, real, training.name)
         seen = {"samples": fake, "data": real} | ({} if training is None else {"train": _some(training, n, seed)})
         found = {side: network.of(images, batch_size) for side, images in seen.items()}
+        if bool((found["data"][0] == found["data"][0][0]).all()):
+            raise ValueError(
+                f"all images of {real.name} have the same features of {network.named!r}: nothing to compare"
+            )
         classified, left_out = _classes(network, real, found["data"][1])
         near = {}
         if training is None:
@@ -356,7 +360,7 @@ def sample_quality(
 def _network(features: FeatureNetwork | nn.Module | tuple[nn.Module, str]) -> FeatureNetwork:
     if isinstance(features, FeatureNetwork):
         return features
-    network, layer = features if isinstance(features, tuple) else (features, None)
+    network, layer = features if isinstance(features, tuple) and len(features) == 2 else (features, None)
     if not isinstance(network, nn.Module) or isinstance(network, GenerativeModel):
         raise TypeError(f"features must be a network, or one and the name of a layer, not {type(network).__name__}")
     return FeatureNetwork(network, layer)
