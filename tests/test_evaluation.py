@@ -31,7 +31,6 @@ from robustgen.evaluation import (
     evaluate_detection,
     evaluate_detector_robustness,
     evaluate_robustness,
-    journal,
     load_report,
     stages,
     wilson_interval,
@@ -400,7 +399,7 @@ class Counting(nn.Module):
 @pytest.fixture
 def run(monkeypatch):
     """(attacks, directory, stop after so many calls, resume) -> outcomes and how often the model was asked."""
-    monkeypatch.setattr(journal, "EVERY", 0.0)  # every answer is written at once
+    monkeypatch.setattr("robustgen.evaluation.kept.EVERY", 0.0)  # every answer is written at once
     model = Counting()
     x = torch.rand(10, 1, 6, 6)
     y = model(x).argmax(1)
@@ -449,9 +448,9 @@ def test_the_model_is_not_asked_again(run, tmp_path):
 
 
 def test_answers_are_written_every_few_seconds(run, tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "EVERY", 5.0)
+    monkeypatch.setattr("robustgen.evaluation.kept.EVERY", 5.0)
     seconds = iter(range(10**6))
-    monkeypatch.setattr(journal.time, "monotonic", lambda: float(next(seconds)))
+    monkeypatch.setattr("robustgen.evaluation.kept.time.monotonic", lambda: float(next(seconds)))
     with pytest.raises(KeyboardInterrupt):
         run({"Square": Square(eps=1e-6, n_queries=100)}, tmp_path, stop=60)
     files = [p for p in (tmp_path / "chunks").iterdir() if "answers" in p.name]
@@ -490,7 +489,7 @@ def test_chunks_are_as_large_as_their_answers_allow():
 
 
 def test_a_stochastic_model_is_asked_again(tmp_path, monkeypatch):
-    monkeypatch.setattr(journal, "EVERY", 0.0)
+    monkeypatch.setattr("robustgen.evaluation.kept.EVERY", 0.0)
 
     class Noisy(nn.Module):
         limit = 60
