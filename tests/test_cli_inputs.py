@@ -270,3 +270,21 @@ def test_score_refuses_what_it_has_no_use_for(capsys):
     assert run(capsys, *scored, "--against", "fgsm", "--eps", "0.1")[0] == 0
     assert "--smooth-draws goes with" in refused(capsys, *scored, "--smooth-draws", 9)
     assert "--against: unknown data set 'digitss'" in refused(capsys, *scored, "--against", "digitss")
+
+
+def test_a_folder_of_other_classes_than_the_network_is_refused(capsys, tmp_path, monkeypatch):
+    for name in ("cat", "dog", "ship"):
+        (tmp_path / "three" / name).mkdir(parents=True)
+        for k in range(2):
+            Image.new("L", (4, 4), 40 * k).save(tmp_path / "three" / name / f"{k}.png")
+    (tmp_path / "nets_of_sizes.py").write_text(
+        "from torch import nn\n\ndef of(n):\n    return nn.Sequential(nn.Flatten(), nn.Linear(16, n))\n\n"
+        "def two():\n    return of(2)\n\ndef three():\n    return of(3)\n\ndef ten():\n    return of(10)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    data = ["--data", tmp_path / "three", "--quiet"]
+    for model, outputs in (("two", 2), ("ten", 10)):
+        line = f"three has 3 classes (cat, dog, ship), the network has {outputs}: labels"
+        assert line in refused(capsys, "attack", "--model", f"nets_of_sizes:{model}", *data)
+        assert line in refused(capsys, "certify", "--model", f"nets_of_sizes:{model}", "--sigma", "0.5", *data)
+    run(capsys, "attack", "--model", "nets_of_sizes:three", "--no-masking-tests", *data)

@@ -75,7 +75,8 @@ class GroupedCommand(TyperCommand):
             if (line := parameter.get_help_record(ctx)) is None:
                 continue
             other = "Arguments" if parameter.param_type_name == "argument" else RUN
-            groups[getattr(parameter, "rich_help_panel", None) or other].append(line)
+            said = line[1] or getattr(parameter, "help", None) or ""  # of arguments, older typers leave it out
+            groups[getattr(parameter, "rich_help_panel", None) or other].append((line[0], said))
         for name, lines in groups.items():
             if not lines:
                 continue

@@ -15,7 +15,7 @@ from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.network_spec import NetworkSpec
 from robustgen.commands.opening import load_run, open_network, saved_detector, usable_device
 from robustgen.commands.run_info import recorded_data, stopped_early, threat
-from robustgen.commands.runs import by_class_name, data_for, is_first
+from robustgen.commands.runs import by_class_name, check_classes, data_for, is_first
 from robustgen.data import require_nonempty
 from robustgen.data.load import canonical_name
 from robustgen.evaluation import (
@@ -113,6 +113,8 @@ def attack_network(
     x_ood = None if ood is None else ood.read(part, shape, skip, spaced=True).images()
     if info:
         dataset = require_nonempty(by_class_name(dataset, info)[0])
+    else:
+        check_classes(network, dataset)
     substitute = None if surrogate is None else load_run(surrogate, trust=trust)[0]
     world, where = join(device, network)
     for module in (network, substitute):

@@ -9,7 +9,7 @@ import torch
 from robustgen.checks import check_positive
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.opening import move, open_network
-from robustgen.commands.runs import by_class_name, data_for
+from robustgen.commands.runs import by_class_name, check_classes, data_for
 from robustgen.data import require_nonempty
 from robustgen.evaluation import CertificationReport, certify_robustness
 from robustgen.evaluation.certification_page import write_certification
@@ -79,6 +79,8 @@ def certify_network(
     dataset = data_for(data, info).read(part, shape, skip)
     if info:
         dataset = require_nonempty(by_class_name(dataset, info)[0])
+    else:
+        check_classes(network, dataset)
     for module in (network, before):
         if module is not None:
             move(module, device)

@@ -12,21 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.network_spec import NetworkSpec
+from robustgen.commands.opening import device_of
 from robustgen.commands.run_info import read_info, recorded_data
 from robustgen.data import ArrayDataset, split
 from robustgen.data.splits import heldout_classes
 from robustgen.examples import run_directory
 from robustgen.files import write_json
 from robustgen.locks import alone
+from robustgen.model import evaluating, logits_of, naming_inputs
 from robustgen.structure import check_structure, differences
 from robustgen.training import latest_checkpoint
+from robustgen.turns import seeded
 
 __all__ = [
     "CALIBRATION",
     "by_class_name",
+    "check_classes",
     "claim",
     "data_for",
     "is_first",
@@ -52,6 +57,26 @@ def by_class_name(dataset: ArrayDataset, info: dict[str, Any]) -> tuple[ArrayDat
     number = torch.tensor([classes.index(name) if name in classes else -1 for name in dataset.classes])
     known, left_out = (dataset.subset(rows.nonzero().squeeze(1)) for rows in (number[y] >= 0, number[y] < 0))
     return replace(known, y=number[known.labels()], classes=tuple(classes)), left_out
+
+
+def check_classes(network: nn.Module, dataset: ArrayDataset) -> None:
+    """ValueError where labels cannot be numbered as a network that is not ours numbers its outputs.
+
+    So where there are more classes than outputs; or fewer, and they have names: the first of those that are here need
+    not be its output 0. Numbers are believed.
+    """
+    x = dataset.batch(torch.arange(min(2, len(dataset))))[0].to(device_of(network))
+    with seeded(None), evaluating(network), torch.no_grad(), naming_inputs(x):
+        outputs = logits_of(network(x)).shape[1]
+    named = not all(name.isdecimal() for name in dataset.classes)
+    if dataset.n_classes <= outputs and not (named and dataset.n_classes < outputs):
+        return
+    shown = ", ".join(dataset.classes[:3]) + (", ..." if dataset.n_classes > 3 else "")
+    raise ValueError(
+        f"{dataset.name} has {dataset.n_classes} classes ({shown}), the network has {outputs}: labels would be of "
+        "other classes; pass inputs of all its classes, or an .npz file whose labels are its numbers ("
+        "data.load_folder with classes=, data.save_npz)"
+    )
 
 
 def is_first() -> bool:

@@ -14,7 +14,7 @@ from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.network_spec import FortifySpec
 from robustgen.commands.opening import device_of, move, open_network, saved_detector
 from robustgen.commands.run_info import recorded_data, was_adversarial
-from robustgen.commands.runs import CALIBRATION, by_class_name, data_for
+from robustgen.commands.runs import CALIBRATION, by_class_name, check_classes, data_for
 from robustgen.data import (
     ArrayDataset,
     TokenDataset,
@@ -199,6 +199,8 @@ def _made(
         return f"held-out {', '.join(info['held_out'])}", left_out.images()
     if "generative" in info:
         raise ValueError(f"--against {label} attacks a classifier, and this run holds a generative model")
+    if not info:
+        check_classes(detector.model, dataset)
     kind = {"fgsm": FGSM, "pgd": PGD}[label]
     attack = kind(eps=eps, norm=norm, seed=seed, early_stop=False)  # each input as far as the attack goes
     x, y, where = dataset.images(), dataset.labels(), device_of(detector.model)

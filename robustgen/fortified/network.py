@@ -247,6 +247,8 @@ class FortifiedNetwork(nn.Module):
     ) -> Any:
         """Logits, or the model's own output object with ``.logits``; with ``return_states`` what autoencoders saw too.
 
+        Of a tuple (logits, state) the first item alone: ``net.backbone(...)``, which is fortified too, gives both.
+
         Args:
             *args, **kwargs: the model's own inputs.
             return_states: return ``(logits, {layer: (state, decoded)})``, the logits as a tensor. A layer called k
