@@ -119,7 +119,7 @@ def _samples(model: GenerativeModel, n: int, seed: int) -> Tensor:
     drawn = []
     for size in [250] * (n // 250) + ([n % 250] if n % 250 else []):
         if isinstance(model, VAE) and not isinstance(model, GaussianVAE):
-            noise = torch.randn(size, model.noise_dim, generator=generator, device=model.device)
+            noise = torch.randn(size, *model.noise_shape, generator=generator, device=model.device)
             drawn.append(model.decode(model.prior_sample(noise)))
         else:
             drawn.append(model.sample(size, generator))
