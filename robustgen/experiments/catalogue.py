@@ -54,6 +54,7 @@ _EXPERIMENTS: tuple[Experiment, ...] = (
     detector_selection.EXPERIMENT,
     likelihoods.TRAININGS,
     certified_accuracy.EXPERIMENT,
+    certified_accuracy.ELSEWHERE,
     certified_detectors.EXPERIMENT,
     embedded_sequences.EXPERIMENT,
     samples.EXPERIMENT,
