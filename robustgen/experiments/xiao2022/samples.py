@@ -50,8 +50,8 @@ class _Table(Experiment):
     title = "samples of autoencoders (Tables 3.1 and 3.3)"
     question = "Which density of the codes of one autoencoder gives the best samples?"
     finding = (
-        "Frechet distance in our features (published: FID, another metric), on MNIST and Fashion-MNIST: GLF {glf|mnist-frechet}, "
-        "{glf|fashion-mnist-frechet}; RAE with a mixture {rae-gmm|mnist-frechet}, {rae-gmm|fashion-mnist-frechet}; "
+        "Frechet distance in our features (published: FID, another metric), on MNIST and Fashion-MNIST: "
+        "GLF {glf|mnist-frechet}, {glf|fashion-mnist-frechet}; RAE with a mixture {rae-gmm|mnist-frechet}, {rae-gmm|fashion-mnist-frechet}; "
         "VAE {vae|mnist-frechet}, {vae|fashion-mnist-frechet}; images of the training set {training|mnist-frechet}, "
         "{training|fashion-mnist-frechet}."
     )
