@@ -51,9 +51,10 @@ class _Table(Experiment):
     question = "Which density of the codes of one autoencoder gives the best samples?"
     finding = (
         "Frechet distance in our features (published: FID, another metric), on MNIST and Fashion-MNIST: "
-        "GLF {glf|mnist-frechet}, {glf|fashion-mnist-frechet}; RAE with a mixture {rae-gmm|mnist-frechet}, {rae-gmm|fashion-mnist-frechet}; "
-        "VAE {vae|mnist-frechet}, {vae|fashion-mnist-frechet}; images of the training set {training|mnist-frechet}, "
-        "{training|fashion-mnist-frechet}."
+        "GLF {glf|mnist-frechet}, {glf|fashion-mnist-frechet}; "
+        "RAE with a mixture {rae-gmm|mnist-frechet}, {rae-gmm|fashion-mnist-frechet}; "
+        "VAE {vae|mnist-frechet}, {vae|fashion-mnist-frechet}; "
+        "images of the training set {training|mnist-frechet}, {training|fashion-mnist-frechet}."
     )
     source = f"{XIAO_2022}, Tables 3.1 and 3.3"
     metric = "Frechet distance in the features of a small classifier of ours, and precision and recall in percent"
