@@ -28,6 +28,7 @@ from robustgen.experiments.experiment import Cell, Column, Experiment, Measureme
 from robustgen.experiments.pages import draw_experiment
 from robustgen.experiments.runner import run_experiment
 from robustgen.experiments.training_cache import TrainingCache
+from robustgen.experiments.xiao2022.recipes import RECIPES
 
 SCHEMA = json.loads((Path(robustgen.experiments.__file__).parent / "cell.schema.json").read_text())
 NAMES = [name for name in table() if name.startswith("ahmed-2017/")]
@@ -71,7 +72,7 @@ def test_every_compared_detector_is_one_of_the_library():
     for key, made in DETECTORS.items():
         assert made.detector in detector_classes(), key
         for scale in ("smoke", "cpu", "full"):
-            known = recipes.MNIST[scale] | recipes.COLOUR[scale]
+            known = RECIPES[scale] | recipes.MNIST[scale] | recipes.COLOUR[scale]
             described(known, made.models)
             for recipe in known.values():
                 assert recipe.model in NETWORKS or recipe.model in generative.model_classes()

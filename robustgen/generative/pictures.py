@@ -22,8 +22,8 @@ def between(first: Tensor, second: Tensor, steps: int) -> Tensor:
     them is such noise too, where those of a straight line are too short (Xiao, "Designing Deep Generative Models with
     Symbiotic Composition", 2022, section 5.2).
 
-    >>> between(torch.ones(1, 1), torch.zeros(1, 1), 3).flatten().round(decimals=2)
-    tensor([1.0000, 0.7100, 0.0000])
+    >>> between(torch.ones(1, 1), torch.ones(1, 1), 3).flatten().round(decimals=2)
+    tensor([1.0000, 1.4100, 1.0000])
     """
     t = torch.linspace(0, math.pi / 2, steps, dtype=first.dtype, device=first.device)
     t = t.view(-1, *[1] * (first.ndim - 1))
