@@ -77,14 +77,14 @@ def test_sampling_leaves_no_trace():
 
 
 class GaussianEnergy(nn.Module):
-    """w |x - m|^2 / 2 for x on [0, 1], which the model hands over on [-1, 1]."""
+    """w |x - m|^2 / 2."""
 
     def __init__(self, w, m):
         super().__init__()
         self.w, self.m = nn.Parameter(torch.tensor(w)), nn.Parameter(torch.tensor(m))
 
-    def forward(self, u):
-        return self.w * ((u + 1) / 2 - self.m).square().flatten(1).sum(1, keepdim=True) / 2
+    def forward(self, x):
+        return self.w * (x - self.m).square().flatten(1).sum(1) / 2
 
 
 def test_the_gradient_is_that_of_the_likelihood():

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from robustgen.checks import check_integers, check_numbers, check_positive
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.energy.langevin import langevin, reflect
+from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.training import Batch
 
 __all__ = ["EnergyModel", "denoising_score_matching"]
@@ -114,7 +115,7 @@ class EnergyModel(GenerativeModel):
             raise ValueError(f"reinitialised must be in [0, 1], got {reinitialised}")
         if not 0 <= regularisation < float("inf"):
             raise ValueError(f"regularisation must be a finite number >= 0, got {regularisation}")
-        self.network = _network(self.shape, width)
+        self.network = EnergyNetwork(self.shape, width=width)
         if objective == "langevin":
             self.register_buffer("replay", torch.rand(buffer_size, *self.shape))
 
@@ -124,7 +125,7 @@ class EnergyModel(GenerativeModel):
 
     def _network_energy(self, x: Tensor) -> Tensor:
         """f(x), (N,)."""
-        return self.network(2 * x - 1).squeeze(1).to(x.dtype)  # under autocast too
+        return self.network(x)
 
     def _log_prob(self, x: Tensor) -> Tensor:
         return -self.energy(x)
@@ -170,16 +171,3 @@ class EnergyModel(GenerativeModel):
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
         """Adam, learning rate 1e-4 as in Du and Mordatch, 2019, appendix, beta 0 and 0.999."""
         return torch.optim.Adam(parameters, lr=1e-4, betas=(0.0, 0.999))
-
-
-def _network(shape: tuple[int, ...], width: int) -> nn.Sequential:
-    """A 3x3 convolution, 4x4 ones of stride 2 until a side is at most 4, and a linear layer; Swish between them."""
-    channels, height, breadth = shape
-    layers: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
-    channels = width
-    while min(height, breadth) > 4:
-        layers += [nn.Conv2d(channels, 2 * width, 4, stride=2, padding=1), nn.SiLU()]
-        channels, height, breadth = 2 * width, height // 2, breadth // 2
-    return nn.Sequential(
-        *layers, nn.Flatten(), nn.Linear(channels * height * breadth, 1, bias=False)
-    )  # E is known up to a constant

@@ -1,0 +1,99 @@
+"""The networks of energies: an image in, one number out, without normalisation across the batch."""
+
+import math
+from itertools import pairwise
+
+from torch import Tensor, nn
+
+from robustgen.checks import check_integers
+
+__all__ = ["ARCHITECTURES", "EnergyNetwork"]
+
+ARCHITECTURES = ("conv", "residual", "mlp")
+
+
+class _Block(nn.Module):
+    """x + conv(swish(conv(swish(x)))), of 3x3 convolutions."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first, self.second = (nn.Conv2d(channels, channels, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.second(nn.functional.silu(self.first(nn.functional.silu(x))))
+
+
+class _Sum(nn.Module):
+    """Swish, then the sum over all places: (N, C, H, W) -> (N, C)."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.silu(x).sum((2, 3))
+
+
+class EnergyNetwork(nn.Sequential):
+    """f(x) (N,) of images x (N, *shape) in [0, 1], which it sees in [-1, 1]; each from its own image alone.
+
+    Args:
+        shape: (C, H, W).
+        architecture: "conv": a 3x3 convolution, 4x4 ones of stride 2 until a side is at most 4, a linear layer (Nijkamp
+            et al., "Learning Non-Convergent Non-Persistent Short-Run MCMC Toward Energy-Based Model", 2019, appendix).
+            "residual": ``layers`` residual blocks, an average over 2x2 and ``layers`` wider ones, a sum over places, a
+            linear layer (Xiao, "Designing Deep Generative Models with Symbiotic Composition", 2022, section 4.4.1).
+            "mlp": ``layers`` hidden layers (section 5.5.1). Swish between layers in all.
+        width: channels at image resolution, twice as many below; units of a hidden layer.
+        layers: see above; None: 3 blocks, or 5 hidden layers. A "conv" has as many as its images need.
+
+    Raises:
+        ValueError: an unknown architecture, a number below 1, or layers of a "conv".
+
+    >>> import torch
+    >>> EnergyNetwork((1, 8, 8), width=4)(torch.rand(3, 1, 8, 8)).shape
+    torch.Size([3])
+    """
+
+    def __init__(
+        self, shape: tuple[int, ...], *, width: int, architecture: str = "conv", layers: int | None = None
+    ) -> None:
+        if architecture not in ARCHITECTURES:
+            raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
+        check_integers(width=width)
+        if layers is not None:
+            check_integers(layers=layers)
+            if architecture == "conv":
+                raise ValueError("a 'conv' has as many layers as its images need: leave layers out")
+        super().__init__(*{"conv": _conv, "residual": _residual, "mlp": _mlp}[architecture](shape, width, layers))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(2 * x - 1).squeeze(1).to(x.dtype)  # under autocast too
+
+
+def _conv(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn.Module]:
+    channels, height, breadth = shape
+    made: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
+    channels = width
+    while min(height, breadth) > 4:
+        made += [nn.Conv2d(channels, 2 * width, 4, stride=2, padding=1), nn.SiLU()]
+        channels, height, breadth = 2 * width, height // 2, breadth // 2
+    # An energy is known up to a constant.
+    return [*made, nn.Flatten(), nn.Linear(channels * height * breadth, 1, bias=False)]
+
+
+def _residual(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn.Module]:
+    blocks = 3 if layers is None else layers
+    channels, height, breadth = shape
+    halve = [nn.AvgPool2d(2)] if min(height, breadth) > 1 else []
+    return [
+        nn.Conv2d(channels, width, 3, padding=1),
+        *(_Block(width) for _ in range(blocks)),
+        *halve,
+        nn.Conv2d(width, 2 * width, 3, padding=1),
+        *(_Block(2 * width) for _ in range(blocks)),
+        _Sum(),
+        nn.Linear(2 * width, 1, bias=False),
+    ]
+
+
+def _mlp(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn.Module]:
+    sizes = [math.prod(shape), *[width] * (5 if layers is None else layers)]
+    hidden = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.SiLU())]
+    return [nn.Flatten(), *hidden, nn.Linear(width, 1, bias=False)]
