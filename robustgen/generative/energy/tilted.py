@@ -79,7 +79,7 @@ class Tilted(GenerativeModel):
         sample_steps: of a chain from noise to a sample.
         step_size: of Langevin dynamics; its noise is sqrt(2 step_size), eta = 2 step_size in the paper.
         persistent: chance that a chain of training goes on from the buffer in place of fresh noise; it rises to this
-            over ``warm_up`` steps. What is kept is the noise of latents alone, that of pixels is always fresh.
+            over ``warm_up`` steps. What is kept is noise of the space "noise" or "joint".
         warm_up: see there.
         buffer_size: chains that are kept, as a buffer of the module; only where ``persistent`` > 0.
         regularisation: weight of E f(x)^2 on data and negatives, which keeps f near zero.
@@ -138,6 +138,8 @@ class Tilted(GenerativeModel):
             raise ValueError(f"persistent must be in [0, 1], got {persistent}")
         if space not in SPACES:
             raise ValueError(f"space must be one of {', '.join(SPACES)}, got {space!r}")
+        if persistent and space in ("image", "pair"):
+            raise ValueError(f"chains persist in noise alone: set space or persistent, got {space!r} and {persistent}")
         if base_lr is not None:
             check_positive(base_lr=base_lr)
             if persistent:
@@ -154,7 +156,7 @@ class Tilted(GenerativeModel):
         if base.log_prob_kind is None and space != "image":
             self.log_prob_kind = None  # type: ignore[misc]
         if persistent:
-            self.register_buffer("replay", torch.randn(buffer_size, *self._noise))
+            self.register_buffer("replay", self._fresh(buffer_size))
         if base_lr is not None:
             self._free_generator()
         self.to(device=base.device, dtype=base.dtype)
@@ -175,9 +177,7 @@ class Tilted(GenerativeModel):
 
     def _made(self, energy: str | nn.Module) -> nn.Module:
         if energy == "network":
-            return EnergyNetwork(
-                self.shape, width=self.width, architecture=self.architecture, layers=self.layers
-            )
+            return EnergyNetwork(self.shape, width=self.width, architecture=self.architecture, layers=self.layers)
         if energy == "discriminator":
             if not hasattr(self.base, "discriminate"):
                 raise ValueError(f"energy='discriminator' is of a GAN: {type(self.base).__name__} has none")
@@ -247,7 +247,7 @@ class Tilted(GenerativeModel):
     # --- chains ------------------------------------------------------------------------------------------------------
 
     def _fresh(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Where a chain begins: standard normal noise (N, *noise_shape), or with that of pixels behind it (N, D + P)."""
+        """Where a chain begins: standard normal noise (N, *noise_shape); (N, D + P) with that of pixels behind it."""
         count = self._noise if self.space in ("noise", "image") else (self._latents + self.dimensions,)
         return torch.randn(n, *count, generator=generator, device=self.device, dtype=self.dtype)
 
@@ -295,20 +295,9 @@ class Tilted(GenerativeModel):
             return self._chains(eps, self.steps)[0]
         kept = torch.randperm(self.buffer_size, device=self.device)[:n]
         share = self.persistent * min(1.0, step / self.warm_up if self.warm_up else 1.0)
-        goes_on = torch.rand(n, device=self.device) < share
-        latent = torch.where(goes_on.view(-1, *[1] * len(self._noise)), self.replay[kept], self._latent(eps))
-        if self.space in ("noise", "image"):
-            start = latent
-        else:
-            start = torch.cat([latent.flatten(1), eps[:, self._latents :]], 1)
-        x, end = self._chains(start, self.steps)
-        self.replay[kept] = self._latent(end)
+        goes_on = torch.rand(n, *[1] * (eps.ndim - 1), device=self.device) < share
+        x, self.replay[kept] = self._chains(torch.where(goes_on, self.replay[kept], eps), self.steps)
         return x
-
-    def _latent(self, eps: Tensor) -> Tensor:
-        if self.space in ("noise", "image"):
-            return eps
-        return eps[:, : self._latents].reshape(-1, *self._noise)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self._chains(self._fresh(n, generator), self.sample_steps, generator)[0].clamp(0, 1)
