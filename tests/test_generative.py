@@ -74,6 +74,27 @@ SMALL = {
         lambda: room.WAE(SHAPE, latent_dim=3, architecture="mlp", width=16),
         lambda: room.WAE(SHAPE, latent_dim=3, width=4, penalty="gan", discriminator_width=8),
     ],
+    "TopDownVAE": [
+        lambda: room.TopDownVAE(SHAPE, groups=3, latent_channels=2, width=4),
+        lambda: room.TopDownVAE(SHAPE, groups=1, latent_channels=1, width=4, scale=0.1, importance_samples=2),
+    ],
+    "Tilted": [
+        lambda: room.Tilted(room.RealNVP(SHAPE, levels=17, width=4), width=4, steps=3, sample_steps=3),
+        lambda: room.Tilted(
+            room.TopDownVAE(SHAPE, groups=2, latent_channels=1, width=4),
+            architecture="residual",
+            layers=1,
+            width=4,
+            space="joint",
+            steps=2,
+            sample_steps=2,
+            persistent=0.6,
+            warm_up=4,
+            buffer_size=40,
+            spectral=0.2,
+        ),
+        lambda: room.Tilted(room.DCGAN(SHAPE, latent_dim=4, width=4), width=4, steps=0, sample_steps=2, base_lr=1e-4),
+    ],
     "PixelVAE": [
         lambda: room.PixelVAE(SHAPE, latent_dim=3, layers=2, kernel_size=3, width=4, quantization="stochastic"),
         lambda: room.PixelVAE(SHAPE, latent_dim=3, conditioning="bias", layers=1, width=4, levels=17, kl_warmup=8),

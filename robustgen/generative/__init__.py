@@ -10,6 +10,7 @@ from robustgen.generative.autoregressive.pixelrnn import PixelRNN
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
 from robustgen.generative.energy.energy_model import EnergyModel
+from robustgen.generative.energy.tilted import Tilted
 from robustgen.generative.fitting import GenerativeObjective, fit
 from robustgen.generative.flows.continuous import ContinuousFlow
 from robustgen.generative.flows.glow import Glow
@@ -26,6 +27,7 @@ from robustgen.generative.latent.ncp_vae import NCPVAE
 from robustgen.generative.latent.pixel_vae import PixelVAE
 from robustgen.generative.latent.prior_hole import prior_hole
 from robustgen.generative.latent.rae import RAE
+from robustgen.generative.latent.top_down_vae import TopDownVAE
 from robustgen.generative.latent.two_stage_vae import TwoStageVAE
 from robustgen.generative.latent.vae import VAE
 from robustgen.generative.latent.vamp_prior_vae import VampPriorVAE
@@ -63,6 +65,8 @@ __all__ = [
     "Pixels",
     "RealNVP",
     "ResidualFlow",
+    "Tilted",
+    "TopDownVAE",
     "TwoStageVAE",
     "VampPriorVAE",
     "fit",

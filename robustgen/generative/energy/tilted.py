@@ -7,6 +7,7 @@ Latent Energy", 2020; Xiao, "Designing Deep Generative Models with Symbiotic Com
 Model and You Should Use Discriminator Driven Latent Sampling", NeurIPS 2020: a discriminator in place of -f.
 """
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -14,7 +15,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_integers, check_numbers, check_positive
+from robustgen.checks import check_flags, check_integers, check_numbers, check_positive
 from robustgen.fingerprint import model_fingerprint
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
@@ -78,6 +79,8 @@ class Tilted(GenerativeModel):
         steps: of a chain in training; 0: samples of the base are the negatives.
         sample_steps: of a chain from noise to a sample.
         step_size: of Langevin dynamics; its noise is sqrt(2 step_size), eta = 2 step_size in the paper.
+        adjusted: by the rule of Metropolis and Hastings, which costs nothing and keeps chains from going astray where
+            f has become too steep for the step; where it refuses nearly all steps, chains stand still instead.
         persistent: chance that a chain of training goes on from the buffer in place of fresh noise; it rises to this
             over ``warm_up`` steps. What is kept is noise of the space "noise" or "joint".
         warm_up: see there.
@@ -117,6 +120,7 @@ class Tilted(GenerativeModel):
         steps: int = 60,
         sample_steps: int = 100,
         step_size: float = 0.005,
+        adjusted: bool = False,
         persistent: float = 0.0,
         warm_up: int = 5000,
         buffer_size: int = 10_000,
@@ -126,6 +130,7 @@ class Tilted(GenerativeModel):
     ) -> None:
         base = frozen_model(base)
         super().__init__(base.shape)
+        check_flags(adjusted=adjusted)
         check_integers(0, steps=steps, warm_up=warm_up)
         check_integers(sample_steps=sample_steps, buffer_size=buffer_size)
         check_numbers(persistent=persistent, regularisation=regularisation, spectral=spectral, step_size=step_size)
@@ -146,6 +151,7 @@ class Tilted(GenerativeModel):
                 raise ValueError("a base that learns makes other images of kept noise: set base_lr or persistent")
         self.base, self.space, self.architecture, self.width, self.layers = base, space, architecture, width, layers
         self.steps, self.sample_steps, self.step_size = steps, sample_steps, step_size
+        self.adjusted = adjusted
         self.persistent, self.warm_up, self.buffer_size = persistent, warm_up, buffer_size
         self.regularisation, self.spectral, self.base_lr = regularisation, spectral, base_lr
         self._check_space()
@@ -215,9 +221,8 @@ class Tilted(GenerativeModel):
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, JSON-able; of the base its class, its arguments and a hash of its weights."""
         base = describe_model(self.base) | {"weights": model_fingerprint(self.base)}
-        names = ("architecture", "width", "layers", "space", "steps", "sample_steps", "step_size", "persistent")
-        names += ("warm_up", "buffer_size", "regularisation", "spectral", "base_lr")
-        return {"base": base, "energy": self.energy_kind} | {name: getattr(self, name) for name in names}
+        own = [name for name in inspect.signature(type(self)).parameters if name not in ("base", "energy")]
+        return {"base": base, "energy": self.energy_kind} | {name: getattr(self, name) for name in own}
 
     def train(self, mode: bool = True) -> "Tilted":
         """The base stays in eval mode, whatever the mode: its images are a function of each noise alone."""
@@ -283,9 +288,11 @@ class Tilted(GenerativeModel):
                 return x, eps
             if self.space == "pair":
                 pair = torch.cat([eps[:, : self._latents], self._pushed(eps).flatten(1)], 1)
-                pair = langevin(self._pair_potential, pair, steps, self.step_size, generator=generator)
+                pair = langevin(
+                    self._pair_potential, pair, steps, self.step_size, adjusted=self.adjusted, generator=generator
+                )
                 return pair[:, self._latents :].view(-1, *self.shape), pair
-            eps = langevin(self._potential, eps, steps, self.step_size, generator=generator)
+            eps = langevin(self._potential, eps, steps, self.step_size, adjusted=self.adjusted, generator=generator)
             return self._pushed(eps), eps
 
     def _negatives(self, n: int, step: int) -> Tensor:
