@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_flags, check_integers, check_numbers, check_positive
-from robustgen.fingerprint import model_fingerprint
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
 from robustgen.generative.blocks.pixel_likelihood import Gaussian
 from robustgen.generative.energy.base_model import describe_model, frozen_model
 from robustgen.generative.energy.langevin import langevin
 from robustgen.generative.energy.network import EnergyNetwork
+from robustgen.generative.flows.base import Flow
 from robustgen.training import Batch
 
 __all__ = ["LogPartition", "Tilted", "energy_overlap"]
@@ -176,6 +176,8 @@ class Tilted(GenerativeModel):
             raise ValueError(f"space={self.space!r} is of a VAE with Gaussian pixels: this {name} takes space='noise'")
         self._noise = base.noise_shape
         self._latents = math.prod(self._noise)
+        if base.device.type == "meta":  # a plan without values
+            return
         with torch.enable_grad():
             eps = torch.zeros(1, *self._noise, device=base.device, dtype=base.dtype, requires_grad=True)
             if base.from_noise(eps).grad_fn is None:
@@ -188,6 +190,8 @@ class Tilted(GenerativeModel):
             if not hasattr(self.base, "discriminate"):
                 raise ValueError(f"energy='discriminator' is of a GAN: {type(self.base).__name__} has none")
             return nn.Identity()  # f is the base's own
+        if energy == "own":
+            raise ValueError("the energy was a module of its user's: make Tilted(base, module), then load its weights")
         if not isinstance(energy, nn.Module):
             raise TypeError(f"energy must be 'network', 'discriminator' or a module, got {energy!r}")
         x = torch.zeros(2, *self.shape, device=self.base.device, dtype=self.base.dtype)
@@ -208,7 +212,8 @@ class Tilted(GenerativeModel):
         with torch.enable_grad():
             eps = torch.zeros(1, *self._noise, device=self.base.device, dtype=self.base.dtype)
             parameters = list(self.base.parameters())
-            found = torch.autograd.grad(self.base.from_noise(eps).sum(), parameters, allow_unused=True)
+            x = eps if eps.is_meta else self.base.from_noise(eps)  # a plan without values has no images
+            found = torch.autograd.grad(x.sum(), parameters, allow_unused=True) if x.requires_grad else parameters
         for parameter, gradient in zip(parameters, found, strict=True):
             parameter.requires_grad_(gradient is not None)
 
@@ -219,10 +224,11 @@ class Tilted(GenerativeModel):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able; of the base its class, its arguments and a hash of its weights."""
-        base = describe_model(self.base) | {"weights": model_fingerprint(self.base)}
+        """The constructor's arguments, JSON-able; of the base its class and its arguments."""
         own = [name for name in inspect.signature(type(self)).parameters if name not in ("base", "energy")]
-        return {"base": base, "energy": self.energy_kind} | {name: getattr(self, name) for name in own}
+        return {"base": describe_model(self.base), "energy": self.energy_kind} | {
+            name: getattr(self, name) for name in own
+        }
 
     def train(self, mode: bool = True) -> "Tilted":
         """The base stays in eval mode, whatever the mode: its images are a function of each noise alone."""
@@ -231,10 +237,23 @@ class Tilted(GenerativeModel):
         return self
 
     def energy(self, x: Tensor) -> Tensor:
-        """f(x) in nats, (N,), of images x (N, *shape)."""
-        if self.energy_kind == "discriminator":
-            return -self.base.discriminate(x.clamp(0, 1))  # type: ignore[operator]
-        return self.network(x)
+        """f(x) in nats, (N,), of images x (N, *shape) in [0, 1]; raises as :meth:`check` does.
+
+        Where the base is a flow that dequantizes, of x with the noise that its own score has.
+        """
+        x = self.check(x)
+        return self._energy(self._points(x, fresh=False)) if len(x) else x.flatten(1).sum(1)
+
+    def _energy(self, x: Tensor) -> Tensor:
+        """Of any points (N, *shape)."""
+        found: Tensor = (
+            -self.base.discriminate(x.clamp(0, 1)) if self.energy_kind == "discriminator" else self.network(x)
+        )
+        return found
+
+    def _points(self, x: Tensor, fresh: bool) -> Tensor:
+        """Images as points of the base: with dequantization noise of a flow, or f would know data by their levels."""
+        return self.base._spread(x, fresh)[0].to(x.dtype) if isinstance(self.base, Flow) else x
 
     def _log_prob(self, x: Tensor) -> Tensor:
         return -self.energy(x) if self.space == "image" else self.base.log_prob(x) - self.energy(x)
@@ -245,7 +264,7 @@ class Tilted(GenerativeModel):
         of_base = self.base.importance_weighted_log_prob  # an AttributeError is the answer where there is none
 
         def tilted(x: Tensor, samples: int = 100, chunk: int | None = None) -> Tensor:
-            return of_base(x, samples, chunk) - self.energy(self.check(x))
+            return of_base(x, samples, chunk) - self.energy(x)
 
         return tilted
 
@@ -266,25 +285,25 @@ class Tilted(GenerativeModel):
     @property
     def _scale(self) -> Tensor:
         """Standard deviation of the base's pixels."""
-        return torch.as_tensor(self.base.distribution.scale).to(self.device, self.dtype)  # type: ignore[union-attr]
+        return torch.as_tensor(self.base.distribution.scale).to(self.device, self.dtype)
 
     def _potential(self, eps: Tensor) -> Tensor:
         """U(eps) (N,)."""
-        return self.energy(self._pushed(eps)) + 0.5 * eps.square().flatten(1).sum(1)
+        return self._energy(self._pushed(eps)) + 0.5 * eps.square().flatten(1).sum(1)
 
     def _pair_potential(self, pair: Tensor) -> Tensor:
         """f(x) - log p(x | z) - log p(z) up to a constant, of z and x beside each other."""
         z, x = pair.split([self._latents, self.dimensions], 1)
         mean = self.base.from_noise(z.view(-1, *self._noise)).flatten(1)
         inner = gaussian_log_prob(x, mean, self._scale.log().expand_as(x)).sum(1) - 0.5 * z.square().sum(1)
-        return self.energy(x.view(-1, *self.shape)) - inner
+        return self._energy(x.view(-1, *self.shape)) - inner
 
     def _chains(self, eps: Tensor, steps: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """The images at the end of chains that start at noise ``eps``, and the noise there, both without graph."""
         with torch.no_grad():
             if self.space == "image":
                 start = self._pushed(eps).clamp(0, 1)
-                x = langevin(self.energy, start, steps, self.step_size, reflected=True, generator=generator)
+                x = langevin(self._energy, start, steps, self.step_size, reflected=True, generator=generator)
                 return x, eps
             if self.space == "pair":
                 pair = torch.cat([eps[:, : self._latents], self._pushed(eps).flatten(1)], 1)
@@ -307,7 +326,8 @@ class Tilted(GenerativeModel):
         return x
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        return self._chains(self._fresh(n, generator), self.sample_steps, generator)[0].clamp(0, 1)
+        x = self._chains(self._fresh(n, generator), self.sample_steps, generator)[0]
+        return self.base.on_levels(x) if isinstance(self.base, Flow) else x.clamp(0, 1)
 
     @torch.no_grad()
     def log_partition(self, n: int = 10_000, generator: torch.Generator | None = None) -> LogPartition:
@@ -320,7 +340,7 @@ class Tilted(GenerativeModel):
         if self.space == "image":
             raise ValueError("space='image' is no tilt of the base: it has no log Z that samples of the base tell")
         parts = [
-            -self.energy(self._pushed(self._fresh(min(_ROWS, n - first), generator))).double()
+            -self._energy(self._pushed(self._fresh(min(_ROWS, n - first), generator))).double()
             for first in range(0, n, _ROWS)
         ]
         weights = torch.cat(parts)
@@ -344,7 +364,7 @@ class Tilted(GenerativeModel):
         """E f(data) - E f(negatives), and what keeps f small; both energies and their overlap are logged."""
         if self.base_lr is not None and self.player_at(step) == "generator":
             eps = self._fresh(len(batch.x))
-            return {"loss": self.energy(self._pushed(eps)).mean()}
+            return {"loss": self._energy(self._pushed(eps)).mean()}
         return self._losses(batch.x, self._negatives(len(batch.x), step), self.training)
 
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
@@ -352,7 +372,8 @@ class Tilted(GenerativeModel):
         return self._losses(batch.x, self._chains(self._fresh(len(batch.x)), self.steps)[0], False)
 
     def _losses(self, x: Tensor, negatives: Tensor, penalised: bool) -> dict[str, Tensor]:
-        on_data, on_negatives = self.energy(torch.cat([x, negatives])).split([len(x), len(negatives)])
+        x = self._points(x, fresh=penalised)
+        on_data, on_negatives = self._energy(torch.cat([x, negatives])).split([len(x), len(negatives)])
         loss = on_data.mean() - on_negatives.mean()
         logged = {"data_energy": on_data.detach().mean(), "sample_energy": on_negatives.detach().mean()}
         logged["overlap"] = energy_overlap(on_data.detach(), on_negatives.detach())
