@@ -144,6 +144,7 @@ def train_generative(
         ema=ema,
         precision=precision,
         clip_norm=clip_norm,
+        guard=network.guard(),
         seed=seed,
         device=device,
         run_dir=run,

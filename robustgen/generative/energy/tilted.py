@@ -20,6 +20,7 @@ from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
 from robustgen.generative.blocks.pixel_likelihood import Gaussian
 from robustgen.generative.energy.base_model import describe_model, frozen_model
+from robustgen.generative.energy.energy_guard import EnergyGuard
 from robustgen.generative.energy.langevin import langevin
 from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.generative.flows.base import Flow
@@ -92,6 +93,7 @@ class Tilted(GenerativeModel):
 
     Attributes:
         base_log_prob_kind: of the base.
+        gap: a moving average of E f(negatives) - E f(data) in training, which is 0 where chains follow the density.
 
     Raises:
         TypeError: the base is no generative model, or the energy no module.
@@ -106,6 +108,7 @@ class Tilted(GenerativeModel):
     """
 
     log_prob_kind: ClassVar[str | None] = "unnormalised"
+    gap: Tensor
     replay: Tensor
 
     def __init__(
@@ -161,6 +164,7 @@ class Tilted(GenerativeModel):
         self.base_log_prob_kind = base.log_prob_kind
         if base.log_prob_kind is None and space != "image":
             self.log_prob_kind = None  # type: ignore[misc]
+        self.register_buffer("gap", torch.zeros(()))
         if persistent:
             self.register_buffer("replay", self._fresh(buffer_size))
         if base_lr is not None:
@@ -179,8 +183,9 @@ class Tilted(GenerativeModel):
         if base.device.type == "meta":  # a plan without values
             return
         with torch.enable_grad():
-            eps = torch.zeros(1, *self._noise, device=base.device, dtype=base.dtype, requires_grad=True)
-            if base.from_noise(eps).grad_fn is None:
+            eps = torch.linspace(-1, 1, self._latents, device=base.device, dtype=base.dtype).view(1, *self._noise)
+            x = base.from_noise(eps.requires_grad_())
+            if x.grad_fn is None or not torch.autograd.grad(x.sum(), eps)[0].any():
                 raise ValueError(f"images of {name} have no gradient by their noise: it cannot be the base of a tilt")
 
     def _made(self, energy: str | nn.Module) -> nn.Module:
@@ -365,7 +370,10 @@ class Tilted(GenerativeModel):
         if self.base_lr is not None and self.player_at(step) == "generator":
             eps = self._fresh(len(batch.x))
             return {"loss": self._energy(self._pushed(eps)).mean()}
-        return self._losses(batch.x, self._negatives(len(batch.x), step), self.training)
+        losses = self._losses(batch.x, self._negatives(len(batch.x), step), self.training)
+        if self.training:
+            self.gap += 0.05 * (losses["sample_energy"] - losses["data_energy"] - self.gap)
+        return losses
 
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The same without what keeps f small, against chains from fresh noise."""
@@ -382,6 +390,9 @@ class Tilted(GenerativeModel):
             if self._vectors is not None:
                 loss = loss + self.spectral * self._vectors(self.network)
         return {"loss": loss} | logged
+
+    def guard(self) -> EnergyGuard:
+        return EnergyGuard()
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:  # type: ignore[override]
         """Adam, lr 1e-4, of the base ``base_lr``."""
