@@ -43,8 +43,8 @@ class EnergyModel(GenerativeModel):
 
     objective="dsm": denoising score matching, no chains in training. The density is that of x + sigma noise on R^D.
 
-    objective="ssm": sliced score matching of x + sigma noise, in the form of less variance. Without that noise pixels on
-    a few levels would have no score.
+    objective="ssm": sliced score matching of x + sigma noise, in the form of less variance. Without that noise, pixels
+    on a few levels would have no score.
 
     Args:
         shape: (C, H, W).

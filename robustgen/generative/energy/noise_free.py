@@ -1,14 +1,15 @@
 """Energy-based model with noise-free dynamics: short chains of gradient descent are a generator, with a density.
 
-Xiao, "Designing Deep Generative Models with Symbiotic Composition", 2022, chapter 5: the gradient flow of an energy as a
-continuous flow (equations 5.5 and 5.7), its Euler steps (5.8), and the loss that trains these as a generator beside the
-energy (5.13 and 5.14). The equations are solved by torchdiffeq, as those of
+Xiao, "Designing Deep Generative Models with Symbiotic Composition", 2022, chapter 5: the gradient flow of an energy as
+a continuous flow (equations 5.5 and 5.7), its Euler steps (5.8), and the loss that trains these as a generator beside
+the energy (5.13 and 5.14). The equations are solved by torchdiffeq, as those of
 :mod:`robustgen.generative.flows.continuous`.
 """
 
 import copy
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -103,13 +104,13 @@ class NoiseFreeEBM(GenerativeModel):
     """A sample is where gradient descent on E is after a given time, from x_0 ~ N(0, I).
 
     E is a function of u = scale (2 x - 1). Trained as an energy ("contrastive": E falls on data and rises on samples),
-    the model has two scores, and they do not agree. **Trust** ``log_prob``: dynamics="ode" is a continuous flow, and its
-    density is that of the samples. ``energy(x)`` is the other one: chains of a short time do not sample exp(-E), so that
-    its levels may rank images, but are no log density, whatever the samples look like.
+    the model has two scores, and they do not agree. **Trust** ``log_prob``: dynamics="ode" is a continuous flow, and
+    its density is that of the samples. ``energy(x)`` is the other one: chains of a short time do not sample exp(-E), so
+    that its levels may rank images, but are no log density, whatever the samples look like.
 
     dynamics="ode": x' = -grad E on [0, ``time``], which is part of the model. log p(x) = log p_0(x_0) + the integral of
-    tr grad^2 E along the way. dynamics="steps": ``steps`` steps x <- x - step_size grad E, for images. dynamics="noisy":
-    each step adds noise, less than Langevin dynamics would, which diverges. Neither has a ``log_prob``: a step has an
+    tr grad^2 E along the way. dynamics="steps": ``steps`` steps x <- x - step_size grad E, for images. "noisy": each of
+    them adds noise, less than Langevin dynamics would, which diverges. Neither has a ``log_prob``: a step has an
     inverse only where step_size grad E contracts, which nothing here enforces and a trained E rarely does.
 
     ``generator_loss`` adds E_fixed(sample), of which only the sample is differentiated: descent is trained as the
@@ -251,8 +252,9 @@ class NoiseFreeEBM(GenerativeModel):
         if self.dynamics == "ode":
             return self._flow().inverse(u)
         noise = self.noise_scale if self.dynamics == "noisy" else 0.0
-        gradient = lambda u: _gradient(self.network, u)
-        return descend(gradient, u, self.steps, self.step_size, noise=noise, generator=generator)
+        return descend(
+            partial(_gradient, self.network), u, self.steps, self.step_size, noise=noise, generator=generator
+        )
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         u = torch.randn(n, *self.shape, generator=generator, device=self.device, dtype=self.dtype)

@@ -1,8 +1,8 @@
 """Product of experts: each expert is a Student-t density of one linear filter's output.
 
-Hinton, "Training Products of Experts by Minimizing Contrastive Divergence", Neural Computation 2002; Welling, Hinton and
-Osindero, "Learning Sparse Topographic Representations with Products of Student-t Distributions", NIPS 2002. Trained by
-implicit score matching, which has a closed form here: Hyvarinen, "Estimation of Non-Normalized Statistical Models by
+Hinton, "Training Products of Experts by Minimizing Contrastive Divergence", Neural Computation 2002; Welling, Hinton
+and Osindero, "Learning Sparse Topographic Representations with Products of Student-t Distributions", NIPS 2002. Trained
+by implicit score matching, which has a closed form here: Hyvarinen, "Estimation of Non-Normalized Statistical Models by
 Score Matching", JMLR 2005.
 """
 

@@ -1,10 +1,10 @@
 """Score matching: an energy is fitted through its gradient, in which log Z does not appear.
 
 All three have the minimiser of E |s - grad log p|^2 / 2, s = -grad E. Hyvarinen, "Estimation of Non-Normalized
-Statistical Models by Score Matching", JMLR 2005 (integration by parts takes the unknown grad log p out); Song, Garg, Shi
-and Ermon, "Sliced Score Matching: A Scalable Approach to Density and Score Estimation", UAI 2019 (a random direction in
-place of the trace); Vincent, "A Connection Between Score Matching and Denoising Autoencoders", Neural Computation 2011,
-equation 9 (of noisy data, without second derivatives).
+Statistical Models by Score Matching", JMLR 2005 (integration by parts takes the unknown grad log p out); Song, Garg,
+Shi and Ermon, "Sliced Score Matching: A Scalable Approach to Density and Score Estimation", UAI 2019 (a random
+direction in place of the trace); Vincent, "A Connection Between Score Matching and Denoising Autoencoders", Neural
+Computation 2011, equation 9 (of noisy data, without second derivatives).
 """
 
 from collections.abc import Callable
