@@ -12,6 +12,8 @@ from torch.func import functional_call
 
 from robustgen.data import digits
 from robustgen.detectors import Likelihood, ModelEnergy
+from robustgen.experiments.training_cache import TrainingCache
+from robustgen.experiments.xiao2022 import noise_free_toys as toys
 from robustgen.fingerprint import model_fingerprint
 from robustgen.generative import (
     VAE,
@@ -535,3 +537,50 @@ def test_chains_that_leave_for_good_are_an_error(dynamics, remedy):
     for act in (partial(model.sample, 3), partial(model.training_step, batch(torch.rand(3, *PLANE).double()), 0)):
         with pytest.raises(FloatingPointError, match=f"left the range of the data for good: .*smaller {remedy}"):
             act()
+
+
+# --- the toys of the figures -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", toys.DATA)
+def test_the_truth_of_a_toy_is_the_density_of_its_points(name):
+    draw, log_prob = toys.DATA[name]
+    square = toys._square(120, toys.BOX)
+    density = log_prob(square).exp() * (2 * toys.BOX / 120) ** 2
+    assert density.sum().item() == pytest.approx(1, abs=1e-3)
+    z = draw(20_000, 3).double()
+    assert z.abs().max() < toys.BOX
+    entropy = -(density * log_prob(square)).sum().item()
+    assert -log_prob(z).mean().item() == pytest.approx(entropy, abs=0.03)  # they follow it
+    torch.testing.assert_close(
+        z.T.cov(), ((square - density @ square).T * density) @ (square - density @ square), rtol=0.03, atol=0.02
+    )
+
+
+def test_both_scores_of_a_toy_are_those_of_one_network(tmp_path):
+    cache = TrainingCache(tmp_path, say=lambda line: None)
+    found = {
+        row: toys.EXPERIMENT.measure(toys.Cell(row, "grid", 0), "smoke", cache)
+        for row in ("contrastive-flow", "contrastive-energy", "truth")
+    }
+    assert len(list(tmp_path.iterdir())) == 1
+    flow, energy, truth = found.values()
+    assert flow.value < truth.value
+    assert energy.value < truth.value
+    assert flow.verdicts[0]["verdict"] == "holds"
+    assert flow.numbers["log p of the data"]["value"] == truth.value
+    kept = {row: {"row": row, "column": "grid", "seed": 0, "value": m.value} for row, m in found.items()}
+    assert toys.EXPERIMENT.conclusion(kept, lambda _: {}).startswith(
+        f"In {int(flow.value > energy.value)} of 1 networks"
+    )
+
+
+def test_an_energy_is_normalised_on_the_square():
+    """E = 0 has the density 1 / 16 on [-2, 2]^2."""
+    model = on_the_plane(Quadratic(torch.zeros(2, 2).double()), scale=toys.SCALE)
+    log_p, checks, _ = toys._of_the_energy(model, torch.zeros(3, 2).double(), 20)
+    torch.testing.assert_close(log_p, torch.full_like(log_p, -math.log(16)))
+    assert next(iter(checks.values())) == pytest.approx(-math.log(64))
+    log_p, checks, _ = toys._of_the_flow(model, torch.zeros(3, 2).double(), 40)
+    torch.testing.assert_close(log_p, torch.full_like(log_p, -math.log(2 * math.pi)))  # N(0, I) stays as it is
+    assert checks["integral of the density"] == pytest.approx(1, abs=1e-3)
