@@ -116,7 +116,8 @@ class NoiseFreeEBM(GenerativeModel):
     ``generator_loss`` adds E_fixed(sample), of which only the sample is differentiated: descent is trained as the
     generator of a W-GAN whose critic is E. The graph of all steps is kept for it: of images (1, 28, 28) with "conv" at
     width 32 it is 1.3 MB for each step and image, of (1, 8, 8) 0.1 MB; without the loss memory does not grow with the
-    steps.
+    steps. Nothing bounds the slope of E: where ``gap``, E of samples less E of data, runs away below zero, the two
+    losses have parted and samples fall on one image: take a smaller learning rate.
 
     Args:
         shape: (C, H, W).
