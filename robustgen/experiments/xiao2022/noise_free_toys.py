@@ -44,7 +44,7 @@ SCALES: dict[str, dict[str, Any]] = {
         "side": 120,
         "batch_size": 256,
         "model": {"width": 64, "layers": 3, "steps": 8},
-        "epochs": {"likelihood": 5, "contrastive": 30},
+        "epochs": {"likelihood": 12, "contrastive": 30},
         "lr": 5e-3,
     },
     "full": {
