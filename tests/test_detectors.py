@@ -201,6 +201,16 @@ def _gaussian(spread: float = 1.0) -> nn.Module:
     return Gaussian(torch.full((8,), 0.3, dtype=torch.float64), spread * covariance, (1, 2, 4))
 
 
+class _GaussianEnergy(Gaussian):
+    def energy(self, x: torch.Tensor) -> torch.Tensor:
+        return -self._log_prob(x)
+
+
+def _energy() -> nn.Module:
+    model = _gaussian()
+    return _GaussianEnergy(model.mean.detach(), model.covariance, model.shape)
+
+
 def _of_pixels() -> nn.Module:
     model = _gaussian()
     model.pixels = Pixels(256, "nearest")
@@ -286,6 +296,7 @@ FACTORIES = {
     "MaxLogit": [_case(Clusters, room.MaxLogit, Bumps)],
     "MaxSoftmax": [_case(Clusters, room.MaxSoftmax, Bumps)],
     "MeanBrightness": [_case(Positive, room.MeanBrightness, _norm)],
+    "ModelEnergy": [_case(Pictures, room.ModelEnergy, _energy)],
     "NearestNeighbour": [
         _case(Case, room.NearestNeighbour, nn.Identity),
         _case(Case, room.NearestNeighbour, _norm),

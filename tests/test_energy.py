@@ -10,8 +10,8 @@ from robustgen.fingerprint import model_fingerprint
 from robustgen.fortified import smooth
 from robustgen.generative import Denoiser, DenoisingObjective, EnergyModel, GenerativeObjective, fit
 from robustgen.generative.diffusion.unet import UNet
-from robustgen.generative.energy.energy_model import denoising_score_matching
 from robustgen.generative.energy.langevin import langevin, reflect
+from robustgen.generative.energy.score_matching import denoising_score_matching
 from robustgen.networks import mlp
 from robustgen.training import Batch, Trainer
 
@@ -213,7 +213,7 @@ def test_it_learns_which_images_are_digits():
 
 def test_arguments():
     for options, match in (
-        ({"objective": "nce"}, "objective must be 'langevin' or 'dsm'"),
+        ({"objective": "nce"}, "objective must be one of langevin, dsm, ssm"),
         ({"sigma": 0.0}, "sigma must be a finite number > 0"),
         ({"steps": 0}, "steps must be at least 1"),
         ({"reinitialised": 1.5}, r"reinitialised must be in \[0, 1\]"),

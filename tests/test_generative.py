@@ -169,7 +169,20 @@ SMALL = {
     "EnergyModel": [
         lambda: room.EnergyModel(SHAPE, width=4, steps=3, sample_steps=5, buffer_size=32),
         lambda: room.EnergyModel(SHAPE, width=4, objective="dsm", sample_steps=5),
+        lambda: room.EnergyModel(SHAPE, width=4, objective="ssm", sample_steps=5),
+        lambda: room.EnergyModel(SHAPE, width=4, steps=3, chains="noise"),
+        lambda: room.EnergyModel(SHAPE, width=4, steps=3, sample_steps=5, chains="data"),
     ],
+    "EquilibriumMatching": [
+        lambda: room.EquilibriumMatching(SHAPE, width=4, levels=2, sample_steps=5),
+        lambda: room.EquilibriumMatching(SHAPE, width=4, levels=2, form="l2", sample_steps=5, momentum=0.0),
+    ],
+    "NoiseFreeEBM": [
+        lambda: room.NoiseFreeEBM(SHAPE, width=4, steps=2, draws=2),
+        lambda: room.NoiseFreeEBM(SHAPE, width=4, dynamics="steps", steps=3, generator_loss=True),
+        lambda: room.NoiseFreeEBM(SHAPE, architecture="residual", width=4, layers=1, dynamics="noisy", steps=3),
+    ],
+    "ProductOfExperts": [lambda: room.ProductOfExperts(SHAPE, width=70, sample_steps=5)],
 }
 
 MODELS = sorted(model_classes())
@@ -195,14 +208,15 @@ def images(model, n=12, part="test"):
 
 
 def scores(model, x):
-    """What the model says of each image: its likelihood or, without one, its discriminator or what it takes away."""
+    """What the model says of each image: its likelihood or, without one, its energy, its discriminator or what it takes
+    away."""
     if isinstance(model, room.Denoiser):
         return (model.denoise(x := model.check(x), 0.3) - x).flatten(1).norm(dim=1)
     if isinstance(model, AutoEncoder):
         return model.latent_log_prob(x) - model.reconstruction_error(x)
     if model.log_prob_kind is not None:
         return model.log_prob(x)
-    return model.energy(x) if hasattr(model, "energy") else model.discriminate(x)
+    return -model.energy(model.check(x)) if hasattr(model, "energy") else model.discriminate(x)
 
 
 def of_shape(name, shape, **options):
@@ -367,7 +381,8 @@ def test_a_model_is_found_by_the_name_of_its_class(name, tmp_path):
     model = getattr(room, name)(**SAVED[name])
     model.save(tmp_path)
     path = latest_checkpoint(tmp_path) / "config.json"
-    record = {"format": 1, "step": 0, "config": {"model_class": name, "model": SAVED[name]}}
+    since = {"chains": "persistent"} if name == "EnergyModel" else {}
+    record = {"format": 1, "step": 0, "config": {"model_class": name, "model": SAVED[name] | since}}
     assert json.loads(path.read_text()) == record
     again = load(tmp_path)
     assert type(again) is type(model)

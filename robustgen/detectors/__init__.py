@@ -20,6 +20,7 @@ from robustgen.detectors.mahalanobis import Mahalanobis
 from robustgen.detectors.max_logit import MaxLogit
 from robustgen.detectors.max_softmax import MaxSoftmax
 from robustgen.detectors.mean_brightness import MeanBrightness
+from robustgen.detectors.model_energy import ModelEnergy
 from robustgen.detectors.nearest_neighbour import NearestNeighbour
 from robustgen.detectors.pca_residual import PCAResidual
 from robustgen.detectors.reconstruction import ReconstructionError
@@ -49,6 +50,7 @@ __all__ = [
     "MaxLogit",
     "MaxSoftmax",
     "MeanBrightness",
+    "ModelEnergy",
     "NearestNeighbour",
     "OutlierEstimator",
     "PCAResidual",

@@ -10,6 +10,9 @@ from robustgen.generative.autoregressive.pixelrnn import PixelRNN
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
 from robustgen.generative.energy.energy_model import EnergyModel
+from robustgen.generative.energy.equilibrium_matching import EquilibriumMatching
+from robustgen.generative.energy.noise_free import NoiseFreeEBM
+from robustgen.generative.energy.product_of_experts import ProductOfExperts
 from robustgen.generative.energy.tilted import Tilted
 from robustgen.generative.fitting import GenerativeObjective, fit
 from robustgen.generative.flows.continuous import ContinuousFlow
@@ -50,6 +53,7 @@ __all__ = [
     "Denoiser",
     "DenoisingObjective",
     "EnergyModel",
+    "EquilibriumMatching",
     "FlowPosteriorVAE",
     "FlowPriorVAE",
     "GatedPixelCNN",
@@ -58,11 +62,13 @@ __all__ = [
     "Glow",
     "HierarchicalPixelVAE",
     "LatentFlow",
+    "NoiseFreeEBM",
     "PixelCNN",
     "PixelCNNPlusPlus",
     "PixelRNN",
     "PixelVAE",
     "Pixels",
+    "ProductOfExperts",
     "RealNVP",
     "ResidualFlow",
     "Tilted",

@@ -22,6 +22,7 @@ __all__ = ["TrainedModels", "described", "with_defaults"]
 
 VALIDATION = 0.1  # of the training images: loss curves, and detectors that have to be fitted on fresh images
 SHARES = ("kl_warmup", "first_steps")  # options that a recipe may state as a share of all updates
+LATER = {"chains": "persistent"}  # arguments younger than kept cells, at the values that leave those as they were
 PROJECTION = 64  # dimensions in which contrastive features are compared in training
 NETWORKS: dict[str, tuple[Callable[..., nn.Module], Any, float]] = {  # how it is built, its objective, learning rate
     "convnet": (networks.convnet, ClassifierObjective(), 1e-3),
@@ -61,7 +62,8 @@ def with_defaults(build: Callable[..., Any], options: Mapping[str, Any]) -> dict
     {'k': 5, 'layer': None}
     """
     parameters = inspect.signature(build).parameters.values()
-    return {p.name: p.default for p in parameters if p.default is not p.empty} | dict(options)
+    found = {p.name: p.default for p in parameters if p.default is not p.empty} | dict(options)
+    return {name: value for name, value in found.items() if name not in LATER or LATER[name] != value}
 
 
 class TrainedModels:

@@ -1,12 +1,13 @@
 """A deep energy-based model: p(x) = exp(-E(x)) / Z with a convolutional E and an unknown Z.
 
-Two ways to train it. Maximum likelihood with samples from persistent chains: Tieleman, "Training Restricted Boltzmann
-Machines using Approximations to the Likelihood Gradient", 2008, in the form for images of Du and Mordatch, "Implicit
-Generation and Modeling with Energy-Based Models", 2019, algorithm 1. Denoising score matching: Vincent, "A Connection
-Between Score Matching and Denoising Autoencoders", 2011, equation 9.
+Two ways to train it. Maximum likelihood with samples from chains, which are persistent: Tieleman, "Training Restricted
+Boltzmann Machines using Approximations to the Likelihood Gradient", 2008, in the form for images of Du and Mordatch,
+"Implicit Generation and Modeling with Energy-Based Models", 2019, algorithm 1; start from noise: Nijkamp, Hill, Zhu and
+Wu, "Learning Non-Convergent Non-Persistent Short-Run MCMC Toward Energy-Based Model", 2019; or from data: Hinton,
+"Training Products of Experts by Minimizing Contrastive Divergence", 2002. Score matching, denoising or sliced.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -15,32 +16,17 @@ from robustgen.checks import check_integers, check_numbers, check_positive
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.energy.langevin import langevin, reflect
 from robustgen.generative.energy.network import EnergyNetwork
+from robustgen.generative.energy.score_matching import denoising_score_matching, sliced_score_matching
 from robustgen.training import Batch
 
-__all__ = ["EnergyModel", "denoising_score_matching"]
+__all__ = ["CHAINS", "EnergyModel"]
 
+CHAINS = ("persistent", "noise", "data")
 _DEFAULTS = {  # of what suits one objective and not the other
     "langevin": {"sigma": 0.03, "temperature": 1e-4, "step_size": 5e-5},
     "dsm": {"sigma": 0.3, "temperature": 1.0, "step_size": 0.01},
+    "ssm": {"sigma": 0.3, "temperature": 1.0, "step_size": 0.01},
 }
-
-
-def denoising_score_matching(energy: Callable[[Tensor], Tensor], x: Tensor, sigma: float, noise: Tensor) -> Tensor:
-    """sigma^2 / 2 E |s(x~) + (x~ - x) / sigma^2|^2 with s = -grad E and x~ = x + sigma noise, noise ~ N(0, I).
-
-    The minimiser is the energy of the smoothed density, that of x~.
-
-    Args:
-        energy: E, (N, ...) -> (N,) in nats.
-        x, noise: (N, ...).
-
-    >>> denoising_score_matching(lambda x: x.sum(1), torch.zeros(1, 1), 2.0, torch.ones(1, 1)).item()  # (-2 + 1)^2 / 2
-    0.5
-    """
-    noisy = (x + sigma * noise).detach().requires_grad_()
-    with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(energy(noisy).sum(), noisy, create_graph=True)
-    return (noise - sigma * gradient).square().flatten(1).sum(1).mean() / 2
 
 
 class EnergyModel(GenerativeModel):
@@ -57,21 +43,29 @@ class EnergyModel(GenerativeModel):
 
     objective="dsm": denoising score matching, no chains in training. The density is that of x + sigma noise on R^D.
 
+    objective="ssm": sliced score matching of x + sigma noise, in the form of less variance. Without that noise, pixels
+    on a few levels would have no score.
+
     Args:
         shape: (C, H, W).
         width: channels at image resolution, twice as many below.
-        objective: "langevin" or "dsm".
-        sigma: noise on the data, None: 0.03 for "langevin", 0.3 for "dsm".
-        temperature: of E; None: 1e-4 for "langevin", 1 for "dsm".
-        step_size: of Langevin dynamics on E; None: 5e-5 (noise 0.01) for "langevin", 0.01 (noise 0.14) for "dsm".
+        objective: "langevin", "dsm" or "ssm".
+        sigma: noise on the data, None: 0.03 for "langevin", 0.3 for the others.
+        temperature: of E; None: 1e-4 for "langevin", 1 for the others.
+        step_size: of Langevin dynamics on E; None: 5e-5 (noise 0.01) for "langevin", 0.01 (noise 0.14) for the others.
         steps: of each chain in a training step of "langevin".
-        sample_steps: from uniform noise to a sample.
-        buffer_size: chains that "langevin" keeps, as a buffer of the module.
-        reinitialised: share of chains that start anew from uniform noise.
+        sample_steps: from uniform noise to a sample; with chains="noise" it is ``steps`` instead, since what was
+            trained is where chains of that length end.
+        buffer_size: chains that "langevin" keeps, as a buffer of the module; only persistent ones.
+        reinitialised: share of persistent chains that start anew from uniform noise.
         regularisation: weight of E f(x)^2 on data and samples in "langevin", which keeps f near zero.
+        chains: of "langevin". "persistent": as above. "noise": each starts from uniform noise. "data": each starts from
+            noisy data (contrastive divergence), so that f learns the neighbourhood of data alone, and neither energies
+            far away nor samples from noise mean much.
 
     Raises:
-        ValueError: an argument out of range, an unknown objective; in training, more images than there are chains.
+        ValueError: an argument out of range, an unknown objective or start of chains, chains of an objective without
+            any; in training, more images than there are persistent chains.
 
     >>> model = EnergyModel((1, 8, 8), width=4, sample_steps=5, buffer_size=32).eval()
     >>> x = model.sample(3)
@@ -96,12 +90,17 @@ class EnergyModel(GenerativeModel):
         buffer_size: int = 10_000,
         reinitialised: float = 0.05,
         regularisation: float = 0.1,
+        chains: str = "persistent",
     ) -> None:
         super().__init__(shape)
         if objective not in _DEFAULTS:
-            raise ValueError(f"objective must be 'langevin' or 'dsm', got {objective!r}")
+            raise ValueError(f"objective must be one of {', '.join(_DEFAULTS)}, got {objective!r}")
+        if chains not in CHAINS:
+            raise ValueError(f"chains must be one of {', '.join(CHAINS)}, got {chains!r}")
+        if objective != "langevin" and chains != "persistent":
+            raise ValueError(f"objective={objective!r} trains without chains: leave chains out")
         default = _DEFAULTS[objective]
-        self.objective = objective
+        self.objective, self.chains = objective, chains
         self.sigma = default["sigma"] if sigma is None else sigma
         self.temperature = default["temperature"] if temperature is None else temperature
         self.step_size = default["step_size"] if step_size is None else step_size
@@ -116,11 +115,11 @@ class EnergyModel(GenerativeModel):
         if not 0 <= regularisation < float("inf"):
             raise ValueError(f"regularisation must be a finite number >= 0, got {regularisation}")
         self.network = EnergyNetwork(self.shape, width=width)
-        if objective == "langevin":
+        if objective == "langevin" and chains == "persistent":
             self.register_buffer("replay", torch.rand(buffer_size, *self.shape))
 
     def energy(self, x: Tensor) -> Tensor:
-        """E(x) in nats, (N,), of x (N, *shape) on the cube [0, 1]^D for "langevin", anywhere for "dsm"."""
+        """E(x) in nats, (N,), of x (N, *shape) on the cube [0, 1]^D for "langevin", anywhere for the others."""
         return self._network_energy(x) / self.temperature
 
     def _network_energy(self, x: Tensor) -> Tensor:
@@ -131,41 +130,63 @@ class EnergyModel(GenerativeModel):
         return -self.energy(x)
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        if self.objective == "dsm":
-            return self._denoising(batch.x)
-        n = len(batch.x)
-        if n > self.buffer_size:
-            raise ValueError(f"a batch of {n} needs as many chains: set buffer_size to at least {n}")
-        chains = torch.randperm(self.buffer_size, device=self.device)[:n]
-        start = self.replay[chains]
-        anew = torch.rand(n, 1, 1, 1, device=start.device) < self.reinitialised
-        start = torch.where(anew, torch.rand_like(start), start)
-        samples = langevin(self.energy, start, self.steps, self.step_size, reflected=True)
-        self.replay[chains] = samples
-        on_data, on_samples = self._network_energy(self._noisy(batch.x)), self._network_energy(samples)
+        if self.objective != "langevin":
+            return {"loss": self._score_matching(batch.x)}
+        if self.chains == "persistent":
+            samples, noisy = self._persistent(len(batch.x)), self._noisy(batch.x)
+        else:
+            samples, noisy = self._short(batch.x)
+        on_data, on_samples = self._network_energy(noisy), self._network_energy(samples)
         gap = on_samples.mean() - on_data.mean()
         size = on_data.square().mean() + on_samples.square().mean()
         return {"loss": self.regularisation * size - gap, "gap": gap.detach(), "size": size.detach()}
 
+    def _persistent(self, n: int) -> Tensor:
+        """n of the chains that are kept, after further steps."""
+        if n > self.buffer_size:
+            raise ValueError(f"a batch of {n} needs as many chains: set buffer_size to at least {n}")
+        chosen = torch.randperm(self.buffer_size, device=self.device)[:n]
+        start = self.replay[chosen]
+        anew = torch.rand(n, 1, 1, 1, device=start.device) < self.reinitialised
+        start = torch.where(anew, torch.rand_like(start), start)
+        samples = langevin(self.energy, start, self.steps, self.step_size, reflected=True)
+        self.replay[chosen] = samples
+        return samples
+
+    def _short(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """As many chains as there are data x, from where ``chains`` says, and the noisy data."""
+        noisy = self._noisy(x)
+        start = noisy if self.chains == "data" else torch.rand_like(noisy)
+        return langevin(self.energy, start, self.steps, self.step_size, reflected=True), noisy
+
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """The objective without regularisation; "langevin": against the chains as they are, which stay so."""
-        if self.objective == "dsm":
-            return self._denoising(batch.x)
-        samples = self.replay[torch.randperm(self.buffer_size, device=self.device)[: len(batch.x)]]
-        gap = self._network_energy(samples).mean() - self._network_energy(self._noisy(batch.x)).mean()
+        """The objective without regularisation; persistent chains are taken as they are, and stay so."""
+        if self.objective != "langevin":
+            return {"loss": self._score_matching(batch.x)}
+        if self.chains == "persistent":
+            samples = self.replay[torch.randperm(self.buffer_size, device=self.device)[: len(batch.x)]]
+            noisy = self._noisy(batch.x)
+        else:
+            samples, noisy = self._short(batch.x)
+        gap = self._network_energy(samples).mean() - self._network_energy(noisy).mean()
         return {"loss": -gap, "gap": gap}
 
     def _noisy(self, x: Tensor) -> Tensor:
         return reflect(x + self.sigma * torch.randn_like(x))
 
-    def _denoising(self, x: Tensor) -> dict[str, Tensor]:
-        return {"loss": denoising_score_matching(self.energy, x, self.sigma, torch.randn_like(x))}
+    def _score_matching(self, x: Tensor) -> Tensor:
+        noise = torch.randn_like(x)
+        if self.objective == "dsm":
+            return denoising_score_matching(self.energy, x, self.sigma, noise)
+        signs = torch.randint(0, 2, x.shape, device=x.device).to(x.dtype) * 2 - 1
+        return sliced_score_matching(self.energy, x + self.sigma * noise, signs, variance_reduced=True)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         x = torch.rand(n, *self.shape, generator=generator, device=self.device, dtype=self.dtype)
         reflected = self.objective == "langevin"
-        x = langevin(self.energy, x, self.sample_steps, self.step_size, reflected=reflected, generator=generator)
-        return x.clamp(0, 1)  # "dsm" knows of no cube
+        steps = self.steps if self.chains == "noise" else self.sample_steps
+        x = langevin(self.energy, x, steps, self.step_size, reflected=reflected, generator=generator)
+        return x.clamp(0, 1)  # score matching knows of no cube
 
     @staticmethod
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
