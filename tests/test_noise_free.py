@@ -545,7 +545,7 @@ def test_chains_that_leave_for_good_are_an_error(dynamics, remedy):
 @pytest.mark.parametrize("name", toys.DATA)
 def test_the_truth_of_a_toy_is_the_density_of_its_points(name):
     draw, log_prob = toys.DATA[name]
-    square = toys._square(120, toys.BOX)
+    square = toys.square(120, toys.BOX)
     density = log_prob(square).exp() * (2 * toys.BOX / 120) ** 2
     assert density.sum().item() == pytest.approx(1, abs=1e-3)
     z = draw(20_000, 3).double()

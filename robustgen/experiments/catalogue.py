@@ -23,7 +23,7 @@ from robustgen.experiments.lamb2018 import (
     table_2_6,
     table_2_7,
 )
-from robustgen.experiments.xiao2022 import beta_study, bits_per_dim, noise_free_toys, samples, unseen
+from robustgen.experiments.xiao2022 import beta_study, bits_per_dim, noise_free_toys, samples, tilted_toys, unseen
 
 __all__ = ["find", "table"]
 
@@ -62,6 +62,7 @@ _EXPERIMENTS: tuple[Experiment, ...] = (
     bits_per_dim.EXPERIMENT,
     unseen.FAR_OOD,
     unseen.HELD_OUT,
+    tilted_toys.EXPERIMENT,
     noise_free_toys.EXPERIMENT,
 )
 

@@ -22,7 +22,16 @@ from robustgen.experiments.training_cache import TrainingCache
 from robustgen.experiments.xiao2022.recipes import XIAO_2022
 from robustgen.generative import GenerativeObjective, NoiseFreeEBM
 
-__all__ = ["EXPERIMENT", "gaussian_grid", "gaussian_grid_log_prob", "swiss_roll", "swiss_roll_log_prob"]
+__all__ = [
+    "EXPERIMENT",
+    "gaussian_grid",
+    "gaussian_grid_log_prob",
+    "mean_of",
+    "mixture_log_prob",
+    "square",
+    "swiss_roll",
+    "swiss_roll_log_prob",
+]
 
 SHAPE = (2, 1, 1)
 BOX, SCALE = 2.0, 4.0  # data lie in [-BOX, BOX]^2, noise too in [-SCALE, SCALE]^2, which images in [0, 1] fill
@@ -75,7 +84,7 @@ def swiss_roll_log_prob(z: Tensor) -> Tensor:
     """log p (N,) in nats of points (N, 2), by the midpoint rule along the roll."""
     knots, (start, end) = 2000, _TURNS
     t = start + (end - start) * (torch.arange(knots, dtype=z.dtype) + 0.5) / knots
-    return _mixture_log_prob(z, _on_the_roll(t), SPREAD["roll"])
+    return mixture_log_prob(z, _on_the_roll(t), SPREAD["roll"])
 
 
 def gaussian_grid(n: int, seed: int) -> Tensor:
@@ -87,10 +96,10 @@ def gaussian_grid(n: int, seed: int) -> Tensor:
 def gaussian_grid_log_prob(z: Tensor) -> Tensor:
     """log p (N,) in nats of points (N, 2)."""
     side = torch.arange(-1, 2, dtype=z.dtype)
-    return _mixture_log_prob(z, torch.cartesian_prod(side, side), SPREAD["grid"])
+    return mixture_log_prob(z, torch.cartesian_prod(side, side), SPREAD["grid"])
 
 
-def _mixture_log_prob(z: Tensor, centres: Tensor, spread: float) -> Tensor:
+def mixture_log_prob(z: Tensor, centres: Tensor, spread: float) -> Tensor:
     """Of Gaussians of equal weight."""
     parts = [
         torch.logsumexp(-torch.cdist(part, centres).square() / (2 * spread**2), 1) - math.log(len(centres))
@@ -114,6 +123,7 @@ class _Figure(Experiment):
     )
     source = f"{XIAO_2022}, section 5.5.1 and Figures 5.3 to 5.5"
     metric = "mean log density of test points, nats; higher is better"
+    n_classes = 0  # log C of a classifier says nothing of these losses
     rows = (
         Row(key="truth", title="the data's own density"),
         Row(
@@ -167,15 +177,15 @@ class _Figure(Experiment):
         z = draw(s["n_test"], derive_seed(cell.seed, 1))
         exact = truth(z.double())
         if cell.row == "truth":
-            return Measurement(value=exact.mean().item(), numbers=counted(_mean("log p", exact), len(z)))
+            return Measurement(value=exact.mean().item(), numbers=counted(mean_of("log p", exact), len(z)))
         objective, score = self.row(cell.row).data
         train = _images(draw(s["n_train"], derive_seed(cell.seed, 0)))
         model, history = _trained(objective, cell, scale, train, cache)
         model = model.to("cpu").double().eval()
         found, checks, verdicts = (_of_the_flow if score == "flow" else _of_the_energy)(model, z.double(), s["side"])
         numbers = {
-            **_mean("log density", found),
-            **_mean("log p of the data", exact),
+            **mean_of("log density", found),
+            **mean_of("log p of the data", exact),
             "correlation of both": torch.corrcoef(torch.stack([found, exact]))[0, 1].item(),
             **checks,
         }
@@ -185,9 +195,6 @@ class _Figure(Experiment):
             verdicts=verdicts,
             history=epochs_of(history) if score == "flow" else {},
         )
-
-    def has_collapsed(self, record: Any) -> bool:
-        return False  # log C of a classifier says nothing of these losses
 
     def conclusion(self, kept: Kept, kept_of: KeptOf) -> str:
         values = {(c["row"], c["column"], c["seed"]): c["value"] for c in kept.values()}
@@ -243,7 +250,7 @@ _Found: TypeAlias = tuple[Tensor, dict[str, float], list[dict[str, Any]]]
 @torch.no_grad()
 def _of_the_flow(model: NoiseFreeEBM, z: Tensor, side: int) -> _Found:
     """log p of points (N, 2) in nats of the plane, and whether that is a density, to the solver's error."""
-    x, everywhere = _images(z), _images(_square(side, SCALE))
+    x, everywhere = _images(z), _images(square(side, SCALE))
     log_p = torch.cat([model.log_prob(part) for part in x.split(2000)]) - 2 * math.log(2 * SCALE)
     mass = sum(model.log_prob(part).exp().sum().item() for part in everywhere.split(2000)) / side**2
     verdict = {
@@ -261,7 +268,7 @@ def _of_the_energy(model: NoiseFreeEBM, z: Tensor, side: int) -> _Found:
     """log exp(-E) / Z of points (N, 2), Z on the square of the data; beside it the mean with Z on that of noise."""
     energy = model.energy(_images(z))
     log_z = {
-        width: torch.logsumexp(-model.energy(_images(_square(side, width))), 0) + 2 * math.log(2 * width / side)
+        width: torch.logsumexp(-model.energy(_images(square(side, width))), 0) + 2 * math.log(2 * width / side)
         for width in (BOX, SCALE)
     }
     name = f"log density, normalised on [-{SCALE:g}, {SCALE:g}]^2"
@@ -273,13 +280,13 @@ def _images(z: Tensor) -> Tensor:
     return ((z / SCALE + 1) / 2).clamp(0, 1).view(-1, *SHAPE)
 
 
-def _square(side: int, width: float) -> Tensor:
+def square(side: int, width: float) -> Tensor:
     """Midpoints of side x side cells of [-width, width]^2, (side^2, 2)."""
     along = width * (2 * (torch.arange(side, dtype=torch.float64) + 0.5) / side - 1)
     return torch.cartesian_prod(along, along)
 
 
-def _mean(name: str, values: Tensor) -> dict[str, float]:
+def mean_of(name: str, values: Tensor) -> dict[str, float]:
     return {name: values.mean().item(), f"standard error of {name}": values.std().item() / math.sqrt(len(values))}
 
 
