@@ -59,7 +59,7 @@ def train(
             help="A generative model: vae, iaf-vae, pixel-vae, hierarchical-pixel-vae, flow-prior-vae, "
             "flow-posterior-vae, two-stage-vae, vamp-prior-vae, ncp-vae, glf, rae, wae, pixelcnn, gated-pixelcnn, "
             "pixelcnn++, pixelrnn, realnvp, glow, maf, residual-flow, continuous-flow, dcgan, lsgan, wgan-gp, ebm, "
-            "denoiser; without: a classifier.",
+            "rbm, dbm, nce, gaussian-mixture, denoiser; without: a classifier.",
         ),
     ] = None,
     data: DataOption = None,
