@@ -201,6 +201,18 @@ def _gaussian(spread: float = 1.0) -> nn.Module:
     return Gaussian(torch.full((8,), 0.3, dtype=torch.float64), spread * covariance, (1, 2, 4))
 
 
+class _AgainstUniform(Gaussian):
+    """Beside the uniform density of the cube, which is 1."""
+
+    def log_ratio(self, x):
+        return self.log_prob(x)
+
+
+def _ratio() -> nn.Module:
+    gaussian = _gaussian()
+    return _AgainstUniform(gaussian.mean.data, gaussian.covariance, (1, 2, 4))
+
+
 def _of_pixels() -> nn.Module:
     model = _gaussian()
     model.pixels = Pixels(256, "nearest")
@@ -255,6 +267,7 @@ FACTORIES = {
         _case(Pictures, room.DensityOfStates, _ensemble),
         _case(Pictures, partial(room.DensityOfStates, estimator="svm"), _latent),
     ],
+    "DensityRatio": [_case(Pictures, room.DensityRatio, _ratio)],
     "Discriminator": [_case(Pictures, room.Discriminator, _critic)],
     "Energy": [_case(Clusters, room.Energy, Bumps)],
     "FeatureLikelihood": [

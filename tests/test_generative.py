@@ -370,8 +370,7 @@ def test_it_is_saved_and_loaded_whole(make, tmp_path):
     model.save(tmp_path)
     again = load(tmp_path)
     assert type(again) is type(model)
-    assert json.dumps(again.config) == json.dumps(model.config)
-    assert again.shape == model.shape == SHAPE
+    assert again.config == json.loads(json.dumps(model.config)) | {"shape": SHAPE} == model.config
     assert not again.training
     assert bool((scores(again, x) == scores(model, x)).all())
     assert fingerprint(dict(again.state_dict())) == fingerprint(dict(model.state_dict()))

@@ -1,6 +1,7 @@
 """A trained model inside another: frozen there, and saved with it."""
 
 import copy
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ _DEPTH = 4  # models in models that a file may describe
 
 def describe_model(model: GenerativeModel) -> dict[str, Any]:
     """What :func:`frozen_model` builds such a model from, JSON-able; its weights are elsewhere."""
-    return {"model_class": type(model).__name__, "model": model.config}
+    return {"model_class": type(model).__name__, "model": json.loads(json.dumps(model.config))}
 
 
 def frozen_model(model: "GenerativeModel | Mapping[str, Any]") -> GenerativeModel:

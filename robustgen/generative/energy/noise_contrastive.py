@@ -77,9 +77,8 @@ class NCE(GenerativeModel):
         if noise not in _NOISES:
             raise ValueError(f"noise must be one of {', '.join(_NOISES)}, got {noise!r}")
         if (noise == "base") == (base is None):
-            raise ValueError(
-                f"noise='base' is that of a base, and no other noise is: got noise={noise!r}, base={base!r}"
-            )
+            given = "none" if base is None else "one"
+            raise ValueError(f"noise='base' needs a base and no other noise takes one: got noise={noise!r} and {given}")
         self.noise, self.noise_samples, self.proposals = noise, noise_samples, proposals
         self.architecture, self.width, self.layers = architecture, width, layers
         self.base: GenerativeModel | None = None

@@ -215,8 +215,8 @@ class BoltzmannMachine(GenerativeModel):
 
     @staticmethod
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Gradient descent, learning rate 0.05: rates of Adam do not fall as chains of PCD need it."""
-        return torch.optim.SGD(parameters, lr=0.05)
+        """Gradient descent, learning rate 0.1; Adam's steps do not shrink as persistent chains need it."""
+        return torch.optim.SGD(parameters, lr=0.1)
 
     def _chains_from(self, v: Tensor) -> Tensor:
         return self.near if hasattr(self, "near") else v
