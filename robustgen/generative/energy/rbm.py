@@ -215,8 +215,8 @@ class BoltzmannMachine(GenerativeModel):
 
     @staticmethod
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """Gradient descent, learning rate 0.1; Adam's steps do not shrink as persistent chains need it."""
-        return torch.optim.SGD(parameters, lr=0.1)
+        """Gradient descent, learning rate 0.05, which should fall, or its weights be averaged (``ema``)."""
+        return torch.optim.SGD(parameters, lr=0.05)
 
     def _chains_from(self, v: Tensor) -> Tensor:
         return self.near if hasattr(self, "near") else v
@@ -235,8 +235,9 @@ class RBM(BoltzmannMachine):
 
     log_prob is -F(v) = b v' + sum softplus(c + v W), without log Z; :meth:`log_partition` says it, and
     :meth:`log_likelihood` takes it. Training follows the gradient of the likelihood, with samples of short chains in
-    place of exact ones: log p rises until the chains no longer mix. Under ``torchrun`` the persistent chains are those
-    of rank 0, which every step begins with.
+    place of exact ones: log p rises until the chains no longer mix. At a constant learning rate many hidden units swing
+    between modes; a schedule, or the average of the weights (``ema``), keeps them still. Persistent chains are, under
+    ``torchrun``, those of rank 0, which every step begins with.
 
     Args:
         shape: (C, H, W) of images whose values are 0 or 1.
