@@ -74,6 +74,27 @@ SMALL = {
         lambda: room.WAE(SHAPE, latent_dim=3, architecture="mlp", width=16),
         lambda: room.WAE(SHAPE, latent_dim=3, width=4, penalty="gan", discriminator_width=8),
     ],
+    "TopDownVAE": [
+        lambda: room.TopDownVAE(SHAPE, groups=3, latent_channels=2, width=4),
+        lambda: room.TopDownVAE(SHAPE, groups=1, latent_channels=1, width=4, scale=0.1, importance_samples=2),
+    ],
+    "Tilted": [
+        lambda: room.Tilted(room.RealNVP(SHAPE, levels=17, width=4), width=4, steps=3, sample_steps=3),
+        lambda: room.Tilted(
+            room.TopDownVAE(SHAPE, groups=2, latent_channels=1, width=4),
+            architecture="residual",
+            layers=1,
+            width=4,
+            space="joint",
+            steps=2,
+            sample_steps=2,
+            persistent=0.6,
+            warm_up=4,
+            buffer_size=40,
+            spectral=0.2,
+        ),
+        lambda: room.Tilted(room.DCGAN(SHAPE, latent_dim=4, width=4), width=4, steps=0, sample_steps=2, base_lr=1e-4),
+    ],
     "PixelVAE": [
         lambda: room.PixelVAE(SHAPE, latent_dim=3, layers=2, kernel_size=3, width=4, quantization="stochastic"),
         lambda: room.PixelVAE(SHAPE, latent_dim=3, conditioning="bias", layers=1, width=4, levels=17, kl_warmup=8),
@@ -198,7 +219,17 @@ def scores(model, x):
         return (model.denoise(x := model.check(x), 0.3) - x).flatten(1).norm(dim=1)
     if isinstance(model, AutoEncoder):
         return model.latent_log_prob(x) - model.reconstruction_error(x)
-    return model.log_prob(x) if model.log_prob_kind is not None else model.discriminate(x)
+    if model.log_prob_kind is not None:
+        return model.log_prob(x)
+    return model.energy(x) if hasattr(model, "energy") else model.discriminate(x)
+
+
+def of_shape(name, shape, **options):
+    """A model of images of ``shape``; one that holds another is made of a small one."""
+    cls = model_classes()[name]
+    if next(iter(inspect.signature(cls).parameters)) == "base":
+        return cls(room.VAE(shape, latent_dim=3, architecture="mlp", width=4, likelihood="gaussian"), **options)
+    return cls(shape, **options)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -370,7 +401,7 @@ def test_it_is_saved_and_loaded_whole(make, tmp_path):
     model.save(tmp_path)
     again = load(tmp_path)
     assert type(again) is type(model)
-    assert again.config == json.loads(json.dumps(model.config)) | {"shape": SHAPE} == model.config
+    assert json.dumps(again.config) == json.dumps(model.config)
     assert not again.training
     assert bool((scores(again, x) == scores(model, x)).all())
     assert fingerprint(dict(again.state_dict())) == fingerprint(dict(model.state_dict()))
@@ -415,7 +446,7 @@ def test_wrong_input_is_refused_in_one_line(make):
 @pytest.mark.parametrize("name", model_classes())
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_the_defaults_take_images_of_any_channels(name, channels):
-    model = model_classes()[name]((channels, 8, 8)).eval()
+    model = of_shape(name, (channels, 8, 8)).eval()
     x = torch.ones(2, channels, 8, 8)
     assert model.sample(0).shape == (0, channels, 8, 8)
     if model.log_prob_kind is not None:
@@ -548,7 +579,7 @@ def test_arguments_of_the_wrong_type_or_below_their_range_are_named(name):
             if name in ("VAE", "IAFVAE"):  # some arguments belong to one likelihood
                 given["likelihood"] = "gaussian" if argument == "scale" else "discretized_logistic"
             with pytest.raises((TypeError, ValueError), match=argument) as raised:
-                model_classes()[name](SHAPE, **given)
+                of_shape(name, SHAPE, **given)
             assert "\n" not in str(raised.value)
 
 
@@ -556,7 +587,8 @@ def test_arguments_of_the_wrong_type_or_below_their_range_are_named(name):
 def test_numbers_of_numpy_are_numbers(make):
     model = make()
     config = {k: v for k, v in model.config.items() if k != "shape"}
-    again = type(model)(tuple(np.array(SHAPE)), **config | numpy_numbers(config))
+    first = {"shape": tuple(np.array(SHAPE))} if "shape" in model.config else {}
+    again = type(model)(**first | config | numpy_numbers(config))
     assert json.dumps(again.config) == json.dumps(model.config)
 
 
@@ -573,7 +605,7 @@ def test_pixels_a_rounding_step_outside_are_taken(make):
 @pytest.mark.parametrize("shape", [(28, 28), (), (1, 0, 8), (1, 8.0, 8), 8, "abc"])
 def test_shapes_that_are_not_of_images_are_refused(name, shape):
     with pytest.raises(ValueError, match=r"shape must be \(channels, height, width\)"):
-        model_classes()[name](shape)
+        of_shape(name, shape)
 
 
 def test_no_network_is_made_of_nothing():
@@ -581,7 +613,7 @@ def test_no_network_is_made_of_nothing():
         if "width" not in inspect.signature(model_classes()[name]).parameters:
             continue
         with pytest.raises(ValueError, match="width must be at least 1, got 0"):
-            model_classes()[name](SHAPE, width=0)
+            of_shape(name, SHAPE, width=0)
     with pytest.raises(ValueError, match="first_kernel_size must be at least 3, got 1"):
         room.PixelVAE(SHAPE, first_kernel_size=1)
 

@@ -59,7 +59,7 @@ def train(
             help="A generative model: vae, iaf-vae, pixel-vae, hierarchical-pixel-vae, flow-prior-vae, "
             "flow-posterior-vae, two-stage-vae, vamp-prior-vae, ncp-vae, glf, rae, wae, pixelcnn, gated-pixelcnn, "
             "pixelcnn++, pixelrnn, realnvp, glow, maf, residual-flow, continuous-flow, dcgan, lsgan, wgan-gp, ebm, "
-            "rbm, dbm, nce, gaussian-mixture, denoiser; without: a classifier.",
+            "rbm, dbm, nce, gaussian-mixture, top-down-vae, tilted (with --base), denoiser; without: a classifier.",
         ),
     ] = None,
     data: DataOption = None,
@@ -264,6 +264,14 @@ def train(
             "--augment/--no-augment", help="Train on shifted and mirrored images.", rich_help_panel=OPTIMISATION
         ),
     ] = None,
+    base: Annotated[
+        Path | None,
+        typer.Option(
+            "--base",
+            help="The run of the model that tilted and noise-contrastive ones begin with; its data are the default.",
+            rich_help_panel=GENERATIVE,
+        ),
+    ] = None,
     set_: SetOption = None,
     precision: Annotated[
         str, typer.Option("--precision", help="float32 or bfloat16.", rich_help_panel=GENERATIVE)
@@ -319,7 +327,9 @@ def train(
     reader = image_reader(o.size, o.channels, o.fit, o.background)
     common: dict[str, Any] = {
         "run": run,
-        "data": DataSpec("digits" if o.data is None else o.data, o.data_root, o.download, o.limit, reader),
+        "data": DataSpec(
+            "digits" if o.data is None and o.base is None else o.data, o.data_root, o.download, o.limit, reader
+        ),
         "hold_out": tuple(o.hold_out or ()),
         "seed": o.seed,
         "device": o.device,
@@ -332,6 +342,7 @@ def train(
         found = train_generative(
             model=o.generative,
             settings=parse_options(o.set_ or ()),
+            base=None if o.base is None else Path(o.base),
             epochs=10 if o.epochs is None else o.epochs,
             batch_size=128 if o.batch_size is None else o.batch_size,
             lr=o.lr,
@@ -405,7 +416,7 @@ _RECIPE = (  # options that are values of a recipe
 _JOINT = {"lambda_rec", "lambda_adv", "detach_states"}
 _FORTIFY = {"hidden", "autoencoder_init", "autoencoder_activation", "decoder_activation", "input_autoencoder"}
 _FORTIFY |= {"noise_std", "noise_at_test", "freeze_backbone"} | _JOINT
-_GENERATIVE = {"set_", "precision", "clip_norm", "samples"}
+_GENERATIVE = {"base", "set_", "precision", "clip_norm", "samples"}
 _COMMON = {"run", "generative", "data", "data_root", "download", "hold_out", "limit", "epochs", "batch_size", "lr"}
 _COMMON |= {"size", "channels", "fit", "background", "seed", "device", "resume", "as_json", "quiet", "ema"}
 _NOT_KEPT = {"run", "resume", "as_json", "quiet", "device", "download", "list_the_recipes"}

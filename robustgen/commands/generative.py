@@ -19,7 +19,7 @@ from robustgen.checks import check_positive, nearest
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.opening import move
 from robustgen.commands.run_info import read_info, recorded_data, stopped_early
-from robustgen.commands.runs import claim, data_for, is_first, parts
+from robustgen.commands.runs import claim, data_for, is_first, parts, training_data_for
 from robustgen.commands.trial import try_objective
 from robustgen.data import ArrayDataset, require_nonempty, split
 from robustgen.detectors import Detector, SmoothedDetector
@@ -73,6 +73,7 @@ def train_generative(
     data: DataSpec,
     model: str,
     settings: dict[str, Any],
+    base: Path | None = None,
     hold_out: tuple[str, ...] = (),
     epochs: int = 10,
     batch_size: int = 128,
@@ -94,15 +95,25 @@ def train_generative(
 
     Args:
         settings: of the model's class.
+        base: the run of a model that this one holds; its data and held-out classes are taken where none are named.
         options: of the command, for a resumed one to remember.
     """
     kind = _class_called(model, "model", model_classes(), _ALIASES)
     if lr is not None:
         check_positive(lr=lr)
+    first: tuple[Any, ...] = ()
+    if "base" in inspect.signature(kind).parameters:
+        held = _base(kind, base, run if resume else None)
+        if base is not None:
+            info = read_info(base)
+            data, hold_out = training_data_for(data, info), hold_out or tuple(info["held_out"])
+        first, settings = _with_base(kind, held, settings)
+    elif base is not None:
+        raise ValueError(f"--base {base}: a {kind.__name__} begins with no other model")
     whole = require_nonempty(data.read("train"))
     rest, train, held_back = parts(whole, hold_out)
     with seeded(seed), _naming_settings(kind):
-        network = _construct(kind, tuple(rest.x.shape[1:]), options=settings)
+        network = _construct(kind, *(first or (tuple(rest.x.shape[1:]),)), options=settings)
         x, y = train.batch(torch.arange(min(4, len(train))))
         move(network, device)
         with evaluating(network), torch.no_grad():  # data that it cannot be trained on fail here, with nothing written
@@ -133,6 +144,7 @@ def train_generative(
         ema=ema,
         precision=precision,
         clip_norm=clip_norm,
+        guard=network.guard(),
         seed=seed,
         device=device,
         run_dir=run,
@@ -149,6 +161,30 @@ def train_generative(
         write_json(run / "run.json", info)  # of a resumed run: its new number of epochs
     found = {k: v for k, v in history[-1].items() if k not in ("epoch", "step")}
     return {"run": str(run), "model": repr(kind.__name__), "epochs": len(history)} | found
+
+
+def _base(kind: type[Any], base: Path | None, resumed: Path | None) -> GenerativeModel | None:
+    """The model that ``kind`` is to hold; of a resumed run, whose base may be gone, that in its checkpoint."""
+    required = inspect.signature(kind).parameters["base"].default is inspect.Parameter.empty
+    if base is None:
+        if required:
+            raise ValueError(f"a {kind.__name__} begins with a trained model: name its run, --base RUN")
+        return None
+    if resumed is not None and not base.exists() and (resumed / "run.json").exists():
+        inner = load(resumed).base
+        return inner if isinstance(inner, GenerativeModel) else None
+    return trained_model(base)
+
+
+def _with_base(
+    kind: type[Any], base: GenerativeModel | None, settings: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What ``kind`` is called with first, and its settings."""
+    if "base" in settings:
+        raise ValueError("--set base: name the run of a model, --base RUN")
+    if next(iter(inspect.signature(kind).parameters)) == "base":
+        return (base,), settings
+    return (), settings if base is None else settings | {"base": base}
 
 
 def sample_images(

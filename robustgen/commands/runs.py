@@ -159,12 +159,17 @@ def data_for(data: DataSpec, info: dict[str, Any]) -> DataSpec:
     """
     if not info:
         return data
-    recorded = recorded_data(info)
-    chosen = replace(data, source=recorded.source) if data.source is None else data
-    chosen = chosen.rooted(recorded).read_like(recorded.images)
+    recorded, chosen = recorded_data(info), training_data_for(data, info)
     if chosen.is_same_source(recorded) and not recorded.has_test_part():
         raise ValueError(f"the run was trained on all of {recorded.source}: pass --data with other inputs")
     return chosen
+
+
+def training_data_for(data: DataSpec, info: dict[str, Any]) -> DataSpec:
+    """The data to train on: those asked for, or those that another run was trained on."""
+    recorded = recorded_data(info)
+    chosen = replace(data, source=recorded.source) if data.source is None else data
+    return chosen.rooted(recorded).read_like(recorded.images)
 
 
 def kept_by_run(data: DataSpec, run: Path) -> DataSpec:

@@ -63,8 +63,8 @@ class Scale:
 
 
 SMOKE = Scale(
-    epochs=2,
-    recipe_epochs=2,
+    epochs=30,
+    recipe_epochs=12,
     width=8,
     pgd_steps=2,
     test_examples=20,

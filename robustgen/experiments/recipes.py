@@ -116,7 +116,11 @@ class RecipeTable(Experiment):
 
     def conclusion(self, kept: Kept, kept_of: KeptOf) -> str:
         groups = summarise(self, kept)
-        said = [fill(f"{name} {{{name}|standard}}", self, groups) for name, _ in groups]
+        said = [
+            fill(f"{name} {{{name}|{column}}}" + (" under PGD" if column == "pgd" else ""), self, groups)
+            for name, column in groups
+            if column in ("standard", "pgd")
+        ]
         left = [row.key for row in self.rows if (row.key, "standard") not in groups]
         return f"{'; '.join(said)}." + (f" Not measured: {', '.join(left)}." if left else "")
 

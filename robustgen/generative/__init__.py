@@ -14,6 +14,7 @@ from robustgen.generative.energy.energy_model import EnergyModel
 from robustgen.generative.energy.gaussian_mixture import GaussianMixture
 from robustgen.generative.energy.noise_contrastive import NCE
 from robustgen.generative.energy.rbm import RBM
+from robustgen.generative.energy.tilted import Tilted
 from robustgen.generative.fitting import GenerativeObjective, fit
 from robustgen.generative.flows.continuous import ContinuousFlow
 from robustgen.generative.flows.glow import Glow
@@ -30,6 +31,7 @@ from robustgen.generative.latent.ncp_vae import NCPVAE
 from robustgen.generative.latent.pixel_vae import PixelVAE
 from robustgen.generative.latent.prior_hole import prior_hole
 from robustgen.generative.latent.rae import RAE
+from robustgen.generative.latent.top_down_vae import TopDownVAE
 from robustgen.generative.latent.two_stage_vae import TwoStageVAE
 from robustgen.generative.latent.vae import VAE
 from robustgen.generative.latent.vamp_prior_vae import VampPriorVAE
@@ -71,6 +73,8 @@ __all__ = [
     "Pixels",
     "RealNVP",
     "ResidualFlow",
+    "Tilted",
+    "TopDownVAE",
     "TwoStageVAE",
     "VampPriorVAE",
     "fit",

@@ -13,6 +13,7 @@ from robustgen.checks import ROUNDING, check_images, check_shape, plain_argument
 from robustgen.structure import SIZE, check_arguments, check_size
 from robustgen.training import Batch, Source, load_checkpoint, save_checkpoint
 from robustgen.training.checkpoint import holds_run
+from robustgen.training.overfitting import Guard
 from robustgen.weights import rebuild
 
 if TYPE_CHECKING:
@@ -67,6 +68,10 @@ class GenerativeModel(nn.Module, ABC):
         In eval mode; what it learns is kept in buffers, and does not depend on what the epochs before left there. Most
         models have nothing to do here.
         """
+
+    def guard(self) -> Guard | None:
+        """What a training of it watches for; None: nothing but numbers that are not finite."""
+        return None
 
     def check_training(self, n: int, batch_size: int) -> None:
         """ValueError where it cannot be trained on ``n`` images in batches of so many: before anything is written."""

@@ -44,6 +44,7 @@ def fit(model: GenerativeModel, data: Any, val: Any = None, **options: Any) -> l
     if not isinstance(model, GenerativeModel):
         raise TypeError(f"fit trains a generative model, not {type(model).__name__}")
     options.setdefault("optimizer", model.optimizer)
+    options.setdefault("guard", model.guard())
     history = Trainer(GenerativeObjective(), **options).fit(model, data, val)
     model.eval()
     return history

@@ -1,4 +1,4 @@
-"""A guard against catastrophic overfitting of fast adversarial training.
+"""Guards that put back the weights from before something went wrong; one against catastrophic overfitting.
 
 Wong, Rice and Kolter, "Fast is better than free: Revisiting adversarial training", 2020, section 5: within a few steps
 a network trained with a single-step attack may learn to stand against that attack alone; robust accuracy under PGD, on
@@ -8,7 +8,7 @@ is this library's addition.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,7 +20,44 @@ from robustgen.training.batches import Batch
 from robustgen.training.distributed import World
 from robustgen.training.objective import Objective, describe
 
-__all__ = ["OverfittingGuard", "Watch"]
+__all__ = ["Guard", "Judgement", "OverfittingGuard", "Watch"]
+
+
+class Judgement(NamedTuple):
+    """What a guard says of the weights.
+
+    Attributes:
+        row: what to log.
+        level: the higher, the better; the guard is told the highest so far.
+        good: whether these weights are to be put back, should the next be bad.
+        wrong: what is wrong, one line; "": nothing.
+    """
+
+    row: dict[str, float]
+    level: float
+    good: bool
+    wrong: str
+
+
+class Guard(Protocol):
+    """What a trainer asks, every so many steps, about the weights.
+
+    Attributes:
+        every: steps between checks.
+        instead: the objective to go on with once weights were put back; None ends the run.
+    """
+
+    @property
+    def every(self) -> int: ...
+
+    @property
+    def instead(self) -> Objective | None: ...
+
+    def judge(self, model: nn.Module, batch: Batch, step: int, world: World, highest: float) -> Judgement:
+        """After ``step`` completed steps, the last of them on ``batch``; ``highest`` of all levels so far, or 0."""
+
+    def describe(self) -> dict[str, Any]:
+        """Every setting, JSON-able."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +111,18 @@ class OverfittingGuard:
         counts = world.reduce(torch.stack([*hits, torch.full_like(hits[0], len(ids))])).tolist()
         return counts[0] / counts[2], counts[1] / counts[2]
 
+    def judge(self, model: nn.Module, batch: Batch, step: int, world: World, highest: float) -> Judgement:
+        weak, strong = self.accuracies(model, batch, step, world)
+        row = {"guard_weak_accuracy": weak, "guard_strong_accuracy": strong}
+        highest = max(highest, strong)
+        before, wrong = min(highest, weak), ""
+        if strong < before - self.drop and strong < before / 2:  # a small batch alone may cost a drop of 0.2
+            wrong = (
+                f"catastrophic overfitting at step {step}: accuracy {weak:.1%} under the attack of training, "
+                f"{strong:.1%} under the guard's, which was {highest:.1%}"
+            )
+        return Judgement(row, strong, strong >= highest - self.drop / 2, wrong)
+
     def describe(self) -> dict[str, Any]:
         """Every setting, JSON-able."""
         attacks = {"weak": self.weak, "strong": self.strong}
@@ -91,7 +140,7 @@ class Watch:
 
     _STATE: ClassVar = {"row": dict, "highest": float, "kept": {str: Tensor}, "kept_step": int, "fired": str}
 
-    def __init__(self, guard: OverfittingGuard, tensors: Callable[[], dict[str, Tensor]]) -> None:
+    def __init__(self, guard: Guard, tensors: Callable[[], dict[str, Tensor]]) -> None:
         self.guard, self.tensors = guard, tensors
         self.row: dict[str, float] = {}  # what to log
         self.highest = 0.0
@@ -100,26 +149,21 @@ class Watch:
         self.fired = ""  # why, once it has
 
     def look(self, model: nn.Module, batch: Batch, step: int, world: World) -> bool:
-        """Check after ``step`` completed steps: has the network overfitted, and is it back at weights from before?"""
+        """Check after ``step`` completed steps: has the guard put back weights from before?"""
         if self.fired or step % self.guard.every:
             return False
-        weak, strong = self.guard.accuracies(model, batch, step, world)
-        self.row = {"guard_weak_accuracy": weak, "guard_strong_accuracy": strong}
-        self.highest, drop = max(self.highest, strong), self.guard.drop
-        before = min(self.highest, weak)
-        if strong < before - drop and strong < before / 2:  # a small batch alone may cost a drop of 0.2
+        found = self.guard.judge(model, batch, step, world, self.highest)
+        self.row, self.highest = dict(found.row), max(self.highest, found.level)
+        if found.wrong:
             then = "ends with" if self.guard.instead is None else "goes on with a multi-step attack from"
-            self.fired = (
-                f"catastrophic overfitting at step {step}: accuracy {weak:.1%} under the attack of training, "
-                f"{strong:.1%} under the guard's, which was {self.highest:.1%}; the run {then} the weights of step "
-                f"{self.kept_step}"
-            )
+            self.fired = f"{found.wrong}; the run {then} the weights of step {self.kept_step}"
             self.row["kept_step"] = self.kept_step
             with torch.no_grad():
                 for name, tensor in self.tensors().items():
-                    tensor.copy_(self.kept[name])
+                    if name in self.kept:  # none was kept yet where the first look was bad
+                        tensor.copy_(self.kept[name])
             return True
-        if strong >= self.highest - drop / 2:
+        if found.good:
             self.kept, self.kept_step = {k: t.detach().clone() for k, t in self.tensors().items()}, step
         return False
 

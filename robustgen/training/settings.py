@@ -9,7 +9,7 @@ from torch import nn
 from robustgen.checks import check_integers, check_positive, plain_arguments
 from robustgen.training.ema import check_decay
 from robustgen.training.objective import Objective
-from robustgen.training.overfitting import OverfittingGuard
+from robustgen.training.overfitting import Guard
 
 __all__ = ["Settings"]
 
@@ -36,7 +36,7 @@ class Settings:
         precision: str = "float32",
         ema: float | None = None,
         clip_norm: float | None = None,
-        guard: OverfittingGuard | None = None,
+        guard: Guard | None = None,
         val_objective: Objective | None = None,
         best: str | None = None,
         run_dir: str | Path | None = None,

@@ -46,7 +46,7 @@ class Trainer(Settings):
         ema: decay in [0, 1) of an exponential moving average of the weights. Validation uses the averages, and a
             finished ``fit`` leaves them in the model.
         clip_norm: largest norm of the whole gradient.
-        guard: acts where fast adversarial training overfits its attack; see :class:`OverfittingGuard`.
+        guard: puts weights from before back where training goes wrong; see :class:`OverfittingGuard`.
         val_objective: what validation computes in place of ``objective``, such as :class:`RobustAccuracy`.
         best: an entry of the history, "val_adv_accuracy" for one: the checkpoint of the epoch in which it is highest
             is kept beside the latest (:func:`best_checkpoint`).

@@ -17,7 +17,8 @@ _DEPTH = 4  # models in models that a file may describe
 
 def describe_model(model: GenerativeModel) -> dict[str, Any]:
     """What :func:`frozen_model` builds such a model from, JSON-able; its weights are elsewhere."""
-    return {"model_class": type(model).__name__, "model": json.loads(json.dumps(model.config))}
+    description: dict[str, Any] = json.loads(json.dumps({"model_class": type(model).__name__, "model": model.config}))
+    return description
 
 
 def frozen_model(model: "GenerativeModel | Mapping[str, Any]") -> GenerativeModel:

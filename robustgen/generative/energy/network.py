@@ -3,13 +3,15 @@
 import math
 from itertools import pairwise
 
+import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers
 
 __all__ = ["ARCHITECTURES", "EnergyNetwork"]
 
-ARCHITECTURES = ("conv", "residual", "mlp")
+ARCHITECTURES = ("conv", "residual", "mlp", "fourier")
+_FREQUENCY = 10.0  # standard deviation, radians per unit of [-1, 1]
 
 
 class _Block(nn.Module):
@@ -21,6 +23,18 @@ class _Block(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x + self.second(nn.functional.silu(self.first(nn.functional.silu(x))))
+
+
+class _FourierFeatures(nn.Module):
+    """Sines and cosines of random directions, 2 n of them, which are kept with the weights."""
+
+    def __init__(self, dim: int, n: int) -> None:
+        super().__init__()
+        self.register_buffer("directions", _FREQUENCY * torch.randn(dim, n))
+
+    def forward(self, x: Tensor) -> Tensor:
+        phase = x.flatten(1) @ self.directions
+        return torch.cat([phase.sin(), phase.cos()], 1)
 
 
 class _Sum(nn.Module):
@@ -39,14 +53,15 @@ class EnergyNetwork(nn.Sequential):
             et al., "Learning Non-Convergent Non-Persistent Short-Run MCMC Toward Energy-Based Model", 2019, appendix).
             "residual": ``layers`` residual blocks, an average over 2x2 and ``layers`` wider ones, a sum over places, a
             linear layer (Xiao, "Designing Deep Generative Models with Symbiotic Composition", 2022, section 4.4.1).
-            "mlp": ``layers`` hidden layers (section 5.5.1). Swish between layers in all.
+            "mlp": ``layers`` hidden layers (section 5.5.1). "fourier": one on random Fourier features, which learns the
+            fine structure of a few dimensions at once (Tancik et al., "Fourier Features Let Networks Learn High
+            Frequency Functions in Low Dimensional Domains", NeurIPS 2020). Swish between layers in all.
         width: channels at image resolution, twice as many below; units of a hidden layer.
-        layers: see above; None: 3 blocks, or 5 hidden layers. A "conv" has as many as its images need.
+        layers: see above; None: 3 blocks, 5 hidden layers, 2 on Fourier features; a "conv" has as many as it needs.
 
     Raises:
         ValueError: an unknown architecture, a number below 1, or layers of a "conv".
 
-    >>> import torch
     >>> EnergyNetwork((1, 8, 8), width=4)(torch.rand(3, 1, 8, 8)).shape
     torch.Size([3])
     """
@@ -61,7 +76,11 @@ class EnergyNetwork(nn.Sequential):
             check_integers(layers=layers)
             if architecture == "conv":
                 raise ValueError("a 'conv' has as many layers as its images need: leave layers out")
-        super().__init__(*{"conv": _conv, "residual": _residual, "mlp": _mlp}[architecture](shape, width, layers))
+        super().__init__(
+            *{"conv": _conv, "residual": _residual, "mlp": _mlp, "fourier": _fourier}[architecture](
+                shape, width, layers
+            )
+        )
 
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(2 * x - 1).squeeze(1).to(x.dtype)  # under autocast too
@@ -94,6 +113,14 @@ def _residual(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn
 
 
 def _mlp(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn.Module]:
-    sizes = [math.prod(shape), *[width] * (5 if layers is None else layers)]
+    return [nn.Flatten(), *_hidden(math.prod(shape), width, 5 if layers is None else layers)]
+
+
+def _fourier(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn.Module]:
+    return [_FourierFeatures(math.prod(shape), width), *_hidden(2 * width, width, 2 if layers is None else layers)]
+
+
+def _hidden(inputs: int, width: int, layers: int) -> list[nn.Module]:
+    sizes = [inputs, *[width] * layers]
     hidden = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.SiLU())]
-    return [nn.Flatten(), *hidden, nn.Linear(width, 1, bias=False)]
+    return [*hidden, nn.Linear(width, 1, bias=False)]

@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from robustgen.checks import check_integers
-from robustgen.fingerprint import model_fingerprint
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.energy.base_model import describe_model, frozen_model
 from robustgen.generative.energy.gaussian_mixture import GaussianMixture
@@ -104,12 +103,10 @@ class NCE(GenerativeModel):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able; of a base its class, its arguments and a hash of its weights."""
-        base = None
-        if self.noise == "base" and self.base is not None:
-            base = describe_model(self.base) | {"weights": model_fingerprint(self.base)}
+        """The constructor's arguments, JSON-able; of a base its class and its arguments."""
         names = ("shape", "noise", "noise_samples", "proposals", "architecture", "width", "layers")
-        return {name: getattr(self, name) for name in names} | {"base": base}
+        own = {name: getattr(self, name) for name in names}
+        return own | {"base": describe_model(self.base) if self.noise == "base" and self.base is not None else None}
 
     def train(self, mode: bool = True) -> "NCE":
         """The noise stays in eval mode."""

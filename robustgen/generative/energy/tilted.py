@@ -7,6 +7,7 @@ Latent Energy", 2020; Xiao, "Designing Deep Generative Models with Symbiotic Com
 Model and You Should Use Discriminator Driven Latent Sampling", NeurIPS 2020: a discriminator in place of -f.
 """
 
+import inspect
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any, ClassVar, NamedTuple
@@ -14,14 +15,15 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_integers, check_numbers, check_positive
-from robustgen.fingerprint import model_fingerprint
+from robustgen.checks import check_flags, check_integers, check_numbers, check_positive
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
 from robustgen.generative.blocks.pixel_likelihood import Gaussian
 from robustgen.generative.energy.base_model import describe_model, frozen_model
+from robustgen.generative.energy.energy_guard import EnergyGuard
 from robustgen.generative.energy.langevin import langevin
 from robustgen.generative.energy.network import EnergyNetwork
+from robustgen.generative.flows.base import Flow
 from robustgen.training import Batch
 
 __all__ = ["LogPartition", "Tilted", "energy_overlap"]
@@ -78,8 +80,10 @@ class Tilted(GenerativeModel):
         steps: of a chain in training; 0: samples of the base are the negatives.
         sample_steps: of a chain from noise to a sample.
         step_size: of Langevin dynamics; its noise is sqrt(2 step_size), eta = 2 step_size in the paper.
+        adjusted: by the rule of Metropolis and Hastings, which costs nothing and keeps chains from going astray where
+            f has become too steep for the step; where it refuses nearly all steps, chains stand still instead.
         persistent: chance that a chain of training goes on from the buffer in place of fresh noise; it rises to this
-            over ``warm_up`` steps. What is kept is the noise of latents alone, that of pixels is always fresh.
+            over ``warm_up`` steps. What is kept is noise of the space "noise" or "joint".
         warm_up: see there.
         buffer_size: chains that are kept, as a buffer of the module; only where ``persistent`` > 0.
         regularisation: weight of E f(x)^2 on data and negatives, which keeps f near zero.
@@ -89,6 +93,7 @@ class Tilted(GenerativeModel):
 
     Attributes:
         base_log_prob_kind: of the base.
+        gap: a moving average of E f(negatives) - E f(data) in training, which is 0 where chains follow the density.
 
     Raises:
         TypeError: the base is no generative model, or the energy no module.
@@ -103,6 +108,7 @@ class Tilted(GenerativeModel):
     """
 
     log_prob_kind: ClassVar[str | None] = "unnormalised"
+    gap: Tensor
     replay: Tensor
 
     def __init__(
@@ -117,6 +123,7 @@ class Tilted(GenerativeModel):
         steps: int = 60,
         sample_steps: int = 100,
         step_size: float = 0.005,
+        adjusted: bool = False,
         persistent: float = 0.0,
         warm_up: int = 5000,
         buffer_size: int = 10_000,
@@ -126,6 +133,7 @@ class Tilted(GenerativeModel):
     ) -> None:
         base = frozen_model(base)
         super().__init__(base.shape)
+        check_flags(adjusted=adjusted)
         check_integers(0, steps=steps, warm_up=warm_up)
         check_integers(sample_steps=sample_steps, buffer_size=buffer_size)
         check_numbers(persistent=persistent, regularisation=regularisation, spectral=spectral, step_size=step_size)
@@ -138,12 +146,15 @@ class Tilted(GenerativeModel):
             raise ValueError(f"persistent must be in [0, 1], got {persistent}")
         if space not in SPACES:
             raise ValueError(f"space must be one of {', '.join(SPACES)}, got {space!r}")
+        if persistent and space in ("image", "pair"):
+            raise ValueError(f"chains persist in noise alone: set space or persistent, got {space!r} and {persistent}")
         if base_lr is not None:
             check_positive(base_lr=base_lr)
             if persistent:
                 raise ValueError("a base that learns makes other images of kept noise: set base_lr or persistent")
         self.base, self.space, self.architecture, self.width, self.layers = base, space, architecture, width, layers
         self.steps, self.sample_steps, self.step_size = steps, sample_steps, step_size
+        self.adjusted = adjusted
         self.persistent, self.warm_up, self.buffer_size = persistent, warm_up, buffer_size
         self.regularisation, self.spectral, self.base_lr = regularisation, spectral, base_lr
         self._check_space()
@@ -153,8 +164,9 @@ class Tilted(GenerativeModel):
         self.base_log_prob_kind = base.log_prob_kind
         if base.log_prob_kind is None and space != "image":
             self.log_prob_kind = None  # type: ignore[misc]
+        self.register_buffer("gap", torch.zeros(()))
         if persistent:
-            self.register_buffer("replay", torch.randn(buffer_size, *self._noise))
+            self.register_buffer("replay", self._fresh(buffer_size))
         if base_lr is not None:
             self._free_generator()
         self.to(device=base.device, dtype=base.dtype)
@@ -168,20 +180,23 @@ class Tilted(GenerativeModel):
             raise ValueError(f"space={self.space!r} is of a VAE with Gaussian pixels: this {name} takes space='noise'")
         self._noise = base.noise_shape
         self._latents = math.prod(self._noise)
+        if base.device.type == "meta":  # a plan without values
+            return
         with torch.enable_grad():
-            eps = torch.zeros(1, *self._noise, device=base.device, dtype=base.dtype, requires_grad=True)
-            if base.from_noise(eps).grad_fn is None:
+            eps = torch.linspace(-1, 1, self._latents, device=base.device, dtype=base.dtype).view(1, *self._noise)
+            x = base.from_noise(eps.requires_grad_())
+            if x.grad_fn is None or not torch.autograd.grad(x.sum(), eps)[0].any():
                 raise ValueError(f"images of {name} have no gradient by their noise: it cannot be the base of a tilt")
 
     def _made(self, energy: str | nn.Module) -> nn.Module:
         if energy == "network":
-            return EnergyNetwork(
-                self.shape, width=self.width, architecture=self.architecture, layers=self.layers
-            )
+            return EnergyNetwork(self.shape, width=self.width, architecture=self.architecture, layers=self.layers)
         if energy == "discriminator":
             if not hasattr(self.base, "discriminate"):
                 raise ValueError(f"energy='discriminator' is of a GAN: {type(self.base).__name__} has none")
             return nn.Identity()  # f is the base's own
+        if energy == "own":
+            raise ValueError("the energy was a module of its user's: make Tilted(base, module), then load its weights")
         if not isinstance(energy, nn.Module):
             raise TypeError(f"energy must be 'network', 'discriminator' or a module, got {energy!r}")
         x = torch.zeros(2, *self.shape, device=self.base.device, dtype=self.base.dtype)
@@ -202,7 +217,8 @@ class Tilted(GenerativeModel):
         with torch.enable_grad():
             eps = torch.zeros(1, *self._noise, device=self.base.device, dtype=self.base.dtype)
             parameters = list(self.base.parameters())
-            found = torch.autograd.grad(self.base.from_noise(eps).sum(), parameters, allow_unused=True)
+            x = eps if eps.is_meta else self.base.from_noise(eps)  # a plan without values has no images
+            found = torch.autograd.grad(x.sum(), parameters, allow_unused=True) if x.requires_grad else parameters
         for parameter, gradient in zip(parameters, found, strict=True):
             parameter.requires_grad_(gradient is not None)
 
@@ -213,11 +229,11 @@ class Tilted(GenerativeModel):
 
     @property
     def config(self) -> dict[str, Any]:
-        """The constructor's arguments, JSON-able; of the base its class, its arguments and a hash of its weights."""
-        base = describe_model(self.base) | {"weights": model_fingerprint(self.base)}
-        names = ("architecture", "width", "layers", "space", "steps", "sample_steps", "step_size", "persistent")
-        names += ("warm_up", "buffer_size", "regularisation", "spectral", "base_lr")
-        return {"base": base, "energy": self.energy_kind} | {name: getattr(self, name) for name in names}
+        """The constructor's arguments, JSON-able; of the base its class and its arguments."""
+        own = [name for name in inspect.signature(type(self)).parameters if name not in ("base", "energy")]
+        return {"base": describe_model(self.base), "energy": self.energy_kind} | {
+            name: getattr(self, name) for name in own
+        }
 
     def train(self, mode: bool = True) -> "Tilted":
         """The base stays in eval mode, whatever the mode: its images are a function of each noise alone."""
@@ -226,10 +242,23 @@ class Tilted(GenerativeModel):
         return self
 
     def energy(self, x: Tensor) -> Tensor:
-        """f(x) in nats, (N,), of images x (N, *shape)."""
-        if self.energy_kind == "discriminator":
-            return -self.base.discriminate(x.clamp(0, 1))  # type: ignore[operator]
-        return self.network(x)
+        """f(x) in nats, (N,), of images x (N, *shape) in [0, 1]; raises as :meth:`check` does.
+
+        Where the base is a flow that dequantizes, of x with the noise that its own score has.
+        """
+        x = self.check(x)
+        return self._energy(self._points(x, fresh=False)) if len(x) else x.flatten(1).sum(1)
+
+    def _energy(self, x: Tensor) -> Tensor:
+        """Of any points (N, *shape)."""
+        found: Tensor = (
+            -self.base.discriminate(x.clamp(0, 1)) if self.energy_kind == "discriminator" else self.network(x)
+        )
+        return found
+
+    def _points(self, x: Tensor, fresh: bool) -> Tensor:
+        """Images as points of the base: with dequantization noise of a flow, or f would know data by their levels."""
+        return self.base._spread(x, fresh)[0].to(x.dtype) if isinstance(self.base, Flow) else x
 
     def _log_prob(self, x: Tensor) -> Tensor:
         return -self.energy(x) if self.space == "image" else self.base.log_prob(x) - self.energy(x)
@@ -240,14 +269,14 @@ class Tilted(GenerativeModel):
         of_base = self.base.importance_weighted_log_prob  # an AttributeError is the answer where there is none
 
         def tilted(x: Tensor, samples: int = 100, chunk: int | None = None) -> Tensor:
-            return of_base(x, samples, chunk) - self.energy(self.check(x))
+            return of_base(x, samples, chunk) - self.energy(x)
 
         return tilted
 
     # --- chains ------------------------------------------------------------------------------------------------------
 
     def _fresh(self, n: int, generator: torch.Generator | None = None) -> Tensor:
-        """Where a chain begins: standard normal noise (N, *noise_shape), or with that of pixels behind it (N, D + P)."""
+        """Where a chain begins: standard normal noise (N, *noise_shape); (N, D + P) with that of pixels behind it."""
         count = self._noise if self.space in ("noise", "image") else (self._latents + self.dimensions,)
         return torch.randn(n, *count, generator=generator, device=self.device, dtype=self.dtype)
 
@@ -261,31 +290,33 @@ class Tilted(GenerativeModel):
     @property
     def _scale(self) -> Tensor:
         """Standard deviation of the base's pixels."""
-        return torch.as_tensor(self.base.distribution.scale).to(self.device, self.dtype)  # type: ignore[union-attr]
+        return torch.as_tensor(self.base.distribution.scale).to(self.device, self.dtype)
 
     def _potential(self, eps: Tensor) -> Tensor:
         """U(eps) (N,)."""
-        return self.energy(self._pushed(eps)) + 0.5 * eps.square().flatten(1).sum(1)
+        return self._energy(self._pushed(eps)) + 0.5 * eps.square().flatten(1).sum(1)
 
     def _pair_potential(self, pair: Tensor) -> Tensor:
         """f(x) - log p(x | z) - log p(z) up to a constant, of z and x beside each other."""
         z, x = pair.split([self._latents, self.dimensions], 1)
         mean = self.base.from_noise(z.view(-1, *self._noise)).flatten(1)
         inner = gaussian_log_prob(x, mean, self._scale.log().expand_as(x)).sum(1) - 0.5 * z.square().sum(1)
-        return self.energy(x.view(-1, *self.shape)) - inner
+        return self._energy(x.view(-1, *self.shape)) - inner
 
     def _chains(self, eps: Tensor, steps: int, generator: torch.Generator | None = None) -> tuple[Tensor, Tensor]:
         """The images at the end of chains that start at noise ``eps``, and the noise there, both without graph."""
         with torch.no_grad():
             if self.space == "image":
                 start = self._pushed(eps).clamp(0, 1)
-                x = langevin(self.energy, start, steps, self.step_size, reflected=True, generator=generator)
+                x = langevin(self._energy, start, steps, self.step_size, reflected=True, generator=generator)
                 return x, eps
             if self.space == "pair":
                 pair = torch.cat([eps[:, : self._latents], self._pushed(eps).flatten(1)], 1)
-                pair = langevin(self._pair_potential, pair, steps, self.step_size, generator=generator)
+                pair = langevin(
+                    self._pair_potential, pair, steps, self.step_size, adjusted=self.adjusted, generator=generator
+                )
                 return pair[:, self._latents :].view(-1, *self.shape), pair
-            eps = langevin(self._potential, eps, steps, self.step_size, generator=generator)
+            eps = langevin(self._potential, eps, steps, self.step_size, adjusted=self.adjusted, generator=generator)
             return self._pushed(eps), eps
 
     def _negatives(self, n: int, step: int) -> Tensor:
@@ -295,23 +326,13 @@ class Tilted(GenerativeModel):
             return self._chains(eps, self.steps)[0]
         kept = torch.randperm(self.buffer_size, device=self.device)[:n]
         share = self.persistent * min(1.0, step / self.warm_up if self.warm_up else 1.0)
-        goes_on = torch.rand(n, device=self.device) < share
-        latent = torch.where(goes_on.view(-1, *[1] * len(self._noise)), self.replay[kept], self._latent(eps))
-        if self.space in ("noise", "image"):
-            start = latent
-        else:
-            start = torch.cat([latent.flatten(1), eps[:, self._latents :]], 1)
-        x, end = self._chains(start, self.steps)
-        self.replay[kept] = self._latent(end)
+        goes_on = torch.rand(n, *[1] * (eps.ndim - 1), device=self.device) < share
+        x, self.replay[kept] = self._chains(torch.where(goes_on, self.replay[kept], eps), self.steps)
         return x
 
-    def _latent(self, eps: Tensor) -> Tensor:
-        if self.space in ("noise", "image"):
-            return eps
-        return eps[:, : self._latents].reshape(-1, *self._noise)
-
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        return self._chains(self._fresh(n, generator), self.sample_steps, generator)[0].clamp(0, 1)
+        x = self._chains(self._fresh(n, generator), self.sample_steps, generator)[0]
+        return self.base.on_levels(x) if isinstance(self.base, Flow) else x.clamp(0, 1)
 
     @torch.no_grad()
     def log_partition(self, n: int = 10_000, generator: torch.Generator | None = None) -> LogPartition:
@@ -324,7 +345,7 @@ class Tilted(GenerativeModel):
         if self.space == "image":
             raise ValueError("space='image' is no tilt of the base: it has no log Z that samples of the base tell")
         parts = [
-            -self.energy(self._pushed(self._fresh(min(_ROWS, n - first), generator))).double()
+            -self._energy(self._pushed(self._fresh(min(_ROWS, n - first), generator))).double()
             for first in range(0, n, _ROWS)
         ]
         weights = torch.cat(parts)
@@ -348,15 +369,19 @@ class Tilted(GenerativeModel):
         """E f(data) - E f(negatives), and what keeps f small; both energies and their overlap are logged."""
         if self.base_lr is not None and self.player_at(step) == "generator":
             eps = self._fresh(len(batch.x))
-            return {"loss": self.energy(self._pushed(eps)).mean()}
-        return self._losses(batch.x, self._negatives(len(batch.x), step), self.training)
+            return {"loss": self._energy(self._pushed(eps)).mean()}
+        losses = self._losses(batch.x, self._negatives(len(batch.x), step), self.training)
+        if self.training:
+            self.gap += 0.05 * (losses["sample_energy"] - losses["data_energy"] - self.gap)
+        return losses
 
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The same without what keeps f small, against chains from fresh noise."""
         return self._losses(batch.x, self._chains(self._fresh(len(batch.x)), self.steps)[0], False)
 
     def _losses(self, x: Tensor, negatives: Tensor, penalised: bool) -> dict[str, Tensor]:
-        on_data, on_negatives = self.energy(torch.cat([x, negatives])).split([len(x), len(negatives)])
+        x = self._points(x, fresh=penalised)
+        on_data, on_negatives = self._energy(torch.cat([x, negatives])).split([len(x), len(negatives)])
         loss = on_data.mean() - on_negatives.mean()
         logged = {"data_energy": on_data.detach().mean(), "sample_energy": on_negatives.detach().mean()}
         logged["overlap"] = energy_overlap(on_data.detach(), on_negatives.detach())
@@ -365,6 +390,9 @@ class Tilted(GenerativeModel):
             if self._vectors is not None:
                 loss = loss + self.spectral * self._vectors(self.network)
         return {"loss": loss} | logged
+
+    def guard(self) -> EnergyGuard:
+        return EnergyGuard()
 
     def optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:  # type: ignore[override]
         """Adam, lr 1e-4, of the base ``base_lr``."""

@@ -139,7 +139,10 @@ class Flow(GenerativeModel):
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         eps = torch.randn(n, *self.noise_shape, generator=generator, device=self.device, dtype=self.dtype)
-        x = self._from_noise(eps)
+        return self.on_levels(self._from_noise(eps))
+
+    def on_levels(self, x: Tensor) -> Tensor:
+        """The images (N, *shape) that points x stand for: on the levels that dequantization spreads, else clamped."""
         if self.pixels is None:
             return x.clamp(0, 1)
         return (x * self.levels).floor().clamp(0, self.levels - 1) / (self.levels - 1)
