@@ -211,6 +211,18 @@ def _energy() -> nn.Module:
     return _GaussianEnergy(model.mean.detach(), model.covariance, model.shape)
 
 
+class _AgainstUniform(Gaussian):
+    """Beside the uniform density of the cube, which is 1."""
+
+    def log_ratio(self, x):
+        return self.log_prob(x)
+
+
+def _ratio() -> nn.Module:
+    gaussian = _gaussian()
+    return _AgainstUniform(gaussian.mean.data, gaussian.covariance, (1, 2, 4))
+
+
 def _of_pixels() -> nn.Module:
     model = _gaussian()
     model.pixels = Pixels(256, "nearest")
@@ -265,6 +277,7 @@ FACTORIES = {
         _case(Pictures, room.DensityOfStates, _ensemble),
         _case(Pictures, partial(room.DensityOfStates, estimator="svm"), _latent),
     ],
+    "DensityRatio": [_case(Pictures, room.DensityRatio, _ratio)],
     "Discriminator": [_case(Pictures, room.Discriminator, _critic)],
     "Energy": [_case(Clusters, room.Energy, Bumps)],
     "FeatureLikelihood": [

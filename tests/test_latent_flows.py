@@ -26,10 +26,10 @@ from robustgen.generative import (
     fit_latent_flow,
     prior_hole,
 )
+from robustgen.generative.blocks.gaussian import Mixture
 from robustgen.generative.latent.coders import InfoGANDecoder, InfoGANEncoder
 from robustgen.generative.latent.latent_flow import fit_states
 from robustgen.generative.latent.prior_hole import mmd_squared
-from robustgen.generative.latent.rae import GaussianMixture
 from robustgen.training import Batch, as_source
 
 SHAPE = (1, 8, 8)
@@ -148,7 +148,7 @@ def test_a_mixture_is_that_of_scikit_learn():
     torch.manual_seed(0)
     scale = torch.tensor([1.0, 100.0, 0.01], dtype=torch.float64)
     z = torch.cat([torch.randn(200, 3) @ torch.randn(3, 3), 4 + torch.randn(100, 3)]).double()
-    ours = GaussianMixture(2, 3).double().fit(z * scale)
+    ours = Mixture(2, 3).double().fit(z * scale)
     std = z.std(0, correction=0)
     points = ((z - z.mean(0)) / std).numpy()
     theirs = mixture.GaussianMixture(2, random_state=0).fit(points)
@@ -163,16 +163,16 @@ def test_a_mixture_is_of_the_codes_that_the_training_ends_with():
     torch.manual_seed(0)
     rae, x = RAE(SHAPE, latent_dim=2, architecture="mlp", width=16, components=3), _x(40)
     fit(rae, x, x[:8], epochs=2, batch_size=20, ema=0.9, progress=False)
-    again = GaussianMixture(3, 2).fit(rae.encode(x).detach())
+    again = Mixture(3, 2).fit(rae.encode(x).detach())
     torch.testing.assert_close(rae.mixture.means, again.means)
-    with pytest.raises(ValueError, match="components=3 Gaussians need as many codes, got 2: take fewer"):
+    with pytest.raises(ValueError, match="components=3 Gaussians need as many points, got 2: take fewer"):
         rae.fit_without_gradients(as_source(x[:2]))
 
 
 def test_what_cannot_be_trained_on_is_refused_before_a_run_is_made(tmp_path):
     rae = RAE(SHAPE, latent_dim=2, architecture="mlp", width=16, components=41)
     before, where = model_fingerprint(rae), tmp_path / "run"
-    with pytest.raises(ValueError, match="components=41 Gaussians need as many codes, got 40: take fewer"):
+    with pytest.raises(ValueError, match="components=41 Gaussians need as many points, got 40: take fewer"):
         fit(rae, _x(40), run_dir=where, progress=False)
     glf = GLF(SHAPE, latent_dim=2, width=4)
     for n, size in ((9, 4), (1, 4), (4, 1)):

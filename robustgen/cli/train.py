@@ -59,8 +59,8 @@ def train(
             help="A generative model: vae, iaf-vae, pixel-vae, hierarchical-pixel-vae, flow-prior-vae, "
             "flow-posterior-vae, two-stage-vae, vamp-prior-vae, ncp-vae, glf, rae, wae, pixelcnn, gated-pixelcnn, "
             "pixelcnn++, pixelrnn, realnvp, glow, maf, residual-flow, continuous-flow, dcgan, lsgan, wgan-gp, ebm, "
-            "top-down-vae, tilted (with --base), noise-free-ebm, equilibrium-matching, product-of-experts, denoiser; "
-            "without: a classifier.",
+            "rbm, dbm, nce, gaussian-mixture, noise-free-ebm, equilibrium-matching, product-of-experts, top-down-vae, "
+            "tilted, denoiser; without: a classifier.",
         ),
     ] = None,
     data: DataOption = None,

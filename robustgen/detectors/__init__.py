@@ -4,6 +4,7 @@ from robustgen.detectors.autoencoder_reconstruction import AutoencoderReconstruc
 from robustgen.detectors.base import Detector
 from robustgen.detectors.compressed_size import CompressedSize
 from robustgen.detectors.density_of_states import DensityOfStates
+from robustgen.detectors.density_ratio import DensityRatio
 from robustgen.detectors.discriminator import Discriminator
 from robustgen.detectors.energy import Energy
 from robustgen.detectors.feature_likelihood import FeatureLikelihood
@@ -34,6 +35,7 @@ __all__ = [
     "AutoencoderReconstruction",
     "CompressedSize",
     "DensityOfStates",
+    "DensityRatio",
     "Detector",
     "Discriminator",
     "Energy",

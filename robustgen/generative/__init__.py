@@ -9,10 +9,14 @@ from robustgen.generative.autoregressive.pixelcnn_plus_plus import PixelCNNPlusP
 from robustgen.generative.autoregressive.pixelrnn import PixelRNN
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
+from robustgen.generative.energy.deep_boltzmann_machine import DBM
 from robustgen.generative.energy.energy_model import EnergyModel
 from robustgen.generative.energy.equilibrium_matching import EquilibriumMatching
+from robustgen.generative.energy.gaussian_mixture import GaussianMixture
+from robustgen.generative.energy.noise_contrastive import NCE
 from robustgen.generative.energy.noise_free import NoiseFreeEBM
 from robustgen.generative.energy.product_of_experts import ProductOfExperts
+from robustgen.generative.energy.rbm import RBM
 from robustgen.generative.energy.tilted import Tilted
 from robustgen.generative.fitting import GenerativeObjective, fit
 from robustgen.generative.flows.continuous import ContinuousFlow
@@ -39,13 +43,16 @@ from robustgen.generative.loading import load, model_classes
 from robustgen.generative.pixels import Pixels
 
 __all__ = [
+    "DBM",
     "DCGAN",
     "GLF",
     "IAFVAE",
     "LSGAN",
     "MAF",
+    "NCE",
     "NCPVAE",
     "RAE",
+    "RBM",
     "VAE",
     "WAE",
     "WGANGP",
@@ -57,6 +64,7 @@ __all__ = [
     "FlowPosteriorVAE",
     "FlowPriorVAE",
     "GatedPixelCNN",
+    "GaussianMixture",
     "GenerativeModel",
     "GenerativeObjective",
     "Glow",

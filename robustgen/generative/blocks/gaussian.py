@@ -1,12 +1,16 @@
-"""Diagonal Gaussians, by mean and log standard deviation."""
+"""Diagonal Gaussians, by mean and log standard deviation; mixtures of Gaussians, by expectation and maximisation."""
 
 import math
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["bounded_log_std", "gaussian_kl", "gaussian_log_prob"]
+from robustgen.turns import warnings_set_to
+
+__all__ = ["COVARIANCES", "Mixture", "bounded_log_std", "gaussian_kl", "gaussian_log_prob"]
+
+COVARIANCES = ("full", "diag")
 
 
 def gaussian_log_prob(x: Tensor, mean: Tensor | float = 0.0, log_std: Tensor | float = 0.0) -> Tensor:
@@ -41,3 +45,83 @@ def bounded_log_std(a: Tensor) -> Tensor:
     tensor([-3.,  0.,  1.])
     """
     return a.clamp(max=0) + torch.log1p(F.relu(a))
+
+
+class Mixture(nn.Module):
+    """A mixture of Gaussians in R^D, fitted by scikit-learn; before, all of them are N(0, I).
+
+    Args:
+        components, dim: how many of what dimension D.
+        covariance: "full", or "diag" for axes alone.
+
+    >>> mixture = Mixture(2, dim=1).fit(torch.tensor([[-1.0], [-1.1], [5.0], [5.1]]))
+    >>> mixture.means.flatten().sort().values.round(decimals=2), mixture.weights
+    (tensor([-1.0500,  5.0500]), tensor([0.5000, 0.5000]))
+    """
+
+    weights: Tensor
+    means: Tensor
+    factors: Tensor
+
+    def __init__(self, components: int, dim: int, covariance: str = "full") -> None:
+        super().__init__()
+        self.covariance = covariance
+        self.register_buffer("weights", torch.full((components,), 1 / components))
+        self.register_buffer("means", torch.zeros(components, dim))
+        one = torch.eye(dim) if covariance == "full" else torch.ones(dim)
+        self.register_buffer("factors", one.repeat(components, *[1] * one.ndim))  # L of covariances L L'; of axes, std
+
+    def check_points(self, n: int) -> None:
+        """ValueError where ``n`` points are fewer than components."""
+        if n < len(self.weights):
+            raise ValueError(f"components={len(self.weights)} Gaussians need as many points, got {n}: take fewer")
+
+    def fit(self, z: Tensor, floor: float | None = None) -> "Mixture":
+        """Take the maximum of the likelihood of z (N, D) that EM finds from k-means; the same for the same z.
+
+        Args:
+            floor: a standard deviation, whose square every variance is raised by; None: a thousandth of that of z.
+
+        Raises:
+            ValueError: fewer points than components.
+        """
+        from sklearn import mixture
+        from sklearn.exceptions import ConvergenceWarning
+
+        self.check_points(len(z))
+        centre, scale = z.mean(0), torch.ones_like(z[0])
+        if floor is None:  # scikit-learn's knows no scale
+            std = z.std(0, correction=0)
+            scale = torch.where(std > 0, std, scale)
+        points = ((z - centre) / scale).double().cpu().numpy()
+        options = {"covariance_type": self.covariance, "reg_covar": 1e-6 if floor is None else floor**2}
+        with warnings_set_to("ignore", ConvergenceWarning):
+            found = mixture.GaussianMixture(len(self.weights), random_state=0, **options).fit(points)
+        covariances = torch.from_numpy(found.covariances_)
+        self.weights.copy_(torch.from_numpy(found.weights_))
+        self.means.copy_(centre + scale * torch.from_numpy(found.means_).to(z))
+        if self.covariance == "full":
+            self.factors.copy_(scale[:, None] * torch.linalg.cholesky(covariances).to(z))
+        else:
+            self.factors.copy_(scale * covariances.sqrt().to(z))
+        return self
+
+    def log_prob(self, z: Tensor) -> Tensor:
+        """log p(z) (N,) in nats of z (N, D)."""
+        centred = z[None] - self.means[:, None]  # (K, N, D)
+        if self.covariance == "full":
+            white = torch.linalg.solve_triangular(self.factors, centred.mT, upper=False).mT
+            scales = self.factors.diagonal(dim1=1, dim2=2)  # (K, D)
+        else:
+            white, scales = centred / self.factors[:, None], self.factors
+        volume = scales.log().sum(1) + 0.5 * z.shape[1] * math.log(2 * math.pi)
+        parts = self.weights.log()[:, None] - volume[:, None] - 0.5 * white.square().sum(2)  # (K, N)
+        return parts.logsumexp(0)
+
+    def of_noise(self, noise: Tensor) -> Tensor:
+        """Points (N, D) of standard normal ``noise`` (N, D + 1), whose first number picks the component."""
+        u = torch.special.ndtr(noise[:, 0])
+        k = torch.searchsorted(self.weights.cumsum(0), u).clamp(max=len(self.weights) - 1)
+        if self.covariance == "full":
+            return self.means[k] + (self.factors[k] @ noise[:, 1:, None]).squeeze(2)
+        return self.means[k] + self.factors[k] * noise[:, 1:]

@@ -10,7 +10,7 @@ Model and You Should Use Discriminator Driven Latent Sampling", NeurIPS 2020: a 
 import inspect
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from robustgen.checks import check_flags, check_integers, check_numbers, check_p
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
 from robustgen.generative.blocks.pixel_likelihood import Gaussian
+from robustgen.generative.energy.annealed_importance_sampling import LogPartition, of_log_weights
 from robustgen.generative.energy.base_model import describe_model, frozen_model
 from robustgen.generative.energy.energy_guard import EnergyGuard
 from robustgen.generative.energy.langevin import langevin
@@ -26,24 +27,10 @@ from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.generative.flows.base import Flow
 from robustgen.training import Batch
 
-__all__ = ["LogPartition", "Tilted", "energy_overlap"]
+__all__ = ["Tilted", "energy_overlap"]
 
 SPACES = ("noise", "joint", "image", "pair")
 _ROWS = 256  # images at once in an estimate of log Z
-
-
-class LogPartition(NamedTuple):
-    """An estimate of log Z from n draws of the base.
-
-    Attributes:
-        value: log of the mean of exp(-f), nats.
-        standard_error: of ``value``, by the delta method; too small where few draws carry the sum.
-        effective_samples: (sum of exp(-f))^2 / sum of exp(-2 f), at most n. Where it is a handful, believe nothing.
-    """
-
-    value: float
-    standard_error: float
-    effective_samples: float
 
 
 def energy_overlap(on_data: Tensor, on_samples: Tensor) -> Tensor:
@@ -348,12 +335,7 @@ class Tilted(GenerativeModel):
             -self._energy(self._pushed(self._fresh(min(_ROWS, n - first), generator))).double()
             for first in range(0, n, _ROWS)
         ]
-        weights = torch.cat(parts)
-        value = torch.logsumexp(weights, 0) - math.log(n)
-        relative = (weights - value).exp()
-        return LogPartition(
-            value.item(), (relative.std() / math.sqrt(n)).item(), (relative.sum() ** 2 / relative.square().sum()).item()
-        )
+        return of_log_weights(torch.cat(parts))
 
     # --- training ----------------------------------------------------------------------------------------------------
 

@@ -4,81 +4,19 @@ Ghosh, Sajjadi, Vergari, Black and Schoelkopf, "From Variational to Deterministi
 (squared codes, weight decay of the decoder) and section 4 (the density that is fitted afterwards).
 """
 
-import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_numbers
+from robustgen.generative.blocks.gaussian import Mixture
 from robustgen.generative.latent.autoencoder import AutoEncoder, adam_with_decay
 from robustgen.training import Batch, Source
-from robustgen.turns import warnings_set_to
 
-__all__ = ["RAE", "GaussianMixture"]
+__all__ = ["RAE"]
 
 _CODES = 10_000  # that a mixture is fitted to
-
-
-class GaussianMixture(nn.Module):
-    """A mixture of Gaussians in R^D with full covariances, fitted by scikit-learn; before, all of them are N(0, I).
-
-    Args:
-        components, dim: how many of what dimension D.
-
-    >>> mixture = GaussianMixture(2, dim=1).fit(torch.tensor([[-1.0], [-1.1], [5.0], [5.1]]))
-    >>> mixture.means.flatten().sort().values.round(decimals=2), mixture.weights
-    (tensor([-1.0500,  5.0500]), tensor([0.5000, 0.5000]))
-    """
-
-    weights: Tensor
-    means: Tensor
-    factors: Tensor
-
-    def __init__(self, components: int, dim: int) -> None:
-        super().__init__()
-        self.register_buffer("weights", torch.full((components,), 1 / components))
-        self.register_buffer("means", torch.zeros(components, dim))
-        self.register_buffer("factors", torch.eye(dim).repeat(components, 1, 1))  # L of covariances L L'
-
-    def check_points(self, n: int) -> None:
-        """ValueError where ``n`` points are fewer than components."""
-        if n < len(self.weights):
-            raise ValueError(f"components={len(self.weights)} Gaussians need as many codes, got {n}: take fewer")
-
-    def fit(self, z: Tensor) -> "GaussianMixture":
-        """Take the maximum of the likelihood of z (N, D) that EM finds from k-means; the same for the same z.
-
-        Raises:
-            ValueError: fewer points than components.
-        """
-        from sklearn import mixture
-        from sklearn.exceptions import ConvergenceWarning
-
-        self.check_points(len(z))
-        centre, scale = z.mean(0), z.std(0, correction=0)  # scikit-learn's floor for variances knows no scale
-        scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-        points = ((z - centre) / scale).double().cpu().numpy()
-        with warnings_set_to("ignore", ConvergenceWarning):
-            found = mixture.GaussianMixture(len(self.weights), random_state=0).fit(points)
-        self.weights.copy_(torch.from_numpy(found.weights_))
-        self.means.copy_(centre + scale * torch.from_numpy(found.means_).to(z))
-        self.factors.copy_(scale[:, None] * torch.linalg.cholesky(torch.from_numpy(found.covariances_)).to(z))
-        return self
-
-    def log_prob(self, z: Tensor) -> Tensor:
-        """log p(z) (N,) in nats of z (N, D)."""
-        centred = (z[None] - self.means[:, None]).mT  # (K, D, N)
-        white = torch.linalg.solve_triangular(self.factors, centred, upper=False)
-        volume = self.factors.diagonal(dim1=1, dim2=2).log().sum(1) + 0.5 * z.shape[1] * math.log(2 * math.pi)
-        parts = self.weights.log()[:, None] - volume[:, None] - 0.5 * white.square().sum(1)  # (K, N)
-        return parts.logsumexp(0)
-
-    def of_noise(self, noise: Tensor) -> Tensor:
-        """Points (N, D) of standard normal ``noise`` (N, D + 1), whose first number picks the component."""
-        u = torch.special.ndtr(noise[:, 0])
-        k = torch.searchsorted(self.weights.cumsum(0), u).clamp(max=len(self.weights) - 1)
-        return self.means[k] + (self.factors[k] @ noise[:, 1:, None]).squeeze(2)
 
 
 class RAE(AutoEncoder):
@@ -121,7 +59,7 @@ class RAE(AutoEncoder):
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}")
         self.gamma, self.components, self.decoder_decay = gamma, components, decoder_decay
-        self.mixture = GaussianMixture(components, latent_dim)
+        self.mixture = Mixture(components, latent_dim)
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
