@@ -24,7 +24,15 @@ from robustgen.experiments.lamb2018 import (
     table_2_6,
     table_2_7,
 )
-from robustgen.experiments.xiao2022 import beta_study, bits_per_dim, noise_free_toys, samples, tilted_toys, unseen
+from robustgen.experiments.xiao2022 import (
+    beta_study,
+    bits_per_dim,
+    noise_free_toys,
+    samples,
+    tilted_samples,
+    tilted_toys,
+    unseen,
+)
 
 __all__ = ["find", "table"]
 
@@ -65,6 +73,8 @@ _EXPERIMENTS: tuple[Experiment, ...] = (
     unseen.FAR_OOD,
     unseen.HELD_OUT,
     tilted_toys.EXPERIMENT,
+    tilted_samples.EXPERIMENT,
+    unseen.TILTED,
     noise_free_toys.EXPERIMENT,
 )
 

@@ -156,6 +156,7 @@ class TrainingCache:
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
+            guard=model.guard(),
             after_epoch=save,
         )
         return history, run_dir

@@ -109,6 +109,9 @@ DETECTORS: dict[str, ComparedDetector] = {
         )
         for parts, title in (("latent", "density of codes"), ("reconstruction", "squared error"), ("sum", "both"))
     },
+    "tilt-base": _likelihood("VAE", "tilt-base"),
+    "tilted": _likelihood("VAE, tilted", "tilted"),
+    "tilted-energy": ComparedDetector(title="the tilt's energy alone", detector="ModelEnergy", models=("tilted",)),
     "compressed-size": ComparedDetector(title="compressed size alone", detector="CompressedSize"),
     "brightness": ComparedDetector(title="mean brightness alone", detector="MeanBrightness"),
     "pca": ComparedDetector(title="PCA residual", detector="PCAResidual", options={"components": 64}),

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["COLOUR", "MNIST", "Perceiving", "Recipe"]
+__all__ = ["COLOUR", "MNIST", "Perceiving", "Recipe", "Tilting"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,13 @@ class Perceiving(Recipe):
     """A model that compares what a classifier makes of images, that of the recipe called ``perceives``."""
 
     perceives: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tilting(Recipe):
+    """A model that begins with a trained one, that of the recipe called ``base``."""
+
+    base: str
 
 
 _BINARY = {"quantization": "stochastic"}  # Bernoulli(x), afresh in every training step

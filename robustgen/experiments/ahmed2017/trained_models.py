@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -13,7 +13,7 @@ from robustgen import generative, networks
 from robustgen.counter_rng import derive_seed
 from robustgen.data import ArrayDataset, split
 from robustgen.detectors import mutate
-from robustgen.experiments.ahmed2017.recipes import Perceiving, Recipe
+from robustgen.experiments.ahmed2017.recipes import Perceiving, Recipe, Tilting
 from robustgen.experiments.training_cache import TrainingCache
 from robustgen.fingerprint import fingerprint
 from robustgen.training import ClassifierObjective, ContrastiveObjective, Deformations, OnDeformed
@@ -31,10 +31,11 @@ NETWORKS: dict[str, tuple[Callable[..., nn.Module], Any, float]] = {  # how it i
 }
 
 
-def described(recipes: Mapping[str, Recipe], names: Iterable[str]) -> dict[str, Any]:
+def described(recipes: Mapping[str, Recipe], names: Collection[str]) -> dict[str, Any]:
     """JSON-able: all that the trainings called ``names`` depend on, but the data; "pixelcnn@2" is one of "pixelcnn"."""
     found: dict[str, Any] = {}
-    for name in names:
+    bases = [recipe.base for name in names if isinstance(recipe := recipes[name.partition("@")[0]], Tilting)]
+    for name in dict.fromkeys([*bases, *names]):
         recipe = recipes[name.partition("@")[0]]
         network = recipe.model in NETWORKS
         build = NETWORKS[recipe.model][0] if network else generative.model_classes()[recipe.model]
@@ -89,9 +90,10 @@ class TrainedModels:
         if recipe.model in NETWORKS:
             return self._network(name, recipe)
         kind = generative.model_classes()[recipe.model]
+        first = self.model(recipe.base) if isinstance(recipe, Tilting) else tuple(self.train.x.shape[1:])
         with torch.random.fork_rng():
             torch.manual_seed(derive_seed(self.seed, 0))
-            model = kind(tuple(self.train.x.shape[1:]), **self._options(recipe))
+            model = kind(first, **self._options(recipe))
         if isinstance(recipe, Perceiving):
             model.perceive(self.model(recipe.perceives))
         train, val = (self._seen(part, recipe) for part in (self.train, self.validation))
@@ -137,7 +139,9 @@ class TrainedModels:
 
     def _settings(self, recipe: Recipe, train: ArrayDataset) -> dict[str, Any]:
         pixels = {"x": train.x} if train.y is None else {"x": train.x, "y": train.y}
-        return {"recipe": asdict(recipe), "data": fingerprint(pixels), "validation": VALIDATION, "seed": self.seed}
+        base = {"base": asdict(self.recipes[recipe.base])} if isinstance(recipe, Tilting) else {}
+        settings = {"recipe": asdict(recipe), "data": fingerprint(pixels), "validation": VALIDATION, "seed": self.seed}
+        return settings | base
 
     def _seen(self, part: ArrayDataset, recipe: Recipe) -> ArrayDataset:
         if not recipe.mutated:

@@ -129,6 +129,8 @@ def _samples(model: GenerativeModel, n: int, seed: int) -> Tensor:
 @torch.no_grad()
 def _codes(model: Any, x: Tensor) -> dict[str, float]:
     """How the model codes test images: the squared error of an image, and the spread of its codes."""
+    if not hasattr(model, "encode"):
+        return {}
     codes = model.encode(x)
     if isinstance(model, VAE):
         numbers = {"variance of q(z|x)": (2 * codes.log_std).exp().mean().item()}

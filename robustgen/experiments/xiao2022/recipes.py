@@ -7,7 +7,7 @@ that fit an hour. So few steps leave GLF's flow behind its codes at the source's
 
 from typing import Any
 
-from robustgen.experiments.ahmed2017.recipes import Perceiving, Recipe
+from robustgen.experiments.ahmed2017.recipes import Perceiving, Recipe, Tilting
 
 __all__ = ["BETAS", "RECIPES", "XIAO_2022", "weighed"]
 
@@ -29,6 +29,8 @@ def _recipes(
     real_nvp: dict[str, Any],
     glow: dict[str, Any],
     classifier: dict[str, Any],
+    tilt: dict[str, Any],
+    tilt_epochs: int,
     epochs: int,
     studied_epochs: int,
     flow_epochs: int,
@@ -37,7 +39,8 @@ def _recipes(
     """All models from the sizes of a few of them.
 
     Args:
-        coder: of Table 3.1; flow_lr: of the flow of its GLFs; studied: of the study of beta.
+        coder: of Table 3.1, and of the VAE that is tilted; flow_lr: of the flow of its GLFs; studied: of the study of
+            beta; tilt: of all energies that stand on that VAE.
         epochs: of autoencoders; the two stages of a two-stage VAE have as many each.
     """
     made: dict[str, tuple[str, dict[str, Any]]] = {
@@ -80,6 +83,27 @@ def _recipes(
     found["glf-studied"] = Recipe(model="GLF", options=studied, epochs=studied_epochs, batch_size=batch_size)
     found["real-nvp"] = Recipe(model="RealNVP", options=real_nvp, epochs=flow_epochs, batch_size=batch_size)
     found["glow"] = Recipe(model="Glow", options=glow, epochs=flow_epochs, batch_size=batch_size)
+    found["tilt-base"] = Recipe(
+        model="VAE", options={"likelihood": "gaussian", **coder}, epochs=epochs, batch_size=batch_size
+    )
+    tilts: dict[str, dict[str, Any]] = {
+        "tilted": tilt,
+        "tilted-image": tilt | {"space": "image", "step_size": 5e-5},
+        "tilted-pair": tilt | {"space": "pair", "step_size": 5e-5},
+        "tilted-kl": tilt | {"base_lr": 1e-5},
+        "tilted-wgan": tilt | {"steps": 0, "base_lr": 1e-5},
+    }
+    for name, options in tilts.items():
+        found[name] = Tilting(
+            model="Tilted", options=options, epochs=tilt_epochs, batch_size=batch_size, annealed=False, base="tilt-base"
+        )
+    found["ebm"] = Recipe(
+        model="EnergyModel",
+        options={"width": tilt["width"], "steps": tilt["steps"], "sample_steps": 20 * tilt["steps"]},
+        epochs=tilt_epochs,
+        batch_size=batch_size,
+        annealed=False,
+    )
     return found
 
 
@@ -92,6 +116,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         real_nvp={"levels": 17, "scales": 1, "width": 8},
         glow={"levels": 17, "scales": 1, "flow_steps": 2, "width": 8},
         classifier={"width": 4},
+        tilt={"width": 4, "steps": 2, "sample_steps": 2},
+        tilt_epochs=1,
         epochs=2,
         studied_epochs=2,
         flow_epochs=1,
@@ -105,6 +131,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         real_nvp={"width": 16},
         glow={"flow_steps": 6, "width": 24},
         classifier={"width": 16},
+        tilt={"width": 8, "steps": 15, "sample_steps": 30},
+        tilt_epochs=4,
         epochs=8,
         studied_epochs=8,
         flow_epochs=4,
@@ -118,6 +146,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         real_nvp={"width": 64, "blocks": 4},
         glow={"flow_steps": 16, "width": 64},
         classifier={"width": 64},
+        tilt={"architecture": "residual", "width": 64, "steps": 60, "sample_steps": 100},
+        tilt_epochs=128,
         epochs=100,
         studied_epochs=100,
         flow_epochs=128,

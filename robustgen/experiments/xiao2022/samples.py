@@ -9,7 +9,7 @@ from robustgen.experiments.training_cache import TrainingCache
 from robustgen.experiments.xiao2022.quality import BUDGETS, TRAINING_IMAGES, measured_samples, settings_of
 from robustgen.experiments.xiao2022.recipes import XIAO_2022
 
-__all__ = ["EXPERIMENT", "difference"]
+__all__ = ["EXPERIMENT", "SampleTable", "difference"]
 
 _DATA = {"mnist": "MNIST", "fashion-mnist": "Fashion-MNIST"}
 _VALUES = {
@@ -45,44 +45,22 @@ def _published(key: str) -> dict[str, float]:
     return {c: float(v) for c, v in zip(_COLUMNS, _PUBLISHED[key], strict=True) if v is not None}
 
 
-class _Table(Experiment):
-    name = "xiao-2022/table-3.1"
+class SampleTable(Experiment):
+    """A model a row; the Frechet distance, recall and precision of its samples of two data sets.
+
+    Attributes:
+        order: pairs of rows of which the first is said to have the better samples.
+    """
+
     n_classes = 0  # log C of a classifier says nothing of these losses
-    title = "samples of autoencoders (Tables 3.1 and 3.3)"
-    question = "Which density of the codes of one autoencoder gives the best samples?"
-    finding = (
-        "Frechet distance in our features (published: FID, another metric), on MNIST and Fashion-MNIST: "
-        "GLF {glf|mnist-frechet}, {glf|fashion-mnist-frechet}; "
-        "RAE with a mixture {rae-gmm|mnist-frechet}, {rae-gmm|fashion-mnist-frechet}; "
-        "VAE {vae|mnist-frechet}, {vae|fashion-mnist-frechet}; "
-        "images of the training set {training|mnist-frechet}, {training|fashion-mnist-frechet}."
-    )
-    source = f"{XIAO_2022}, Tables 3.1 and 3.3"
+    order: tuple[tuple[str, str], ...] = ()
     metric = "Frechet distance in the features of a small classifier of ours, and precision and recall in percent"
-    rows = (
-        *(Row(key=key, title=title, published=_published(key)) for key, title in _TITLES.items()),
-        Row(key=TRAINING_IMAGES, title="training images", note="what perfect samples would get"),
-        Row(
-            key="glann",
-            title="GLANN, perceptual loss",
-            published={"mnist-frechet": 8.6, "fashion-mnist-frechet": 13.0},
-            missing="quoted by the source from its paper; not a model of this library",
-        ),
-    )
     columns = tuple(
         Column(f"{data}-{key}", f"{name}: {title}")
         for data, name in _DATA.items()
         for key, (_, title) in _VALUES.items()
     )
     digits = 1
-    notes = (
-        "Published Frechet distances are FIDs, of Inception features of 10,000 images: another metric, whose numbers "
-        "cannot be compared with ours, only their order. F8 and F1/8 are of other features too.",
-        "Ours: features of one small classifier of all training images, the same for all models and seeds. The "
-        "classifier of the perceptual loss is another one.",
-        "Samples are expected images, as the source's decoders give them. GLF and the autoencoders beside it have the "
-        "same encoder and decoder, optimizer, epochs and images.",
-    )
 
     def describe(self, scale: str) -> str:
         return BUDGETS[scale].describe()
@@ -105,17 +83,49 @@ class _Table(Experiment):
         )
 
     def conclusion(self, kept: Kept, kept_of: KeptOf) -> str:
-        said = []
+        said, titles = [], {row.key: row.title for row in self.rows}
         for data, name in _DATA.items():
-            for better, worse in _ORDER:
+            for better, worse in self.order:
                 found = difference(kept, f"{data}-frechet", worse, better)
                 if found is not None:
                     mean, error = found
                     verdict = "holds" if mean > 2 * error else "is turned round" if mean < -2 * error else "is open"
-                    said.append(
-                        f"{name}, {_TITLES[better]} before {_TITLES[worse]}: {verdict} ({mean:+.1f} ± {2 * error:.1f})"
-                    )
+                    pair = f"{titles[better]} before {titles[worse]}"
+                    said.append(f"{name}, {pair}: {verdict} ({mean:+.1f} ± {2 * error:.1f})")
         return "The published order: " + "; ".join(said) + ". ± is two standard errors over seeds." if said else ""
+
+
+class _Table(SampleTable):
+    name = "xiao-2022/table-3.1"
+    title = "samples of autoencoders (Tables 3.1 and 3.3)"
+    question = "Which density of the codes of one autoencoder gives the best samples?"
+    finding = (
+        "Frechet distance in our features (published: FID, another metric), on MNIST and Fashion-MNIST: "
+        "GLF {glf|mnist-frechet}, {glf|fashion-mnist-frechet}; "
+        "RAE with a mixture {rae-gmm|mnist-frechet}, {rae-gmm|fashion-mnist-frechet}; "
+        "VAE {vae|mnist-frechet}, {vae|fashion-mnist-frechet}; "
+        "images of the training set {training|mnist-frechet}, {training|fashion-mnist-frechet}."
+    )
+    source = f"{XIAO_2022}, Tables 3.1 and 3.3"
+    rows = (
+        *(Row(key=key, title=title, published=_published(key)) for key, title in _TITLES.items()),
+        Row(key=TRAINING_IMAGES, title="training images", note="what perfect samples would get"),
+        Row(
+            key="glann",
+            title="GLANN, perceptual loss",
+            published={"mnist-frechet": 8.6, "fashion-mnist-frechet": 13.0},
+            missing="quoted by the source from its paper; not a model of this library",
+        ),
+    )
+    order = _ORDER
+    notes = (
+        "Published Frechet distances are FIDs, of Inception features of 10,000 images: another metric, whose numbers "
+        "cannot be compared with ours, only their order. F8 and F1/8 are of other features too.",
+        "Ours: features of one small classifier of all training images, the same for all models and seeds. The "
+        "classifier of the perceptual loss is another one.",
+        "Samples are expected images, as the source's decoders give them. GLF and the autoencoders beside it have the "
+        "same encoder and decoder, optimizer, epochs and images.",
+    )
 
 
 def difference(kept: Kept, column: str, row: str, other: str) -> tuple[float, float] | None:

@@ -10,7 +10,7 @@ from robustgen.experiments.experiment import Cell, Column, Row
 from robustgen.experiments.training_cache import TrainingCache, shuffled
 from robustgen.experiments.xiao2022.recipes import RECIPES, XIAO_2022
 
-__all__ = ["FAR_OOD", "HELD_OUT"]
+__all__ = ["FAR_OOD", "HELD_OUT", "TILTED"]
 
 _COLUMNS = (
     "glow",
@@ -25,6 +25,7 @@ _COLUMNS = (
 _FAR = {"smoke": Budget("digits", 300, 150), "cpu": Budget("", 20_000, 2_000), "full": Budget("")}
 _DIGITS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("mnist", 20_000, 5_000), "full": Budget("mnist")}
 _DRAWN = {"training images": "drawn"}
+_TILTED = ("tilt-base", "tilted", "tilted-energy", "ebm", "nearest", "compressed-size")
 _HELD_OUT = ("glf-latent", "glf-reconstruction", "glf-sum", "real-nvp")
 
 
@@ -78,4 +79,18 @@ class _HeldOut(HeldoutTable):
         return super().settings(cell, scale) | _DRAWN
 
 
-FAR_OOD, HELD_OUT = _FarOOD(), _HeldOut()
+class _Tilted(_FarOOD):
+    name = "xiao-2022/tilted-far-ood"
+    title = "a VAE and its tilt: Fashion-MNIST against MNIST, both ways (Table 4.8's question)"
+    question = "Does an energy on top of a model find what its likelihood takes for normal?"
+    finding = (
+        "AUROC for Fashion-MNIST against MNIST, and the other way round: VAE {mnist|tilt-base}, "
+        "{fashion-mnist|tilt-base}; tilted {mnist|tilted}, {fashion-mnist|tilted}; the energy alone "
+        "{mnist|tilted-energy}, {fashion-mnist|tilted-energy}; an energy without a base {mnist|ebm}, "
+        "{fashion-mnist|ebm}; nearest training image {mnist|nearest}, {fashion-mnist|nearest}."
+    )
+    source = f"{XIAO_2022}, Table 4.8 asks it of CIFAR-10 and larger networks"
+    columns = tuple(Column(key, DETECTORS[key].title) for key in _TILTED)
+
+
+FAR_OOD, HELD_OUT, TILTED = _FarOOD(), _HeldOut(), _Tilted()
