@@ -10,7 +10,7 @@ from robustgen.experiments.experiment import Cell
 from robustgen.experiments.pages import draw_experiment
 from robustgen.experiments.runner import run_experiment
 from robustgen.experiments.training_cache import TrainingCache
-from robustgen.experiments.xiao2022 import quality, samples
+from robustgen.experiments.xiao2022 import noise_free_toys, quality, samples, tilted_toys
 from robustgen.experiments.xiao2022.quality import TRAINING_IMAGES, measured_samples
 from robustgen.experiments.xiao2022.recipes import RECIPES
 
@@ -56,12 +56,30 @@ def test_cells_of_other_data_and_models_have_other_settings(name):
     experiment = find(name)
     cells = experiment.cells(1)
     places = {cell: (cell.row, cell.column) for cell in cells}
-    if name == "xiao-2022/table-3.1":  # three columns share their samples
+    if isinstance(experiment, samples.SampleTable):  # three columns share their samples
         places = {cell: (cell.row, cell.column.rpartition("-")[0]) for cell in cells}
     if name == "xiao-2022/figure-3.6":
         places = {cell: (cell.row,) for cell in cells}
     settings = {cell: str(sorted(experiment.settings(cell, "cpu").items())) for cell in cells}
     assert len(set(settings.values())) == len(set(places.values()))
+
+
+def test_25_gaussians_are_a_density_of_the_entropy_that_the_source_states():
+    """1.10 nats; they integrate to one over the square that images fill."""
+    cells = noise_free_toys.square(400, 3.0)
+    assert tilted_toys.grid_of_25_log_prob(cells).exp().sum().item() * (6 / 400) ** 2 == pytest.approx(1, abs=1e-3)
+    z = tilted_toys.grid_of_25(20_000, 0)
+    assert tilted_toys.grid_of_25_log_prob(z.double()).mean().item() == pytest.approx(-1.10, abs=0.03)
+
+
+def test_a_tilt_of_the_plane_is_normalised_by_what_it_takes_away(cache):
+    cell = next(c for c in tilted_toys.EXPERIMENT.cells(1) if (c.row, c.column) == ("tilted", "grid"))
+    found = tilted_toys.EXPERIMENT.measure(cell, "smoke", cache).numbers
+    on_grid, sampled, error = (
+        found[name]["value"] for name in ("log Z on the grid", "log Z from the base", "its standard error")
+    )
+    assert abs(on_grid - sampled - math.log(found["integral of the base"]["value"])) < 5 * error + 0.02
+    assert found["gap to the truth, nats"]["value"] > 0
 
 
 def test_the_order_of_two_rows_is_that_of_their_seeds():
