@@ -102,6 +102,7 @@ def train_generative(
     if lr is not None:
         check_positive(lr=lr)
     first: tuple[Any, ...] = ()
+    held: GenerativeModel | None = None
     if "base" in inspect.signature(kind).parameters:
         held = _base(kind, base, run if resume else None)
         if base is not None:
@@ -112,8 +113,11 @@ def train_generative(
         raise ValueError(f"--base {base}: a {kind.__name__} begins with no other model")
     whole = require_nonempty(data.read("train"))
     rest, train, held_back = parts(whole, hold_out)
+    shape = tuple(rest.x.shape[1:])
+    if held is not None and held.shape != shape:
+        raise ValueError(f"--base {base}: its images are {held.shape}, those of {rest.name} are {shape}")
     with seeded(seed), _naming_settings(kind):
-        network = _construct(kind, *(first or (tuple(rest.x.shape[1:]),)), options=settings)
+        network = _construct(kind, *(first or (shape,)), options=settings)
         x, y = train.batch(torch.arange(min(4, len(train))))
         move(network, device)
         with evaluating(network), torch.no_grad():  # data that it cannot be trained on fail here, with nothing written
