@@ -81,9 +81,11 @@ class EnergyNetwork(nn.Sequential):
                 shape, width, layers
             )
         )
+        self.to(memory_format=torch.channels_last)  # chains run through it all the time: it is half as fast again
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(2 * x - 1).squeeze(1).to(x.dtype)  # under autocast too
+        u = (2 * x - 1).contiguous(memory_format=torch.channels_last)
+        return super().forward(u).squeeze(1).to(x.dtype)  # under autocast too
 
 
 def _conv(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn.Module]:
