@@ -436,6 +436,10 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
             "cannot give a false-alarm rate of 0.0001",
         ),
         (["score", "--run", "{plain}", "--data", "digits"], "pass --fit-data"),
+        (
+            ["score", "--run", "{plain}", "--data", "digits", "--fit-data", "digits", "--fpr", "0.001"],
+            "--fit-data: of its 1438 inputs a tenth at most calibrates: 143 calibration scores cannot give",
+        ),
         (["report", "{tmp}/nothing"], "no such report"),
     ],
 )

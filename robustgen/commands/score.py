@@ -120,7 +120,10 @@ def open_detector(
     if known_to_run and isinstance(calibration, ArrayDataset):  # the tenth of which the other half chose the epoch
         calibration = Recipe().unwatched(calibration)
     if fpr is not None:
-        check_rate(fpr, len(calibration))
+        try:
+            check_rate(fpr, len(calibration))
+        except ValueError as error:
+            raise ValueError(f"--fit-data: of its {len(known)} inputs a tenth at most calibrates: {error}") from None
     with seeded(seed):
         fortified = FortifySpec(layers).fortified(network, train.batch(torch.arange(2))[0])
     move(fortified, device)
