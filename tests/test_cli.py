@@ -210,6 +210,15 @@ def test_a_network_that_is_not_ours(capsys, own_model, tmp_path):
     assert len(text.splitlines()) == 41
 
 
+@pytest.mark.filterwarnings("always:the detector points the wrong way", "ignore:the fortified network decides")
+def test_a_fitted_detector_that_takes_noise_for_usual_is_warned_of(capsys, plain_run, monkeypatch):
+    chosen = ["score", "--run", plain_run, "--data", "digits", "--limit", "3", "--fit-data", "digits", "--epochs", "1"]
+    for sign, warned in ((1, True), (-1, False)):  # the pixels of digits spread wider than those of uniform noise
+        monkeypatch.setattr(ReconstructionError, "_score", lambda self, x, sign=sign: sign * x.flatten(1).std(1))
+        code, _, err = run(capsys, *chosen, "--quiet")
+        assert (code, "the detector points the wrong way" in err, "for more --epochs" in err) == (0, warned, warned)
+
+
 @pytest.mark.filterwarnings("ignore:the fortified network decides")
 def test_a_pretrained_network_is_fortified_afterwards(capsys, plain_run, tmp_path):
     where = tmp_path / "afterwards"
@@ -438,7 +447,7 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
         (["score", "--run", "{plain}", "--data", "digits"], "pass --fit-data"),
         (
             ["score", "--run", "{plain}", "--data", "digits", "--fit-data", "digits", "--fpr", "0.001"],
-            "--fit-data: of its 1438 inputs a tenth at most calibrates: 143 calibration scores cannot give",
+            "--fit-data: of its 1438 inputs a tenth at most calibrates: 144 calibration scores cannot give",
         ),
         (["report", "{tmp}/nothing"], "no such report"),
     ],
