@@ -210,6 +210,15 @@ def test_a_network_that_is_not_ours(capsys, own_model, tmp_path):
     assert len(text.splitlines()) == 41
 
 
+@pytest.mark.filterwarnings("always:the detector points the wrong way", "ignore:the fortified network decides")
+def test_a_fitted_detector_that_takes_noise_for_usual_is_warned_of(capsys, plain_run, monkeypatch):
+    chosen = ["score", "--run", plain_run, "--data", "digits", "--limit", "3", "--fit-data", "digits", "--epochs", "1"]
+    for sign, warned in ((1, True), (-1, False)):  # the pixels of digits spread wider than those of uniform noise
+        monkeypatch.setattr(ReconstructionError, "_score", lambda self, x, sign=sign: sign * x.flatten(1).std(1))
+        code, _, err = run(capsys, *chosen, "--quiet")
+        assert (code, "the detector points the wrong way" in err, "for more --epochs" in err) == (0, warned, warned)
+
+
 @pytest.mark.filterwarnings("ignore:the fortified network decides")
 def test_a_pretrained_network_is_fortified_afterwards(capsys, plain_run, tmp_path):
     where = tmp_path / "afterwards"
@@ -436,6 +445,10 @@ def test_black_box_surrogate(capsys, fortified_run, plain_run):
             "cannot give a false-alarm rate of 0.0001",
         ),
         (["score", "--run", "{plain}", "--data", "digits"], "pass --fit-data"),
+        (
+            ["score", "--run", "{plain}", "--data", "digits", "--fit-data", "digits", "--fpr", "0.001"],
+            "--fit-data: of its 1438 inputs a tenth at most calibrates: 144 calibration scores cannot give",
+        ),
         (["report", "{tmp}/nothing"], "no such report"),
     ],
 )
@@ -472,9 +485,9 @@ def test_a_run_is_not_overwritten(capsys, plain_run):
     assert "already holds a run" in err
 
 
-def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
-    arguments = ["train", "--run", tmp_path / "r", *DIGITS, "--width", "16"]
-    assert process(*arguments, "--epochs", "1").returncode == 0
+def test_a_full_disk_keeps_the_last_good_checkpoint(capsys, tmp_path):
+    arguments = ["train", "--run", tmp_path / "r", *DIGITS, "--width", "16", "--limit", "200"]
+    assert run(capsys, *arguments, "--epochs", "1")[0] == 0
     before = {path: path.read_bytes() for path in (tmp_path / "r").rglob("*") if path.is_file()}
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
     failed = process(*arguments, "--epochs", "3", "--resume", preexec_fn=limit)
@@ -483,11 +496,11 @@ def test_a_full_disk_keeps_the_last_good_checkpoint(tmp_path):
     assert "Traceback" not in failed.stderr
     for path, content in before.items():
         assert path.read_bytes().startswith(content)  # metrics.jsonl may have another line
-    assert process(*arguments, "--epochs", "3", "--resume").returncode == 0
+    assert run(capsys, *arguments, "--epochs", "3", "--resume")[0] == 0
 
 
-def test_ctrl_c_in_training_is_resumable_and_exact(tmp_path):
-    arguments = ["train", *DIGITS, "--width", "8", "--epochs", "60", "--fortify", "auto", "--attack", "fgsm"]
+def test_ctrl_c_in_training_is_resumable_and_exact(capsys, tmp_path):
+    arguments = ["train", *DIGITS, "--width", "8", "--epochs", "20", "--fortify", "auto", "--attack", "fgsm"]
     command = [sys.executable, "-m", "robustgen", *map(str, arguments), "--run", str(tmp_path / "cut")]
     child = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     while not (tmp_path / "cut" / "checkpoints" / "latest").exists():
@@ -498,8 +511,8 @@ def test_ctrl_c_in_training_is_resumable_and_exact(tmp_path):
     assert child.returncode == 1, err
     assert "interrupted" in err
     assert "Traceback" not in err
-    assert process(*arguments, "--run", tmp_path / "cut", "--resume").returncode == 0
-    assert process(*arguments, "--run", tmp_path / "whole").returncode == 0
+    assert run(capsys, *arguments, "--run", tmp_path / "cut", "--resume")[0] == 0
+    assert run(capsys, *arguments, "--run", tmp_path / "whole")[0] == 0
     from robustgen.training import load_checkpoint
 
     cut, whole = (load_checkpoint(tmp_path / name).model_state for name in ("cut", "whole"))

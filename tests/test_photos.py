@@ -109,9 +109,12 @@ def test_one_image_and_lists_of_images(tmp_path):
     (tmp_path / "list.txt").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ValueError, match=r"list\.txt: not a list of images"):
         load(tmp_path / "list.txt")
-    (tmp_path / "list.txt").write_text("lost.png")
+    (tmp_path / "list.txt").write_text("lost.png\n2.PNG")
     with pytest.raises(ValueError, match=r"lost\.png: no such file"):
         load(tmp_path / "list.txt")
+    (tmp_path / "book.txt").write_text(f"Call me Ishmael.\n{'Some years ago' * 100}\n")
+    with pytest.raises(ValueError, match=r"book\.txt: read as a list .* none of its 2 lines names a file .*load_text"):
+        load(tmp_path / "book.txt")
 
 
 def test_all_formats_are_read_from_the_first_file_on(tmp_path):

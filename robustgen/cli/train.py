@@ -295,6 +295,8 @@ def train(
 
     A tenth of the data is kept from training. Of an adversarial training one half of it, 1,000 images at most, chooses
     the best epoch, which is the network that one gets; the others calibrate the detector of a fortified network.
+
+    Data are images or numbers. Models of text are trained in Python: see the guide to text and recurrent networks.
     """
     from robustgen.commands import (
         DataSpec,

@@ -15,6 +15,7 @@ from robustgen.commands.network_spec import FortifySpec
 from robustgen.commands.opening import device_of, move, open_network, saved_detector
 from robustgen.commands.run_info import recorded_data, was_adversarial
 from robustgen.commands.runs import CALIBRATION, by_class_name, check_classes, data_for
+from robustgen.commands.train import warn_of_a_wrong_way
 from robustgen.data import (
     ArrayDataset,
     TokenDataset,
@@ -120,7 +121,10 @@ def open_detector(
     if known_to_run and isinstance(calibration, ArrayDataset):  # the tenth of which the other half chose the epoch
         calibration = Recipe().unwatched(calibration)
     if fpr is not None:
-        check_rate(fpr, len(calibration))
+        try:
+            check_rate(fpr, len(calibration))
+        except ValueError as error:
+            raise ValueError(f"--fit-data: of its {len(known)} inputs a tenth at most calibrates: {error}") from None
     with seeded(seed):
         fortified = FortifySpec(layers).fortified(network, train.batch(torch.arange(2))[0])
     move(fortified, device)
@@ -128,7 +132,9 @@ def open_detector(
     detector: Detector = ReconstructionError(fortified.eval(), relative=True)
     if smoothing is not None:
         detector = SmoothedDetector(detector, smoothing[0], smoothing[1])
-    return detector.fit(train).calibrate(calibration), shape, info
+    detector.fit(train).calibrate(calibration)
+    warn_of_a_wrong_way(detector, shape, "fit its autoencoders for more --epochs")
+    return detector, shape, info
 
 
 def compare_populations(

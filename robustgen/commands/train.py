@@ -17,7 +17,7 @@ from robustgen.commands.recipes import chosen_recipe, makes, option, settled
 from robustgen.commands.runs import claim, is_first, parts
 from robustgen.commands.trial import try_autoencoders, try_detector, try_objective
 from robustgen.data import ArrayDataset, noise
-from robustgen.detectors import ReconstructionError
+from robustgen.detectors import Detector, ReconstructionError
 from robustgen.files import load_state, write_json
 from robustgen.fortified import FortifiedNetwork
 from robustgen.model import evaluating, logits_of, naming_inputs
@@ -27,7 +27,7 @@ from robustgen.training.metrics import best_row
 from robustgen.training.recipes.recipe import BEST, Recipe
 from robustgen.turns import seeded
 
-__all__ = ["train_network"]
+__all__ = ["train_network", "warn_of_a_wrong_way"]
 
 _OF_FROZEN = {"model", "width", "activation", "epochs", "batch_size", "lr"}  # with --freeze-backbone
 
@@ -144,19 +144,24 @@ def train_network(
             else:
                 detector = ReconstructionError(network, relative=True).fit(train).calibrate(calibration)
                 detector.save(run / "detector")
-                if len(shape) == 3:  # columns of a table have no common range to draw noise in
-                    _warn_of_a_wrong_way(detector, shape)
+                warn_of_a_wrong_way(
+                    detector,
+                    shape,
+                    "train for more epochs with --detach-states, or fortify the trained network with --weights and "
+                    "--freeze-backbone",
+                )
                 found["detector"] = f"calibrated on {len(calibration)} held-back images"
         return found
 
 
-def _warn_of_a_wrong_way(detector: ReconstructionError, shape: tuple[int, int, int]) -> None:
+def warn_of_a_wrong_way(detector: Detector, shape: tuple[int, ...], remedy: str) -> None:
     """Warn where uniform noise scores as more usual than the images that the detector was calibrated on."""
-    strange = detector.score(noise(100, shape, seed=0).images())
+    if len(shape) != 3:  # columns of a table have no common range to draw noise in
+        return
+    strange = detector.score(noise(100, shape, seed=0).images().to(device_of(detector.model)))
     if float(strange.median()) < float(detector.calibration.scores.median()):
         warnings.warn(
-            "the detector points the wrong way: it takes uniform noise for more usual than the data; train for more "
-            "epochs with --detach-states, or fortify the trained network with --weights and --freeze-backbone",
+            f"the detector points the wrong way: it takes uniform noise for more usual than the data; {remedy}",
             stacklevel=2,
         )
 

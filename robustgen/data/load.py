@@ -1,5 +1,6 @@
 """One way in: a data set by name or by path."""
 
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import replace
@@ -113,7 +114,7 @@ def image_files(source: str | Path, split: str, reader: ImageReader) -> ImageFil
     """The image files of a folder or a list, or the one, that ``source`` names, not read yet; None for other data.
 
     Raises:
-        ValueError: no images there, or a list that is no text.
+        ValueError: no images there, or a list that is no text or names no file at all.
     """
     path = path_of(source)
     if not names_images(source):
@@ -133,6 +134,11 @@ def _listed(path: Path, reader: ImageReader) -> ImageFiles:
     names = tuple(line.strip() for line in lines if line.strip())
     if not names:
         raise ValueError(f"{path}: the list is empty; it has one path of an image a line")
+    if not any(os.path.isfile(path.parent / name) for name in names):  # Path.is_file raises for a name that is too long
+        raise ValueError(
+            f"{path}: read as a list of images, one path a line, and none of its {len(names)} lines names a file "
+            f"(the first: {names[0][:40]!r}); models of text are trained in Python: see robustgen.data.load_text"
+        )
     return ImageFiles(path.parent, names, path.name, reader)
 
 
