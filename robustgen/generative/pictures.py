@@ -74,14 +74,14 @@ class Pictures:
 
 
 def _curves(history: list[dict[str, float]]) -> bytes:
-    """Every loss, in training and on held-back data, against the epoch."""
+    """Every loss and energy, in training and on held-back data, against the epoch."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.add_subplot()
     epochs = [row["epoch"] for row in history]
-    names = [name for name in history[-1] if name.endswith("loss")]
+    names = [name for name in history[-1] if name.endswith(("loss", "energy"))]
     for name in names:
         points = [row.get(name, math.nan) for row in history]  # a player may have had no turn in a short epoch
         axes.plot(epochs, points, marker=".", linestyle="--" if name.startswith("val_") else "-", label=name)
