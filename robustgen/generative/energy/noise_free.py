@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from robustgen.checks import check_flags, check_integers, check_positive
+from robustgen.checks import check_flags, check_integers, check_numbers, check_positive
 from robustgen.counter_rng import content_ids
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
@@ -116,8 +116,8 @@ class NoiseFreeEBM(GenerativeModel):
     ``generator_loss`` adds E_fixed(sample), of which only the sample is differentiated: descent is trained as the
     generator of a W-GAN whose critic is E. The graph of all steps is kept for it: of images (1, 28, 28) with "conv" at
     width 32 it is 1.3 MB for each step and image, of (1, 8, 8) 0.1 MB; without the loss memory does not grow with the
-    steps. Nothing bounds the slope of E: where ``gap``, E of samples less E of data, runs away below zero, the two
-    losses have parted and samples fall on one image: take a smaller learning rate.
+    steps. Where ``gap``, E of samples less E of data, runs away below zero, the two losses have parted and samples fall
+    on one image: take a smaller learning rate or more ``regularisation``.
 
     Args:
         shape: (C, H, W).
@@ -129,6 +129,8 @@ class NoiseFreeEBM(GenerativeModel):
         step_size: of the dynamics but "ode".
         noise_scale: of "noisy", standard deviation of what a step adds.
         generator_loss: see above.
+        regularisation: weight of E^2 on data and samples, which holds E near zero; None: 1 with ``generator_loss``, 0
+            without. The paper has none, and nothing else that bounds E: on digits its generator's loss ran away so.
         objective: "contrastive", or "likelihood": -log p is minimised through the solver, of at most 2 dimensions.
         solver, tolerance, draws: of "ode", see :class:`Continuous`.
         trace: of "ode"; "hutchinson", or "exact" for up to 64 dimensions.
@@ -164,6 +166,7 @@ class NoiseFreeEBM(GenerativeModel):
         step_size: float = 0.1,
         noise_scale: float = 0.1,
         generator_loss: bool = False,
+        regularisation: float | None = None,
         objective: str = "contrastive",
         solver: str = "rk4",
         tolerance: float = 1e-5,
@@ -181,7 +184,12 @@ class NoiseFreeEBM(GenerativeModel):
         self.dynamics, self.time, self.step_size, self.noise_scale = dynamics, time, step_size, noise_scale
         self.steps = _STEPS[dynamics] if steps is None else steps
         check_integers(steps=self.steps)
-        self.generator_loss, self.objective = generator_loss, objective
+        if regularisation is None:
+            regularisation = 1.0 if generator_loss else 0.0
+        check_numbers(regularisation=regularisation)
+        if not 0 <= regularisation < float("inf"):
+            raise ValueError(f"regularisation must be a finite number >= 0, got {regularisation}")
+        self.generator_loss, self.regularisation, self.objective = generator_loss, regularisation, objective
         self.solver, self.tolerance, self.trace, self.draws = solver, tolerance, trace, draws
         self.network = EnergyNetwork(self.shape, width=width, architecture=architecture, layers=layers)
         self._flow()  # raises where its arguments are none
@@ -282,6 +290,9 @@ class NoiseFreeEBM(GenerativeModel):
         on_data, on_samples = _energy(self.network, torch.cat([u, samples.detach()])).split(len(u))
         gap = on_samples.mean() - on_data.mean()
         found = {"loss": -gap, "gap": gap.detach()}
+        if self.regularisation and self.training:
+            size = on_data.square().mean() + on_samples.square().mean()
+            found["loss"] = found["loss"] + self.regularisation * size
         if generator_loss:
             found["loss"] = found["loss"] + self._fixed_energy(samples).mean()
         return found
