@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_numbers, check_positive
 from robustgen.generative.base import GenerativeModel
-from robustgen.generative.energy.langevin import langevin, reflect
+from robustgen.generative.energy.langevin import check_reach, langevin, reflect
 from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.generative.energy.score_matching import denoising_score_matching, sliced_score_matching
 from robustgen.training import Batch
@@ -66,6 +66,7 @@ class EnergyModel(GenerativeModel):
     Raises:
         ValueError: an argument out of range, an unknown objective or start of chains, chains of an objective without
             any; in training, more images than there are persistent chains.
+        FloatingPointError: in ``sample``, chains that leave the data's range for good.
 
     >>> model = EnergyModel((1, 8, 8), width=4, sample_steps=5, buffer_size=32).eval()
     >>> x = model.sample(3)
@@ -186,7 +187,7 @@ class EnergyModel(GenerativeModel):
         reflected = self.objective == "langevin"
         steps = self.steps if self.chains == "noise" else self.sample_steps
         x = langevin(self.energy, x, steps, self.step_size, reflected=reflected, generator=generator)
-        return x.clamp(0, 1)  # score matching knows of no cube
+        return check_reach(x, 1.0, "take a smaller step_size").clamp(0, 1)  # score matching knows of no cube
 
     @staticmethod
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -7,6 +7,7 @@ Latent Energy", 2020; Xiao, "Designing Deep Generative Models with Symbiotic Com
 Model and You Should Use Discriminator Driven Latent Sampling", NeurIPS 2020: a discriminator in place of -f.
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,7 @@ from robustgen.generative.blocks.pixel_likelihood import Gaussian
 from robustgen.generative.energy.annealed_importance_sampling import LogPartition, of_log_weights
 from robustgen.generative.energy.base_model import describe_model, frozen_model
 from robustgen.generative.energy.energy_guard import EnergyGuard
-from robustgen.generative.energy.langevin import langevin
+from robustgen.generative.energy.langevin import check_reach, langevin
 from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.generative.flows.base import Flow
 from robustgen.training import Batch
@@ -31,6 +32,7 @@ __all__ = ["Tilted", "energy_overlap"]
 
 SPACES = ("noise", "joint", "image", "pair")
 _ROWS = 256  # images at once in an estimate of log Z
+_REMEDY = "take a smaller step_size, or adjusted=True"
 
 
 def energy_overlap(on_data: Tensor, on_samples: Tensor) -> Tensor:
@@ -85,7 +87,8 @@ class Tilted(GenerativeModel):
     Raises:
         TypeError: the base is no generative model, or the energy no module.
         ValueError: a base without noise or gradient, an energy of other images or without a value for each, a space
-            that the base has not, an argument out of range.
+            that the base has not, an argument out of range; in training, more images than there are kept chains.
+        FloatingPointError: in training and ``sample``, chains that leave the data's range for good.
 
     >>> from robustgen.generative import RealNVP
     >>> model = Tilted(RealNVP((1, 8, 8), width=4), width=4, steps=3, sample_steps=3).eval()
@@ -196,7 +199,7 @@ class Tilted(GenerativeModel):
         if not isinstance(found, Tensor) or found.shape != (2,):
             shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"an energy gives one number for each image, (N,); of two images this gives {shown}")
-        return energy
+        return copy.deepcopy(energy)
 
     def _free_generator(self) -> None:
         """Let what makes images of noise learn, and nothing else of the base."""
@@ -252,7 +255,9 @@ class Tilted(GenerativeModel):
 
     @property
     def importance_weighted_log_prob(self) -> Any:
-        """As that of the base, less f; only of a base that has it."""
+        """As that of the base, less f; only of a base that has it, and where the density is a tilt of it."""
+        if self.space == "image":
+            raise AttributeError("space='image' leaves the base out of the density")
         of_base = self.base.importance_weighted_log_prob  # an AttributeError is the answer where there is none
 
         def tilted(x: Tensor, samples: int = 100, chunk: int | None = None) -> Tensor:
@@ -270,9 +275,9 @@ class Tilted(GenerativeModel):
     def _pushed(self, eps: Tensor) -> Tensor:
         """T(eps), differentiable."""
         if self.space in ("noise", "image"):
-            return self.base.from_noise(eps)
+            return self.base._from_noise(eps)
         latent, pixels = eps.split([self._latents, self.dimensions], 1)
-        return self.base.from_noise(latent.view(-1, *self._noise)) + self._scale * pixels.view(-1, *self.shape)
+        return self.base._from_noise(latent.view(-1, *self._noise)) + self._scale * pixels.view(-1, *self.shape)
 
     @property
     def _scale(self) -> Tensor:
@@ -286,7 +291,7 @@ class Tilted(GenerativeModel):
     def _pair_potential(self, pair: Tensor) -> Tensor:
         """f(x) - log p(x | z) - log p(z) up to a constant, of z and x beside each other."""
         z, x = pair.split([self._latents, self.dimensions], 1)
-        mean = self.base.from_noise(z.view(-1, *self._noise)).flatten(1)
+        mean = self.base._from_noise(z.view(-1, *self._noise)).flatten(1)
         inner = gaussian_log_prob(x, mean, self._scale.log().expand_as(x)).sum(1) - 0.5 * z.square().sum(1)
         return self._energy(x.view(-1, *self.shape)) - inner
 
@@ -302,8 +307,10 @@ class Tilted(GenerativeModel):
                 pair = langevin(
                     self._pair_potential, pair, steps, self.step_size, adjusted=self.adjusted, generator=generator
                 )
+                check_reach(pair, 1.0, _REMEDY)
                 return pair[:, self._latents :].view(-1, *self.shape), pair
             eps = langevin(self._potential, eps, steps, self.step_size, adjusted=self.adjusted, generator=generator)
+            check_reach(eps, 1.0, _REMEDY)
             return self._pushed(eps), eps
 
     def _negatives(self, n: int, step: int) -> Tensor:
@@ -311,6 +318,8 @@ class Tilted(GenerativeModel):
         eps = self._fresh(n)
         if not self.persistent:
             return self._chains(eps, self.steps)[0]
+        if n > self.buffer_size:
+            raise ValueError(f"a batch of {n} needs as many chains: set buffer_size to at least {n}")
         kept = torch.randperm(self.buffer_size, device=self.device)[:n]
         share = self.persistent * min(1.0, step / self.warm_up if self.warm_up else 1.0)
         goes_on = torch.rand(n, *[1] * (eps.ndim - 1), device=self.device) < share
