@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_numbers, check_positive
 from robustgen.generative.base import GenerativeModel
-from robustgen.generative.energy.langevin import check_reach, langevin, reflect
+from robustgen.generative.energy.langevin import check_kept, check_reach, langevin, reflect
 from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.generative.energy.score_matching import denoising_score_matching, sliced_score_matching
 from robustgen.training import Batch
@@ -130,6 +130,11 @@ class EnergyModel(GenerativeModel):
     def _log_prob(self, x: Tensor) -> Tensor:
         return -self.energy(x)
 
+    def check_training(self, n: int, batch_size: int) -> None:
+        super().check_training(n, batch_size)
+        if self.objective == "langevin" and self.chains == "persistent":
+            check_kept(min(n, batch_size), self.buffer_size)
+
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         if self.objective != "langevin":
             return {"loss": self._score_matching(batch.x)}
@@ -144,8 +149,7 @@ class EnergyModel(GenerativeModel):
 
     def _persistent(self, n: int) -> Tensor:
         """n of the chains that are kept, after further steps."""
-        if n > self.buffer_size:
-            raise ValueError(f"a batch of {n} needs as many chains: set buffer_size to at least {n}")
+        check_kept(n, self.buffer_size)
         chosen = torch.randperm(self.buffer_size, device=self.device)[:n]
         start = self.replay[chosen]
         anew = torch.rand(n, 1, 1, 1, device=start.device) < self.reinitialised

@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["check_reach", "langevin", "reflect"]
+__all__ = ["check_kept", "check_reach", "langevin", "reflect"]
 
 _REACH = 100.0  # times the data's range: chains do not come back from there
 
@@ -23,6 +23,12 @@ def reflect(x: Tensor) -> Tensor:
     tensor([0.2500, 0.5000, 0.7500, 0.5000])
     """
     return 1 - (x.remainder(2) - 1).abs()
+
+
+def check_kept(n: int, buffer_size: int) -> None:
+    """ValueError where fewer chains are kept than a batch has images: each of these has one of its own."""
+    if n > buffer_size:
+        raise ValueError(f"a batch of {n} needs as many chains: set buffer_size to at least {n}")
 
 
 def check_reach(x: Tensor, width: float, remedy: str) -> Tensor:

@@ -23,7 +23,7 @@ from robustgen.generative.blocks.pixel_likelihood import Gaussian
 from robustgen.generative.energy.annealed_importance_sampling import LogPartition, of_log_weights
 from robustgen.generative.energy.base_model import describe_model, frozen_model
 from robustgen.generative.energy.energy_guard import EnergyGuard
-from robustgen.generative.energy.langevin import check_reach, langevin
+from robustgen.generative.energy.langevin import check_kept, check_reach, langevin
 from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.generative.flows.base import Flow
 from robustgen.training import Batch
@@ -59,8 +59,10 @@ class Tilted(GenerativeModel):
     Args:
         base: a trained model whose images of noise have a gradient: a flow, a VAE, a GAN, a GLF; or, as a file keeps
             it, the description of one.
-        energy: "network"; "discriminator": f = -D of a GAN, which needs no training; or a module of your own, images
-            (N, *shape) to (N,), which is trained and copied, but which :meth:`save` cannot build again.
+        energy: "network"; "discriminator": f = -D of a GAN, which needs no training: log p / q where D is the best
+            logit (DCGAN), a critic on a scale of its own (WGANGP), and neither where D tends to p / (p + q) (LSGAN); or
+            a module of your own, images (N, *shape) to (N,), which is copied and trained, but which :meth:`save` cannot
+            build again.
         architecture, width, layers: of the network, see :class:`EnergyNetwork`.
         space: where chains run. "noise": x = base.from_noise(eps). "joint": of a VAE with Gaussian pixels, with their
             noise too, so that q is its density. To compare with: "image": x itself, from samples of the base on and
@@ -70,7 +72,8 @@ class Tilted(GenerativeModel):
         sample_steps: of a chain from noise to a sample.
         step_size: of Langevin dynamics; its noise is sqrt(2 step_size), eta = 2 step_size in the paper.
         adjusted: by the rule of Metropolis and Hastings, which costs nothing and keeps chains from going astray where
-            f has become too steep for the step; where it refuses nearly all steps, chains stand still instead.
+            f has become too steep for the step; where it refuses nearly all steps, chains stand still instead. Not in
+            the space "image".
         persistent: chance that a chain of training goes on from the buffer in place of fresh noise; it rises to this
             over ``warm_up`` steps. What is kept is noise of the space "noise" or "joint".
         warm_up: see there.
@@ -138,6 +141,8 @@ class Tilted(GenerativeModel):
             raise ValueError(f"space must be one of {', '.join(SPACES)}, got {space!r}")
         if persistent and space in ("image", "pair"):
             raise ValueError(f"chains persist in noise alone: set space or persistent, got {space!r} and {persistent}")
+        if adjusted and space == "image":
+            raise ValueError("space='image' reflects its steps at the walls of the cube: leave adjusted out")
         if base_lr is not None:
             check_positive(base_lr=base_lr)
             if persistent:
@@ -318,8 +323,7 @@ class Tilted(GenerativeModel):
         eps = self._fresh(n)
         if not self.persistent:
             return self._chains(eps, self.steps)[0]
-        if n > self.buffer_size:
-            raise ValueError(f"a batch of {n} needs as many chains: set buffer_size to at least {n}")
+        check_kept(n, self.buffer_size)
         kept = torch.randperm(self.buffer_size, device=self.device)[:n]
         share = self.persistent * min(1.0, step / self.warm_up if self.warm_up else 1.0)
         goes_on = torch.rand(n, *[1] * (eps.ndim - 1), device=self.device) < share
@@ -381,6 +385,11 @@ class Tilted(GenerativeModel):
             if self._vectors is not None:
                 loss = loss + self.spectral * self._vectors(self.network)
         return {"loss": loss} | logged
+
+    def check_training(self, n: int, batch_size: int) -> None:
+        super().check_training(n, batch_size)
+        if self.persistent:
+            check_kept(min(n, batch_size), self.buffer_size)
 
     def guard(self) -> EnergyGuard:
         return EnergyGuard()
