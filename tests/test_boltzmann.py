@@ -10,7 +10,7 @@ from torch import nn
 
 from robustgen.data import digits
 from robustgen.detectors import DensityRatio, Likelihood
-from robustgen.generative import DBM, NCE, RBM, VAE, GaussianMixture, GenerativeObjective, RealNVP, fit, load
+from robustgen.generative import DBM, MAF, NCE, RBM, VAE, GaussianMixture, GenerativeObjective, RealNVP, fit, load
 from robustgen.generative.energy.annealed_importance_sampling import (
     Machine,
     anneal,
@@ -448,6 +448,22 @@ def test_a_flow_as_the_noise_stays_as_it_is_and_is_saved_along(tmp_path):
     torch.testing.assert_close(again.log_ratio(x), nce.log_prob(x) - flow.log_prob(x))
     assert not any(p.requires_grad for p in again.base.parameters())
     assert again.config == nce.config
+
+
+def test_noise_off_the_cube_has_the_density_of_the_flow_there():
+    """Of noise eps, log q(x) = log N(eps) less the log determinant of the way to x: on [0, 1] and beyond it."""
+    torch.manual_seed(0)
+    flow = MAF((2, 1, 1), dequantization="none", width=4, layers=1, alpha=0.1).double()
+    nce = NCE((2, 1, 1), base=flow, architecture="mlp", width=4).double()
+    eps = 2.5 * torch.randn(200, 2, 1, 1, dtype=torch.float64)
+    x = flow.from_noise(eps)
+    assert 20 < int(((x < 0) | (x > 1)).flatten(1).any(1).sum()) < 180
+    way = lambda e: flow.from_noise(e.view(1, 2, 1, 1)).flatten()
+    log_det = torch.stack([torch.autograd.functional.jacobian(way, e).det().abs().log() for e in eps.view(-1, 2)])
+    expected = -eps.square().flatten(1).sum(1) / 2 - math.log(2 * math.pi) - log_det
+    torch.testing.assert_close(nce._log_noise(x), expected)
+    nce.float()
+    assert nce._log_noise(nce.base.from_noise(torch.full((1, 2, 1, 1), 80.0))).isfinite()  # rounded to the very end
 
 
 def test_resampled_noise_has_the_moments_of_the_model():

@@ -60,6 +60,21 @@ def test_reflected_chains_stay_in_the_cube_and_sample_it():
     torch.testing.assert_close(reflect(far), torch.acos(torch.cos(torch.pi * far)) / torch.pi, atol=1e-3, rtol=0)
 
 
+def test_chains_that_leave_for_good_are_named():
+    model = EnergyModel(SHAPE, width=4, objective="dsm", step_size=10.0, sample_steps=200).eval()
+    with torch.no_grad():
+        model.network[-1].weight.mul_(100)
+    with pytest.raises(FloatingPointError, match="for good: take a smaller step_size"):
+        model.sample(2)
+
+
+def test_more_images_than_kept_chains_are_refused_before_training():
+    with pytest.raises(ValueError, match="a batch of 64 needs as many chains: set buffer_size to at least 64"):
+        EnergyModel(SHAPE, **TINY).check_training(1000, 64)
+    EnergyModel(SHAPE, **TINY).check_training(1000, 40)
+    EnergyModel(SHAPE, **TINY, chains="noise").check_training(1000, 64)
+
+
 def test_sampling_leaves_no_trace():
     model, x = EnergyModel(SHAPE, **TINY), torch.rand(3, *SHAPE)
     before, state = x.clone(), torch.random.get_rng_state()

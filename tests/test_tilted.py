@@ -17,6 +17,7 @@ from robustgen.generative.energy.energy_guard import EnergyGuard
 from robustgen.generative.energy.langevin import langevin
 from robustgen.generative.energy.tilted import energy_overlap
 from robustgen.training import Batch, load_checkpoint
+from robustgen.training.distributed import World
 
 SHAPE = (1, 8, 8)
 
@@ -54,6 +55,13 @@ class Parabola(nn.Module):
 
     def forward(self, x):
         return (x - self.centre).square().flatten(1).sum(1) / 2
+
+
+class Steep(nn.Module):
+    """An energy that falls without end."""
+
+    def forward(self, x):
+        return -1e3 * x.square().flatten(1).sum(1)
 
 
 def vae(**options):
@@ -190,6 +198,23 @@ def test_in_the_space_of_images_the_base_only_begins_chains():
     assert torch.equal(model.log_prob(x), -model.energy(x))
     with pytest.raises(ValueError, match="no tilt of the base"):
         model.log_partition(10)
+    assert not hasattr(model, "importance_weighted_log_prob")  # of a density that the base is no part of
+    with pytest.raises(TypeError, match="has no importance-weighted bound"):
+        Likelihood(model, importance_samples=5)
+
+
+@pytest.mark.parametrize("space", ["noise", "joint", "pair"])
+def test_chains_that_leave_for_good_are_named(space):
+    model = Tilted(Line() if space == "noise" else vae(), Steep(), space=space, step_size=1.0).eval()
+    with pytest.raises(FloatingPointError, match="left the range of the data for good: take a smaller step_size"):
+        model.sample(2)
+
+
+def test_an_energy_of_ones_own_is_copied():
+    own = Parabola()
+    model = Tilted(Line(), own).double()
+    assert own.centre.dtype == torch.float32
+    assert model.network.centre.dtype == torch.float64
 
 
 # --- what is kept, and what changes the base ---------------------------------------------------------------------
@@ -300,6 +325,32 @@ def test_where_energies_part_the_weights_from_before_come_back():
     assert history[-1]["kept_step"] < history[-1]["step"]
 
 
+def test_where_energies_have_parted_by_the_first_look_the_weights_of_the_start_come_back(tmp_path):
+    torch.manual_seed(0)
+    model = Tilted(vae(), width=8, steps=0, regularisation=0.0)
+    start = {k: v.clone() for k, v in model.state_dict().items()}
+    options = {"batch_size": 16, "progress": False, "guard": EnergyGuard(largest=1e-9, every=1)}
+    for resume in (False, True):
+        with pytest.warns(UserWarning, match=r"have parted at step 1: .* ends with the weights of step 0"):
+            history = fit(model, images(), epochs=2, run_dir=tmp_path, resume=resume, **options)
+        assert history[-1]["kept_step"] == 0
+        assert all(torch.equal(v, start[k]) for k, v in model.state_dict().items())
+        assert all(torch.equal(v, start[k]) for k, v in load_checkpoint(tmp_path).model_state.items())
+
+
+def test_all_processes_judge_by_the_mean_of_their_gaps():
+    class Two(World):
+        def reduce(self, tensor, lowest=False):
+            return tensor.add_(30.0)  # the gap of the other
+
+    model = Tilted(vae(), width=4)
+    model.gap.fill_(15.0)
+    found = EnergyGuard(largest=20).judge(model, Batch(images(2), None, torch.arange(2)), 50, Two(0, 2), 0.0)
+    assert found.row == {"gap": 22.5}
+    assert "22.5 nats" in found.wrong
+    assert model.gap == 15
+
+
 # --- bad input ---------------------------------------------------------------------------------------------------
 
 
@@ -327,6 +378,19 @@ def test_where_energies_part_the_weights_from_before_come_back():
         (lambda: Tilted(vae(), persistent=1.5), ValueError, r"persistent must be in \[0, 1\]"),
         (lambda: Tilted(vae(), persistent=0.5, space="image"), ValueError, "chains persist in noise alone"),
         (lambda: Tilted(vae(), persistent=0.5, base_lr=1e-3), ValueError, "set base_lr or persistent"),
+        (lambda: Tilted(vae(), space="image", adjusted=True), ValueError, "leave adjusted out"),
+        (
+            lambda: fit(Tilted(vae(), persistent=0.5, buffer_size=8), images(), batch_size=16, progress=False),
+            ValueError,
+            "a batch of 16 needs as many chains: set buffer_size to at least 16",
+        ),
+        (
+            lambda: Tilted(vae(), persistent=0.5, buffer_size=8).training_step(
+                Batch(images(9), None, torch.arange(9)), 0
+            ),
+            ValueError,
+            "set buffer_size to at least 9",
+        ),
         (lambda: Tilted(vae(), spectral=-1.0), ValueError, "spectral must be a finite number >= 0"),
         (lambda: Tilted({"model_class": "VAE"}), ValueError, "base: lacks model"),
         (lambda: Tilted({"model_class": "Nothing", "model": {}}), ValueError, "holds no generative model"),

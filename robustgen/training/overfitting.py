@@ -160,12 +160,15 @@ class Watch:
             self.row["kept_step"] = self.kept_step
             with torch.no_grad():
                 for name, tensor in self.tensors().items():
-                    if name in self.kept:  # none was kept yet where the first look was bad
-                        tensor.copy_(self.kept[name])
+                    tensor.copy_(self.kept[name])
             return True
         if found.good:
-            self.kept, self.kept_step = {k: t.detach().clone() for k, t in self.tensors().items()}, step
+            self.keep(step)
         return False
+
+    def keep(self, step: int) -> None:
+        """The weights after ``step`` completed steps are those to put back; a run begins with it."""
+        self.kept, self.kept_step = {k: t.detach().clone() for k, t in self.tensors().items()}, step
 
     def state(self) -> dict[str, Any]:
         """What :meth:`restore` needs."""
@@ -174,7 +177,7 @@ class Watch:
     def restore(self, state: dict[str, Any]) -> None:
         """As it was when ``state`` was taken; ValueError for anything else."""
         check_structure(state, self._STATE, "watch")
-        if not state["kept"].keys() <= self.tensors().keys():
+        if state["kept"] and state["kept"].keys() != self.tensors().keys():
             raise ValueError("watch.kept holds other tensors than the network")
         for name in self._STATE:
             setattr(self, name, state[name])

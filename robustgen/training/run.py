@@ -85,6 +85,8 @@ class Run:
         settings = self.settings
         self._start()
         wrapped = self.world.wrap(self.model, self.device, unused=self.players.several)
+        if self.watch is not None and not self.watch.kept:  # only now do all ranks have the same weights
+            self.watch.keep(self.step)
         every = settings.checkpoint_every or self.per_epoch
         quiet = not settings.progress or self.world.rank > 0
         with tqdm(total=self.total, initial=self.step, unit="step", disable=quiet) as bar:

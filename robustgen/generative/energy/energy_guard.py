@@ -38,7 +38,7 @@ class EnergyGuard:
         check_positive(largest=self.largest)
 
     def judge(self, model: nn.Module, batch: Batch, step: int, world: World, highest: float) -> Judgement:
-        gap = unwrap(model).gap.item()
+        gap = world.reduce(unwrap(model).gap.clone()).item() / world.size  # every process judges alike
         wrong = ""
         if not abs(gap) <= self.largest:
             wrong = (

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_numbers, check_positive
 from robustgen.generative.base import GenerativeModel
-from robustgen.generative.energy.langevin import langevin, reflect
+from robustgen.generative.energy.langevin import check_kept, check_reach, langevin, reflect
 from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.generative.energy.score_matching import denoising_score_matching, sliced_score_matching
 from robustgen.training import Batch
@@ -66,6 +66,7 @@ class EnergyModel(GenerativeModel):
     Raises:
         ValueError: an argument out of range, an unknown objective or start of chains, chains of an objective without
             any; in training, more images than there are persistent chains.
+        FloatingPointError: in ``sample``, chains that leave the data's range for good.
 
     >>> model = EnergyModel((1, 8, 8), width=4, sample_steps=5, buffer_size=32).eval()
     >>> x = model.sample(3)
@@ -129,6 +130,11 @@ class EnergyModel(GenerativeModel):
     def _log_prob(self, x: Tensor) -> Tensor:
         return -self.energy(x)
 
+    def check_training(self, n: int, batch_size: int) -> None:
+        super().check_training(n, batch_size)
+        if self.objective == "langevin" and self.chains == "persistent":
+            check_kept(min(n, batch_size), self.buffer_size)
+
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         if self.objective != "langevin":
             return {"loss": self._score_matching(batch.x)}
@@ -143,8 +149,7 @@ class EnergyModel(GenerativeModel):
 
     def _persistent(self, n: int) -> Tensor:
         """n of the chains that are kept, after further steps."""
-        if n > self.buffer_size:
-            raise ValueError(f"a batch of {n} needs as many chains: set buffer_size to at least {n}")
+        check_kept(n, self.buffer_size)
         chosen = torch.randperm(self.buffer_size, device=self.device)[:n]
         start = self.replay[chosen]
         anew = torch.rand(n, 1, 1, 1, device=start.device) < self.reinitialised
@@ -186,7 +191,7 @@ class EnergyModel(GenerativeModel):
         reflected = self.objective == "langevin"
         steps = self.steps if self.chains == "noise" else self.sample_steps
         x = langevin(self.energy, x, steps, self.step_size, reflected=reflected, generator=generator)
-        return x.clamp(0, 1)  # score matching knows of no cube
+        return check_reach(x, 1.0, "take a smaller step_size").clamp(0, 1)  # score matching knows of no cube
 
     @staticmethod
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

@@ -14,7 +14,8 @@ from torch.nn import functional as F
 from robustgen.checks import check_integers, check_numbers, check_positive
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.unet import UNet
-from robustgen.generative.energy.noise_free import check_reach, descend
+from robustgen.generative.energy.langevin import check_reach
+from robustgen.generative.energy.noise_free import descend
 from robustgen.training import Batch
 
 __all__ = ["FORMS", "EquilibriumMatching", "truncated_decay"]

@@ -11,7 +11,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-__all__ = ["langevin", "reflect"]
+__all__ = ["check_kept", "check_reach", "langevin", "reflect"]
+
+_REACH = 100.0  # times the data's range: chains do not come back from there
 
 
 def reflect(x: Tensor) -> Tensor:
@@ -21,6 +23,24 @@ def reflect(x: Tensor) -> Tensor:
     tensor([0.2500, 0.5000, 0.7500, 0.5000])
     """
     return 1 - (x.remainder(2) - 1).abs()
+
+
+def check_kept(n: int, buffer_size: int) -> None:
+    """ValueError where fewer chains are kept than a batch has images: each of these has one of its own."""
+    if n > buffer_size:
+        raise ValueError(f"a batch of {n} needs as many chains: set buffer_size to at least {n}")
+
+
+def check_reach(x: Tensor, width: float, remedy: str) -> Tensor:
+    """Return x (N, ...) unless chains have left for good: a FloatingPointError for NaN or 100 times the data's width.
+
+    >>> check_reach(torch.full((1, 2), 500.0), 1.0, "take a smaller step")
+    Traceback (most recent call last):
+    FloatingPointError: chains have left the range of the data for good: take a smaller step
+    """
+    if len(x) and not bool(x.detach().abs().max() <= _REACH * width):  # NaN is not, either
+        raise FloatingPointError(f"chains have left the range of the data for good: {remedy}")
+    return x
 
 
 def langevin(

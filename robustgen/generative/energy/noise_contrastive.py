@@ -19,6 +19,7 @@ from robustgen.generative.base import GenerativeModel
 from robustgen.generative.energy.base_model import describe_model, frozen_model
 from robustgen.generative.energy.gaussian_mixture import GaussianMixture
 from robustgen.generative.energy.network import EnergyNetwork
+from robustgen.generative.flows.base import Flow
 from robustgen.training import Batch, Source
 
 __all__ = ["NCE"]
@@ -123,8 +124,10 @@ class NCE(GenerativeModel):
         return -self.energy(x) - self.log_z
 
     def _log_noise(self, x: Tensor) -> Tensor:
-        """log q(x) (N,)."""
-        return x.new_zeros(len(x)) if self.base is None else self.base._log_prob(x)
+        """log q(x) (N,), of points that may lie outside [0, 1], as some of the noise does."""
+        if self.base is None:
+            return x.new_zeros(len(x))
+        return self.base._density(x) if isinstance(self.base, Flow) else self.base._log_prob(x)
 
     def log_ratio(self, x: Tensor) -> Tensor:
         """log p(x) - log q(x), (N,) in nats, of images as :meth:`log_prob` takes them: the logit of "no noise"."""

@@ -20,17 +20,17 @@ from robustgen.checks import check_flags, check_integers, check_numbers, check_p
 from robustgen.counter_rng import content_ids
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
+from robustgen.generative.energy.langevin import check_reach
 from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.generative.energy.score_matching import check_exact
 from robustgen.generative.flows.continuous import Continuous
 from robustgen.training import Batch
 
-__all__ = ["DYNAMICS", "NoiseFreeEBM", "check_reach", "descend"]
+__all__ = ["DYNAMICS", "NoiseFreeEBM", "descend"]
 
 DYNAMICS = ("ode", "steps", "noisy")
 OBJECTIVES = ("contrastive", "likelihood")
 _STEPS = {"ode": 20, "steps": 40, "noisy": 40}
-_REACH = 100.0  # times the data's range: chains do not come back from there
 
 
 def descend(
@@ -60,18 +60,6 @@ def descend(
         before, x = x, x - step_size * gradient(ahead)
         if noise:
             x = x + noise * torch.randn(x.shape, generator=generator, device=x.device, dtype=x.dtype)
-    return x
-
-
-def check_reach(x: Tensor, width: float, remedy: str) -> Tensor:
-    """Return x (N, ...) unless chains have left for good: a FloatingPointError for NaN or 100 times the data's width.
-
-    >>> check_reach(torch.full((1, 2), 500.0), 1.0, "take a smaller step")
-    Traceback (most recent call last):
-    FloatingPointError: chains have left the range of the data for good: take a smaller step
-    """
-    if len(x) and not bool(x.detach().abs().max() <= _REACH * width):  # NaN is not, either
-        raise FloatingPointError(f"chains have left the range of the data for good: {remedy}")
     return x
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_positive
 from robustgen.generative.base import GenerativeModel
-from robustgen.generative.energy.langevin import langevin
+from robustgen.generative.energy.langevin import check_reach, langevin
 from robustgen.training import Batch
 
 __all__ = ["ProductOfExperts"]
@@ -35,6 +35,7 @@ class ProductOfExperts(GenerativeModel):
 
     Raises:
         TypeError, ValueError: an argument of the wrong type or out of range.
+        FloatingPointError: in ``sample``, chains that leave the data's range for good.
 
     >>> model = ProductOfExperts((1, 8, 8), width=70, sample_steps=5).eval()
     >>> x = model.sample(3)
@@ -83,7 +84,8 @@ class ProductOfExperts(GenerativeModel):
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         x = torch.rand(n, *self.shape, generator=generator, device=self.device, dtype=self.dtype)
-        return langevin(self.energy, x, self.sample_steps, self.step_size, generator=generator).clamp(0, 1)
+        x = langevin(self.energy, x, self.sample_steps, self.step_size, generator=generator)
+        return check_reach(x, 1.0, "take a smaller step_size").clamp(0, 1)
 
     @staticmethod
     def optimizer(parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:

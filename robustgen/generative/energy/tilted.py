@@ -7,6 +7,7 @@ Latent Energy", 2020; Xiao, "Designing Deep Generative Models with Symbiotic Com
 Model and You Should Use Discriminator Driven Latent Sampling", NeurIPS 2020: a discriminator in place of -f.
 """
 
+import copy
 import inspect
 import math
 from collections.abc import Iterable, Mapping
@@ -22,7 +23,7 @@ from robustgen.generative.blocks.pixel_likelihood import Gaussian
 from robustgen.generative.energy.annealed_importance_sampling import LogPartition, of_log_weights
 from robustgen.generative.energy.base_model import describe_model, frozen_model
 from robustgen.generative.energy.energy_guard import EnergyGuard
-from robustgen.generative.energy.langevin import langevin
+from robustgen.generative.energy.langevin import check_kept, check_reach, langevin
 from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.generative.flows.base import Flow
 from robustgen.training import Batch
@@ -31,6 +32,7 @@ __all__ = ["Tilted", "energy_overlap"]
 
 SPACES = ("noise", "joint", "image", "pair")
 _ROWS = 256  # images at once in an estimate of log Z
+_REMEDY = "take a smaller step_size, or adjusted=True"
 
 
 def energy_overlap(on_data: Tensor, on_samples: Tensor) -> Tensor:
@@ -57,8 +59,10 @@ class Tilted(GenerativeModel):
     Args:
         base: a trained model whose images of noise have a gradient: a flow, a VAE, a GAN, a GLF; or, as a file keeps
             it, the description of one.
-        energy: "network"; "discriminator": f = -D of a GAN, which needs no training; or a module of your own, images
-            (N, *shape) to (N,), which is trained and copied, but which :meth:`save` cannot build again.
+        energy: "network"; "discriminator": f = -D of a GAN, which needs no training: log p / q where D is the best
+            logit (DCGAN), a critic on a scale of its own (WGANGP), and neither where D tends to p / (p + q) (LSGAN); or
+            a module of your own, images (N, *shape) to (N,), which is copied and trained, but which :meth:`save` cannot
+            build again.
         architecture, width, layers: of the network, see :class:`EnergyNetwork`.
         space: where chains run. "noise": x = base.from_noise(eps). "joint": of a VAE with Gaussian pixels, with their
             noise too, so that q is its density. To compare with: "image": x itself, from samples of the base on and
@@ -68,7 +72,8 @@ class Tilted(GenerativeModel):
         sample_steps: of a chain from noise to a sample.
         step_size: of Langevin dynamics; its noise is sqrt(2 step_size), eta = 2 step_size in the paper.
         adjusted: by the rule of Metropolis and Hastings, which costs nothing and keeps chains from going astray where
-            f has become too steep for the step; where it refuses nearly all steps, chains stand still instead.
+            f has become too steep for the step; where it refuses nearly all steps, chains stand still instead. Not in
+            the space "image".
         persistent: chance that a chain of training goes on from the buffer in place of fresh noise; it rises to this
             over ``warm_up`` steps. What is kept is noise of the space "noise" or "joint".
         warm_up: see there.
@@ -85,7 +90,8 @@ class Tilted(GenerativeModel):
     Raises:
         TypeError: the base is no generative model, or the energy no module.
         ValueError: a base without noise or gradient, an energy of other images or without a value for each, a space
-            that the base has not, an argument out of range.
+            that the base has not, an argument out of range; in training, more images than there are kept chains.
+        FloatingPointError: in training and ``sample``, chains that leave the data's range for good.
 
     >>> from robustgen.generative import RealNVP
     >>> model = Tilted(RealNVP((1, 8, 8), width=4), width=4, steps=3, sample_steps=3).eval()
@@ -135,6 +141,8 @@ class Tilted(GenerativeModel):
             raise ValueError(f"space must be one of {', '.join(SPACES)}, got {space!r}")
         if persistent and space in ("image", "pair"):
             raise ValueError(f"chains persist in noise alone: set space or persistent, got {space!r} and {persistent}")
+        if adjusted and space == "image":
+            raise ValueError("space='image' reflects its steps at the walls of the cube: leave adjusted out")
         if base_lr is not None:
             check_positive(base_lr=base_lr)
             if persistent:
@@ -196,7 +204,7 @@ class Tilted(GenerativeModel):
         if not isinstance(found, Tensor) or found.shape != (2,):
             shown = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(f"an energy gives one number for each image, (N,); of two images this gives {shown}")
-        return energy
+        return copy.deepcopy(energy)
 
     def _free_generator(self) -> None:
         """Let what makes images of noise learn, and nothing else of the base."""
@@ -252,7 +260,9 @@ class Tilted(GenerativeModel):
 
     @property
     def importance_weighted_log_prob(self) -> Any:
-        """As that of the base, less f; only of a base that has it."""
+        """As that of the base, less f; only of a base that has it, and where the density is a tilt of it."""
+        if self.space == "image":
+            raise AttributeError("space='image' leaves the base out of the density")
         of_base = self.base.importance_weighted_log_prob  # an AttributeError is the answer where there is none
 
         def tilted(x: Tensor, samples: int = 100, chunk: int | None = None) -> Tensor:
@@ -270,9 +280,9 @@ class Tilted(GenerativeModel):
     def _pushed(self, eps: Tensor) -> Tensor:
         """T(eps), differentiable."""
         if self.space in ("noise", "image"):
-            return self.base.from_noise(eps)
+            return self.base._from_noise(eps)
         latent, pixels = eps.split([self._latents, self.dimensions], 1)
-        return self.base.from_noise(latent.view(-1, *self._noise)) + self._scale * pixels.view(-1, *self.shape)
+        return self.base._from_noise(latent.view(-1, *self._noise)) + self._scale * pixels.view(-1, *self.shape)
 
     @property
     def _scale(self) -> Tensor:
@@ -286,7 +296,7 @@ class Tilted(GenerativeModel):
     def _pair_potential(self, pair: Tensor) -> Tensor:
         """f(x) - log p(x | z) - log p(z) up to a constant, of z and x beside each other."""
         z, x = pair.split([self._latents, self.dimensions], 1)
-        mean = self.base.from_noise(z.view(-1, *self._noise)).flatten(1)
+        mean = self.base._from_noise(z.view(-1, *self._noise)).flatten(1)
         inner = gaussian_log_prob(x, mean, self._scale.log().expand_as(x)).sum(1) - 0.5 * z.square().sum(1)
         return self._energy(x.view(-1, *self.shape)) - inner
 
@@ -302,8 +312,10 @@ class Tilted(GenerativeModel):
                 pair = langevin(
                     self._pair_potential, pair, steps, self.step_size, adjusted=self.adjusted, generator=generator
                 )
+                check_reach(pair, 1.0, _REMEDY)
                 return pair[:, self._latents :].view(-1, *self.shape), pair
             eps = langevin(self._potential, eps, steps, self.step_size, adjusted=self.adjusted, generator=generator)
+            check_reach(eps, 1.0, _REMEDY)
             return self._pushed(eps), eps
 
     def _negatives(self, n: int, step: int) -> Tensor:
@@ -311,6 +323,7 @@ class Tilted(GenerativeModel):
         eps = self._fresh(n)
         if not self.persistent:
             return self._chains(eps, self.steps)[0]
+        check_kept(n, self.buffer_size)
         kept = torch.randperm(self.buffer_size, device=self.device)[:n]
         share = self.persistent * min(1.0, step / self.warm_up if self.warm_up else 1.0)
         goes_on = torch.rand(n, *[1] * (eps.ndim - 1), device=self.device) < share
@@ -372,6 +385,11 @@ class Tilted(GenerativeModel):
             if self._vectors is not None:
                 loss = loss + self.spectral * self._vectors(self.network)
         return {"loss": loss} | logged
+
+    def check_training(self, n: int, batch_size: int) -> None:
+        super().check_training(n, batch_size)
+        if self.persistent:
+            check_kept(min(n, batch_size), self.buffer_size)
 
     def guard(self) -> EnergyGuard:
         return EnergyGuard()

@@ -43,7 +43,9 @@ class Logit(Transform):
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         width = 1 - 2 * self.alpha
-        low, high = (self.alpha + width * x).log(), (self.alpha + width * (1 - x)).log()  # 1 - a would lose its digits
+        least = min(self.alpha, torch.finfo(x.dtype).eps)  # which what comes from far noise may be rounded below
+        low = (self.alpha + width * x).clamp(min=least).log()
+        high = (self.alpha + width * (1 - x)).clamp(min=least).log()  # 1 - a would lose its digits
         return low - high, (math.log(width) - low - high).flatten(1).sum(1)
 
     def inverse(self, y: Tensor) -> Tensor:

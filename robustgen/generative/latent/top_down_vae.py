@@ -111,8 +111,6 @@ class TopDownVAE(LatentVariableModel):
     def _encode(self, v: Tensor) -> Posterior:
         at_half = self.to_half(v)
         features = {self._maps[0][1:]: self.to_quarter(at_half)} | {self._half: at_half}
-        if len({m[1:] for m in self._maps}) == 1:
-            features = {self._maps[0][1:]: features[self._maps[0][1:]]}
         parts = [
             head(F.elu(features[m[1:]])).to(v.dtype).chunk(2, 1) for head, m in zip(self.heads, self._maps, strict=True)
         ]
