@@ -38,6 +38,12 @@ def cache(tmp_path):
     return TrainingCache(tmp_path / "work", say=lambda line: None)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Where the tables keep their models: what several have in common is trained once."""
+    return cache(tmp_path_factory.mktemp("shared"))
+
+
 def one_row(experiment):
     """The first row that is measured, or in tables without many columns everything."""
     cells = experiment.cells(1)
@@ -45,11 +51,11 @@ def one_row(experiment):
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if find(name).cells(1)])
-def test_a_row_of_every_experiment_runs_on_digits(name, tmp_path):
-    experiment, shop, out = find(name), cache(tmp_path), tmp_path / "results"
+def test_a_row_of_every_experiment_runs_on_digits(name, shared, tmp_path):
+    experiment, out = find(name), tmp_path / "results"
     before = torch.random.get_rng_state()
     for cell in one_row(experiment):
-        kept = run_experiment(experiment, "smoke", shop, out, only=cell, say=lambda line: None)
+        kept = run_experiment(experiment, "smoke", shared, out, only=cell, say=lambda line: None)
         jsonschema.validate(kept[cell.name], SCHEMA)
         for entry, losses in kept[cell.name]["history"].items():
             if entry in ("vae: loss", "pixelcnn: loss", "pixelvae: loss", "iaf-vae: loss", "pixelcnn++: loss"):

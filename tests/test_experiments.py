@@ -54,12 +54,18 @@ def cache(tmp_path):
     return TrainingCache(tmp_path / "work", say=lambda line: None)
 
 
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """Where the tables keep their networks: what several have in common is trained once."""
+    return cache(tmp_path_factory.mktemp("shared"))
+
+
 @pytest.mark.filterwarnings("ignore:the fortified network decides otherwise")  # autoencoders of a few steps
 @pytest.mark.parametrize("name", [name for name in table() if name.startswith("lamb-2018/")])
-def test_every_experiment_runs_on_digits(name, tmp_path):
+def test_every_experiment_runs_on_digits(name, shared, tmp_path):
     experiment, out = find(name), tmp_path / "results"
     before = torch.random.get_rng_state()
-    kept = run_experiment(experiment, "smoke", cache(tmp_path), out, seeds=1, say=lambda line: None)
+    kept = run_experiment(experiment, "smoke", shared, out, seeds=1, say=lambda line: None)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert list(kept) == [cell.name for cell in experiment.cells(1)]
     for record in kept.values():
