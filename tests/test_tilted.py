@@ -91,6 +91,27 @@ def test_a_gaussian_tilted_by_a_parabola_is_the_gaussian_of_the_product():
     assert x.var().item() == pytest.approx(0.8, rel=0.05)
 
 
+class Wells(nn.Module):
+    """Two wells of the line, 12 apart with a wall between them, the right one log 3 deeper."""
+
+    def __init__(self):
+        super().__init__()
+        self.depth = nn.Parameter(torch.tensor(math.log(3.0)))
+
+    def forward(self, x):
+        x = x.flatten()
+        return torch.where((x - 1).abs() < 1, 50.0, 0.0) - torch.where(x > 1, self.depth, 0.0)
+
+
+def test_chains_find_how_likely_far_modes_are():
+    """Of N(1, 4) outside the wall the two sides are alike, so three in four samples lie on the right."""
+    model = Tilted(Line(), Wells(), step_size=0.01, adjusted=True, steps=5).eval()
+    generator = torch.Generator().manual_seed(0)
+    x = model._chains(model._fresh(4000, generator), 100, generator)[0].flatten()
+    assert (x > 1).double().mean().item() == pytest.approx(0.75, abs=0.03)
+    assert ((x - 1).abs() > 1).all()
+
+
 def test_log_z_of_that_gaussian():
     """Z = N(3; 1, 5) sqrt(2 pi)."""
     exact = torch.distributions.Normal(1.0, math.sqrt(5)).log_prob(torch.tensor(3.0)).item() + 0.5 * math.log(

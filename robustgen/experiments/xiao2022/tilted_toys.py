@@ -110,7 +110,7 @@ class _Table(Experiment):
         "compare, values less so.",
         "The VAE by its bound of many importance samples. The tilt is normalised on a grid of cells; log Z from base "
         "samples is among the numbers, with its effective sample size, and so are samples within three standard "
-        "deviations of a mode. Chains are those of Metropolis and Hastings and persist.",
+        "deviations of a mode. Chains are those of Metropolis and Hastings, with jumps to fresh noise, and persist.",
     )
 
     def describe(self, scale: str) -> str:

@@ -71,9 +71,10 @@ class Tilted(GenerativeModel):
         steps: of a chain in training; 0: samples of the base are the negatives.
         sample_steps: of a chain from noise to a sample.
         step_size: of Langevin dynamics; its noise is sqrt(2 step_size), eta = 2 step_size in the paper.
-        adjusted: by the rule of Metropolis and Hastings, which costs nothing and keeps chains from going astray where
-            f has become too steep for the step; where it refuses nearly all steps, chains stand still instead. Not in
-            the space "image".
+        adjusted: by the rule of Metropolis and Hastings, which keeps chains from going astray where f has become too
+            steep for the step; where it refuses nearly all steps, chains stand still instead. Every ``steps`` steps it
+            is fresh noise that is offered (Tierney, "Markov Chains for Exploring Posterior Distributions", 1994,
+            section 2.3.3), or modes far apart would never learn how likely each is. Not in the space "image".
         persistent: chance that a chain of training goes on from the buffer in place of fresh noise; it rises to this
             over ``warm_up`` steps. What is kept is noise of the space "noise" or "joint".
         warm_up: see there.
@@ -314,9 +315,20 @@ class Tilted(GenerativeModel):
                 )
                 check_reach(pair, 1.0, _REMEDY)
                 return pair[:, self._latents :].view(-1, *self.shape), pair
-            eps = langevin(self._potential, eps, steps, self.step_size, adjusted=self.adjusted, generator=generator)
+            for done in range(0, steps, max(1, self.steps)):
+                eps = self._jumped(eps, generator) if self.adjusted else eps
+                some = min(max(1, self.steps), steps - done)
+                eps = langevin(self._potential, eps, some, self.step_size, adjusted=self.adjusted, generator=generator)
             check_reach(eps, 1.0, _REMEDY)
             return self._pushed(eps), eps
+
+    def _jumped(self, eps: Tensor, generator: torch.Generator | None) -> Tensor:
+        """eps, or fresh noise where the rule of Metropolis and Hastings takes it: by exp(f before - f after)."""
+        fresh = self._fresh(len(eps), generator)
+        before, after = (self._energy(self._pushed(part)) for part in (eps, fresh))
+        u = torch.rand(len(eps), generator=generator, device=eps.device, dtype=eps.dtype)
+        taken = u.log() < before - after
+        return torch.where(taken.view(-1, *[1] * (eps.ndim - 1)), fresh, eps)
 
     def _negatives(self, n: int, step: int) -> Tensor:
         """Images (N, *shape) at the end of training's chains; those of the buffer go on and are kept there."""
