@@ -73,8 +73,8 @@ class Tilted(GenerativeModel):
         step_size: of Langevin dynamics; its noise is sqrt(2 step_size), eta = 2 step_size in the paper.
         adjusted: by the rule of Metropolis and Hastings, which keeps chains from going astray where f has become too
             steep for the step; where it refuses nearly all steps, chains stand still instead. Every ``steps`` steps it
-            is fresh noise that is offered (Tierney, "Markov Chains for Exploring Posterior Distributions", 1994,
-            section 2.3.3), or modes far apart would never learn how likely each is. Not in the space "image".
+            is fresh noise that is offered (Tierney, "Markov Chains for Exploring Posterior Distributions", 1994),
+            or modes far apart would never learn how likely each is. Not in the space "image".
         persistent: chance that a chain of training goes on from the buffer in place of fresh noise; it rises to this
             over ``warm_up`` steps. What is kept is noise of the space "noise" or "joint".
         warm_up: see there.
