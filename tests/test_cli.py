@@ -640,6 +640,47 @@ def test_a_training_leaves_model_curves_and_samples(vae_run):
         assert path.read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_model_is_tilted_by_command_resumed_without_its_base_sampled_and_scored(vae_run, tmp_path, capsys):
+    base, tilt = tmp_path / "base", tmp_path / "tilt"
+    shutil.copytree(vae_run, base)
+    small = ["--set", "width=4", "--set", "steps=2", "--set", "sample_steps=2", "--quiet"]
+    code, _, err = run(capsys, "train", "tilted", "--base", base, "--run", tilt, "--epochs", 1, *small)
+    assert code == 0, err
+    info = json.loads((tilt / "run.json").read_text())
+    assert (info["data"]["source"], info["held_out"]) == ("digits", ["0"])
+    shutil.rmtree(base)
+    code, _, err = run(capsys, "train", "tilted", "--run", tilt, "--resume", "--epochs", 2, "--quiet")
+    assert code == 0, err
+    assert (tilt / "metrics.jsonl").read_text().count("overlap") == 4  # training and held-back data, twice
+    assert torch.equal(load(tilt).base.decoder[0].weight, load(vae_run).decoder[0].weight)
+    code, _, err = run(capsys, "sample", "--run", tilt, "--n", 4, "--out", tmp_path / "s.png")
+    assert code == 0, err
+    for more in ([], ["--detector", "model-energy"]):
+        code, out, err = run(capsys, "score", "--checkpoint", tilt, "--data", "digits", "--limit", 5, *more)
+        assert code == 0, err
+        assert len(out.splitlines()) >= 5
+
+
+def test_bases_that_are_none_are_refused_in_one_line(vae_run, tmp_path, capsys):
+    load(vae_run).save(tmp_path / "saved")
+    new = tmp_path / "new"
+    wide = tmp_path / "wide.npz"
+    np.savez(wide, x=np.zeros((40, 1, 9, 9), np.uint8), y=np.arange(40) % 4)
+    for arguments, message in (
+        (["tilted"], "begins with a trained model: name its run, --base RUN"),
+        (["tilted", "--base", tmp_path / "none"], "no checkpoint here"),
+        (["tilted", "--base", tmp_path / "saved"], "names no data: pass --data"),
+        (["tilted", "--base", vae_run, "--data", wide, "--hold-out", "1"], "its images are (1, 8, 8)"),
+        (["tilted", "--base", vae_run, "--set", "base=3"], "name the run of a model, --base RUN"),
+        (["vae", "--base", vae_run], "a VAE begins with no other model"),
+    ):
+        code, _, err = run(capsys, "train", *arguments, "--run", new)
+        assert code == 2
+        assert message in err
+        assert err.count("\n") == 1
+        assert not new.exists()
+
+
 def test_samples_are_written_as_grid_or_array(vae_run, tmp_path, capsys):
     for name in ("a.npz", "b.npz", "c.png"):
         code, _, err = run(capsys, "sample", "--checkpoint", vae_run, "--n", 5, "--out", tmp_path / name)

@@ -105,8 +105,9 @@ def train_generative(
     held: GenerativeModel | None = None
     if "base" in inspect.signature(kind).parameters:
         held = _base(kind, base, run if resume else None)
-        if base is not None and (base / "run.json").is_file():
-            info = read_info(base)
+        known = [where for where in (base, run if resume else None) if where and (where / "run.json").is_file()]
+        if base is not None and known:
+            info = read_info(known[0])
             data, hold_out = training_data_for(data, info), hold_out or tuple(info["held_out"])
         elif base is not None and data.source is None:
             raise ValueError(f"--base {base}: a saved model without its run names no data: pass --data")
