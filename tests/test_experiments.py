@@ -70,9 +70,10 @@ def test_every_experiment_runs_on_digits(name, shared, tmp_path):
     assert list(kept) == [cell.name for cell in experiment.cells(1)]
     for record in kept.values():
         VALID.validate(record)
-        losses = record["history"]["loss"]
-        assert len(losses) > 1
-        assert losses[-1] < losses[0], "the loss does not fall"
+        if experiment.n_classes:  # of classifiers: contrastive divergence minimises no loss
+            losses = record["history"]["loss"]
+            assert len(losses) > 1
+            assert losses[-1] < losses[0], "the loss does not fall"
     groups = summarise(experiment, kept)
     assert sum(len(group.values + group.collapsed) for group in groups.values()) == len(kept)
     page = draw_experiment(experiment, out, ("smoke",))

@@ -684,4 +684,5 @@ def test_every_model_trains_under_torchrun_and_without_noise_as_in_one_process(t
         assert all(math.isfinite(value) for value in numbers.values()), name
         if name in DRAWS_NOTHING:
             assert numbers == pytest.approx(alone[name], rel=1e-4)
-        assert numbers["norm of the weights"] == pytest.approx(alone[name]["norm of the weights"], rel=1e-2)
+        expected = pytest.approx(alone[name]["norm of the weights"], rel=1e-2, abs=0.03)  # a machine's begin near 0
+        assert numbers["norm of the weights"] == expected, name
