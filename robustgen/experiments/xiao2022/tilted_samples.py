@@ -46,6 +46,8 @@ class _Table(SampleTable):
     notes = (
         "Published: FIDs of other networks, of another metric. Table 4.6 has its ablations on CIFAR-10 alone: EBM on x "
         "48.9, its chains from the base 29.3, WGAN 20.4, tilted with the generator's KL 14.0, tilted 13.0, base 56.0.",
+        "Energies of data and chains part in these trainings (see `overlap` in the cells), held by the regularisation "
+        "alone: f tells data from what the VAE draws, it is no log density.",
         "The energy is a network of 8 channels with chains of 15 steps in training at scale `cpu`, far smaller than "
         "the source's. Samples of the VAE and of its tilts in its noise are expected images.",
     )

@@ -19,6 +19,7 @@ class EnergyGuard:
 
     Chains that no longer follow f let E f(negatives) - E f(data) grow without bound, the commonest way for an energy
     to fail. Between chains and data that have one density it is 0.
+    A regularisation r of E f^2 holds the gap below 1 / r: above r = 1 / ``largest`` this guard has nothing to see.
 
     Args:
         largest: gap in nats, either way, above which energies have parted; weights within half of it are kept.
