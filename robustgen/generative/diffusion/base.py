@@ -1,0 +1,108 @@
+"""What diffusion models with a schedule of discrete steps share: noise that is added, and taken away step by step.
+
+Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020; Song, Meng and Ermon, "Denoising
+Diffusion Implicit Models", ICLR 2021, section 4.2 (samples through some of the steps only).
+"""
+
+from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustgen.checks import check_images, check_integers, check_positive
+from robustgen.generative.base import GenerativeModel
+from robustgen.generative.diffusion.noise_schedule import NoiseSchedule
+
+__all__ = ["Diffusion"]
+
+
+class Diffusion(GenerativeModel):
+    """A model p(u_s | u_t), s < t, of what a :class:`NoiseSchedule` made of u_0 = 2 x - 1, images x (N, C, H, W).
+
+    A subclass gives ``_predict`` and ``_reverse``, and a schedule. Random numbers are the global ones, or those of the
+    generator that is given.
+
+    Attributes:
+        schedule: of the noise.
+        sample_steps: steps of a sample, at most those of the schedule; others are left out.
+    """
+
+    schedule: NoiseSchedule
+    sample_steps: int
+
+    @abstractmethod
+    def _predict(self, u: Tensor, t: int) -> Tensor:
+        """u_0 (N, ...) that the model expects of u_t, with a graph where gradients are on."""
+
+    @abstractmethod
+    def _reverse(self, u: Tensor, t: int, s: int, generator: torch.Generator | None = None) -> Tensor:
+        """u_s drawn from the model of u_s given u_t, s < t, with a graph where gradients are on."""
+
+    def times(self, depth: int, steps: int | None = None) -> list[int]:
+        """The times of a chain of ``steps`` from ``depth`` to 0, at equal distances; without a number, every one.
+
+        Raises:
+            TypeError, ValueError: a depth outside 1 ... T, or more steps than depth.
+        """
+        check_integers(depth=depth, **({} if steps is None else {"steps": steps}))
+        if depth > self.schedule.steps:
+            raise ValueError(f"depth={depth} is more than the {self.schedule.steps} steps that were trained")
+        steps = depth if steps is None else steps
+        if steps > depth:
+            raise ValueError(f"a chain of {steps} steps does not fit between 0 and {depth}: take at most {depth}")
+        return [round(i * depth / steps) for i in range(steps, -1, -1)]
+
+    def chain(self, depth: int, steps: int | None = None) -> list[Callable[[Tensor], Tensor]]:
+        """Functions that, one after the other, diffuse images to ``depth`` and take the noise away again.
+
+        The first takes images in [0, 1], the last returns images, not clamped; between them are states. Each draws
+        from the global random numbers and is differentiable.
+
+        Args:
+            depth: t, from 1 to the schedule's steps.
+            steps: of the way back; see :meth:`times`.
+
+        Raises:
+            TypeError, ValueError: as :meth:`times` says.
+        """
+        times = self.times(depth, steps)
+        back = [partial(self._reverse, t=t, s=s) for t, s in pairwise(times)]
+        return [partial(self._diffuse, t=depth), *back[:-1], lambda u: (back[-1](u) + 1) / 2]
+
+    def _diffuse(self, x: Tensor, t: int) -> Tensor:
+        u = 2 * x - 1
+        return self.schedule.diffuse(u, torch.full((len(u),), t), torch.randn_like(u))
+
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """What is expected of images (N, ...) in [0, 1] behind Gaussian noise of standard deviation ``sigma``.
+
+        At the step whose noise is nearest (that of u is 2 sigma): Carlini et al., "(Certified!!) Adversarial
+        Robustness for Free!", ICLR 2023, algorithm 1. Differentiable; not clamped to [0, 1].
+
+        Raises:
+            TypeError: no floats, or a sigma that is no number.
+            ValueError: NaN or Inf, images of another shape, or noise below half of the first step's or above the last's.
+        """
+        x = check_images(x)
+        if tuple(x.shape[1:]) != self.shape:
+            raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
+        check_positive(sigma=sigma)
+        sigmas = self.schedule.sigmas() / 2
+        if not sigmas[1] / 2 <= sigma <= sigmas[-1]:
+            raise ValueError(
+                f"the noise of this {type(self).__name__} is from {sigmas[1]:.3g} to {sigmas[-1]:.3g}, got sigma={sigma:g}"
+            )
+        t = 1 + int((sigmas[1:].log() - torch.tensor(sigma).log()).abs().argmin())
+        kept = self.schedule.alpha_bars[t].sqrt().item()
+        return (self._predict(kept * (2 * x - 1), t) + 1) / 2
+
+    def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        options: dict[str, Any] = {"generator": generator, "device": self.device, "dtype": self.dtype}
+        u = torch.randn(n, *self.shape, **options)
+        for t, s in pairwise(self.times(self.schedule.steps, self.sample_steps)):
+            u = self._reverse(u, t, s, generator)
+        return ((u + 1) / 2).clamp(0, 1)
