@@ -85,7 +85,7 @@ class Diffusion(GenerativeModel):
 
         Raises:
             TypeError: no floats, or a sigma that is no number.
-            ValueError: NaN or Inf, images of another shape, or noise below half of the first step's or above the last's.
+            ValueError: NaN or Inf, images of another shape, or noise below half of the first step's or above the last.
         """
         x = check_images(x)
         if tuple(x.shape[1:]) != self.shape:
@@ -94,7 +94,7 @@ class Diffusion(GenerativeModel):
         sigmas = self.schedule.sigmas() / 2
         if not sigmas[1] / 2 <= sigma <= sigmas[-1]:
             raise ValueError(
-                f"the noise of this {type(self).__name__} is from {sigmas[1]:.3g} to {sigmas[-1]:.3g}, got sigma={sigma:g}"
+                f"noise of this {type(self).__name__} is from {sigmas[1]:.3g} to {sigmas[-1]:.3g}, got sigma={sigma:g}"
             )
         t = 1 + int((sigmas[1:].log() - torch.tensor(sigma).log()).abs().argmin())
         kept = self.schedule.alpha_bars[t].sqrt().item()

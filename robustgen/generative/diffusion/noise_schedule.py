@@ -73,7 +73,7 @@ class NoiseSchedule:
         betas = SCHEDULES[name](steps)
         if not bool((betas < 1).all()):
             raise ValueError(
-                f"a linear schedule of {steps} steps ends at beta = {betas[-1]:g}: take more than 20, or vp"
+                f"a linear schedule of {steps} steps has a beta of {betas[-1]:g}: take more than 20, or vp"
             )
         self.name, self.steps = name, steps
         self.betas = torch.cat([betas.new_zeros(1), betas])
