@@ -143,7 +143,7 @@ SMALL = {
             SHAPE,
             steps=8,
             schedule="vp",
-            prediction="data",
+            prediction="velocity",
             learned_variance=True,
             sample_steps=8,
             terms=None,
