@@ -943,7 +943,8 @@ def test_a_diffusion_is_trained_and_drawn_with_other_steps_and_guidance(vae_run,
     where, out = tmp_path / "ddpm", tmp_path / "a.npz"
     settings = ("steps=30", "sample_steps=4", "classes=10", "width=4", "levels=1")
     options = [part for setting in settings for part in ("--set", setting)]
-    assert run(capsys, "train", "ddpm", "--run", where, *SMALL, *options, "--epochs", 1, "--samples", 1)[0] == 0
+    small = ["--limit", 40, "--epochs", 1, "--samples", 1, *options]
+    assert run(capsys, "train", "ddpm", "--data", "digits", "--run", where, *small)[0] == 0
     drawn = []
     for asked in ([], ["--steps", 2], ["--guidance", 3.5]):
         assert run(capsys, "sample", "--run", where, *asked, "--n", 2, "--out", out)[0] == 0
