@@ -81,7 +81,7 @@ class Denoiser(GenerativeModel):
             TypeError: no floats.
             ValueError: NaN or Inf, images of another shape, or a sigma outside of what was trained.
         """
-        x = check_images(x)
+        x = check_images(x).to(self.dtype)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
