@@ -22,27 +22,17 @@ from robustgen.generative.blocks.gaussian import gaussian_log_prob
 from robustgen.generative.blocks.pixel_likelihood import Gaussian
 from robustgen.generative.energy.annealed_importance_sampling import LogPartition, of_log_weights
 from robustgen.generative.energy.base_model import describe_model, frozen_model
-from robustgen.generative.energy.energy_guard import EnergyGuard
+from robustgen.generative.energy.energy_guard import EnergyGuard, energy_overlap, follow
 from robustgen.generative.energy.langevin import check_kept, check_reach, langevin
 from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.generative.flows.base import Flow
 from robustgen.training import Batch
 
-__all__ = ["Tilted", "energy_overlap"]
+__all__ = ["Tilted"]
 
 SPACES = ("noise", "joint", "image", "pair")
 _ROWS = 256  # images at once in an estimate of log Z
 _REMEDY = "take a smaller step_size, or adjusted=True"
-
-
-def energy_overlap(on_data: Tensor, on_samples: Tensor) -> Tensor:
-    """1 - |2 AUROC - 1| of two sets of energies (N,), (M,): 1 where they lie alike, 0 where one is all above the other.
-
-    >>> energy_overlap(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0])).item()
-    0.0
-    """
-    above = (on_samples[:, None] > on_data).float().mean() + 0.5 * (on_samples[:, None] == on_data).float().mean()
-    return 1 - (2 * above - 1).abs()
 
 
 class Tilted(GenerativeModel):
@@ -81,12 +71,15 @@ class Tilted(GenerativeModel):
         buffer_size: chains that are kept, as a buffer of the module; only where ``persistent`` > 0.
         regularisation: weight of E f(x)^2 on data and negatives, which keeps f near zero.
         spectral: weight of the sum of the largest singular values of the network's layers (section 4.4.3: 0.2).
+        noise: standard deviation of normal noise on data and negatives while f is trained. Where the base makes other
+            images than data at each pixel, as a VAE's expected images are, f would tell them apart by that alone.
         base_lr: learning rate of the base's decoder or generator, which then takes turns with f and lowers f of its
             own samples, as a Wasserstein GAN does (equation 4.34); None: the base is frozen.
 
     Attributes:
         base_log_prob_kind: of the base.
-        gap: a moving average of E f(negatives) - E f(data) in training, which is 0 where chains follow the density.
+        overlap: a moving average, in training, of how far the energies of data and negatives lie alike, from 0 to 1;
+            see :class:`EnergyGuard`.
 
     Raises:
         TypeError: the base is no generative model, or the energy no module.
@@ -102,7 +95,7 @@ class Tilted(GenerativeModel):
     """
 
     log_prob_kind: ClassVar[str | None] = "unnormalised"
-    gap: Tensor
+    overlap: Tensor
     replay: Tensor
 
     def __init__(
@@ -123,6 +116,7 @@ class Tilted(GenerativeModel):
         buffer_size: int = 10_000,
         regularisation: float = 0.1,
         spectral: float = 0.0,
+        noise: float = 0.0,
         base_lr: float | None = None,
     ) -> None:
         base = frozen_model(base)
@@ -130,10 +124,12 @@ class Tilted(GenerativeModel):
         check_flags(adjusted=adjusted)
         check_integers(0, steps=steps, warm_up=warm_up)
         check_integers(sample_steps=sample_steps, buffer_size=buffer_size)
-        check_numbers(persistent=persistent, regularisation=regularisation, spectral=spectral, step_size=step_size)
+        check_numbers(
+            persistent=persistent, regularisation=regularisation, spectral=spectral, step_size=step_size, noise=noise
+        )
         if not 0 < step_size < 2:
             raise ValueError(f"step_size must lie in (0, 2): others drive a standard normal itself apart; {step_size}")
-        for name, value in {"regularisation": regularisation, "spectral": spectral}.items():
+        for name, value in {"regularisation": regularisation, "spectral": spectral, "noise": noise}.items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}")
         if not 0 <= persistent <= 1:
@@ -152,7 +148,7 @@ class Tilted(GenerativeModel):
         self.steps, self.sample_steps, self.step_size = steps, sample_steps, step_size
         self.adjusted = adjusted
         self.persistent, self.warm_up, self.buffer_size = persistent, warm_up, buffer_size
-        self.regularisation, self.spectral, self.base_lr = regularisation, spectral, base_lr
+        self.regularisation, self.spectral, self.noise, self.base_lr = regularisation, spectral, noise, base_lr
         self._check_space()
         self._own_energy = isinstance(energy, nn.Module)
         self.network = self._made(energy)
@@ -160,7 +156,7 @@ class Tilted(GenerativeModel):
         self.base_log_prob_kind = base.log_prob_kind
         if base.log_prob_kind is None and space != "image":
             self.log_prob_kind = None  # type: ignore[misc]
-        self.register_buffer("gap", torch.zeros(()))
+        self.register_buffer("overlap", torch.ones(()))
         if persistent:
             self.register_buffer("replay", self._fresh(buffer_size))
         if base_lr is not None:
@@ -377,22 +373,22 @@ class Tilted(GenerativeModel):
         if self.base_lr is not None and self.player_at(step) == "generator":
             eps = self._fresh(len(batch.x))
             return {"loss": self._energy(self._pushed(eps)).mean()}
-        losses = self._losses(batch.x, self._negatives(len(batch.x), step), self.training)
-        if self.training:
-            self.gap += 0.05 * (losses["sample_energy"] - losses["data_energy"] - self.gap)
-        return losses
+        return self._losses(batch.x, self._negatives(len(batch.x), step), self.training)
 
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The same without what keeps f small, against chains from fresh noise."""
         return self._losses(batch.x, self._chains(self._fresh(len(batch.x)), self.steps)[0], False)
 
     def _losses(self, x: Tensor, negatives: Tensor, penalised: bool) -> dict[str, Tensor]:
-        x = self._points(x, fresh=penalised)
-        on_data, on_negatives = self._energy(torch.cat([x, negatives])).split([len(x), len(negatives)])
+        both = torch.cat([self._points(x, fresh=penalised), negatives])
+        both = both + self.noise * torch.randn_like(both) if self.noise else both
+        on_data, on_negatives = self._energy(both).split([len(x), len(negatives)])
         loss = on_data.mean() - on_negatives.mean()
         logged = {"data_energy": on_data.detach().mean(), "sample_energy": on_negatives.detach().mean()}
-        logged["overlap"] = energy_overlap(on_data.detach(), on_negatives.detach())
-        if penalised:
+        if not penalised:
+            logged["overlap"] = energy_overlap(on_data.detach(), on_negatives.detach())
+        else:
+            logged["overlap"] = follow(self.overlap, on_data, on_negatives)
             loss = loss + self.regularisation * (on_data.square().mean() + on_negatives.square().mean())
             if self._vectors is not None:
                 loss = loss + self.spectral * self._vectors(self.network)
