@@ -66,7 +66,7 @@ class EnergyGuard:
         if not overlap >= self.least:
             wrong = (
                 f"energies have parted at step {step}: those of negatives and of data overlap by {overlap:.3f} of 1; "
-                "train with noise on both, a lower learning rate, longer chains or more regularisation"
+                "train with a lower learning rate, more steps a chain, persistent or adjusted chains"
             )
         return Judgement({"overlap_of_late": overlap}, overlap, overlap >= 4 * self.least, wrong)
 

@@ -71,8 +71,6 @@ class Tilted(GenerativeModel):
         buffer_size: chains that are kept, as a buffer of the module; only where ``persistent`` > 0.
         regularisation: weight of E f(x)^2 on data and negatives, which keeps f near zero.
         spectral: weight of the sum of the largest singular values of the network's layers (section 4.4.3: 0.2).
-        noise: standard deviation of normal noise on data and negatives while f is trained. Where the base makes other
-            images than data at each pixel, as a VAE's expected images are, f would tell them apart by that alone.
         base_lr: learning rate of the base's decoder or generator, which then takes turns with f and lowers f of its
             own samples, as a Wasserstein GAN does (equation 4.34); None: the base is frozen.
 
@@ -116,7 +114,6 @@ class Tilted(GenerativeModel):
         buffer_size: int = 10_000,
         regularisation: float = 0.1,
         spectral: float = 0.0,
-        noise: float = 0.0,
         base_lr: float | None = None,
     ) -> None:
         base = frozen_model(base)
@@ -124,12 +121,10 @@ class Tilted(GenerativeModel):
         check_flags(adjusted=adjusted)
         check_integers(0, steps=steps, warm_up=warm_up)
         check_integers(sample_steps=sample_steps, buffer_size=buffer_size)
-        check_numbers(
-            persistent=persistent, regularisation=regularisation, spectral=spectral, step_size=step_size, noise=noise
-        )
+        check_numbers(persistent=persistent, regularisation=regularisation, spectral=spectral, step_size=step_size)
         if not 0 < step_size < 2:
             raise ValueError(f"step_size must lie in (0, 2): others drive a standard normal itself apart; {step_size}")
-        for name, value in {"regularisation": regularisation, "spectral": spectral, "noise": noise}.items():
+        for name, value in {"regularisation": regularisation, "spectral": spectral}.items():
             if not 0 <= value < float("inf"):
                 raise ValueError(f"{name} must be a finite number >= 0, got {value}")
         if not 0 <= persistent <= 1:
@@ -148,7 +143,7 @@ class Tilted(GenerativeModel):
         self.steps, self.sample_steps, self.step_size = steps, sample_steps, step_size
         self.adjusted = adjusted
         self.persistent, self.warm_up, self.buffer_size = persistent, warm_up, buffer_size
-        self.regularisation, self.spectral, self.noise, self.base_lr = regularisation, spectral, noise, base_lr
+        self.regularisation, self.spectral, self.base_lr = regularisation, spectral, base_lr
         self._check_space()
         self._own_energy = isinstance(energy, nn.Module)
         self.network = self._made(energy)
@@ -380,9 +375,8 @@ class Tilted(GenerativeModel):
         return self._losses(batch.x, self._chains(self._fresh(len(batch.x)), self.steps)[0], False)
 
     def _losses(self, x: Tensor, negatives: Tensor, penalised: bool) -> dict[str, Tensor]:
-        both = torch.cat([self._points(x, fresh=penalised), negatives])
-        both = both + self.noise * torch.randn_like(both) if self.noise else both
-        on_data, on_negatives = self._energy(both).split([len(x), len(negatives)])
+        x = self._points(x, fresh=penalised)
+        on_data, on_negatives = self._energy(torch.cat([x, negatives])).split([len(x), len(negatives)])
         loss = on_data.mean() - on_negatives.mean()
         logged = {"data_energy": on_data.detach().mean(), "sample_energy": on_negatives.detach().mean()}
         if not penalised:
