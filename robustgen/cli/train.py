@@ -60,7 +60,7 @@ def train(
             "flow-posterior-vae, two-stage-vae, vamp-prior-vae, ncp-vae, glf, rae, wae, pixelcnn, gated-pixelcnn, "
             "pixelcnn++, pixelrnn, realnvp, glow, maf, residual-flow, continuous-flow, dcgan, lsgan, wgan-gp, ebm, "
             "rbm, dbm, nce, gaussian-mixture, noise-free-ebm, equilibrium-matching, product-of-experts, top-down-vae, "
-            "tilted, denoiser; without: a classifier.",
+            "tilted, ddpm, denoiser; without: a classifier.",
         ),
     ] = None,
     data: DataOption = None,
@@ -455,6 +455,24 @@ def sample(
             rich_help_panel=GENERATIVE,
         ),
     ] = False,
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps",
+            help="From noise to an image, for models that take steps: of a diffusion, at most those that were trained. "
+            "[default: the model's sample_steps]",
+            rich_help_panel=GENERATIVE,
+        ),
+    ] = None,
+    guidance: Annotated[
+        float | None,
+        typer.Option(
+            "--guidance",
+            help="How far samples of a class-conditional diffusion are drawn to their class; 1: as it was trained. "
+            "[default: the model's]",
+            rich_help_panel=GENERATIVE,
+        ),
+    ] = None,
     data: DataOption = None,
     data_root: RootOption = None,
     download: DownloadOption = False,
@@ -474,12 +492,16 @@ def sample(
     asked = DataSpec(data, data_root, download, None, image_reader(size, channels, fit, background))
     if not reconstruct and asked != DataSpec(None):
         raise ValueError("samples are of no data: --data and the options on it go with --reconstruct")
+    if reconstruct and (steps is not None or guidance is not None):
+        raise ValueError("--steps and --guidance are of samples: leave out --reconstruct")
     sample_images(
         run,
         interpolate or (64 if n is None else n),
         out,
         interpolate=interpolate is not None,
         reconstruct=asked if reconstruct else None,
+        steps=steps,
+        guidance=guidance,
         seed=seed,
         device=device,
     )

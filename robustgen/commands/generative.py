@@ -201,6 +201,8 @@ def sample_images(
     *,
     interpolate: bool = False,
     reconstruct: DataSpec | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
     seed: int = 0,
     device: str | None = None,
 ) -> None:
@@ -210,6 +212,7 @@ def sample_images(
         interpolate: n rows of images instead, from those of one noise to those of another.
         reconstruct: n pairs instead, images of these data (of the run's, where it names none) beside what the model
             makes of them.
+        steps, guidance: ``sample_steps`` and ``guidance`` of the model, in place of those that it was trained with.
 
     Raises:
         ValueError: another file, no such model, or one that cannot do what is asked.
@@ -219,6 +222,7 @@ def sample_images(
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     model, columns = trained_model(run), None
+    _set(model, {"--steps": ("sample_steps", steps), "--guidance": ("guidance", guidance)})
     move(model, device)
     generator = torch.Generator(model.device).manual_seed(seed)
     if interpolate:
@@ -239,6 +243,26 @@ def sample_images(
         buffer = io.BytesIO()
         np.savez_compressed(buffer, x=(255 * x).round().to(torch.uint8).cpu().numpy())
         write_bytes(out, buffer.getvalue())
+
+
+def _set(model: GenerativeModel, asked: Mapping[str, tuple[str, Any]]) -> None:
+    """Set attributes of the model, by the options that ask for them; None: as it is.
+
+    Raises:
+        TypeError, ValueError: naming the option, of an attribute that is no argument of the model, or a value that its
+            constructor refuses.
+    """
+    for option, (name, value) in asked.items():
+        if value is None:
+            continue
+        if name not in model.config:
+            raise ValueError(f"{option} {value:g}: a {type(model).__name__} has no {name}")
+        try:
+            with seeded(0):
+                type(model)(**model.config | {name: value})
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{option} {value:g}: {error}") from None
+        setattr(model, name, value)
 
 
 @torch.no_grad()

@@ -100,9 +100,10 @@ class Diffusion(GenerativeModel):
         kept = self.schedule.alpha_bars[t].sqrt().item()
         return (self._predict(kept * (2 * x - 1), t) + 1) / 2
 
-    def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+    def _sample(self, n: int, generator: torch.Generator | None, **given: Any) -> Tensor:
+        """``given``: what ``_reverse`` is told besides."""
         options: dict[str, Any] = {"generator": generator, "device": self.device, "dtype": self.dtype}
         u = torch.randn(n, *self.shape, **options)
         for t, s in pairwise(self.times(self.schedule.steps, self.sample_steps)):
-            u = self._reverse(u, t, s, generator)
+            u = self._reverse(u, t, s, generator, **given)
         return ((u + 1) / 2).clamp(0, 1)

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from robustgen.checks import check_images, check_integers, check_positive
 from robustgen.generative.base import GenerativeModel
-from robustgen.generative.diffusion.unet import UNet
+from robustgen.generative.diffusion.unet import UNet, check_network
 from robustgen.model import logits_of, untouched
 from robustgen.training import Batch, unwrap
 
@@ -63,16 +63,14 @@ class Denoiser(GenerativeModel):
         sample_steps: int = 20,
     ) -> None:
         super().__init__(shape)
-        check_integers(width=width, levels=levels, patch=patch, sample_steps=sample_steps)
+        check_network(self.shape, width, levels, patch)
+        check_integers(sample_steps=sample_steps)
         check_positive(sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
         if sigma_min > sigma_max:
             raise ValueError(f"sigma_min={sigma_min} is above sigma_max={sigma_max}")
-        if shape[1] % patch or shape[2] % patch:
-            raise ValueError(f"images of {shape[1]}x{shape[2]} pixels are not made of patches of {patch}x{patch}")
         self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, sigma_data
         self.width, self.levels, self.patch, self.sample_steps = width, levels, patch, sample_steps
-        channels = shape[0] * patch**2
-        self.network = UNet(channels, channels, width, levels)
+        self.network = UNet(shape[0], shape[0], width, levels, patch)
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Images of ``shape`` (N, ...), whose noise of standard deviation ``sigma`` (one, or (N,)) is taken away.
@@ -99,8 +97,7 @@ class Denoiser(GenerativeModel):
         s = level[:, None, None, None]
         c = s.square() + self.sigma_data**2
         v = x - 0.5
-        patches = F.pixel_unshuffle(v / c.sqrt(), self.patch)
-        found = F.pixel_shuffle(self.network(patches, level.log() / 4), self.patch)
+        found = self.network(v / c.sqrt(), level.log() / 4)
         return 0.5 + v * self.sigma_data**2 / c + found * s * self.sigma_data / c.sqrt()
 
     def noised(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-__all__ = ["UNet"]
+from robustgen.checks import check_integers
+
+__all__ = ["UNet", "check_network"]
+
+
+def check_network(shape: tuple[int, ...], width: int, levels: int, patch: int) -> None:
+    """Raise unless they are arguments of a :class:`UNet` of images of ``shape``.
+
+    Raises:
+        TypeError, ValueError: no integers from 1 on, or images that are not made of such patches.
+    """
+    check_integers(width=width, levels=levels, patch=patch)
+    if shape[1] % patch or shape[2] % patch:
+        raise ValueError(f"images of {shape[1]}x{shape[2]} pixels are not made of patches of {patch}x{patch}")
 
 
 class _Block(nn.Module):
@@ -42,12 +55,14 @@ def _norm(channels: int) -> nn.GroupNorm:
 
 
 class UNet(nn.Module):
-    """(N, C, H, W) and a number (N,) that says how noisy each is -> (N, C', H, W).
+    """(N, C, H, W), a number (N,) that says how noisy each is and perhaps its class (N,) -> (N, C', H, W).
 
     Args:
         in_channels, out_channels: C and C'.
         width: channels at full resolution; at each of the other levels twice as many.
         levels: resolutions; each is half of the one before, rounded up.
+        patch: patches of so many pixels squared are seen as channels, H and W being multiples of it.
+        classes: K; it is told classes 0 ... K - 1, and K where none is known. 0: it knows of none.
 
     The output begins at zero.
 
@@ -55,11 +70,21 @@ class UNet(nn.Module):
     torch.Size([3, 2, 7, 9])
     """
 
-    def __init__(self, in_channels: int, out_channels: int, width: int = 12, levels: int = 3) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        width: int = 12,
+        levels: int = 3,
+        patch: int = 1,
+        classes: int = 0,
+    ) -> None:
         super().__init__()
-        told = 2 * width
+        told, self.patch = 2 * width, patch
+        in_channels, out_channels = in_channels * patch**2, out_channels * patch**2
         self.register_buffer("frequencies", torch.logspace(0, math.log10(64), 8), persistent=False)
         self.tell = nn.Sequential(nn.Linear(16, told), nn.SiLU())
+        self.tell_class = nn.Embedding(classes + 1, told) if classes else None
         widths = [width] + [2 * width] * (levels - 1)
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1)
         self.down = nn.ModuleList(_Block(w, w, told) for w in widths)
@@ -72,10 +97,12 @@ class UNet(nn.Module):
 
     frequencies: Tensor
 
-    def forward(self, x: Tensor, noise: Tensor) -> Tensor:
+    def forward(self, x: Tensor, noise: Tensor, y: Tensor | None = None) -> Tensor:
         angles = noise[:, None] * self.frequencies.to(noise)
         told = self.tell(torch.cat([angles.sin(), angles.cos()], 1))
-        h, bridges = self.stem(x), []
+        if self.tell_class is not None:
+            told = told + self.tell_class(y)
+        h, bridges = self.stem(F.pixel_unshuffle(x, self.patch)), []
         for level, block in enumerate(self.down):
             h = block(h, told)
             if level < len(self.shrink):
@@ -85,5 +112,4 @@ class UNet(nn.Module):
             bridge = bridges[level]
             h = self.grow[level](F.interpolate(h, size=bridge.shape[2:], mode="nearest"))
             h = self.up[level](torch.cat([h, bridge], 1), told)
-        result: Tensor = self.out(F.silu(self.norm(h)))
-        return result
+        return F.pixel_shuffle(self.out(F.silu(self.norm(h))), self.patch)
