@@ -28,6 +28,7 @@ from robustgen.experiments.xiao2022 import (
     beta_study,
     bits_per_dim,
     ddgan_toys,
+    diffusion_samples,
     figure_6_3,
     noise_free_toys,
     samples,
@@ -80,6 +81,7 @@ _EXPERIMENTS: tuple[Experiment, ...] = (
     noise_free_toys.EXPERIMENT,
     figure_6_3.EXPERIMENT,
     ddgan_toys.EXPERIMENT,
+    diffusion_samples.EXPERIMENT,
 )
 
 
