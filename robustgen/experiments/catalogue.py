@@ -68,6 +68,7 @@ _EXPERIMENTS: tuple[Experiment, ...] = (
     likelihoods.TRAININGS,
     certified_accuracy.EXPERIMENT,
     certified_accuracy.ELSEWHERE,
+    certified_accuracy.BEHIND_DIFFUSIONS,
     certified_detectors.EXPERIMENT,
     embedded_sequences.EXPERIMENT,
     samples.EXPERIMENT,
