@@ -951,6 +951,30 @@ def test_images_are_edited_by_diffusing_them_and_coming_back(tmp_path, capsys):
         np.testing.assert_allclose(x[1::2], 255 * model.edit(given, 2).numpy(), atol=0.51)
 
 
+def test_a_diffusion_is_trained_and_drawn_with_other_steps_and_guidance(vae_run, tmp_path, capsys):
+    where, out = tmp_path / "ddpm", tmp_path / "a.npz"
+    settings = ("steps=30", "sample_steps=4", "classes=10", "width=4", "levels=1")
+    options = [part for setting in settings for part in ("--set", setting)]
+    assert run(capsys, "train", "ddpm", "--run", where, *SMALL, *options, "--epochs", 1, "--samples", 1)[0] == 0
+    drawn = []
+    for asked in ([], ["--steps", 2], ["--guidance", 3.5]):
+        assert run(capsys, "sample", "--run", where, *asked, "--n", 2, "--out", out)[0] == 0
+        drawn.append(np.load(out)["x"])
+    assert all((drawn[0] != other).any() for other in drawn[1:])
+    out.unlink()
+    for which, asked, message in (
+        (where, ["--steps", 31], "--steps 31: sample_steps=31 is more than the steps=30 that are trained"),
+        (where, ["--guidance", -1], "--guidance -1: guidance must be a finite number >= 0"),
+        (where, ["--steps", 3, "--reconstruct"], "--steps and --guidance are of samples"),
+        (vae_run, ["--steps", 3], "--steps 3: a VAE has no sample_steps"),
+        (vae_run, ["--guidance", 2], "--guidance 2: a VAE has no guidance"),
+    ):
+        code, _, err = run(capsys, "sample", "--run", which, *asked, "--out", out)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert message in err
+    assert not out.exists()
+
+
 def test_other_models_and_options_are_refused_in_one_line(vae_run, tmp_path, capsys):
     PixelCNN((1, 8, 8), width=2, layers=1).save(tmp_path / "cnn")
     DDGAN((1, 8, 8), width=4, levels=2).save(tmp_path / "ddgan")

@@ -138,21 +138,19 @@ SMALL = {
     ],
     "WGANGP": [lambda: room.WGANGP(SHAPE, latent_dim=4, width=4, n_critic=2)],
     "DDPM": [
-        lambda: room.DDPM(SHAPE, steps=40, width=4, levels=2, sample_steps=4, terms=8),
+        lambda: room.DDPM(SHAPE, steps=40, prediction="velocity", width=4, levels=2, sample_steps=4, terms=8),
         lambda: room.DDPM(
             SHAPE,
             steps=8,
             schedule="vp",
             prediction="velocity",
             learned_variance=True,
-            classes=10,
-            guidance=2.0,
             sample_steps=8,
             terms=None,
             width=4,
             levels=2,
         ),
-        lambda: room.DDPM(SHAPE, steps=8, schedule="cosine", prediction="data", eta=0.0, sample_steps=3, width=4),
+        lambda: room.DDPM(SHAPE, steps=8, schedule="cosine", eta=0.0, sample_steps=3, width=4),
     ],
     "DDGAN": [
         lambda: room.DDGAN(SHAPE, steps=2, latent_dim=3, width=4, levels=2, r1_every=2),
