@@ -122,6 +122,7 @@ def test_a_run_of_another_kind_is_said_in_a_line(capsys, trained, tmp_path):
         (["score", "--run", held, "--data", trained / "read.txt"], "was trained on all of"),
         (["sample", "--checkpoint", held, "--out", tmp_path / "x.png"], "name it .txt"),
         (["sample", "--checkpoint", held, "--interpolate", 2], "--interpolate is about images"),
+        (["sample", "--checkpoint", held, "--n", 0], "--n must be"),
         (["sample", "--checkpoint", "example:digits", "--prompt", "a"], "--prompt is about text"),
         (["train", "tilted", "--base", held, "--data", "digits", "--run", tmp_path / "t"], no_images),
     ):
@@ -157,6 +158,7 @@ def test_options_that_make_no_model(capsys, trained, tmp_path):
         ([*of_text, "--set", "layers=2"], "no such argument"),
         ([*of_text, "--set", "units=0"], "units must be"),
         ([*of_text, "--set", "rnn=lstn"], "did you mean 'lstm'"),
+        ([*of_text, "--set", "rnn=3"], "unknown recurrent layer 3"),
         ([*of_text, "--epochs", 0], "--epochs must be"),
         ([*of_text, "--lr", -1], "--lr must be"),
     ):

@@ -506,7 +506,7 @@ def sample(
     device: DeviceOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw images, or text, from a trained generative model; or show what is between images, or it makes of them."""
+    """Draw images or text from a trained model; or show what is between images, or what it makes of them."""
     from robustgen.commands import DataSpec, sample_images, sample_text
     from robustgen.commands.run_info import holds_text
 
@@ -515,7 +515,8 @@ def sample(
         held, other = ("text", "images") if is_text else ("images", "text")
         raise ValueError(f"{_option(min(foreign))} is about {other}, and {run} holds a model of {held}")
     if is_text:
-        texts = sample_text(run, n or 1, prompt, length, temperature=temperature, seed=seed, device=device, out=out)
+        n = 1 if n is None else n
+        texts = sample_text(run, n, prompt, length, temperature=temperature, seed=seed, device=device, out=out)
         say("\n\n".join(texts) if out is None else out)
         return
     if out is None:

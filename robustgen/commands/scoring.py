@@ -256,9 +256,8 @@ def write_rows(
 ) -> None:
     """Write one line an input as they come: to a .csv, .jsonl or .parquet file, or to stdout, CSV or (if asked) JSON.
 
-    A file is there when all is written, or not at all. In CSV control characters of file
-    names are written out, and a name that a spreadsheet would take for a formula begins with an apostrophe; JSON holds
-    names as they are.
+    A file is there when all is written, or not at all. In CSV control characters of file names are written out, and a
+    name that a spreadsheet would take for a formula begins with an apostrophe; JSON holds names as they are.
     """
     if out is not None and out.suffix == ".parquet":
         _write_parquet(rows, out, fields)
