@@ -600,7 +600,7 @@ def test_every_option_is_under_its_heading(capsys, command):
 def test_the_help_names_every_generative_model(capsys):
     from robustgen.generative import model_classes
 
-    named = re.split(r";\s+without:", shown(capsys, "train").partition("A generative model:")[2])[0]
+    named = re.split(r";\s+char-lm", shown(capsys, "train").partition("A generative model:")[2])[0]
     words = re.sub(r"-\n\s+", "-", named).replace("++", "-plus-plus").split(",")
     named = {word.strip().replace("-", "") for word in words}
     assert (named - {"ebm"}) | {"energymodel"} == {name.lower() for name in model_classes()}

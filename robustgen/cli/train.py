@@ -280,6 +280,14 @@ def train(
     clip_norm: Annotated[
         float | None, typer.Option("--clip-norm", help="Largest norm of the gradient.", rich_help_panel=GENERATIVE)
     ] = None,
+    guard: Annotated[
+        bool,
+        typer.Option(
+            "--guard/--no-guard",
+            help="End the training of an energy where chains no longer follow it, with the weights from before.",
+            rich_help_panel=GENERATIVE,
+        ),
+    ] = True,
     samples: Annotated[
         int | None,
         typer.Option(
@@ -370,6 +378,7 @@ def train(
             ema=o.ema,
             precision=o.precision,
             clip_norm=o.clip_norm,
+            guard=o.guard,
             samples=16 if o.samples is None else o.samples,
             **common,
         )
@@ -438,7 +447,7 @@ _RECIPE = (  # options that are values of a recipe
 _JOINT = {"lambda_rec", "lambda_adv", "detach_states"}
 _FORTIFY = {"hidden", "autoencoder_init", "autoencoder_activation", "decoder_activation", "input_autoencoder"}
 _FORTIFY |= {"noise_std", "noise_at_test", "freeze_backbone"} | _JOINT
-_GENERATIVE = {"base", "set_", "precision", "clip_norm", "samples"}
+_GENERATIVE = {"base", "set_", "precision", "clip_norm", "guard", "samples"}
 _COMMON = {"run", "generative", "data", "data_root", "download", "hold_out", "limit", "epochs", "batch_size", "lr"}
 _COMMON |= {"size", "channels", "fit", "background", "seed", "device", "resume", "as_json", "quiet", "ema"}
 _OF_IMAGES = {"base", "data_root", "download", "hold_out", "limit", "size", "channels", "fit", "background"}

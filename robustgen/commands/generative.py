@@ -82,6 +82,7 @@ def train_generative(
     ema: float | None = None,
     precision: str = "float32",
     clip_norm: float | None = None,
+    guard: bool = True,
     samples: int = 16,
     seed: int = 0,
     device: str | None = None,
@@ -96,6 +97,7 @@ def train_generative(
 
     Args:
         settings: of the model's class.
+        guard: whether the model's own guard may end the training.
         base: the run of a model that this one holds; its data and held-out classes are taken where none are named.
         options: of the command, for a resumed one to remember.
     """
@@ -152,7 +154,7 @@ def train_generative(
         ema=ema,
         precision=precision,
         clip_norm=clip_norm,
-        guard=network.guard(),
+        guard=network.guard() if guard else None,
         seed=seed,
         device=device,
         run_dir=run,

@@ -93,6 +93,7 @@ def _recipes(
     )
     tilts: dict[str, dict[str, Any]] = {
         "tilted": tilt,
+        "tilted-adjusted": tilt | {"adjusted": True, "persistent": 0.95, "warm_up": 200, "step_size": 0.02},
         "tilted-image": tilt | {"space": "image", "step_size": 5e-5},
         "tilted-pair": tilt | {"space": "pair", "step_size": 5e-5},
         "tilted-kl": tilt | {"base_lr": 1e-5},

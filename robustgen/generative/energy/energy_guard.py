@@ -66,7 +66,8 @@ class EnergyGuard:
         if not overlap >= self.least:
             wrong = (
                 f"energies have parted at step {step}: those of negatives and of data overlap by {overlap:.3f} of 1; "
-                "train with a lower learning rate, more steps a chain, persistent or adjusted chains"
+                "train with a lower learning rate, more steps a chain, adjusted or persistent chains; or without this "
+                "guard, for better samples from an energy that is no log density"
             )
         return Judgement({"overlap_of_late": overlap}, overlap, overlap >= 4 * self.least, wrong)
 
