@@ -210,7 +210,7 @@ def test_digits_are_learned():
     ("options", "message"),
     [
         ({"sample_steps": 2000}, "sample_steps=2000 is more than the steps=1000 that are trained"),
-        ({"guidance": 2.0}, "guidance=2 leads towards a class: this DDPM has none"),
+        ({"guidance": 2.0}, "guidance=2 leads to a class: this DDPM has none"),
         ({"classes": 2, "guidance": -1.0}, "guidance must be a finite number >= 0"),
         ({"prediction": "score"}, "prediction must be one of noise, data, velocity, got 'score'"),
         ({"schedule": "linear", "steps": 20}, "take more than 20, or vp"),

@@ -11,6 +11,7 @@ from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.ddgan import DDGAN
 from robustgen.generative.diffusion.ddpm import DDPM
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
+from robustgen.generative.diffusion.edm import EDM
 from robustgen.generative.energy.deep_boltzmann_machine import DBM
 from robustgen.generative.energy.energy_model import EnergyModel
 from robustgen.generative.energy.equilibrium_matching import EquilibriumMatching
@@ -49,6 +50,7 @@ __all__ = [
     "DCGAN",
     "DDGAN",
     "DDPM",
+    "EDM",
     "GLF",
     "IAFVAE",
     "LSGAN",

@@ -4,6 +4,7 @@ Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020; S
 Diffusion Implicit Models", ICLR 2021, section 4.2 (samples through some of the steps only).
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -17,7 +18,25 @@ from robustgen.checks import check_images, check_integers, check_positive
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.noise_schedule import NoiseSchedule
 
-__all__ = ["Diffusion"]
+__all__ = ["Diffusion", "chain_times"]
+
+
+def chain_times(depth: int, steps: int | None, trained: int) -> list[int]:
+    """The times of a chain of ``steps`` from ``depth`` to 0, at equal distances; without a number, every one.
+
+    Raises:
+        TypeError, ValueError: a depth outside 1 ... ``trained``, or more steps than depth.
+
+    >>> chain_times(10, 3, trained=100)
+    [10, 7, 3, 0]
+    """
+    check_integers(depth=depth, **({} if steps is None else {"steps": steps}))
+    if depth > trained:
+        raise ValueError(f"depth={depth} is more than the {trained} steps that were trained")
+    steps = depth if steps is None else steps
+    if steps > depth:
+        raise ValueError(f"a chain of {steps} steps does not fit between 0 and {depth}: take at most {depth}")
+    return [round(i * depth / steps) for i in range(steps, -1, -1)]
 
 
 class Diffusion(GenerativeModel):
@@ -43,18 +62,8 @@ class Diffusion(GenerativeModel):
         """u_s drawn from the model of u_s given u_t, s < t, with a graph where gradients are on."""
 
     def times(self, depth: int, steps: int | None = None) -> list[int]:
-        """The times of a chain of ``steps`` from ``depth`` to 0, at equal distances; without a number, every one.
-
-        Raises:
-            TypeError, ValueError: a depth outside 1 ... T, or more steps than depth.
-        """
-        check_integers(depth=depth, **({} if steps is None else {"steps": steps}))
-        if depth > self.schedule.steps:
-            raise ValueError(f"depth={depth} is more than the {self.schedule.steps} steps that were trained")
-        steps = depth if steps is None else steps
-        if steps > depth:
-            raise ValueError(f"a chain of {steps} steps does not fit between 0 and {depth}: take at most {depth}")
-        return [round(i * depth / steps) for i in range(steps, -1, -1)]
+        """The times of a chain of ``steps`` from ``depth`` to 0; see :func:`chain_times`, which raises."""
+        return chain_times(depth, steps, self.schedule.steps)
 
     def chain(self, depth: int, steps: int | None = None) -> list[Callable[[Tensor], Tensor]]:
         """Functions that, one after the other, diffuse images to ``depth`` and take the noise away again.
@@ -95,11 +104,21 @@ class Diffusion(GenerativeModel):
         u = 2 * x - 1
         return self.schedule.diffuse(u, torch.full((len(u),), t), torch.randn_like(u))
 
+    @property
+    def sigma_min(self) -> float:
+        """Noise of the first step, as standard deviation of pixels in [0, 1]: half of that of u."""
+        return self.schedule.sigmas()[1].item() / 2
+
+    @property
+    def sigma_max(self) -> float:
+        """Noise of the last step, as standard deviation of pixels in [0, 1]."""
+        return self.schedule.sigmas()[-1].item() / 2
+
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """What is expected of images (N, ...) in [0, 1] behind Gaussian noise of standard deviation ``sigma``.
 
-        At the step whose noise is nearest (that of u is 2 sigma): Carlini et al., "(Certified!!) Adversarial
-        Robustness for Free!", ICLR 2023, algorithm 1. Differentiable; not clamped to [0, 1].
+        Carlini et al., "(Certified!!) Adversarial Robustness for Free!", ICLR 2023, algorithm 1. Differentiable; not
+        clamped to [0, 1].
 
         Raises:
             TypeError: no floats, or a sigma that is no number.
@@ -109,19 +128,24 @@ class Diffusion(GenerativeModel):
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
         check_positive(sigma=sigma)
-        sigmas = self.schedule.sigmas() / 2
-        if not sigmas[1] / 2 <= sigma <= sigmas[-1]:
-            raise ValueError(
-                f"noise of this {type(self).__name__} is from {sigmas[1]:.3g} to {sigmas[-1]:.3g}, got sigma={sigma:g}"
-            )
-        t = 1 + int((sigmas[1:].log() - torch.tensor(sigma).log()).abs().argmin())
+        low, high = self.sigma_min, self.sigma_max
+        if not low / 2 <= sigma <= high * (1 + 1e-6):
+            raise ValueError(f"noise of this {type(self).__name__} is from {low:.3g} to {high:.3g}, got {sigma=:g}")
+        return self._denoise(x, sigma)
+
+    def _denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """At the step whose noise is nearest."""
+        t = 1 + int((self.schedule.sigmas()[1:].log() - math.log(2 * sigma)).abs().argmin())
         kept = self.schedule.alpha_bars[t].sqrt().item()
         return (self._predict(kept * (2 * x - 1), t) + 1) / 2
 
-    def _sample(self, n: int, generator: torch.Generator | None, **given: Any) -> Tensor:
-        """``given``: what ``_reverse`` is told besides."""
+    def _drawn(self, n: int, generator: torch.Generator | None, **given: Any) -> Tensor:
+        """n samples; ``given`` is what ``_reverse`` is told besides."""
         options: dict[str, Any] = {"generator": generator, "device": self.device, "dtype": self.dtype}
         u = torch.randn(n, *self.shape, **options)
         for t, s in pairwise(self.times(self.schedule.steps, self.sample_steps)):
             u = self._reverse(u, t, s, generator, **given)
         return ((u + 1) / 2).clamp(0, 1)
+
+    def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return self._drawn(n, generator)

@@ -4,8 +4,7 @@ Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020 (t
 last term, equation 13; the loss, equation 14); Song, Meng and Ermon, "Denoising Diffusion Implicit Models", ICLR 2021,
 equations 12 and 16 (fewer steps, with less noise or none); Nichol and Dhariwal, "Improved Denoising Diffusion
 Probabilistic Models", ICML 2021, equations 15 and 16 (learned variances); Salimans and Ho, "Progressive Distillation
-for Fast Sampling of Diffusion Models", ICLR 2022, appendix D (velocities); Ho and Salimans, "Classifier-Free Diffusion
-Guidance", 2021, algorithms 1 and 2.
+for Fast Sampling of Diffusion Models", ICLR 2022, appendix D (velocities).
 """
 
 from typing import Any, ClassVar
@@ -14,10 +13,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from robustgen.checks import check_flags, check_integers, check_labels, check_numbers
+from robustgen.checks import check_flags, check_integers, check_numbers
 from robustgen.counter_rng import content_ids, integers, normal
 from robustgen.generative.blocks.gaussian import discretized_gaussian_log_prob, gaussian_kl
 from robustgen.generative.diffusion.base import Diffusion
+from robustgen.generative.diffusion.guidance import ClassConditional
 from robustgen.generative.diffusion.noise_schedule import NoiseSchedule
 from robustgen.generative.diffusion.unet import UNet, check_network
 from robustgen.generative.pixels import Pixels, bits_per_dim
@@ -31,7 +31,7 @@ _LEVELS = 256  # of a pixel
 _BOUND_WEIGHT = 1e-3  # of the bound, in nats a dimension, beside the squared error, where variances are learned
 
 
-class DDPM(Diffusion):
+class DDPM(ClassConditional, Diffusion):
     """p(u_{t-1} | u_t) = N(posterior mean of u_t and the u_0 that a U-Net expects, variance), for u_0 = 2 x - 1.
 
     The loss is the mean squared error of what the network predicts. ``log_prob`` is the variational bound on the log
@@ -49,9 +49,7 @@ class DDPM(Diffusion):
             sqrt(1 - alpha_bar) u_0.
         learned_variance: whether it also says where each variance lies between that of q(u_{t-1} | u_t, u_0) and
             beta_t, learned by the bound; otherwise it is the former. Better likelihoods, in as many samples.
-        classes: labels 0 ... classes - 1 that it is told of; 0: none.
-        label_dropout: how often a label is withheld in training.
-        guidance: samples of a class follow f(none) + guidance (f(class) - f(none)); 1: f(class) alone.
+        classes, label_dropout, guidance: see :class:`ClassConditional`.
         eta: in [0, 1], of the noise in samples: 1: that of the variances above; 0: none, so that a sample is a function
             of its first noise (DDIM).
         clip: whether the u_0 that is expected is put into [-1, 1], in samples and in the bound.
@@ -95,18 +93,11 @@ class DDPM(Diffusion):
         super().__init__(shape)
         check_network(self.shape, width, levels, patch)
         check_integers(steps=steps, sample_steps=sample_steps)
-        check_integers(0, classes=classes)
         check_integers(2, **({} if terms is None else {"terms": terms}))
         check_flags(learned_variance=learned_variance, clip=clip)
-        check_numbers(label_dropout=label_dropout, guidance=guidance, eta=eta)
+        check_numbers(eta=eta)
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
-        if not 0 < label_dropout < 1:
-            raise ValueError(f"label_dropout must be in (0, 1), got {label_dropout}")
-        if not 0 <= guidance < float("inf"):
-            raise ValueError(f"guidance must be a finite number >= 0, got {guidance}")
-        if guidance != 1 and not classes:
-            raise ValueError(f"guidance={guidance:g} leads towards a class: this DDPM has none, classes=0")
         if not 0 <= eta <= 1:
             raise ValueError(f"eta must be in [0, 1], got {eta}")
         self.schedule = NoiseSchedule(schedule, steps)
@@ -114,8 +105,8 @@ class DDPM(Diffusion):
             raise ValueError(f"sample_steps={sample_steps} is more than the steps={steps} that are trained")
         self.steps, self.sample_steps, self.terms = steps, sample_steps, terms
         self.prediction, self.learned_variance, self.clip = prediction, learned_variance, clip
-        self.classes, self.label_dropout, self.guidance, self.eta = classes, label_dropout, guidance, eta
-        self.quantization, self.pixels = quantization, Pixels(_LEVELS, quantization)
+        self._set_classes(classes, label_dropout, guidance)
+        self.eta, self.quantization, self.pixels = eta, quantization, Pixels(_LEVELS, quantization)
         self.width, self.levels, self.patch = width, levels, patch
         channels = self.shape[0]
         self.network = UNet(channels, channels * (1 + learned_variance), width, levels, patch, classes)
@@ -125,17 +116,8 @@ class DDPM(Diffusion):
         return super().config | {"schedule": self.schedule.name}
 
     def _outputs(self, u: Tensor, kept: Tensor, y: Tensor | None = None, guidance: float = 1.0) -> Tensor:
-        """What the network says of u_t, where alpha_bar_t is ``kept`` (N,), and of classes y (N,) if they are known."""
-        level = ((1 / kept - 1).log() / 8).to(u)  # a fourth of log sigma
-        if not self.classes:
-            return self.network(u, level)
-        unknown = torch.full((len(u),), self.classes, device=u.device)
-        if y is None or guidance == 1:
-            return self.network(u, level, unknown if y is None else y)
-        both = self.network(u.repeat(2, 1, 1, 1), level.repeat(2), torch.cat([y, unknown]))
-        of_class, of_none = both.chunk(2)
-        guided = of_none + guidance * (of_class - of_none)
-        return torch.cat([guided[:, : self.shape[0]], of_class[:, self.shape[0] :]], 1)
+        """What the network says of u_t, where alpha_bar_t is ``kept`` (N,)."""
+        return self._ask(u, ((1 / kept - 1).log() / 8).to(u), y, guidance)  # it is told a fourth of log sigma
 
     def _start(self, out: Tensor, u: Tensor, kept: Tensor) -> Tensor:
         """The u_0 that ``out`` says is behind u_t."""
@@ -158,6 +140,12 @@ class DDPM(Diffusion):
     def _predict(self, u: Tensor, t: int) -> Tensor:
         kept = self.schedule.alpha_bars[t].expand(len(u))
         return self._start(self._outputs(u, kept), u, kept)
+
+    def _denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """At this very noise, between the steps that were trained too."""
+        kept = torch.tensor(1 / (1 + 4 * sigma**2), dtype=torch.float64).expand(len(x))
+        u = _scales(kept, x)[0] * (2 * x - 1)
+        return (self._start(self._outputs(u, kept), u, kept) + 1) / 2
 
     def _log_std(self, out: Tensor, t: Tensor, s: Tensor) -> Tensor:
         """Of p(u_s | u_t), (N, 1 or C, 1 or H, 1 or W)."""
@@ -243,33 +231,9 @@ class DDPM(Diffusion):
             found |= {"loss": error + _BOUND_WEIGHT * nats.mean() / self.dimensions, "squared_error": error.detach()}
         return found
 
-    def _labels(self, batch: Batch) -> Tensor | None:
-        """Labels, some of them withheld."""
-        if not self.classes:
-            return None
-        if batch.y is None:
-            raise ValueError(f"a DDPM of classes={self.classes} learns from labelled images: these have no labels")
-        y = check_labels(batch.y, len(batch.x), self.classes)
-        withheld = torch.rand(len(y), device=y.device) < self.label_dropout
-        return torch.where(withheld, torch.full_like(y, self.classes), y)
-
-    def _sample(self, n: int, generator: torch.Generator | None, **given: Any) -> Tensor:
-        if self.classes and not given:
-            given["y"] = torch.randint(self.classes, (n,), generator=generator, device=self.device)
+    def _sample_of(self, n: int, y: Tensor | None, generator: torch.Generator | None) -> Tensor:
         steps = _LEVELS - 1
-        return (super()._sample(n, generator, **given) * steps).round() / steps
-
-    @torch.no_grad()
-    def sample_classes(self, y: Tensor, generator: torch.Generator | None = None) -> Tensor:
-        """An image of each class y (N,), int64: (N, *shape) as :meth:`GenerativeModel.sample` draws them.
-
-        Raises:
-            TypeError, ValueError: a model that knows no classes, or no such labels.
-        """
-        if not self.classes:
-            raise TypeError("this DDPM was told no classes: train one with classes=...")
-        y = check_labels(y, len(y), self.classes).to(self.device)
-        return self._sample(len(y), generator, y=y) if len(y) else self.sample(0)
+        return (self._drawn(n, generator, y=y) * steps).round() / steps
 
 
 def _scales(kept: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:

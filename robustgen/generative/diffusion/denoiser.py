@@ -83,21 +83,26 @@ class Denoiser(GenerativeModel):
         """
         x = check_images(x)
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"this Denoiser is of images {self.shape}, got {tuple(x.shape[1:])}")
+            raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
         low, high = self.sigma_min * (1 - 1e-6), self.sigma_max * (1 + 1e-6)
         if len(x) and not bool(((level >= low) & (level <= high)).all()):
             raise ValueError(
-                f"this Denoiser is of noise from {self.sigma_min:g} to {self.sigma_max:g}, got {float(level.max()):g}: "
-                "train one with another sigma_min or sigma_max"
+                f"this {type(self).__name__} is of noise from {self.sigma_min:g} to {self.sigma_max:g}, got "
+                f"{float(level.max()):g}: train one with another sigma_min or sigma_max"
             )
         return self._denoise(x, level)
 
-    def _denoise(self, x: Tensor, level: Tensor) -> Tensor:
+    def _ask(self, u: Tensor, noise: Tensor) -> Tensor:
+        """What the network says of images (N, ...), how noisy they are (N,)."""
+        return self.network(u, noise)
+
+    def _denoise(self, x: Tensor, level: Tensor, **given: Any) -> Tensor:
+        """``given``: what ``_ask`` is told besides."""
         s = level[:, None, None, None]
         c = s.square() + self.sigma_data**2
         v = x - 0.5
-        found = self.network(v / c.sqrt(), level.log() / 4)
+        found = self._ask(v / c.sqrt(), level.log() / 4, **given)
         return 0.5 + v * self.sigma_data**2 / c + found * s * self.sigma_data / c.sqrt()
 
     def noised(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -111,9 +116,9 @@ class Denoiser(GenerativeModel):
         weight = (level.square() + self.sigma_data**2) / (level * self.sigma_data).square()
         return (weight * (denoised - x).square().flatten(1).mean(1)).mean()
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int, **given: Any) -> dict[str, Tensor]:
         noisy, level = self.noised(batch.x)
-        denoised = self._denoise(noisy, level)
+        denoised = self._denoise(noisy, level, **given)
         return {
             "loss": self.loss(denoised, batch.x, level),
             "squared_error": (denoised - batch.x).square().mean().detach(),
