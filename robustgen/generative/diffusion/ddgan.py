@@ -83,7 +83,7 @@ class DDGAN(Diffusion):
         schedule: str = "vp",
         latent_dim: int = 32,
         architecture: str = "unet",
-        width: int = 16,
+        width: int = 12,
         levels: int = 3,
         patch: int = 1,
         prediction: str = "start",

@@ -62,7 +62,7 @@ class _Down(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """u_s and u_t (N, C, H, W), a time (N,), int64, -> one number each (N,), unbounded, high where u_s may come from u_t.
+    """u_s and u_t (N, C, H, W), a time (N,), int64, -> (N,), unbounded, high where u_t may have been u_s.
 
     Residual blocks without normalisation and, unlike the source's, without statistics of the batch: an image's value is
     its own.
