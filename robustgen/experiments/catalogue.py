@@ -27,6 +27,8 @@ from robustgen.experiments.lamb2018 import (
 from robustgen.experiments.xiao2022 import (
     beta_study,
     bits_per_dim,
+    ddgan_toys,
+    figure_6_3,
     noise_free_toys,
     samples,
     tilted_samples,
@@ -76,6 +78,8 @@ _EXPERIMENTS: tuple[Experiment, ...] = (
     tilted_samples.EXPERIMENT,
     unseen.TILTED,
     noise_free_toys.EXPERIMENT,
+    figure_6_3.EXPERIMENT,
+    ddgan_toys.EXPERIMENT,
 )
 
 

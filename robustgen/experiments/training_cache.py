@@ -131,6 +131,7 @@ class TrainingCache:
         seed: int,
         annealed: bool = True,
         keep: Sequence[int] = (),
+        ema: float | None = None,
     ) -> tuple[list[dict[str, float]], Path]:
         """:meth:`train` for a generative model, with the optimizer of its paper; also where it is kept.
 
@@ -138,6 +139,7 @@ class TrainingCache:
             annealed: the learning rate follows :func:`one_cycle`, up to the paper's; False: it stays there, as for
                 adversarial models, where no loss is minimised.
             keep: epochs whose model is saved besides, in ``epoch-N`` there.
+            ema: as :class:`Trainer` takes it.
         """
         settings = settings | {"schedule": SCHEDULE if annealed else None, "kept": list(keep)}
         run_dir = self.folder(settings)
@@ -157,6 +159,7 @@ class TrainingCache:
             batch_size=batch_size,
             seed=seed,
             guard=model.guard(),
+            ema=ema,
             after_epoch=save,
         )
         return history, run_dir
