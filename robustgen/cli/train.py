@@ -473,6 +473,16 @@ def sample(
             rich_help_panel=GENERATIVE,
         ),
     ] = None,
+    edit: Annotated[
+        int | None,
+        typer.Option(
+            "--edit",
+            metavar="DEPTH",
+            min=1,
+            help="Pairs instead: images beside what a diffusion model makes of them by so many steps there and back.",
+            rich_help_panel=GENERATIVE,
+        ),
+    ] = None,
     data: DataOption = None,
     data_root: RootOption = None,
     download: DownloadOption = False,
@@ -487,19 +497,25 @@ def sample(
     """Draw images from a trained generative model; or show what is between them, or what it makes of images."""
     from robustgen.commands import DataSpec, sample_images
 
-    if interpolate is not None and (reconstruct or n is not None):
-        raise ValueError(f"--interpolate {interpolate} says what is drawn: leave out --n and --reconstruct")
+    pairs = reconstruct or edit is not None
+    if interpolate is not None and (pairs or n is not None):
+        raise ValueError(f"--interpolate {interpolate} says what is drawn: leave out --n, --reconstruct and --edit")
+    if reconstruct and edit is not None:
+        raise ValueError("--reconstruct and --edit make two kinds of pairs: leave one out")
     asked = DataSpec(data, data_root, download, None, image_reader(size, channels, fit, background))
-    if not reconstruct and asked != DataSpec(None):
-        raise ValueError("samples are of no data: --data and the options on it go with --reconstruct")
+    if not pairs and asked != DataSpec(None):
+        raise ValueError("samples are of no data: --data and the options on it go with --reconstruct and --edit")
     if reconstruct and (steps is not None or guidance is not None):
         raise ValueError("--steps and --guidance are of samples: leave out --reconstruct")
+    if edit is not None and guidance is not None:
+        raise ValueError("--guidance is of samples: leave out --edit")
     sample_images(
         run,
         interpolate or (64 if n is None else n),
         out,
         interpolate=interpolate is not None,
-        reconstruct=asked if reconstruct else None,
+        pairs=asked if pairs else None,
+        depth=edit,
         steps=steps,
         guidance=guidance,
         seed=seed,

@@ -200,7 +200,8 @@ def sample_images(
     out: Path,
     *,
     interpolate: bool = False,
-    reconstruct: DataSpec | None = None,
+    pairs: DataSpec | None = None,
+    depth: int | None = None,
     steps: int | None = None,
     guidance: float | None = None,
     seed: int = 0,
@@ -210,9 +211,11 @@ def sample_images(
 
     Args:
         interpolate: n rows of images instead, from those of one noise to those of another.
-        reconstruct: n pairs instead, images of these data (of the run's, where it names none) beside what the model
-            makes of them.
-        steps, guidance: ``sample_steps`` and ``guidance`` of the model, in place of those that it was trained with.
+        pairs: n of them instead, images of these data (of the run's, where it names none) beside what the model makes
+            of them.
+        depth: of a diffusion, to which it takes the images of such pairs before it comes back; None: it reconstructs.
+        steps, guidance: ``sample_steps`` and ``guidance`` of the model, in place of those that it was trained with;
+            with a depth, ``steps`` of the way back.
 
     Raises:
         ValueError: another file, no such model, or one that cannot do what is asked.
@@ -222,14 +225,16 @@ def sample_images(
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     model, columns = trained_model(run), None
-    _set(model, {"--steps": ("sample_steps", steps), "--guidance": ("guidance", guidance)})
+    of_samples = steps if depth is None else None
+    _set(model, {"--steps": ("sample_steps", of_samples), "--guidance": ("guidance", guidance)})
     move(model, device)
     generator = torch.Generator(model.device).manual_seed(seed)
     if interpolate:
         x, columns = _rows_between(model, n, generator), _STEPS
-    elif reconstruct is not None:
+    elif pairs is not None:
         info = read_info(run) if (run / "run.json").is_file() else {}
-        x = _pairs(model, data_for(reconstruct, info).read("test", model.shape, spaced=True).take(n))
+        with seeded(seed):
+            x = _pairs(model, data_for(pairs, info).read("test", model.shape, spaced=True).take(n), depth, steps)
         columns = 2 * math.ceil(math.sqrt(len(x) / 4))
     else:
         x = model.sample(n, generator=generator)
@@ -275,13 +280,15 @@ def _rows_between(model: GenerativeModel, n: int, generator: torch.Generator) ->
 
 
 @torch.no_grad()
-def _pairs(model: GenerativeModel, data: ArrayDataset) -> Tensor:
+def _pairs(model: GenerativeModel, data: ArrayDataset, depth: int | None, steps: int | None) -> Tensor:
     """(2 N, *shape): each image, and behind it what the model makes of it."""
-    reconstruct = getattr(model, "reconstruct", None)
-    if reconstruct is None:
-        raise ValueError(f"{type(model).__name__} does not reconstruct images: it has neither codes nor noise of them")
+    make = getattr(model, "reconstruct" if depth is None else "edit", None)
+    if make is None:
+        line = "does not reconstruct images: it has neither codes nor noise of them"
+        raise ValueError(f"{type(model).__name__} {line if depth is None else 'edits no images: it is no diffusion'}")
     x = data.images().to(model.device, model.dtype)
-    again = torch.cat([reconstruct(part) for part in x.split(_AT_ONCE)]).clamp(0, 1)
+    given = {} if depth is None else {"depth": depth, "steps": steps}
+    again = torch.cat([make(part, **given) for part in x.split(_AT_ONCE)]).clamp(0, 1)
     return torch.stack([x, again], 1).flatten(0, 1)
 
 
