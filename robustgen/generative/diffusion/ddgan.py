@@ -23,12 +23,13 @@ from robustgen.generative.diffusion.ddgan_networks import (
     Generator,
 )
 from robustgen.generative.diffusion.noise_schedule import NoiseSchedule
+from robustgen.generative.diffusion.unet import check_network
 from robustgen.training import Batch
 
 __all__ = ["DDGAN", "r1_penalty"]
 
 ARCHITECTURES = ("unet", "mlp")
-PREDICTIONS = ("start", "previous", "noise")
+PREDICTIONS = ("data", "previous", "noise")
 
 
 def r1_penalty(on_real: Tensor, real: Tensor) -> Tensor:
@@ -60,8 +61,8 @@ class DDGAN(Diffusion):
         architecture: "unet", or "mlp" for vectors of a few numbers.
         width: channels of the generator at full resolution; units of an mlp.
         levels: resolutions; hidden layers of an mlp.
-        patch: networks see images of patches of so many pixels squared as channels: quicker by as much.
-        prediction: what G gives, "start" (u_0, by tanh), "previous" (u_{t-1} itself) or "noise" (that of u_t).
+        patch: of a U-Net, whose images are patches of so many pixels squared as channels: quicker by as much.
+        prediction: what G gives, "data" (u_0, by tanh), "previous" (u_{t-1} itself) or "noise" (that of u_t).
         one_shot: G makes u_0 of noise in one step, and D sees its images and real ones behind the noise of a random
             time below T, as an augmentation.
         r1: gamma; 0: without.
@@ -83,16 +84,17 @@ class DDGAN(Diffusion):
         schedule: str = "vp",
         latent_dim: int = 32,
         architecture: str = "unet",
-        width: int = 12,
+        width: int = 16,
         levels: int = 3,
-        patch: int = 1,
-        prediction: str = "start",
+        patch: int = 2,
+        prediction: str = "data",
         one_shot: bool = False,
         r1: float = 0.05,
         r1_every: int = 8,
     ) -> None:
         super().__init__(shape)
-        check_integers(steps=steps, width=width, levels=levels, patch=patch, r1_every=r1_every)
+        check_network(self.shape, width, levels, patch if architecture == "unet" else 1)
+        check_integers(steps=steps, r1_every=r1_every)
         check_integers(0, latent_dim=latent_dim)
         check_flags(one_shot=one_shot)
         check_numbers(r1=r1)
@@ -102,10 +104,6 @@ class DDGAN(Diffusion):
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
         if prediction not in PREDICTIONS:
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
-        if self.shape[1] % patch or self.shape[2] % patch:
-            raise ValueError(f"patch={patch}: {shape[1]}x{shape[2]} pixels are not made of patches of {patch}x{patch}")
-        if architecture == "mlp" and patch != 1:
-            raise ValueError(f"patch={patch}: an mlp has no patches")
         self.steps, self.schedule, self.latent_dim = steps, NoiseSchedule(schedule, steps), latent_dim
         self.architecture, self.width, self.levels, self.patch = architecture, width, levels, patch
         self.prediction, self.one_shot, self.r1, self.r1_every = prediction, one_shot, r1, r1_every

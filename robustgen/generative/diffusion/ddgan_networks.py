@@ -31,16 +31,15 @@ class Generator(nn.Module):
         self, channels: int, *, steps: int, latent_dim: int, width: int, levels: int = 3, patch: int = 1
     ) -> None:
         super().__init__()
-        self.steps, self.patch = steps, patch
+        self.steps = steps
         style, sizes = (4 * width, [latent_dim, 4 * width, 4 * width]) if latent_dim else (0, [])
         self.mapping = nn.Sequential(*(part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.SiLU())))
-        self.network = UNet(channels * patch**2, channels * patch**2, width, levels, style=style)
+        self.network = UNet(channels, channels, width, levels, patch, style=style)
         self.network.out.reset_parameters()  # at zero it would make one image of every z
 
     def forward(self, u: Tensor, t: Tensor, z: Tensor) -> Tensor:
         style = self.mapping(z) if len(self.mapping) else None
-        h = self.network(F.pixel_unshuffle(u, self.patch), t.to(u) / self.steps, style=style)
-        return F.pixel_shuffle(h, self.patch)
+        return self.network(u, t.to(u) / self.steps, style=style)
 
 
 class _Down(nn.Module):

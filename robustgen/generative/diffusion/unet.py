@@ -58,7 +58,7 @@ class _StyledNorm(nn.GroupNorm):
         super().__init__(groups, channels, affine=False)
         self.set = nn.Linear(style, 2 * channels)
 
-    def forward(self, h: Tensor, style: Tensor) -> Tensor:  # type: ignore[override]
+    def forward(self, h: Tensor, style: Tensor) -> Tensor:
         scale, shift = self.set(style)[:, :, None, None].chunk(2, 1)
         return super().forward(h) * (1 + scale) + shift
 
