@@ -86,7 +86,7 @@ def test_a_tilt_of_the_plane_is_normalised_by_what_it_takes_away(cache):
 def test_a_denoising_step_by_integration_is_the_mixture_that_it_is_in_closed_form():
     """Of each Gaussian of x_0: its weight given x_t, and x_s given both, a Gaussian again."""
     t, s, spread = 500, 250, figure_6_3.SPREAD
-    x_s, x_t = torch.linspace(-7, 7, 4001, dtype=torch.float64), torch.tensor([-1.0, 0.3, 2.5], dtype=torch.float64)
+    x_s, x_t = torch.linspace(-10, 10, 4001, dtype=torch.float64), torch.tensor([-1.0, 0.3, 2.5], dtype=torch.float64)
     found, density = figure_6_3.denoising_distribution(t, s, x_s, x_t)
     at_s, at_t = NoiseSchedule("vp", 1000).alpha_bars[[s, t]]
     kept, expected, weights = at_t / at_s, torch.zeros_like(found), []
