@@ -140,7 +140,7 @@ class DDGAN(Diffusion):
             raise ValueError(f"a generator of u_{{t-1}} leaves no step out, got steps={steps} from depth={depth}")
         return times
 
-    def _drawn(self, u_t: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def _back(self, u_t: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """u_s (N, ...) of u_t at times (N,)."""
         options: dict[str, Any] = {"generator": generator, "device": u_t.device, "dtype": u_t.dtype}
         found = self.generator(u_t, t, torch.randn(len(u_t), self.latent_dim, **options)).to(u_t.dtype)
@@ -151,7 +151,7 @@ class DDGAN(Diffusion):
         return mean + variance.sqrt() * torch.randn(u_t.shape, **options)
 
     def _reverse(self, u: Tensor, t: int, s: int, generator: torch.Generator | None = None) -> Tensor:
-        return self._drawn(u, torch.full((len(u),), t), torch.full((len(u),), s), generator)
+        return self._back(u, torch.full((len(u),), t), torch.full((len(u),), s), generator)
 
     def _predict(self, u: Tensor, t: int) -> Tensor:
         """For one z; of a generator of u_{t-1} the end of its chain."""
@@ -176,7 +176,7 @@ class DDGAN(Diffusion):
     def _judged(self, u_s: Tensor, u_t: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits of the real u_s, and the loss of D, whose graph ends at what G makes."""
         with torch.no_grad():
-            fake = self._drawn(u_t, t, s)
+            fake = self._back(u_t, t, s)
         on_real, on_fake = self._judge(u_s, u_t, t), self._judge(fake, u_t, t)
         gap = (on_real.mean() - on_fake.mean()).detach()
         return on_real, {"loss": discriminator_loss(on_real, on_fake), "gap": gap}
@@ -184,7 +184,7 @@ class DDGAN(Diffusion):
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         u_s, u_t, s, t = self._pair(self._state(batch.x))
         if self.player_at(step) == "generator":
-            return {"loss": generator_loss(self._judge(self._drawn(u_t, t, s), u_t, t))}
+            return {"loss": generator_loss(self._judge(self._back(u_t, t, s), u_t, t))}
         pays = self.r1 > 0 and step // 2 % self.r1_every == 0
         on_real, found = self._judged(u_s.requires_grad_(pays), u_t, s, t)
         if pays:
