@@ -23,7 +23,7 @@ from robustgen.training import Batch
 def as_published(model: DDGAN, batch: Batch, pays: bool) -> None:
     """The real pair, R1 and the generated one go back one after the other."""
     u_s, u_t, s, t = model._pair(2 * batch.x - 1)
-    fake = model._stepped(u_t, t, s)
+    fake = model._back(u_t, t, s)
     on_real = model.discriminator(u_s.requires_grad_(), u_t, t)
     F.softplus(-on_real).mean().backward(retain_graph=pays)
     if pays:

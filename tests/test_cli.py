@@ -955,7 +955,8 @@ def test_a_diffusion_is_trained_and_drawn_with_other_steps_and_guidance(vae_run,
     where, out = tmp_path / "ddpm", tmp_path / "a.npz"
     settings = ("steps=30", "sample_steps=4", "classes=10", "width=4", "levels=1")
     options = [part for setting in settings for part in ("--set", setting)]
-    assert run(capsys, "train", "ddpm", "--run", where, *SMALL, *options, "--epochs", 1, "--samples", 1)[0] == 0
+    small = ["--limit", 40, "--epochs", 1, "--samples", 1, *options]
+    assert run(capsys, "train", "ddpm", "--data", "digits", "--run", where, *small)[0] == 0
     drawn = []
     for asked in ([], ["--steps", 2], ["--guidance", 3.5]):
         assert run(capsys, "sample", "--run", where, *asked, "--n", 2, "--out", out)[0] == 0
@@ -973,6 +974,17 @@ def test_a_diffusion_is_trained_and_drawn_with_other_steps_and_guidance(vae_run,
         assert (code, err.count("\n")) == (2, 1), err
         assert message in err
     assert not out.exists()
+
+
+def test_images_are_edited_by_diffusing_them_and_coming_back(tmp_path, capsys):
+    model, run_dir, out = DDGAN((1, 8, 8), width=4, levels=2).eval(), tmp_path / "ddgan", tmp_path / "a.npz"
+    model.save(run_dir)
+    asked = ["sample", "--run", run_dir, "--edit", 2, "--data", "digits", "--n", 3, "--seed", 5, "--out", out]
+    assert run(capsys, *asked)[0] == 0
+    x, given = np.load(out)["x"], data.digits("test").take(3).images()
+    np.testing.assert_array_equal(x[::2], (255 * given).round().numpy())
+    with seeded(5):
+        np.testing.assert_allclose(x[1::2], 255 * model.edit(given, 2).numpy(), atol=0.51)
 
 
 def test_other_models_and_options_are_refused_in_one_line(vae_run, tmp_path, capsys):

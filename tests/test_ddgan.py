@@ -48,7 +48,7 @@ def test_one_step_is_a_gan_whose_noise_hardly_knows_the_image():
         assert torch.equal(u_s, u_0)
         assert (s.unique().item(), t.unique().item()) == (0, 1)
         noises.append(u_t)
-        fakes.append(net._stepped(u_t, t, s).detach())
+        fakes.append(net._back(u_t, t, s).detach())
     assert (noises[0] - noises[1]).abs().max() < 3 * math.exp(-10.05 / 2)
     (other_image, other_noise) = ((fakes[0] - fake).norm().item() for fake in fakes[1:])
     assert other_image < 0.05 * other_noise
@@ -57,7 +57,7 @@ def test_one_step_is_a_gan_whose_noise_hardly_knows_the_image():
     loss = net.training_step(batch(), 1)["loss"]
     torch.manual_seed(3)
     u_s, u_t, s, t = net._pair(x)
-    torch.testing.assert_close(loss, generator_loss(net.discriminator(net._stepped(u_t, t, s), u_t, t)))
+    torch.testing.assert_close(loss, generator_loss(net.discriminator(net._back(u_t, t, s), u_t, t)))
 
 
 def test_pairs_are_one_step_of_the_diffusion_apart():

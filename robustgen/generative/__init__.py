@@ -12,6 +12,7 @@ from robustgen.generative.diffusion.ddgan import DDGAN
 from robustgen.generative.diffusion.ddpm import DDPM
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
 from robustgen.generative.diffusion.edm import EDM
+from robustgen.generative.diffusion.score_sde import ScoreSDE
 from robustgen.generative.energy.deep_boltzmann_machine import DBM
 from robustgen.generative.energy.energy_model import EnergyModel
 from robustgen.generative.energy.equilibrium_matching import EquilibriumMatching
@@ -85,6 +86,7 @@ __all__ = [
     "ProductOfExperts",
     "RealNVP",
     "ResidualFlow",
+    "ScoreSDE",
     "Tilted",
     "TopDownVAE",
     "TwoStageVAE",

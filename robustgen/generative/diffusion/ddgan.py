@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_flags, check_integers, check_numbers
+from robustgen.checks import check_flags, check_integers, check_numbers, check_positive
 from robustgen.counter_rng import content_ids, normal
 from robustgen.generative.adversarial.dcgan import discriminator_loss, generator_loss
 from robustgen.generative.diffusion.base import Diffusion
@@ -63,6 +63,7 @@ class DDGAN(Diffusion):
         levels: resolutions; hidden layers of an mlp.
         patch: of a U-Net, whose images are patches of so many pixels squared as channels: quicker by as much.
         prediction: what G gives, "data" (u_0, by tanh), "previous" (u_{t-1} itself) or "noise" (that of u_t).
+        scale: u_0 = scale (2 x - 1); more than 1 for a few numbers, of which noise hides more than of an image.
         one_shot: G makes u_0 of noise in one step, and D sees its images and real ones behind the noise of a random
             time below T, as an augmentation.
         r1: gamma; 0: without.
@@ -88,6 +89,7 @@ class DDGAN(Diffusion):
         levels: int = 3,
         patch: int = 2,
         prediction: str = "data",
+        scale: float = 1.0,
         one_shot: bool = False,
         r1: float = 0.05,
         r1_every: int = 8,
@@ -98,6 +100,7 @@ class DDGAN(Diffusion):
         check_integers(0, latent_dim=latent_dim)
         check_flags(one_shot=one_shot)
         check_numbers(r1=r1)
+        check_positive(scale=scale)
         if not 0 <= r1 < float("inf"):
             raise ValueError(f"r1 must be a finite number, at least 0, got {r1}")
         if architecture not in ARCHITECTURES:
@@ -106,7 +109,7 @@ class DDGAN(Diffusion):
             raise ValueError(f"prediction must be one of {', '.join(PREDICTIONS)}, got {prediction!r}")
         self.steps, self.schedule, self.latent_dim = steps, NoiseSchedule(schedule, steps), latent_dim
         self.architecture, self.width, self.levels, self.patch = architecture, width, levels, patch
-        self.prediction, self.one_shot, self.r1, self.r1_every = prediction, one_shot, r1, r1_every
+        self.prediction, self.scale, self.one_shot, self.r1, self.r1_every = prediction, scale, one_shot, r1, r1_every
         self.sample_steps = 1 if one_shot else steps
         sizes: dict[str, Any] = {"steps": steps, "width": width, "levels": levels}
         if architecture == "mlp":
@@ -137,18 +140,18 @@ class DDGAN(Diffusion):
             raise ValueError(f"a generator of u_{{t-1}} leaves no step out, got steps={steps} from depth={depth}")
         return times
 
-    def _stepped(self, u_t: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    def _back(self, u_t: Tensor, t: Tensor, s: Tensor, generator: torch.Generator | None = None) -> Tensor:
         """u_s (N, ...) of u_t at times (N,)."""
         options: dict[str, Any] = {"generator": generator, "device": u_t.device, "dtype": u_t.dtype}
         found = self.generator(u_t, t, torch.randn(len(u_t), self.latent_dim, **options)).to(u_t.dtype)
         if self.prediction == "previous":
             return found
-        u_0 = self.schedule.start(u_t, found, t) if self.prediction == "noise" else found.tanh()
+        u_0 = self.schedule.start(u_t, found, t) if self.prediction == "noise" else self.scale * found.tanh()
         mean, variance = self.schedule.posterior(u_t, u_0, t, s)
         return mean + variance.sqrt() * torch.randn(u_t.shape, **options)
 
     def _reverse(self, u: Tensor, t: int, s: int, generator: torch.Generator | None = None) -> Tensor:
-        return self._stepped(u, torch.full((len(u),), t), torch.full((len(u),), s), generator)
+        return self._back(u, torch.full((len(u),), t), torch.full((len(u),), s), generator)
 
     def _predict(self, u: Tensor, t: int) -> Tensor:
         """For one z; of a generator of u_{t-1} the end of its chain."""
@@ -173,15 +176,15 @@ class DDGAN(Diffusion):
     def _judged(self, u_s: Tensor, u_t: Tensor, s: Tensor, t: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits of the real u_s, and the loss of D, whose graph ends at what G makes."""
         with torch.no_grad():
-            fake = self._stepped(u_t, t, s)
+            fake = self._back(u_t, t, s)
         on_real, on_fake = self._judge(u_s, u_t, t), self._judge(fake, u_t, t)
         gap = (on_real.mean() - on_fake.mean()).detach()
         return on_real, {"loss": discriminator_loss(on_real, on_fake), "gap": gap}
 
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        u_s, u_t, s, t = self._pair(2 * batch.x - 1)
+        u_s, u_t, s, t = self._pair(self._state(batch.x))
         if self.player_at(step) == "generator":
-            return {"loss": generator_loss(self._judge(self._stepped(u_t, t, s), u_t, t))}
+            return {"loss": generator_loss(self._judge(self._back(u_t, t, s), u_t, t))}
         pays = self.r1 > 0 and step // 2 % self.r1_every == 0
         on_real, found = self._judged(u_s.requires_grad_(pays), u_t, s, t)
         if pays:
@@ -190,7 +193,7 @@ class DDGAN(Diffusion):
 
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The loss of D, without R1, and ``gap``."""
-        return self._judged(*self._pair(2 * batch.x - 1))[1]
+        return self._judged(*self._pair(self._state(batch.x)))[1]
 
     def discriminate(self, x: Tensor) -> Tensor:
         """D(u_0, u_1, 1) (N,) of images x (N, *shape) in [0, 1]: high for what looks as if it needed no step more.
@@ -205,7 +208,7 @@ class DDGAN(Diffusion):
         x = self.check(x)
         told, seen = (0, self.steps) if self.one_shot else (1, 1)
         noise = normal(0, content_ids(x), self.shape, dtype=x.dtype)
-        u = 2 * x - 1
+        u = self._state(x)
         u_t = self.schedule.diffuse(u, torch.full((len(u),), seen), noise)
         return self.discriminator(u, u_t, torch.full((len(u),), told))
 

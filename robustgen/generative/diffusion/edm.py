@@ -17,6 +17,7 @@ from robustgen.checks import check_numbers, check_positive
 from robustgen.generative.diffusion.base import chain_times
 from robustgen.generative.diffusion.denoiser import Denoiser
 from robustgen.generative.diffusion.guidance import ClassConditional
+from robustgen.generative.diffusion.unet import UNet
 from robustgen.training import Batch
 
 __all__ = ["EDM"]
@@ -67,8 +68,9 @@ class EDM(ClassConditional, Denoiser):
         check_numbers(log_sigma_mean=log_sigma_mean)
         check_positive(log_sigma_std=log_sigma_std, rho=rho)
         noise: dict[str, float] = {"sigma_min": sigma_min, "sigma_max": sigma_max, "sigma_data": sigma_data}
-        super().__init__(shape, width=width, levels=levels, patch=patch, sample_steps=sample_steps, **noise)
+        Denoiser.__init__(self, shape, width=width, levels=levels, patch=patch, sample_steps=sample_steps, **noise)
         self._set_classes(classes, label_dropout, guidance)
+        self.network = UNet(shape[0], shape[0], width, levels, patch, classes)
         self.log_sigma_mean, self.log_sigma_std, self.rho = log_sigma_mean, log_sigma_std, rho
 
     def noised(self, x: Tensor) -> tuple[Tensor, Tensor]:
