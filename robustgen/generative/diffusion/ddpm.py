@@ -231,6 +231,12 @@ class DDPM(ClassConditional, Diffusion):
             found |= {"loss": error + _BOUND_WEIGHT * nats.mean() / self.dimensions, "squared_error": error.detach()}
         return found
 
+    def noise_error(self, x: Tensor, noise: Tensor, position: float, y: Tensor | None = None) -> Tensor:
+        t = torch.full((len(x),), 1 + int(position * self.steps))
+        kept, u = self.schedule.alpha_bars[t], self.schedule.diffuse(2 * x - 1, t, noise)
+        found = self._outputs(u, kept, y)[:, : self.shape[0]]
+        return (found - self._target(2 * x - 1, noise, kept)).square().flatten(1).sum(1)
+
     def _sample_of(self, n: int, y: Tensor | None, generator: torch.Generator | None) -> Tensor:
         steps = _LEVELS - 1
         return (self._drawn(n, generator, y=y) * steps).round() / steps

@@ -111,10 +111,13 @@ class Denoiser(GenerativeModel):
         level = (low + (high - low) * torch.rand(len(x), dtype=x.dtype, device=x.device)).exp()
         return x + level[:, None, None, None] * torch.randn_like(x), level
 
+    def weight(self, level: Tensor) -> Tensor:
+        """1 / c_out^2."""
+        return (level.square() + self.sigma_data**2) / (level * self.sigma_data).square()
+
     def loss(self, denoised: Tensor, x: Tensor, level: Tensor) -> Tensor:
         """Mean of |D - x|^2 / c_out^2, in which every noise level counts alike."""
-        weight = (level.square() + self.sigma_data**2) / (level * self.sigma_data).square()
-        return (weight * (denoised - x).square().flatten(1).mean(1)).mean()
+        return (self.weight(level) * (denoised - x).square().flatten(1).mean(1)).mean()
 
     def training_step(self, batch: Batch, step: int, **given: Any) -> dict[str, Tensor]:
         noisy, level = self.noised(batch.x)

@@ -5,6 +5,7 @@ preconditioning (table 1) is that of :class:`Denoiser`, the noise in training lo
 Heun's method at the times of equation 5 (algorithm 1).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -81,6 +82,12 @@ class EDM(ClassConditional, Denoiser):
 
     def training_step(self, batch: Batch, step: int, **given: Any) -> dict[str, Tensor]:
         return super().training_step(batch, step, y=self._labels(batch), **given)
+
+    def noise_error(self, x: Tensor, noise: Tensor, position: float, y: Tensor | None = None) -> Tensor:
+        normal = torch.special.ndtri(torch.tensor(position, dtype=torch.float64)).item()
+        level = x.new_full((len(x),), math.exp(self.log_sigma_mean + self.log_sigma_std * normal))
+        denoised = self._denoise(x + level[:, None, None, None] * noise, level, y=y)
+        return self.weight(level) * (denoised - x).square().flatten(1).sum(1)
 
     def sigmas(self) -> list[float]:
         """Noise of a sample's steps, from 0 and ``sigma_min`` up to ``sigma_max``: ``sample_steps`` + 1 numbers."""
