@@ -940,17 +940,6 @@ def test_what_lies_between_two_noises_and_what_a_model_makes_of_images(vae_run, 
             assert picture.size == size
 
 
-def test_images_are_edited_by_diffusing_them_and_coming_back(tmp_path, capsys):
-    model, run_dir, out = DDGAN((1, 8, 8), width=4, levels=2).eval(), tmp_path / "ddgan", tmp_path / "a.npz"
-    model.save(run_dir)
-    asked = ["sample", "--run", run_dir, "--edit", 2, "--data", "digits", "--n", 3, "--seed", 5, "--out", out]
-    assert run(capsys, *asked)[0] == 0
-    x, given = np.load(out)["x"], data.digits("test").take(3).images()
-    np.testing.assert_array_equal(x[::2], (255 * given).round().numpy())
-    with seeded(5):
-        np.testing.assert_allclose(x[1::2], 255 * model.edit(given, 2).numpy(), atol=0.51)
-
-
 def test_a_diffusion_is_trained_and_drawn_with_other_steps_and_guidance(vae_run, tmp_path, capsys):
     where, out = tmp_path / "ddpm", tmp_path / "a.npz"
     settings = ("steps=30", "sample_steps=4", "classes=10", "width=4", "levels=1")

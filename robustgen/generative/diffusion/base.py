@@ -84,24 +84,6 @@ class Diffusion(GenerativeModel):
         back = [partial(self._reverse, t=t, s=s) for t, s in pairwise(times)]
         return [partial(self._diffuse, t=depth), *back[:-1], lambda u: self._image(back[-1](u))]
 
-    @torch.no_grad()
-    def edit(self, x: Tensor, depth: int, steps: int | None = None) -> Tensor:
-        """Images (N, *shape) in [0, 1] that the model makes of x, strokes for one, by diffusing it and coming back.
-
-        Meng et al., "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations", ICLR 2022. The
-        larger the depth, the more they look like data and the less like x.
-
-        Args:
-            depth, steps: see :meth:`chain`.
-
-        Raises:
-            TypeError, ValueError: no images of this shape in [0, 1], or a depth or steps as :meth:`times` says.
-        """
-        u = self.check(x)
-        for function in self.chain(depth, steps):
-            u = function(u)
-        return u.clamp(0, 1)
-
     def _state(self, x: Tensor) -> Tensor:
         return self.scale * (2 * x - 1)
 
