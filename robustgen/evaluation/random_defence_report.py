@@ -1,5 +1,6 @@
 """What an evaluation of a random defence found: how often it is right, draw by draw, and what its parts give."""
 
+import json
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -140,7 +141,7 @@ class DefenceRow:
         return {
             "label": self.label,
             "kind": self.kind,
-            "settings": self.settings,
+            "settings": json.loads(json.dumps(self.settings)),  # lists, as it reads back
             "one_draw": mean_share(self.right.double().mean(1)),
             "vote": proportion(self.vote),
             "all_right": mean_share(self.all_right),

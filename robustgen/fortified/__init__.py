@@ -7,6 +7,7 @@ from robustgen.fortified.language_model import LanguageModelObjective
 from robustgen.fortified.monitor import SequenceMonitor
 from robustgen.fortified.network import FortifiedNetwork, fortify
 from robustgen.fortified.objective import FortifiedObjective
+from robustgen.fortified.purifiers import DeepImagePrior, DefenseGAN, LangevinChain, Projection, Purifier
 from robustgen.fortified.purify import Purified, purify
 from robustgen.fortified.recurrent import free_run, step_errors
 from robustgen.fortified.smoothing import Certificate, SmoothedClassifier, smooth
@@ -14,14 +15,19 @@ from robustgen.fortified.smoothing import Certificate, SmoothedClassifier, smoot
 __all__ = [
     "Certificate",
     "ConvAutoencoder",
+    "DeepImagePrior",
+    "DefenseGAN",
     "DenseAutoencoder",
     "FortifiedNetwork",
     "FortifiedObjective",
     "HiddenMatchingNetwork",
     "HiddenMatchingObjective",
     "InputEncoding",
+    "LangevinChain",
     "LanguageModelObjective",
+    "Projection",
     "Purified",
+    "Purifier",
     "SequenceMonitor",
     "SmoothedClassifier",
     "fortify",

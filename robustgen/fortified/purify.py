@@ -76,7 +76,11 @@ class Purified(nn.Module):
         self.exact = bool(getattr(purifier, "exact", True))
         self.config = {"purifier": type(purifier).__name__, "depth": depth, "steps": steps}
         self.training = model.training  # each submodule keeps its own flag
-        self._chain = self._chained(steps)
+        self._chains = (self._chained(steps),)  # in a tuple it is no part of this module, which holds its parts already
+
+    @property
+    def _chain(self) -> nn.Module:
+        return self._chains[0]
 
     def _chained(self, steps: int | None, same: bool = False) -> nn.Module:
         chain = _Chained(self.purifier, self.depth, steps, self.checkpointing, same)
@@ -124,15 +128,15 @@ class Purified(nn.Module):
         What is left of the defence where the attacker knows the seed. It holds the same modules.
         """
         check_seed(seed)
-        return _Fixed(self._chained(self.steps, same=True), self.model, seed)
+        return _View(self._chained(self.steps, same=True), self.model, seed)
 
     def with_identity_gradient(self) -> nn.Module:
         """The same, but with the gradient of the classifier at the purified image: BPDA."""
-        return nn.Sequential(bpda(self._chain), self.model).train(self.training)
+        return _View(bpda(self._chain), self.model)
 
     def with_gradient_of(self, steps: int) -> nn.Module:
         """The same, but with gradients through a chain of fewer ``steps``, which is drawn for itself."""
-        return nn.Sequential(bpda(self._chain, self._chained(steps)), self.model).train(self.training)
+        return _View(bpda(self._chain, self._chained(steps)), self.model)
 
     def extra_repr(self) -> str:
         return ", ".join(f"{name}={value!r}" for name, value in self.config.items())
@@ -183,14 +187,16 @@ class _Chained(nn.Module):
         return _SameForAll(len(x)) if self.same else nullcontext()
 
 
-class _Fixed(nn.Module):
-    def __init__(self, chain: nn.Module, model: nn.Module, seed: int) -> None:
+class _View(nn.Module):
+    """The classifier behind a chain; with a seed, all that is drawn comes from it."""
+
+    def __init__(self, chain: nn.Module, model: nn.Module, seed: int | None = None) -> None:
         super().__init__()
         self.chain, self.model, self.seed = chain, model, seed
-        self.training = model.training
+        self.training = model.training  # each submodule keeps its own flag
 
     def forward(self, x: Tensor) -> Tensor:
-        with seeded(self.seed):
+        with nullcontext() if self.seed is None else seeded(self.seed):
             return logits_of(self.model(self.chain(x)))
 
     def extra_repr(self) -> str:

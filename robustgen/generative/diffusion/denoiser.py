@@ -109,9 +109,8 @@ class Denoiser(GenerativeModel):
         """
         check_numbers(depth=depth)
         if not self.sigma_min <= depth <= self.sigma_max:
-            raise ValueError(
-                f"depth={depth:g} is no noise from {self.sigma_min:g} to {self.sigma_max:g}, as was trained"
-            )
+            trained = f"from {self.sigma_min:g} to {self.sigma_max:g}, as was trained"
+            raise ValueError(f"depth is a standard deviation {trained}, got {depth:g}")
         check_integers(steps=1 if steps is None else steps)
         back = [partial(self._step, sigma=a, lower=b) for a, b in pairwise(self._levels(depth, steps or 1))]
         return [lambda x: x + depth * torch.randn_like(x), *back]
