@@ -575,7 +575,7 @@ def test_import_is_lazy():
 
 LONG = {
     "train": ["Data", "Network", "Adversarial training", "Fortify", "Optimisation", "Generative models", "Run"],
-    "attack": ["Data", "Network", "Attack", "Detector", "Run"],
+    "attack": ["Data", "Network", "Attack", "Detector", "Purifier", "Run"],
     "score": ["Data", "Network", "Generative models", "Attack", "Detector", "Run"],
 }
 

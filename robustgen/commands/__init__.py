@@ -11,6 +11,7 @@ from robustgen.commands.generative import (
     training_data,
 )
 from robustgen.commands.network_spec import FortifySpec, NetworkSpec
+from robustgen.commands.purify import attack_purified
 from robustgen.commands.quality import measure_quality
 from robustgen.commands.runs import kept_by_run, remembered_options
 from robustgen.commands.score import MADE, check_way, compare_populations, open_detector
@@ -26,6 +27,7 @@ __all__ = [
     "Scoring",
     "Unreadable",
     "attack_network",
+    "attack_purified",
     "certify_network",
     "check_way",
     "compare_populations",
