@@ -31,6 +31,7 @@ from robustgen.experiments.xiao2022 import (
     diffusion_samples,
     figure_6_3,
     noise_free_toys,
+    purification,
     samples,
     tilted_samples,
     tilted_toys,
@@ -83,6 +84,7 @@ _EXPERIMENTS: tuple[Experiment, ...] = (
     figure_6_3.EXPERIMENT,
     ddgan_toys.EXPERIMENT,
     diffusion_samples.EXPERIMENT,
+    purification.EXPERIMENT,
 )
 
 
