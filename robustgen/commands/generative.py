@@ -314,7 +314,8 @@ def generative_detector(
     fitted, and may refuse; so may too few calibration inputs for the false-alarm rate ``fpr``.
     """
     models, info = [trained_model(run) for run in runs], read_info(runs[0])
-    scored = "model-energy" if hasattr(models[0], "energy") else "discriminator"
+    scored = "diffusion-reconstruction" if hasattr(models[0], "denoise") else "discriminator"
+    scored = "model-energy" if hasattr(models[0], "energy") else scored
     default = "likelihood" if models[0].log_prob_kind is not None else scored
     default = "latent-density" if hasattr(models[0], "latent_log_prob") else default
     kind = _class_called(default if name is None else name, "detector", _detector_classes(), {})

@@ -132,14 +132,14 @@ class Diffusion(GenerativeModel):
             TypeError: no floats, or a sigma that is no number.
             ValueError: NaN or Inf, images of another shape, or noise below half of the first step's or above the last.
         """
-        x = check_images(x)
+        x = check_images(x).to(self.dtype)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
         check_positive(sigma=sigma)
         low, high = self.sigma_min, self.sigma_max
         if not low / 2 <= sigma <= high * (1 + 1e-6):
             raise ValueError(f"noise of this {type(self).__name__} is from {low:.3g} to {high:.3g}, got {sigma=:g}")
-        return self._denoise(x, sigma)
+        return self._denoise(x, sigma) if len(x) else x
 
     def _denoise(self, x: Tensor, sigma: float) -> Tensor:
         """At the step whose noise is nearest."""

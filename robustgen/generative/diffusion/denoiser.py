@@ -84,7 +84,7 @@ class Denoiser(GenerativeModel):
             TypeError: no floats.
             ValueError: NaN or Inf, images of another shape, or a sigma outside of what was trained.
         """
-        x = check_images(x)
+        x = check_images(x).to(self.dtype)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
@@ -94,7 +94,7 @@ class Denoiser(GenerativeModel):
                 f"this {type(self).__name__} is of noise from {self.sigma_min:g} to {self.sigma_max:g}, got "
                 f"{float(level.max()):g}: train one with another sigma_min or sigma_max"
             )
-        return self._denoise(x, level)
+        return self._denoise(x, level) if len(x) else x
 
     def _ask(self, u: Tensor, noise: Tensor) -> Tensor:
         """What the network says of images (N, ...), how noisy they are (N,)."""
