@@ -152,6 +152,12 @@ SMALL = {
         ),
         lambda: room.DDPM(SHAPE, steps=8, schedule="cosine", eta=0.0, sample_steps=3, width=4),
     ],
+    "DDGAN": [
+        lambda: room.DDGAN(SHAPE, steps=2, latent_dim=3, width=4, levels=2, patch=1, r1_every=2),
+        lambda: room.DDGAN(SHAPE, latent_dim=0, width=4, levels=2, prediction="noise"),
+        lambda: room.DDGAN(SHAPE, latent_dim=3, architecture="mlp", width=8, prediction="previous"),
+        lambda: room.DDGAN(SHAPE, latent_dim=3, width=4, levels=2, one_shot=True),
+    ],
     "Denoiser": [lambda: room.Denoiser(SHAPE, width=4, levels=2, sample_steps=3)],
     "EDM": [
         lambda: room.EDM(SHAPE, width=4, levels=2, sample_steps=3),

@@ -8,6 +8,7 @@ from robustgen.generative.autoregressive.pixelcnn import PixelCNN
 from robustgen.generative.autoregressive.pixelcnn_plus_plus import PixelCNNPlusPlus
 from robustgen.generative.autoregressive.pixelrnn import PixelRNN
 from robustgen.generative.base import GenerativeModel
+from robustgen.generative.diffusion.ddgan import DDGAN
 from robustgen.generative.diffusion.ddpm import DDPM
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
 from robustgen.generative.diffusion.diffusion_classifier import DiffusionClassifier
@@ -49,6 +50,7 @@ from robustgen.generative.pixels import Pixels
 __all__ = [
     "DBM",
     "DCGAN",
+    "DDGAN",
     "DDPM",
     "EDM",
     "GLF",

@@ -40,17 +40,19 @@ def chain_times(depth: int, steps: int | None, trained: int) -> list[int]:
 
 
 class Diffusion(GenerativeModel):
-    """A model p(u_s | u_t), s < t, of what a :class:`NoiseSchedule` made of u_0 = 2 x - 1, images x (N, C, H, W).
+    """A model p(u_s | u_t), s < t, of what a :class:`NoiseSchedule` made of u_0 = scale (2 x - 1), x (N, C, H, W).
 
     A subclass gives ``_predict`` and ``_reverse``, and a schedule. Random numbers are the global ones, or those of the
     generator that is given.
 
     Attributes:
         schedule: of the noise.
+        scale: of states; 1 but for subclasses that say otherwise.
         sample_steps: steps of a sample, at most those of the schedule; others are left out.
     """
 
     schedule: NoiseSchedule
+    scale: float = 1.0
     sample_steps: int
 
     @abstractmethod
@@ -80,21 +82,45 @@ class Diffusion(GenerativeModel):
         """
         times = self.times(depth, steps)
         back = [partial(self._reverse, t=t, s=s) for t, s in pairwise(times)]
-        return [partial(self._diffuse, t=depth), *back[:-1], lambda u: (back[-1](u) + 1) / 2]
+        return [partial(self._diffuse, t=depth), *back[:-1], lambda u: self._image(back[-1](u))]
+
+    def _state(self, x: Tensor) -> Tensor:
+        return self.scale * (2 * x - 1)
+
+    def _image(self, u: Tensor) -> Tensor:
+        return (u / self.scale + 1) / 2
+
+    @torch.no_grad()
+    def edit(self, x: Tensor, depth: int, steps: int | None = None) -> Tensor:
+        """Images (N, *shape) in [0, 1] that the model makes of x, strokes for one, by diffusing it and coming back.
+
+        Meng et al., "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations", ICLR 2022. The
+        larger the depth, the more they look like data and the less like x.
+
+        Args:
+            depth, steps: see :meth:`chain`.
+
+        Raises:
+            TypeError, ValueError: no images of this shape in [0, 1], or a depth or steps as :meth:`times` says.
+        """
+        u = self.check(x)
+        for function in self.chain(depth, steps):
+            u = function(u)
+        return u.clamp(0, 1)
 
     def _diffuse(self, x: Tensor, t: int) -> Tensor:
-        u = 2 * x - 1
+        u = self._state(x)
         return self.schedule.diffuse(u, torch.full((len(u),), t), torch.randn_like(u))
 
     @property
     def sigma_min(self) -> float:
-        """Noise of the first step, as standard deviation of pixels in [0, 1]: half of that of u."""
-        return self.schedule.sigmas()[1].item() / 2
+        """Noise of the first step, as standard deviation of pixels in [0, 1]."""
+        return self.schedule.sigmas()[1].item() / (2 * self.scale)
 
     @property
     def sigma_max(self) -> float:
         """Noise of the last step, as standard deviation of pixels in [0, 1]."""
-        return self.schedule.sigmas()[-1].item() / 2
+        return self.schedule.sigmas()[-1].item() / (2 * self.scale)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """What is expected of images (N, ...) in [0, 1] behind Gaussian noise of standard deviation ``sigma``.
@@ -117,9 +143,9 @@ class Diffusion(GenerativeModel):
 
     def _denoise(self, x: Tensor, sigma: float) -> Tensor:
         """At the step whose noise is nearest."""
-        t = 1 + int((self.schedule.sigmas()[1:].log() - math.log(2 * sigma)).abs().argmin())
+        t = 1 + int((self.schedule.sigmas()[1:].log() - math.log(2 * self.scale * sigma)).abs().argmin())
         kept = self.schedule.alpha_bars[t].sqrt().item()
-        return (self._predict(kept * (2 * x - 1), t) + 1) / 2
+        return self._image(self._predict(kept * self._state(x), t))
 
     def _drawn(self, n: int, generator: torch.Generator | None, **given: Any) -> Tensor:
         """n samples; ``given`` is what ``_reverse`` is told besides."""
@@ -127,7 +153,7 @@ class Diffusion(GenerativeModel):
         u = torch.randn(n, *self.shape, **options)
         for t, s in pairwise(self.times(self.schedule.steps, self.sample_steps)):
             u = self._reverse(u, t, s, generator, **given)
-        return ((u + 1) / 2).clamp(0, 1)
+        return self._image(u).clamp(0, 1)
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         return self._drawn(n, generator)

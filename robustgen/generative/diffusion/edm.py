@@ -112,7 +112,7 @@ class EDM(ClassConditional, Denoiser):
             x = self._step(x, sigma, lower, y=y, guidance=self.guidance)
         return x.clamp(0, 1)
 
-    def chain(self, depth: int, steps: int | None = None) -> list[Callable[[Tensor], Tensor]]:
+    def chain(self, depth: Any, steps: int | None = None) -> list[Callable[[Tensor], Tensor]]:
         """Functions that, one after the other, put noise on images and take it away again.
 
         As :meth:`Diffusion.chain`, with states that are images with noise of :meth:`sigmas` and a way back without

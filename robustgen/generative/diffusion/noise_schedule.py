@@ -72,7 +72,8 @@ class NoiseSchedule:
         check_integers(steps=steps)
         if name not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
-        betas = SCHEDULES[name](steps)
+        with torch.device("cpu"):  # a model that is built without memory, to compare its weights, has one too
+            betas = SCHEDULES[name](steps)
         if not bool((betas < 1).all()):
             raise ValueError(
                 f"a linear schedule of {steps} steps has a beta of {betas[-1]:g}: take more than 20, or vp"
@@ -85,6 +86,11 @@ class NoiseSchedule:
         """x_t of x_s by ``noise`` ~ N(0, I) of x's shape; s = 0 where none is given, and s <= t."""
         kept = self.alpha_bars[t.cpu()] / (1 if s is None else self.alpha_bars[s.cpu()])
         return _rows(kept.sqrt(), x) * x + _rows((1 - kept).sqrt(), x) * noise
+
+    def start(self, x_t: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The x_0 of which :meth:`diffuse` makes x_t by ``noise``."""
+        kept = self.alpha_bars[t.cpu()]
+        return (x_t - _rows((1 - kept).sqrt(), x_t) * noise) / _rows(kept.sqrt(), x_t)
 
     def posterior(self, x_t: Tensor, x_0: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (N, ...) and variance (N, 1, ...) of q(x_s | x_t, x_0), s < t; at s = 0 they are x_0 and 0."""
