@@ -1,0 +1,95 @@
+"""What detectors over a denoiser ask it, and what they make of its answers."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustgen.detectors import DiffusionReconstruction, LiftMapDetect, MultiscaleScores
+from robustgen.detectors.lift_map_detect import checkerboard
+from robustgen.generative import VAE, Denoiser
+
+SHAPE, F64 = (1, 4, 6), torch.float64
+
+
+class Answering(nn.Module):
+    """Answers with ``answer(x, sigma)`` and remembers what it was asked."""
+
+    sigma_min, sigma_max = 0.01, 3.0
+
+    def __init__(self, answer):
+        super().__init__()
+        self.answer, self.asked = answer, []
+
+    def denoise(self, x, sigma):
+        self.asked.append((x, sigma))
+        return self.answer(x, sigma)
+
+
+def images(n):
+    return torch.rand(n, *SHAPE, dtype=F64, generator=torch.Generator().manual_seed(n))
+
+
+def test_lifted_pixels_are_compared_and_the_others_put_back_with_noise():
+    x, model = images(3), Answering(lambda x, sigma: torch.full_like(x, 0.2))
+    found = LiftMapDetect(model, squares=2, attempts=2, steps=4).fit(x)
+    model.asked.clear()
+    scores = found.score(x)
+    board = checkerboard(4, 6, 2).double()
+    assert board.sum() == 12
+    off = (0.2 - x).square()
+    each = torch.stack([(off * mask).flatten(1).sum(1) / 12 for mask in (1 - board, board)], 1)
+    assert torch.allclose(scores, each.mean(1))
+    sigmas = [sigma for _, sigma in model.asked]
+    assert (len(sigmas), sigmas[0], sigmas[3]) == (8, 3.0, pytest.approx(0.01))
+    assert sigmas[:4] == sorted(sigmas[4:], reverse=True)
+    for part, kept in ((model.asked[:4], board), (model.asked[4:], 1 - board)):
+        noise = [((v - x) / sigma)[:, :, kept == 1] for v, sigma in part]
+        assert all(torch.allclose(noise[0], later, atol=1e-9) for later in noise)
+        assert noise[0].std().item() == pytest.approx(1, rel=0.5)
+
+
+def test_errors_of_reconstructions_are_in_standard_deviations_of_usual_ones():
+    x, model = images(9), Answering(lambda x, sigma: torch.full_like(x, 0.4))
+    found = DiffusionReconstruction(model, sigmas=(0.1, 0.5), steps=3).fit(x)
+    model.asked.clear()
+    other = images(4)
+    errors = [(0.4 - part).square().flatten(1).mean(1) for part in (x, other)]
+    expected = (errors[1] - errors[0].mean()) / errors[0].std(correction=0)
+    assert torch.allclose(found.score(other), expected)
+    assert [sigma for _, sigma in model.asked[::3]] == [0.1, 0.5]
+    noise = [(v - other) / sigma for v, sigma in model.asked[::3]]
+    assert torch.allclose(*noise)
+
+
+def test_a_denoiser_that_knows_the_image_finds_nothing():
+    x = images(1).expand(4, *SHAPE)
+    model = Answering(lambda v, sigma: x[:1].expand_as(v))
+    assert LiftMapDetect(model, squares=2, steps=3).fit(x).score(x).abs().max() == 0
+    assert DiffusionReconstruction(model, steps=3).fit(x).score(x).abs().max() == 0
+
+
+def test_norms_of_scores_are_standardised_together():
+    x, model = images(200), Answering(lambda x, sigma: x * (1 - sigma))
+    found = MultiscaleScores(model, scales=2, sigma_max=1.0).fit(x)
+    logs = torch.stack([(x * s).flatten(1).norm(dim=1).log() for s in (0.01, 1.0)], 1)
+    covariance = torch.cov(logs.T, correction=0)
+    covariance += torch.eye(2) * 1e-4 * covariance.diagonal().mean()
+    off = logs - logs.mean(0)
+    assert torch.allclose(found.score(x), (off @ torch.linalg.inv(covariance) * off).sum(1), rtol=1e-3)
+
+
+def test_one_clear_line():
+    denoiser = Denoiser((1, 8, 8), width=4)
+    for kind in (DiffusionReconstruction, LiftMapDetect, MultiscaleScores):
+        with pytest.raises(TypeError, match=f"{kind.__name__} needs a model that denoises, .*; VAE does not"):
+            kind(VAE((1, 8, 8), latent_dim=2, width=4))
+    with pytest.raises(TypeError, match=r"sigmas must be a list of numbers, got 0\.5"):
+        DiffusionReconstruction(denoiser, sigmas=0.5)
+    with pytest.raises(ValueError, match=r"sigmas\[1\] must be a finite number > 0"):
+        DiffusionReconstruction(denoiser, sigmas=[0.5, 0.0])
+    with pytest.raises(ValueError, match=r"of noise from 0\.1 to 1, got 2"):
+        DiffusionReconstruction(denoiser, sigmas=[2.0]).fit(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match="squares must be at least 2"):
+        LiftMapDetect(denoiser, squares=1)
+    with pytest.raises(ValueError, match=r"sigma_max=0\.1 is not above the model's least noise, 0\.1"):
+        MultiscaleScores(denoiser, sigma_max=0.1)
