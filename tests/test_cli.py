@@ -944,7 +944,7 @@ def test_a_diffusion_is_trained_and_drawn_with_other_steps_and_guidance(vae_run,
     where, out = tmp_path / "ddpm", tmp_path / "a.npz"
     settings = ("steps=30", "sample_steps=4", "classes=10", "width=4", "levels=1")
     options = [part for setting in settings for part in ("--set", setting)]
-    small = ["--limit", 40, "--epochs", 1, "--samples", 1, *options]
+    small = ["--limit", 60, "--epochs", 2, "--batch-size", 8, "--samples", 1, *options]
     assert run(capsys, "train", "ddpm", "--data", "digits", "--run", where, *small)[0] == 0
     drawn = []
     for asked in ([], ["--steps", 2], ["--guidance", 1000]):

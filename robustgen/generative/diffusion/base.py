@@ -139,7 +139,7 @@ class Diffusion(GenerativeModel):
         low, high = self.sigma_min, self.sigma_max
         if not low / 2 <= sigma <= high * (1 + 1e-6):
             raise ValueError(f"noise of this {type(self).__name__} is from {low:.3g} to {high:.3g}, got {sigma=:g}")
-        return self._denoise(x, sigma) if len(x) else x
+        return self._denoise(x, sigma)
 
     def _denoise(self, x: Tensor, sigma: float) -> Tensor:
         """At the step whose noise is nearest."""

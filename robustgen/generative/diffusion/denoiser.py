@@ -94,7 +94,7 @@ class Denoiser(GenerativeModel):
                 f"this {type(self).__name__} is of noise from {self.sigma_min:g} to {self.sigma_max:g}, got "
                 f"{float(level.max()):g}: train one with another sigma_min or sigma_max"
             )
-        return self._denoise(x, level) if len(x) else x
+        return self._denoise(x, level)
 
     def _ask(self, u: Tensor, noise: Tensor) -> Tensor:
         """What the network says of images (N, ...), how noisy they are (N,)."""
