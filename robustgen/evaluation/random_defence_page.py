@@ -204,14 +204,14 @@ def _ledger(entry: dict[str, Any]) -> tables.Table:
     """From the network alone to what is left, item by item."""
     split, worst = entry["split"], entry["rows"]["worst"]
     rows: list[list[object]] = [
-        ["the network alone, attacked", "", percent(entry["undefended"])],
-        ["removal of perturbations", _points(split["removal"]), percent(entry["fixed"])],
+        ["the network alone, attacked", "", _share(entry["undefended"])],
+        ["removal of perturbations", _points(split["removal"]), _share(entry["fixed"])],
     ]
     if entry["purifier"]["stochastic"]:
         rows[1][0] = "removal of perturbations, by draws of a seed that the attacker knows"
         rows += [
-            ["randomness: one draw", _points(split["randomness"]), percent(worst["one_draw"])],
-            [f"resubmission, {entry['k']} times", _points(split["resubmission"]), percent(worst["all_right"])],
+            ["randomness: one draw", _points(split["randomness"]), _share(worst["one_draw"])],
+            [f"resubmission, {entry['k']} times", _points(split["resubmission"]), _share(worst["all_right"])],
         ]
     return ["under attack", "gives", "accuracy"], rows
 
@@ -225,16 +225,22 @@ def _table(entry: dict[str, Any]) -> tables.Table:
     columns = {"one_draw": "one draw" if draws else "accuracy"}
     if draws:
         columns |= {"vote": f"vote of {k}", "all_right": f"all of {k} right"}
-    head = [f"attack (n = {entry['fixed']['n']})", "knows", *columns.values()]
+    head = [f"n = {entry['fixed']['n']}", "attack", *columns.values()]
     rows: list[list[object]] = [
-        [row["label"], KINDS[row["kind"]], *(percent(row[name]) for name in columns)] for row in entry["rows"].values()
+        [key, "none" if key == "clean" else row["label"], *(_share(row[name]) for name in columns)]
+        for key, row in entry["rows"].items()
     ]
     blank = [""] * (len(columns) - 1)
     rows += [
-        ["the network alone, without attack", "", percent(entry["undefended_clean"]), *blank],
-        ["the network alone, attacked", "", percent(entry["undefended"]), *blank],
+        ["the network alone", "none", _share(entry["undefended_clean"]), *blank],
+        ["the network alone", "every point above", _share(entry["undefended"]), *blank],
     ]
     return head, rows
+
+
+def _share(found: dict[str, Any]) -> str:
+    """On a narrow page its interval stays in one piece."""
+    return percent(found).replace(", ", ",\N{NO-BREAK SPACE}")
 
 
 def _facts(entry: dict[str, Any]) -> list[list[object]]:
