@@ -1,6 +1,5 @@
 """``random_defence.html``: the ledger of a random defence, drawn from ``random_defence.json`` alone."""
 
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from robustgen.evaluation.random_defence_report import KINDS, needs_adaptive, to
 from robustgen.evaluation.report_figures import draw_defence
 from robustgen.evaluation.report_format import PROPORTION, check_picture
 from robustgen.evaluation.report_markdown import as_text, markdown_table
-from robustgen.evaluation.report_page import draw_figure, kind_of, templates
+from robustgen.evaluation.report_page import draw_figure, record_in, templates, write_page
 from robustgen.evaluation.report_pictures import draw_picture
 from robustgen.evaluation.summary import Summary, eps_text, short_percent
-from robustgen.files import read_json, write_bytes, write_json
+from robustgen.files import read_json
 from robustgen.structure import POSITIVE, Between, check_structure
 
 __all__ = [
@@ -62,7 +61,7 @@ _RECORD = {"format": range(FORMAT, FORMAT + 1), "command?": str | None, "defence
 def write_random_defence(entry: dict[str, Any], directory: str | Path, command: str | None = None) -> Path:
     """Write ``random_defence.json`` and ``random_defence.html`` to ``directory``; returns the path of the page.
 
-    A page that cannot be drawn takes nothing away: then a warning says so, and the path is that of the JSON.
+    See :func:`~robustgen.evaluation.report_page.write_page`.
 
     Args:
         entry: what :meth:`RandomDefenceReport.to_dict` gave.
@@ -70,23 +69,12 @@ def write_random_defence(entry: dict[str, Any], directory: str | Path, command: 
         command: how to run it again.
     """
     record = {"format": FORMAT, "command": command, "defence": entry}
-    truth = Path(directory) / "random_defence.json"
-    write_json(truth, record)
-    try:
-        page = random_defence_html(record)
-    except Exception as error:
-        warnings.warn(f"{truth} is complete, but its page cannot be drawn: {kind_of(error)}", stacklevel=2)
-        return truth
-    write_bytes(truth.with_suffix(".html"), page.encode())
-    return truth.with_suffix(".html")
+    return write_page(record, Path(directory) / "random_defence.json", random_defence_html)
 
 
 def random_defence_in(path: Path) -> Path | None:
     """The ``random_defence.json`` that a path is or holds; None where it holds a report, or nothing."""
-    if path.is_dir():
-        found = path / "random_defence.json"
-        return found if found.is_file() and not (path / "report.json").exists() else None
-    return path if path.name == "random_defence.json" else None
+    return record_in(path, "random_defence.json")
 
 
 def load_random_defence(path: Path) -> dict[str, Any]:
