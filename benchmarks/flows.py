@@ -18,18 +18,13 @@ beside 10,000, of features that are computed once, against features for each of 
 ``python benchmarks/flows.py [--case maf-inverse] [--out results/benchmarks]``; ``--tiny`` only tries whether it runs.
 """
 
-import argparse
 import copy
 import math
-import shlex
-import statistics
-import sys
-import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import torch
+from sides import Rows, Side, compare
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,15 +38,12 @@ from robustgen.evaluation.sample_metrics import (
     manifold_measures,
     prd_measures,
 )
-from robustgen.files import environment, write_json
 from robustgen.generative import GLF, Glow
 from robustgen.generative.flows.glow import InvertibleConv
 from robustgen.generative.flows.maf import MaskedAutoregressive
 from robustgen.generative.flows.transform import Transform
 from robustgen.training import Batch
 
-Side = Callable[[], Any]
-Rows = Iterator[tuple[dict[str, Any], Side, Side]]  # what it is of; the plain way; ours
 DIM, WIDTH, BATCH = 64, 512, 100
 
 
@@ -218,40 +210,5 @@ CASES: dict[str, tuple[Callable[[bool], Rows], int]] = {
 }
 
 
-def seconds(side: Side) -> float:
-    """Of the processor, in one call."""
-    started = time.process_time()
-    side()
-    return time.process_time() - started
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--case", choices=CASES, action="append", help="several times; all where it is left out")
-    parser.add_argument("--rounds", type=int, help="of every case; default: its own")
-    parser.add_argument("--tiny", action="store_true", help="small sizes, whose ratios say nothing")
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    torch.manual_seed(0)
-    rows = []
-    for name in options.case or CASES:
-        make, rounds = CASES[name]
-        for row, slow, fast in make(options.tiny):
-            slow(), fast()  # what is made once only is not counted
-            pairs = [(seconds(slow), seconds(fast)) for _ in range(options.rounds or rounds)]
-            ratios = sorted(a / b for a, b in pairs)
-            row = {"case": name, **row}
-            row["seconds, plain"] = statistics.median(a for a, _ in pairs)
-            row["seconds, ours"] = statistics.median(b for _, b in pairs)
-            row["ratio, median"] = statistics.median(ratios)
-            low, high = row["ratio, quartiles"] = [ratios[len(ratios) // 4], ratios[3 * len(ratios) // 4]]
-            rows.append(row)
-            print(f"{row}: {row['ratio, median']:.2f} ({low:.2f} to {high:.2f}) times as fast", flush=True)
-    if options.out is not None:
-        command = shlex.join(["python", *sys.argv])
-        write_json(options.out / "flows.json", {"command": command, "rows": rows, "environment": environment()})
-
-
 if __name__ == "__main__":
-    main()
+    compare(CASES, "flows", __doc__)

@@ -26,9 +26,10 @@ from robustgen.commands import DataSpec, kept_by_run
 from robustgen.commands.opening import load_run
 from robustgen.detectors import PCAResidual, ReconstructionError, Typicality
 from robustgen.files import save_tensors
-from robustgen.generative import VAE, EnergyModel, PixelCNN, load
+from robustgen.generative import DDGAN, VAE, EnergyModel, PixelCNN, load
 from robustgen.networks import convnet
 from robustgen.training import latest_checkpoint
+from robustgen.turns import seeded
 
 pytestmark = pytest.mark.filterwarnings("always:clean accuracy")  # networks trained for a moment are printed about
 
@@ -599,7 +600,7 @@ def test_every_option_is_under_its_heading(capsys, command):
 def test_the_help_names_every_generative_model(capsys):
     from robustgen.generative import model_classes
 
-    named = re.split(r";\s+without:", shown(capsys, "train").partition("A generative model:")[2])[0]
+    named = re.split(r";\s+char-lm", shown(capsys, "train").partition("A generative model:")[2])[0]
     words = re.sub(r"-\n\s+", "-", named).replace("++", "-plus-plus").split(",")
     named = {word.strip().replace("-", "") for word in words}
     assert (named - {"ebm"}) | {"energymodel"} == {name.lower() for name in model_classes()}
@@ -939,14 +940,54 @@ def test_what_lies_between_two_noises_and_what_a_model_makes_of_images(vae_run, 
             assert picture.size == size
 
 
+def test_a_diffusion_is_trained_and_drawn_with_other_steps_and_guidance(vae_run, tmp_path, capsys):
+    where, out = tmp_path / "ddpm", tmp_path / "a.npz"
+    settings = ("steps=30", "sample_steps=4", "classes=10", "width=4", "levels=1")
+    options = [part for setting in settings for part in ("--set", setting)]
+    small = ["--limit", 40, "--epochs", 1, "--samples", 1, *options]
+    assert run(capsys, "train", "ddpm", "--data", "digits", "--run", where, *small)[0] == 0
+    drawn = []
+    for asked in ([], ["--steps", 2], ["--guidance", 1000]):
+        assert run(capsys, "sample", "--run", where, *asked, "--n", 2, "--out", out)[0] == 0
+        drawn.append(np.load(out)["x"])
+    assert all((drawn[0] != other).any() for other in drawn[1:])
+    out.unlink()
+    for which, asked, message in (
+        (where, ["--steps", 31], "--steps 31: sample_steps=31 is more than the steps=30 that are trained"),
+        (where, ["--guidance", -1], "--guidance -1: guidance must be a finite number >= 0"),
+        (where, ["--steps", 3, "--reconstruct"], "--steps and --guidance are of samples"),
+        (vae_run, ["--steps", 3], "--steps 3: a VAE has no sample_steps"),
+        (vae_run, ["--guidance", 2], "--guidance 2: a VAE has no guidance"),
+    ):
+        code, _, err = run(capsys, "sample", "--run", which, *asked, "--out", out)
+        assert (code, err.count("\n")) == (2, 1), err
+        assert message in err
+    assert not out.exists()
+
+
+def test_images_are_edited_by_diffusing_them_and_coming_back(tmp_path, capsys):
+    model, run_dir, out = DDGAN((1, 8, 8), width=4, levels=2).eval(), tmp_path / "ddgan", tmp_path / "a.npz"
+    model.save(run_dir)
+    asked = ["sample", "--run", run_dir, "--edit", 2, "--data", "digits", "--n", 3, "--seed", 5, "--out", out]
+    assert run(capsys, *asked)[0] == 0
+    x, given = np.load(out)["x"], data.digits("test").take(3).images()
+    np.testing.assert_array_equal(x[::2], (255 * given).round().numpy())
+    with seeded(5):
+        np.testing.assert_allclose(x[1::2], 255 * model.edit(given, 2).numpy(), atol=0.51)
+
+
 def test_other_models_and_options_are_refused_in_one_line(vae_run, tmp_path, capsys):
     PixelCNN((1, 8, 8), width=2, layers=1).save(tmp_path / "cnn")
+    DDGAN((1, 8, 8), width=4, levels=2).save(tmp_path / "ddgan")
     np.savez(tmp_path / "large.npz", x=np.zeros((3, 1, 9, 9), np.uint8))
     for where, options, message in (
         (tmp_path / "cnn", ["--interpolate", 2], "PixelCNN makes no images of normal noise alone"),
         (tmp_path / "cnn", ["--reconstruct", "--data", "digits"], "PixelCNN does not reconstruct images"),
-        (vae_run, ["--interpolate", 2, "--n", 3], "leave out --n and --reconstruct"),
-        (vae_run, ["--interpolate", 2, "--reconstruct"], "leave out --n and --reconstruct"),
+        (tmp_path / "cnn", ["--edit", 2, "--data", "digits"], "PixelCNN edits no images: it is no diffusion"),
+        (tmp_path / "ddgan", ["--edit", 5, "--data", "digits"], "depth=5 is more than the 4 steps that were trained"),
+        (vae_run, ["--edit", 2, "--reconstruct"], "two kinds of pairs: leave one out"),
+        (vae_run, ["--interpolate", 2, "--n", 3], "leave out --n, --reconstruct and --edit"),
+        (vae_run, ["--interpolate", 2, "--reconstruct"], "leave out --n, --reconstruct and --edit"),
         (vae_run, ["--data", "digits"], "--data and the options on it go with --reconstruct"),
         (vae_run, ["--reconstruct", "--n", 0], "n must be at least 1"),
         (vae_run, ["--reconstruct", "--data", tmp_path / "large.npz"], "holds inputs of shape (1, 9, 9)"),

@@ -137,7 +137,43 @@ SMALL = {
         )
     ],
     "WGANGP": [lambda: room.WGANGP(SHAPE, latent_dim=4, width=4, n_critic=2)],
+    "DDPM": [
+        lambda: room.DDPM(SHAPE, steps=40, prediction="velocity", width=4, levels=2, sample_steps=4, terms=8),
+        lambda: room.DDPM(
+            SHAPE,
+            steps=8,
+            schedule="vp",
+            prediction="velocity",
+            learned_variance=True,
+            sample_steps=8,
+            terms=None,
+            width=4,
+            levels=2,
+        ),
+        lambda: room.DDPM(SHAPE, steps=8, schedule="cosine", eta=0.0, sample_steps=3, width=4),
+    ],
+    "DDGAN": [
+        lambda: room.DDGAN(SHAPE, steps=2, latent_dim=3, width=4, levels=2, patch=1, r1_every=2),
+        lambda: room.DDGAN(SHAPE, latent_dim=0, width=4, levels=2, prediction="noise"),
+        lambda: room.DDGAN(SHAPE, latent_dim=3, architecture="mlp", width=8, prediction="previous"),
+        lambda: room.DDGAN(SHAPE, latent_dim=3, width=4, levels=2, one_shot=True),
+    ],
     "Denoiser": [lambda: room.Denoiser(SHAPE, width=4, levels=2, sample_steps=3)],
+    "EDM": [
+        lambda: room.EDM(SHAPE, width=4, levels=2, sample_steps=3),
+        lambda: room.EDM(SHAPE, width=4, levels=1, patch=1, log_sigma_mean=-1.0, sample_steps=2),
+    ],
+    "ScoreSDE": [
+        lambda: room.ScoreSDE(
+            room.DDPM(SHAPE, steps=40, prediction="velocity", width=4, levels=2, sample_steps=4),
+            sample_steps=4,
+            steps=2,
+        ),
+        lambda: room.ScoreSDE(
+            room.Denoiser(SHAPE, sigma_min=0.01, width=4, levels=2), sde="ve", sample_steps=4, sampler="sde", steps=2
+        ),
+        lambda: room.ScoreSDE(room.EDM(SHAPE, width=4, levels=2), sampler="ode", dequantization="none", steps=2),
+    ],
     "RealNVP": [
         lambda: room.RealNVP(SHAPE, levels=17, width=4),
         lambda: room.RealNVP(SHAPE, levels=2, dequantization="variational", quantization="nearest", width=4, scales=1),
@@ -242,6 +278,8 @@ def of_shape(name, shape, **options):
     """A model of images of ``shape``; one that holds another is made of a small one."""
     cls = model_classes()[name]
     if next(iter(inspect.signature(cls).parameters)) == "base":
+        if name == "ScoreSDE":
+            return cls(room.Denoiser(shape, width=4, levels=1), **options)
         return cls(room.VAE(shape, latent_dim=3, architecture="mlp", width=4, likelihood="gaussian"), **options)
     return cls(shape, **options)
 

@@ -10,9 +10,10 @@ from robustgen.experiments.experiment import Cell
 from robustgen.experiments.pages import draw_experiment
 from robustgen.experiments.runner import run_experiment
 from robustgen.experiments.training_cache import TrainingCache
-from robustgen.experiments.xiao2022 import noise_free_toys, quality, samples, tilted_toys
+from robustgen.experiments.xiao2022 import ddgan_toys, figure_6_3, noise_free_toys, quality, samples, tilted_toys
 from robustgen.experiments.xiao2022.quality import TRAINING_IMAGES, measured_samples
 from robustgen.experiments.xiao2022.recipes import RECIPES
+from robustgen.generative.diffusion.noise_schedule import NoiseSchedule
 
 NAMES = [name for name in table() if name.startswith("xiao-2022/")]
 
@@ -80,6 +81,41 @@ def test_a_tilt_of_the_plane_is_normalised_by_what_it_takes_away(cache):
     )
     assert abs(on_grid - sampled - math.log(found["integral of the base"]["value"])) < 5 * error + 0.02
     assert found["gap to the truth, nats"]["value"] > 0
+
+
+def test_a_denoising_step_by_integration_is_the_mixture_that_it_is_in_closed_form():
+    """Of each Gaussian of x_0: its weight given x_t, and x_s given both, a Gaussian again."""
+    t, s, spread = 500, 250, figure_6_3.SPREAD
+    x_s, x_t = torch.linspace(-10, 10, 4001, dtype=torch.float64), torch.tensor([-1.0, 0.3, 2.5], dtype=torch.float64)
+    found, density = figure_6_3.denoising_distribution(t, s, x_s, x_t)
+    at_s, at_t = NoiseSchedule("vp", 1000).alpha_bars[[s, t]]
+    kept, expected, weights = at_t / at_s, torch.zeros_like(found), []
+    for centre, weight in zip(figure_6_3.CENTRES, figure_6_3.WEIGHTS, strict=True):
+        variance = at_s * spread**2 + 1 - at_s
+        precision = 1 / variance + kept / (1 - kept)
+        mean = (at_s**0.5 * centre / variance + kept**0.5 * x_t / (1 - kept)) / precision
+        of_x_t = torch.distributions.Normal(at_t**0.5 * centre, (at_t * spread**2 + 1 - at_t) ** 0.5)
+        weights.append(weight * of_x_t.log_prob(x_t).exp())
+        of_x_s = torch.distributions.Normal(mean[:, None], precision**-0.5)
+        expected += weights[-1][:, None] * of_x_s.log_prob(x_s).exp()
+    torch.testing.assert_close(density, sum(weights))
+    torch.testing.assert_close(found, expected / density[:, None], rtol=1e-9, atol=1e-12)
+
+
+def test_modes_are_maxima_of_some_height():
+    x = torch.linspace(-5, 5, 1001).double()
+    bumps = [(-(x - centre).square() / 0.1).exp() for centre in (-3, 0, 2)]
+    rows = torch.stack([bumps[0], bumps[0] + bumps[1], bumps[0] + 0.02 * bumps[1], bumps[0] + 1e-3 * sum(bumps)])
+    assert figure_6_3.modes(rows).tolist() == [1, 2, 2, 1]
+
+
+def test_columns_of_25_gaussians_are_of_one_training(cache, monkeypatch):
+    found = {}
+    for column in ("modes", "near", "kl"):
+        found[column] = ddgan_toys.EXPERIMENT.measure(Cell("4-z", column, 0), "smoke", cache)
+        monkeypatch.setattr(ddgan_toys.DDGAN, "training_step", None)  # what is trained once is kept
+    assert all(found["kl"].numbers[name]["value"] == m.value for name, m in found.items())
+    assert 0 <= found["modes"].value <= 25
 
 
 def test_the_order_of_two_rows_is_that_of_their_seeds():

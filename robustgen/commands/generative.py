@@ -18,7 +18,7 @@ from robustgen.calibration import check_rate
 from robustgen.checks import check_positive, nearest
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.opening import move
-from robustgen.commands.run_info import read_info, recorded_data, stopped_early
+from robustgen.commands.run_info import holds_text, read_info, recorded_data, stopped_early
 from robustgen.commands.runs import claim, data_for, is_first, parts, training_data_for
 from robustgen.commands.trial import try_objective
 from robustgen.data import ArrayDataset, require_nonempty, split
@@ -32,6 +32,7 @@ from robustgen.training import Batch, Trainer, load_checkpoint
 from robustgen.turns import seeded
 
 __all__ = [
+    "construct",
     "generative_detector",
     "parse_options",
     "sample_images",
@@ -81,6 +82,7 @@ def train_generative(
     ema: float | None = None,
     precision: str = "float32",
     clip_norm: float | None = None,
+    guard: bool = True,
     samples: int = 16,
     seed: int = 0,
     device: str | None = None,
@@ -95,6 +97,7 @@ def train_generative(
 
     Args:
         settings: of the model's class.
+        guard: whether the model's own guard may end the training.
         base: the run of a model that this one holds; its data and held-out classes are taken where none are named.
         options: of the command, for a resumed one to remember.
     """
@@ -120,7 +123,7 @@ def train_generative(
     if held is not None and held.shape != shape:
         raise ValueError(f"--base {base}: its images are {held.shape}, those of {rest.name} are {shape}")
     with seeded(seed), _naming_settings(kind):
-        network = _construct(kind, *(first or (shape,)), options=settings)
+        network = construct(kind, *(first or (shape,)), options=settings)
         x, y = train.batch(torch.arange(min(4, len(train))))
         move(network, device)
         with evaluating(network), torch.no_grad():  # data that it cannot be trained on fail here, with nothing written
@@ -151,7 +154,7 @@ def train_generative(
         ema=ema,
         precision=precision,
         clip_norm=clip_norm,
-        guard=network.guard(),
+        guard=network.guard() if guard else None,
         seed=seed,
         device=device,
         run_dir=run,
@@ -200,7 +203,10 @@ def sample_images(
     out: Path,
     *,
     interpolate: bool = False,
-    reconstruct: DataSpec | None = None,
+    pairs: DataSpec | None = None,
+    depth: int | None = None,
+    steps: int | None = None,
+    guidance: float | None = None,
     seed: int = 0,
     device: str | None = None,
 ) -> None:
@@ -208,8 +214,11 @@ def sample_images(
 
     Args:
         interpolate: n rows of images instead, from those of one noise to those of another.
-        reconstruct: n pairs instead, images of these data (of the run's, where it names none) beside what the model
-            makes of them.
+        pairs: n of them instead, images of these data (of the run's, where it names none) beside what the model makes
+            of them.
+        depth: of a diffusion, to which it takes the images of such pairs before it comes back; None: it reconstructs.
+        steps, guidance: ``sample_steps`` and ``guidance`` of the model, in place of those that it was trained with;
+            with a depth, ``steps`` of the way back.
 
     Raises:
         ValueError: another file, no such model, or one that cannot do what is asked.
@@ -219,13 +228,16 @@ def sample_images(
     if n < 1:
         raise ValueError(f"n must be at least 1, got {n}")
     model, columns = trained_model(run), None
+    of_samples = steps if depth is None else None
+    _set(model, {"--steps": ("sample_steps", of_samples), "--guidance": ("guidance", guidance)})
     move(model, device)
     generator = torch.Generator(model.device).manual_seed(seed)
     if interpolate:
         x, columns = _rows_between(model, n, generator), _STEPS
-    elif reconstruct is not None:
+    elif pairs is not None:
         info = read_info(run) if (run / "run.json").is_file() else {}
-        x = _pairs(model, data_for(reconstruct, info).read("test", model.shape, spaced=True).take(n))
+        with seeded(seed):
+            x = _pairs(model, data_for(pairs, info).read("test", model.shape, spaced=True).take(n), depth, steps)
         columns = 2 * math.ceil(math.sqrt(len(x) / 4))
     else:
         x = model.sample(n, generator=generator)
@@ -241,6 +253,26 @@ def sample_images(
         write_bytes(out, buffer.getvalue())
 
 
+def _set(model: GenerativeModel, asked: Mapping[str, tuple[str, Any]]) -> None:
+    """Set attributes of the model, by the options that ask for them; None: as it is.
+
+    Raises:
+        TypeError, ValueError: naming the option, of an attribute that is no argument of the model, or a value that its
+            constructor refuses.
+    """
+    for option, (name, value) in asked.items():
+        if value is None:
+            continue
+        if name not in model.config:
+            raise ValueError(f"{option} {value:g}: a {type(model).__name__} has no {name}")
+        try:
+            with seeded(0):
+                type(model)(**model.config | {name: value})
+        except (TypeError, ValueError) as error:
+            raise type(error)(f"{option} {value:g}: {error}") from None
+        setattr(model, name, value)
+
+
 @torch.no_grad()
 def _rows_between(model: GenerativeModel, n: int, generator: torch.Generator) -> Tensor:
     if model.noise_shape is None:
@@ -251,13 +283,15 @@ def _rows_between(model: GenerativeModel, n: int, generator: torch.Generator) ->
 
 
 @torch.no_grad()
-def _pairs(model: GenerativeModel, data: ArrayDataset) -> Tensor:
+def _pairs(model: GenerativeModel, data: ArrayDataset, depth: int | None, steps: int | None) -> Tensor:
     """(2 N, *shape): each image, and behind it what the model makes of it."""
-    reconstruct = getattr(model, "reconstruct", None)
-    if reconstruct is None:
-        raise ValueError(f"{type(model).__name__} does not reconstruct images: it has neither codes nor noise of them")
+    make = getattr(model, "reconstruct" if depth is None else "edit", None)
+    if make is None:
+        line = "does not reconstruct images: it has neither codes nor noise of them"
+        raise ValueError(f"{type(model).__name__} {line if depth is None else 'edits no images: it is no diffusion'}")
     x = data.images().to(model.device, model.dtype)
-    again = torch.cat([reconstruct(part) for part in x.split(_AT_ONCE)]).clamp(0, 1)
+    given = {} if depth is None else {"depth": depth, "steps": steps}
+    again = torch.cat([make(part, **given) for part in x.split(_AT_ONCE)]).clamp(0, 1)
     return torch.stack([x, again], 1).flatten(0, 1)
 
 
@@ -280,7 +314,8 @@ def generative_detector(
     fitted, and may refuse; so may too few calibration inputs for the false-alarm rate ``fpr``.
     """
     models, info = [trained_model(run) for run in runs], read_info(runs[0])
-    scored = "model-energy" if hasattr(models[0], "energy") else "discriminator"
+    scored = "diffusion-reconstruction" if hasattr(models[0], "denoise") else "discriminator"
+    scored = "model-energy" if hasattr(models[0], "energy") else scored
     default = "likelihood" if models[0].log_prob_kind is not None else scored
     default = "latent-density" if hasattr(models[0], "latent_log_prob") else default
     kind = _class_called(default if name is None else name, "detector", _detector_classes(), {})
@@ -294,9 +329,9 @@ def generative_detector(
     if model_argument.name == "models" and len(models) == 1:
         raise ValueError(f"{kind.__name__} compares several models: pass --checkpoint more than once")
     if model_argument.default is inspect.Parameter.empty:
-        detector = _construct(kind, models[0] if len(models) == 1 else models, options=options)
+        detector = construct(kind, models[0] if len(models) == 1 else models, options=options)
     else:  # it works on pixels; the run says only on which
-        detector = _construct(kind, model_argument.default, options=options)
+        detector = construct(kind, model_argument.default, options=options)
     if smoothing is not None:
         detector = SmoothedDetector(detector, smoothing[0], smoothing[1])
     before_fit(models[0].shape, info)
@@ -333,7 +368,9 @@ def _kept(place: Path, detector: Detector) -> Detector | None:
 
 
 def trained_model(run: Path) -> GenerativeModel:
-    """The model of a run; ValueError where no step of its training was completed."""
+    """The model of a run; ValueError where it is one of text, or no step of its training was completed."""
+    if holds_text(run):
+        raise ValueError(f"{run} holds a model of text, not of images: see robustgen sample, and score --run")
     model = load(run)
     if (run / "run.json").exists() and load_checkpoint(run).step == 0:
         raise ValueError(f"{run}: holds the network that its training began with, no step was completed")
@@ -373,20 +410,20 @@ def _class_called(name: str, what: str, known: dict[str, type], aliases: dict[st
     return by_plain[plain]
 
 
-def _construct(kind: type[Any], first: Any, *, options: dict[str, Any]) -> Any:
-    """``kind(first, **options)``; ValueError for an option that it does not have."""
-    known = list(inspect.signature(kind).parameters)[1:]
+def construct(kind: Callable[..., Any], *first: Any, options: dict[str, Any]) -> Any:
+    """``kind(*first, **options)``; ValueError for an option that it does not have."""
+    known = list(inspect.signature(kind).parameters)[len(first) :]
     for name in options:
         if name not in known:
             raise ValueError(
                 f"--set {name}: {kind.__name__} has no such argument; {nearest(name, known)} (all: {', '.join(known)})"
             )
     with _naming_settings(kind):
-        return kind(first, **options)
+        return kind(*first, **options)
 
 
 @contextmanager
-def _naming_settings(kind: type[Any]) -> Iterator[None]:
+def _naming_settings(kind: Callable[..., Any]) -> Iterator[None]:
     """Say of what is refused inside how the command is told it: each argument of ``kind`` is set by --set."""
     names = "|".join(list(inspect.signature(kind).parameters)[1:])
     try:

@@ -23,7 +23,7 @@ from robustgen.binomial import most_provable
 from robustgen.checks import check_ids, check_images, check_integers, check_labels, check_positive, check_seed, nearest
 from robustgen.counter_rng import derive_seed
 from robustgen.evaluation.kept import Keep, anew, kept_of
-from robustgen.evaluation.proportions import percent, proportion
+from robustgen.evaluation.metrics import percent, proportion
 from robustgen.evaluation.report_pictures import encode_picture
 from robustgen.evaluation.suites import suite_of
 from robustgen.files import environment

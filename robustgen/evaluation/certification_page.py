@@ -6,7 +6,7 @@ from typing import Any
 
 from robustgen.evaluation import report_tables as tables
 from robustgen.evaluation.certification import rounded_down, unprovable
-from robustgen.evaluation.proportions import percent
+from robustgen.evaluation.metrics import percent
 from robustgen.evaluation.report_figures import draw_certified
 from robustgen.evaluation.report_format import PROPORTION, check_picture
 from robustgen.evaluation.report_markdown import as_text, markdown_table

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from robustgen.binomial import lower_bound, upper_bound
-from robustgen.evaluation.metrics import wilson_interval
-from robustgen.evaluation.proportions import percent, proportion
+from robustgen.evaluation.metrics import percent, proportion, wilson_interval
 from robustgen.files import environment
 from robustgen.fortified.purify import votes_of
 from robustgen.printable import printable

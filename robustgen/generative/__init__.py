@@ -8,7 +8,12 @@ from robustgen.generative.autoregressive.pixelcnn import PixelCNN
 from robustgen.generative.autoregressive.pixelcnn_plus_plus import PixelCNNPlusPlus
 from robustgen.generative.autoregressive.pixelrnn import PixelRNN
 from robustgen.generative.base import GenerativeModel
+from robustgen.generative.diffusion.ddgan import DDGAN
+from robustgen.generative.diffusion.ddpm import DDPM
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
+from robustgen.generative.diffusion.diffusion_classifier import DiffusionClassifier
+from robustgen.generative.diffusion.edm import EDM
+from robustgen.generative.diffusion.score_sde import ScoreSDE
 from robustgen.generative.energy.deep_boltzmann_machine import DBM
 from robustgen.generative.energy.energy_model import EnergyModel
 from robustgen.generative.energy.equilibrium_matching import EquilibriumMatching
@@ -45,6 +50,9 @@ from robustgen.generative.pixels import Pixels
 __all__ = [
     "DBM",
     "DCGAN",
+    "DDGAN",
+    "DDPM",
+    "EDM",
     "GLF",
     "IAFVAE",
     "LSGAN",
@@ -59,6 +67,7 @@ __all__ = [
     "ContinuousFlow",
     "Denoiser",
     "DenoisingObjective",
+    "DiffusionClassifier",
     "EnergyModel",
     "EquilibriumMatching",
     "FlowPosteriorVAE",
@@ -79,6 +88,7 @@ __all__ = [
     "ProductOfExperts",
     "RealNVP",
     "ResidualFlow",
+    "ScoreSDE",
     "Tilted",
     "TopDownVAE",
     "TwoStageVAE",

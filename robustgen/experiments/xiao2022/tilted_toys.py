@@ -30,7 +30,7 @@ from robustgen.experiments.xiao2022.noise_free_toys import (
 from robustgen.experiments.xiao2022.recipes import XIAO_2022
 from robustgen.generative import VAE, GenerativeModel, GenerativeObjective, Tilted
 
-__all__ = ["EXPERIMENT", "grid_of_25", "grid_of_25_log_prob"]
+__all__ = ["EXPERIMENT", "as_images", "grid_of_25", "grid_of_25_log_prob", "nearest_modes"]
 
 SHAPE = (2, 1, 1)
 SPREAD = 0.084  # of each of the 25: with it the entropy is the source's 1.10 nats
@@ -137,11 +137,12 @@ class _Table(Experiment):
         exact = truth(z.double())
         if cell.row == "truth":
             return Measurement(value=exact.mean().item(), numbers=counted(mean_of("log p", exact), len(z)))
-        train = _images(draw(s["n_train"], derive_seed(cell.seed, 0)), half)
+        train = as_images(draw(s["n_train"], derive_seed(cell.seed, 0)), half)
         base, history = _trained("base", lambda: VAE(SHAPE, **_BASE, **s["base"]), cell, scale, train, cache)
         units, cells = 2 * math.log(2 * half), square(s["side"], half).float()
         log_p, log_p_cells = (
-            _importance_weighted(base, _images(points, half), s["importance_samples"]) - units for points in (z, cells)
+            _importance_weighted(base, as_images(points, half), s["importance_samples"]) - units
+            for points in (z, cells)
         )
         log_cell = 2 * math.log(2 * half / s["side"])
         numbers = {"integral of the base": (torch.logsumexp(log_p_cells, 0) + log_cell).exp().item()}
@@ -149,8 +150,8 @@ class _Table(Experiment):
         if cell.row == "tilted":
             model, history = _trained("tilt", lambda: Tilted(base, **_TILT, **s["tilt"]), cell, scale, train, cache)
             with torch.no_grad():
-                log_z = torch.logsumexp(log_p_cells - model.energy(_images(cells, half)).double(), 0) + log_cell
-                log_p = log_p - model.energy(_images(z, half)).double() - log_z
+                log_z = torch.logsumexp(log_p_cells - model.energy(as_images(cells, half)).double(), 0) + log_cell
+                log_p = log_p - model.energy(as_images(z, half)).double() - log_z
             sampled = model.log_partition(20_000, torch.Generator().manual_seed(derive_seed(cell.seed, 4)))
             numbers |= {"log Z on the grid": log_z.item(), "log Z from the base": sampled.value}
             numbers |= {
@@ -199,7 +200,7 @@ def _trained(
     return model, history
 
 
-def _images(z: Tensor, half: float) -> Tensor:
+def as_images(z: Tensor, half: float) -> Tensor:
     """Points (N, 2) as images (N, 2, 1, 1) in [0, 1]."""
     return ((z / half + 1) / 2).clamp(0, 1).view(-1, *SHAPE)
 
@@ -209,11 +210,16 @@ def _importance_weighted(base: VAE, x: Tensor, samples: int) -> Tensor:
     return torch.cat([base.importance_weighted_log_prob(part, samples) for part in x.split(2000)]).double()
 
 
-def _modes(x: Tensor, half: float) -> dict[str, float]:
-    """Samples within three standard deviations of their mode, and modes that have one."""
+def nearest_modes(x: Tensor, half: float) -> tuple[Tensor, Tensor]:
+    """Of images of points: the nearest of the 25 centres (N, 2), and whether within three standard deviations (N,)."""
     z = half * (2 * x.flatten(1) - 1)
     centre = z.round().clamp(-2, 2)
-    near = (z - centre).norm(dim=1) < 3 * SPREAD
+    return centre, (z - centre).norm(dim=1) < 3 * SPREAD
+
+
+def _modes(x: Tensor, half: float) -> dict[str, float]:
+    """Samples near their mode, and modes that have one."""
+    centre, near = nearest_modes(x, half)
     return {"samples near a mode, percent": 100 * near.float().mean().item(), "modes": len(centre[near].unique(dim=0))}
 
 

@@ -8,7 +8,14 @@ from torch.nn import functional as F
 
 from robustgen.turns import warnings_set_to
 
-__all__ = ["COVARIANCES", "Mixture", "bounded_log_std", "gaussian_kl", "gaussian_log_prob"]
+__all__ = [
+    "COVARIANCES",
+    "Mixture",
+    "bounded_log_std",
+    "discretized_gaussian_log_prob",
+    "gaussian_kl",
+    "gaussian_log_prob",
+]
 
 COVARIANCES = ("full", "diag")
 
@@ -21,6 +28,30 @@ def gaussian_log_prob(x: Tensor, mean: Tensor | float = 0.0, log_std: Tensor | f
     """
     scaled = (x - mean) * torch.exp(-torch.as_tensor(log_std))
     return -0.5 * scaled.square() - log_std - 0.5 * math.log(2 * math.pi)
+
+
+def discretized_gaussian_log_prob(x: Tensor, mean: Tensor, log_std: Tensor, levels: int) -> Tensor:
+    """log of what N(mean, exp(log_std)^2) has within half a step of x, element by element.
+
+    The two ends have all that lies beyond them. Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models",
+    NeurIPS 2020, equation 13.
+
+    Args:
+        x: in [0, 1], on the levels; mean and log_std are in its units.
+        levels: at least 2.
+
+    >>> x = torch.linspace(0, 1, 5)
+    >>> discretized_gaussian_log_prob(x, torch.full((5,), 0.3), torch.zeros(5), levels=5).exp().sum()
+    tensor(1.0000)
+    """
+    half, inverse = 0.5 / (levels - 1), torch.exp(-log_std)
+    low, high = (x - half - mean) * inverse, (x + half - mean) * inverse
+    right = x > mean  # the mass to the right of the mean is that of its mirror image, where digits are kept
+    far, near = torch.where(right, -high, low), torch.where(right, -low, high)
+    log_far, log_near = torch.special.log_ndtr(far), torch.special.log_ndtr(near)
+    inner = log_near + torch.log(-torch.expm1(log_far - log_near))
+    ends = torch.where(x < half, torch.special.log_ndtr(high), torch.special.log_ndtr(-low))
+    return torch.where((x < half) | (x > 1 - half), ends, inner)
 
 
 def gaussian_kl(

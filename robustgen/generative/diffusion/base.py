@@ -4,6 +4,7 @@ Ho, Jain and Abbeel, "Denoising Diffusion Probabilistic Models", NeurIPS 2020; S
 Diffusion Implicit Models", ICLR 2021, section 4.2 (samples through some of the steps only).
 """
 
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
@@ -17,21 +18,41 @@ from robustgen.checks import check_images, check_integers, check_positive
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.noise_schedule import NoiseSchedule
 
-__all__ = ["Diffusion"]
+__all__ = ["Diffusion", "chain_times"]
+
+
+def chain_times(depth: int, steps: int | None, trained: int) -> list[int]:
+    """The times of a chain of ``steps`` from ``depth`` to 0, at equal distances; without a number, every one.
+
+    Raises:
+        TypeError, ValueError: a depth outside 1 ... ``trained``, or more steps than depth.
+
+    >>> chain_times(10, 3, trained=100)
+    [10, 7, 3, 0]
+    """
+    check_integers(depth=depth, **({} if steps is None else {"steps": steps}))
+    if depth > trained:
+        raise ValueError(f"depth={depth} is more than the {trained} steps that were trained")
+    steps = depth if steps is None else steps
+    if steps > depth:
+        raise ValueError(f"a chain of {steps} steps does not fit between 0 and {depth}: take at most {depth}")
+    return [round(i * depth / steps) for i in range(steps, -1, -1)]
 
 
 class Diffusion(GenerativeModel):
-    """A model p(u_s | u_t), s < t, of what a :class:`NoiseSchedule` made of u_0 = 2 x - 1, images x (N, C, H, W).
+    """A model p(u_s | u_t), s < t, of what a :class:`NoiseSchedule` made of u_0 = scale (2 x - 1), x (N, C, H, W).
 
     A subclass gives ``_predict`` and ``_reverse``, and a schedule. Random numbers are the global ones, or those of the
     generator that is given.
 
     Attributes:
         schedule: of the noise.
+        scale: of states; 1 but for subclasses that say otherwise.
         sample_steps: steps of a sample, at most those of the schedule; others are left out.
     """
 
     schedule: NoiseSchedule
+    scale: float = 1.0
     sample_steps: int
 
     @abstractmethod
@@ -43,18 +64,8 @@ class Diffusion(GenerativeModel):
         """u_s drawn from the model of u_s given u_t, s < t, with a graph where gradients are on."""
 
     def times(self, depth: int, steps: int | None = None) -> list[int]:
-        """The times of a chain of ``steps`` from ``depth`` to 0, at equal distances; without a number, every one.
-
-        Raises:
-            TypeError, ValueError: a depth outside 1 ... T, or more steps than depth.
-        """
-        check_integers(depth=depth, **({} if steps is None else {"steps": steps}))
-        if depth > self.schedule.steps:
-            raise ValueError(f"depth={depth} is more than the {self.schedule.steps} steps that were trained")
-        steps = depth if steps is None else steps
-        if steps > depth:
-            raise ValueError(f"a chain of {steps} steps does not fit between 0 and {depth}: take at most {depth}")
-        return [round(i * depth / steps) for i in range(steps, -1, -1)]
+        """The times of a chain of ``steps`` from ``depth`` to 0; see :func:`chain_times`, which raises."""
+        return chain_times(depth, steps, self.schedule.steps)
 
     def chain(self, depth: int, steps: int | None = None) -> list[Callable[[Tensor], Tensor]]:
         """Functions that, one after the other, diffuse images to ``depth`` and take the noise away again.
@@ -71,38 +82,78 @@ class Diffusion(GenerativeModel):
         """
         times = self.times(depth, steps)
         back = [partial(self._reverse, t=t, s=s) for t, s in pairwise(times)]
-        return [partial(self._diffuse, t=depth), *back[:-1], lambda u: (back[-1](u) + 1) / 2]
+        return [partial(self._diffuse, t=depth), *back[:-1], lambda u: self._image(back[-1](u))]
+
+    def _state(self, x: Tensor) -> Tensor:
+        return self.scale * (2 * x - 1)
+
+    def _image(self, u: Tensor) -> Tensor:
+        return (u / self.scale + 1) / 2
+
+    @torch.no_grad()
+    def edit(self, x: Tensor, depth: int, steps: int | None = None) -> Tensor:
+        """Images (N, *shape) in [0, 1] that the model makes of x, strokes for one, by diffusing it and coming back.
+
+        Meng et al., "SDEdit: Guided Image Synthesis and Editing with Stochastic Differential Equations", ICLR 2022. The
+        larger the depth, the more they look like data and the less like x.
+
+        Args:
+            depth, steps: see :meth:`chain`.
+
+        Raises:
+            TypeError, ValueError: no images of this shape in [0, 1], or a depth or steps as :meth:`times` says.
+        """
+        u = self.check(x)
+        for function in self.chain(depth, steps):
+            u = function(u)
+        return u.clamp(0, 1)
 
     def _diffuse(self, x: Tensor, t: int) -> Tensor:
-        u = 2 * x - 1
+        u = self._state(x)
         return self.schedule.diffuse(u, torch.full((len(u),), t), torch.randn_like(u))
+
+    @property
+    def sigma_min(self) -> float:
+        """Noise of the first step, as standard deviation of pixels in [0, 1]."""
+        return self.schedule.sigmas()[1].item() / (2 * self.scale)
+
+    @property
+    def sigma_max(self) -> float:
+        """Noise of the last step, as standard deviation of pixels in [0, 1]."""
+        return self.schedule.sigmas()[-1].item() / (2 * self.scale)
 
     def denoise(self, x: Tensor, sigma: float) -> Tensor:
         """What is expected of images (N, ...) in [0, 1] behind Gaussian noise of standard deviation ``sigma``.
 
-        At the step whose noise is nearest (that of u is 2 sigma): Carlini et al., "(Certified!!) Adversarial
-        Robustness for Free!", ICLR 2023, algorithm 1. Differentiable; not clamped to [0, 1].
+        Carlini et al., "(Certified!!) Adversarial Robustness for Free!", ICLR 2023, algorithm 1. Differentiable; not
+        clamped to [0, 1].
 
         Raises:
             TypeError: no floats, or a sigma that is no number.
             ValueError: NaN or Inf, images of another shape, or noise below half of the first step's or above the last.
         """
-        x = check_images(x)
+        x = check_images(x).to(self.dtype)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
         check_positive(sigma=sigma)
-        sigmas = self.schedule.sigmas() / 2
-        if not sigmas[1] / 2 <= sigma <= sigmas[-1]:
-            raise ValueError(
-                f"noise of this {type(self).__name__} is from {sigmas[1]:.3g} to {sigmas[-1]:.3g}, got sigma={sigma:g}"
-            )
-        t = 1 + int((sigmas[1:].log() - torch.tensor(sigma).log()).abs().argmin())
-        kept = self.schedule.alpha_bars[t].sqrt().item()
-        return (self._predict(kept * (2 * x - 1), t) + 1) / 2
+        low, high = self.sigma_min, self.sigma_max
+        if not low / 2 <= sigma <= high * (1 + 1e-6):
+            raise ValueError(f"noise of this {type(self).__name__} is from {low:.3g} to {high:.3g}, got {sigma=:g}")
+        return self._denoise(x, sigma) if len(x) else x
 
-    def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+    def _denoise(self, x: Tensor, sigma: float) -> Tensor:
+        """At the step whose noise is nearest."""
+        t = 1 + int((self.schedule.sigmas()[1:].log() - math.log(2 * self.scale * sigma)).abs().argmin())
+        kept = self.schedule.alpha_bars[t].sqrt().item()
+        return self._image(self._predict(kept * self._state(x), t))
+
+    def _drawn(self, n: int, generator: torch.Generator | None, **given: Any) -> Tensor:
+        """n samples; ``given`` is what ``_reverse`` is told besides."""
         options: dict[str, Any] = {"generator": generator, "device": self.device, "dtype": self.dtype}
         u = torch.randn(n, *self.shape, **options)
         for t, s in pairwise(self.times(self.schedule.steps, self.sample_steps)):
-            u = self._reverse(u, t, s, generator)
-        return ((u + 1) / 2).clamp(0, 1)
+            u = self._reverse(u, t, s, generator, **given)
+        return self._image(u).clamp(0, 1)
+
+    def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
+        return self._drawn(n, generator)

@@ -18,7 +18,7 @@ from torch.nn import functional as F
 
 from robustgen.checks import check_images, check_integers, check_numbers, check_positive
 from robustgen.generative.base import GenerativeModel
-from robustgen.generative.diffusion.unet import UNet
+from robustgen.generative.diffusion.unet import UNet, check_network
 from robustgen.model import logits_of, untouched
 from robustgen.training import Batch, unwrap
 
@@ -66,16 +66,14 @@ class Denoiser(GenerativeModel):
         sample_steps: int = 20,
     ) -> None:
         super().__init__(shape)
-        check_integers(width=width, levels=levels, patch=patch, sample_steps=sample_steps)
+        check_network(self.shape, width, levels, patch)
+        check_integers(sample_steps=sample_steps)
         check_positive(sigma_min=sigma_min, sigma_max=sigma_max, sigma_data=sigma_data)
         if sigma_min > sigma_max:
             raise ValueError(f"sigma_min={sigma_min} is above sigma_max={sigma_max}")
-        if shape[1] % patch or shape[2] % patch:
-            raise ValueError(f"images of {shape[1]}x{shape[2]} pixels are not made of patches of {patch}x{patch}")
         self.sigma_min, self.sigma_max, self.sigma_data = sigma_min, sigma_max, sigma_data
         self.width, self.levels, self.patch, self.sample_steps = width, levels, patch, sample_steps
-        channels = shape[0] * patch**2
-        self.network = UNet(channels, channels, width, levels)
+        self.network = UNet(shape[0], shape[0], width, levels, patch)
 
     def denoise(self, x: Tensor, sigma: float | Tensor) -> Tensor:
         """Images of ``shape`` (N, ...), whose noise of standard deviation ``sigma`` (one, or (N,)) is taken away.
@@ -86,17 +84,21 @@ class Denoiser(GenerativeModel):
             TypeError: no floats.
             ValueError: NaN or Inf, images of another shape, or a sigma outside of what was trained.
         """
-        x = check_images(x)
+        x = check_images(x).to(self.dtype)
         if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"this Denoiser is of images {self.shape}, got {tuple(x.shape[1:])}")
+            raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
         low, high = self.sigma_min * (1 - 1e-6), self.sigma_max * (1 + 1e-6)
         if len(x) and not bool(((level >= low) & (level <= high)).all()):
             raise ValueError(
-                f"this Denoiser is of noise from {self.sigma_min:g} to {self.sigma_max:g}, got {float(level.max()):g}: "
-                "train one with another sigma_min or sigma_max"
+                f"this {type(self).__name__} is of noise from {self.sigma_min:g} to {self.sigma_max:g}, got "
+                f"{float(level.max()):g}: train one with another sigma_min or sigma_max"
             )
-        return self._denoise(x, level)
+        return self._denoise(x, level) if len(x) else x
+
+    def _ask(self, u: Tensor, noise: Tensor) -> Tensor:
+        """What the network says of images (N, ...), how noisy they are (N,)."""
+        return self.network(u, noise)
 
     def chain(self, depth: float, steps: int | None = None) -> list[Callable[[Tensor], Tensor]]:
         """Functions that, one after the other, add noise of standard deviation ``depth`` and take it away again.
@@ -124,12 +126,12 @@ class Denoiser(GenerativeModel):
         denoised = self._denoise(x, torch.full((len(x),), sigma, device=x.device, dtype=x.dtype))
         return denoised + (x - denoised) * (lower / sigma)
 
-    def _denoise(self, x: Tensor, level: Tensor) -> Tensor:
+    def _denoise(self, x: Tensor, level: Tensor, **given: Any) -> Tensor:
+        """``given``: what ``_ask`` is told besides."""
         s = level[:, None, None, None]
         c = s.square() + self.sigma_data**2
         v = x - 0.5
-        patches = F.pixel_unshuffle(v / c.sqrt(), self.patch)
-        found = F.pixel_shuffle(self.network(patches, level.log() / 4), self.patch)
+        found = self._ask(v / c.sqrt(), level.log() / 4, **given)
         return 0.5 + v * self.sigma_data**2 / c + found * s * self.sigma_data / c.sqrt()
 
     def noised(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -138,14 +140,17 @@ class Denoiser(GenerativeModel):
         level = (low + (high - low) * torch.rand(len(x), dtype=x.dtype, device=x.device)).exp()
         return x + level[:, None, None, None] * torch.randn_like(x), level
 
+    def weight(self, level: Tensor) -> Tensor:
+        """1 / c_out^2."""
+        return (level.square() + self.sigma_data**2) / (level * self.sigma_data).square()
+
     def loss(self, denoised: Tensor, x: Tensor, level: Tensor) -> Tensor:
         """Mean of |D - x|^2 / c_out^2, in which every noise level counts alike."""
-        weight = (level.square() + self.sigma_data**2) / (level * self.sigma_data).square()
-        return (weight * (denoised - x).square().flatten(1).mean(1)).mean()
+        return (self.weight(level) * (denoised - x).square().flatten(1).mean(1)).mean()
 
-    def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
+    def training_step(self, batch: Batch, step: int, **given: Any) -> dict[str, Tensor]:
         noisy, level = self.noised(batch.x)
-        denoised = self._denoise(noisy, level)
+        denoised = self._denoise(noisy, level, **given)
         return {
             "loss": self.loss(denoised, batch.x, level),
             "squared_error": (denoised - batch.x).square().mean().detach(),

@@ -9,6 +9,7 @@ Trilemma with Denoising Diffusion GANs", ICLR 2022, appendix C.
 """
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ __all__ = ["SCHEDULES", "NoiseSchedule"]
 
 _BETA_MIN, _BETA_MAX = 0.1, 20.0  # of a unit of time, all schedules but the cosine
 _LARGEST = 0.999  # beta of a cosine's last step
+_VALUES: dict[str, Any] = {"dtype": torch.float64, "device": "cpu"}  # even of a network that is planned without values
 
 
 def _integrated(time: Tensor) -> Tensor:
@@ -27,17 +29,17 @@ def _integrated(time: Tensor) -> Tensor:
 
 
 def _linear(steps: int) -> Tensor:
-    return torch.linspace(_BETA_MIN, _BETA_MAX, steps, dtype=torch.float64) / steps
+    return torch.linspace(_BETA_MIN, _BETA_MAX, steps, **_VALUES) / steps
 
 
 def _cosine(steps: int) -> Tensor:
-    time = torch.arange(steps + 1, dtype=torch.float64) / steps
+    time = torch.arange(steps + 1, **_VALUES) / steps
     kept = ((time + 0.008) / 1.008 * math.pi / 2).cos().square()
     return (1 - kept[1:] / kept[:-1]).clamp(max=_LARGEST)
 
 
 def _vp(steps: int) -> Tensor:
-    total = _integrated(torch.arange(steps + 1, dtype=torch.float64) / steps)
+    total = _integrated(torch.arange(steps + 1, **_VALUES) / steps)
     return -torch.expm1(total[:-1] - total[1:])
 
 
@@ -70,7 +72,8 @@ class NoiseSchedule:
         check_integers(steps=steps)
         if name not in SCHEDULES:
             raise ValueError(f"schedule must be one of {', '.join(SCHEDULES)}, got {name!r}")
-        betas = SCHEDULES[name](steps)
+        with torch.device("cpu"):  # a model that is built without memory, to compare its weights, has one too
+            betas = SCHEDULES[name](steps)
         if not bool((betas < 1).all()):
             raise ValueError(
                 f"a linear schedule of {steps} steps has a beta of {betas[-1]:g}: take more than 20, or vp"
@@ -83,6 +86,11 @@ class NoiseSchedule:
         """x_t of x_s by ``noise`` ~ N(0, I) of x's shape; s = 0 where none is given, and s <= t."""
         kept = self.alpha_bars[t.cpu()] / (1 if s is None else self.alpha_bars[s.cpu()])
         return _rows(kept.sqrt(), x) * x + _rows((1 - kept).sqrt(), x) * noise
+
+    def start(self, x_t: Tensor, noise: Tensor, t: Tensor) -> Tensor:
+        """The x_0 of which :meth:`diffuse` makes x_t by ``noise``."""
+        kept = self.alpha_bars[t.cpu()]
+        return (x_t - _rows((1 - kept).sqrt(), x_t) * noise) / _rows(kept.sqrt(), x_t)
 
     def posterior(self, x_t: Tensor, x_0: Tensor, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Mean (N, ...) and variance (N, 1, ...) of q(x_s | x_t, x_0), s < t; at s = 0 they are x_0 and 0."""
