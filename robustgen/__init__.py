@@ -19,6 +19,7 @@ _HOME = {
     "ReconstructionError": "robustgen.detectors",
     "SequenceMonitor": "robustgen.fortified",
     "smooth": "robustgen.fortified",
+    "purify": "robustgen.fortified",
     "evaluate_robustness": "robustgen.evaluation",
     "Normalize": "robustgen.model",
     "Trainer": "robustgen.training",

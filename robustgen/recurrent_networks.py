@@ -105,8 +105,8 @@ class TextClassifier(nn.Module):
 
 
 def _kind(known: dict[str, Any], name: str) -> Any:
-    if name not in known:
-        raise ValueError(f"unknown recurrent layer {name!r}; {nearest(name, known)}")
+    if str(name) not in known:
+        raise ValueError(f"unknown recurrent layer {name!r}; {nearest(str(name), known)}")
     return known[name]
 
 

@@ -575,7 +575,7 @@ def test_import_is_lazy():
 
 LONG = {
     "train": ["Data", "Network", "Adversarial training", "Fortify", "Optimisation", "Generative models", "Run"],
-    "attack": ["Data", "Network", "Attack", "Detector", "Run"],
+    "attack": ["Data", "Network", "Attack", "Detector", "Purifier", "Run"],
     "score": ["Data", "Network", "Generative models", "Attack", "Detector", "Run"],
 }
 
@@ -600,7 +600,7 @@ def test_every_option_is_under_its_heading(capsys, command):
 def test_the_help_names_every_generative_model(capsys):
     from robustgen.generative import model_classes
 
-    named = re.split(r";\s+without:", shown(capsys, "train").partition("A generative model:")[2])[0]
+    named = re.split(r";\s+char-lm", shown(capsys, "train").partition("A generative model:")[2])[0]
     words = re.sub(r"-\n\s+", "-", named).replace("++", "-plus-plus").split(",")
     named = {word.strip().replace("-", "") for word in words}
     assert (named - {"ebm"}) | {"energymodel"} == {name.lower() for name in model_classes()}
@@ -944,10 +944,10 @@ def test_a_diffusion_is_trained_and_drawn_with_other_steps_and_guidance(vae_run,
     where, out = tmp_path / "ddpm", tmp_path / "a.npz"
     settings = ("steps=30", "sample_steps=4", "classes=10", "width=4", "levels=1")
     options = [part for setting in settings for part in ("--set", setting)]
-    small = ["--limit", 40, "--epochs", 1, "--samples", 1, *options]
+    small = ["--limit", 60, "--epochs", 2, "--batch-size", 8, "--samples", 1, *options]
     assert run(capsys, "train", "ddpm", "--data", "digits", "--run", where, *small)[0] == 0
     drawn = []
-    for asked in ([], ["--steps", 2], ["--guidance", 3.5]):
+    for asked in ([], ["--steps", 2], ["--guidance", 1000]):
         assert run(capsys, "sample", "--run", where, *asked, "--n", 2, "--out", out)[0] == 0
         drawn.append(np.load(out)["x"])
     assert all((drawn[0] != other).any() for other in drawn[1:])

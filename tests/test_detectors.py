@@ -258,6 +258,22 @@ class PlaneAutoencoder(nn.Module):
         return (x.flatten(1) - 0.3 - 0.05 * self.encode(x) @ self.basis.T).square().mean(1)
 
 
+class PlaneDenoiser(nn.Module):
+    """The best denoiser of the pictures: Gaussians about the plane, and a little beside it."""
+
+    sigma_min, sigma_max = 0.005, 10.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.basis = nn.Parameter(_basis())
+
+    def denoise(self, x: torch.Tensor, sigma: float) -> torch.Tensor:
+        v = x.flatten(1) - 0.3
+        within = v @ self.basis @ self.basis.T
+        kept = [s**2 / (s**2 + sigma**2) for s in (0.05, 0.005)]
+        return (0.3 + kept[0] * within + kept[1] * (v - within)).view_as(x)
+
+
 def _case(kind, detector, build, **about):
     """A factory: ``detector(model, **options)`` of a model that ``build`` makes."""
     return lambda **options: kind(detector(build(), **options), build, **about)
@@ -278,6 +294,9 @@ FACTORIES = {
         _case(Pictures, partial(room.DensityOfStates, estimator="svm"), _latent),
     ],
     "DensityRatio": [_case(Pictures, room.DensityRatio, _ratio)],
+    "DiffusionReconstruction": [
+        _case(Pictures, partial(room.DiffusionReconstruction, sigmas=[0.02, 0.1], steps=3), PlaneDenoiser)
+    ],
     "Discriminator": [_case(Pictures, room.Discriminator, _critic)],
     "Energy": [_case(Clusters, room.Energy, Bumps)],
     "FeatureLikelihood": [
@@ -300,6 +319,7 @@ FACTORIES = {
         _case(Pictures, partial(room.Likelihood, importance_samples=3), _latent),
     ],
     "LikelihoodRatio": [_case(Pictures, room.LikelihoodRatio, _ensemble)],
+    "LiftMapDetect": [_case(Pictures, partial(room.LiftMapDetect, squares=4, steps=6), PlaneDenoiser)],
     "LikelihoodRegret": [_case(Pictures, partial(room.LikelihoodRegret, steps=5), _latent, differentiable=False)],
     "Mahalanobis": [
         _case(Clusters, room.Mahalanobis, _classifier),
@@ -310,6 +330,7 @@ FACTORIES = {
     "MaxSoftmax": [_case(Clusters, room.MaxSoftmax, Bumps)],
     "MeanBrightness": [_case(Positive, room.MeanBrightness, _norm)],
     "ModelEnergy": [_case(Pictures, room.ModelEnergy, _energy)],
+    "MultiscaleScores": [_case(Pictures, partial(room.MultiscaleScores, scales=4, sigma_max=0.2), PlaneDenoiser)],
     "NearestNeighbour": [
         _case(Case, room.NearestNeighbour, nn.Identity),
         _case(Case, room.NearestNeighbour, _norm),

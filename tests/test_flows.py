@@ -10,7 +10,7 @@ from torch import nn
 from robustgen.data import digits
 from robustgen.generative import RealNVP, fit, load
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
-from robustgen.generative.flows.base import Logit
+from robustgen.generative.flows.base import Logit, VariationalNoise
 from robustgen.generative.flows.coupling import (
     Coupling,
     MaskedCoupling,
@@ -18,7 +18,6 @@ from robustgen.generative.flows.coupling import (
     checkerboard,
     coupling_density,
 )
-from robustgen.generative.flows.dequantization import VariationalNoise
 from robustgen.generative.flows.glow import Glow, InvertibleConv
 from robustgen.generative.flows.transform import ActNorm, Chain, MultiScale, Squeeze, squeezed_shapes, start
 from robustgen.training import Batch

@@ -12,10 +12,13 @@ from torch import nn
 from robustgen.data import digits
 from robustgen.generative import DCGAN, LSGAN, WGANGP, GenerativeObjective, fit
 from robustgen.generative.adversarial import dcgan, lsgan, wgan_gp
-from robustgen.generative.adversarial.historical_average import HistoricalAverage
-from robustgen.generative.adversarial.minibatch_discrimination import MinibatchDiscrimination
+from robustgen.generative.adversarial.improved_techniques import (
+    HistoricalAverage,
+    MinibatchDiscrimination,
+    VirtualBatchNorm,
+    WithReference,
+)
 from robustgen.generative.adversarial.strided import Discriminator, Generator
-from robustgen.generative.adversarial.virtual_batch_norm import VirtualBatchNorm, WithReference
 from robustgen.training import Batch, Trainer
 
 SMALL = {"latent_dim": 4, "width": 4}

@@ -15,10 +15,10 @@ SHAPE, SPREAD = (1, 4, 4), 0.1
 F64 = torch.float64
 
 
-def gaussian(kind=Denoiser, **options):
+def gaussian(kind=Denoiser, shape=SHAPE, **options):
     """Of pixels N(1/2, SPREAD^2), in float64."""
     options = {"sigma_min": 0.001, "sigma_max": 40.0, "sigma_data": SPREAD, "width": 2, "levels": 1} | options
-    return kind(SHAPE, **options).double().eval()
+    return kind(shape, **options).double().eval()
 
 
 class TestEDM:
@@ -77,18 +77,19 @@ def density(x, spread):
 class TestScoreSDE:
     def test_the_flows_likelihood_is_the_density_of_a_linear_score(self):
         """With sd = 1/2 its end is exact, with another one up to what is left of data at sigma_max."""
-        x = torch.rand(3, *SHAPE, dtype=F64)
-        for sd, solver in ((0.5, {"steps": 40}), (0.1, {"steps": 40}), (0.5, {"solver": "dopri5", "tolerance": 1e-5})):
-            model = ScoreSDE(gaussian(sigma_data=sd), dequantization="none", trace="exact", **solver).eval()
-            assert model.log_prob_kind == "exact"
-            assert torch.allclose(model.log_prob(x), density(x, math.hypot(sd, 0.001)), atol=2e-3)
-            again = model.from_noise(model.to_noise(x)[0])
-            assert torch.allclose(again, x, atol=1e-4)
+        x = torch.rand(2, *SHAPE, dtype=F64)
+        adaptive = {"solver": "dopri5", "tolerance": 1e-4, "trace": "hutchinson"}  # as good: the score is linear
+        for sd, options, error in ((0.5, {"steps": 5}, 1e-6), (0.1, {"steps": 20}, 0.02), (0.1, adaptive, 0.03)):
+            options = {"trace": "exact"} | options
+            model = ScoreSDE(gaussian(sigma_data=sd), dequantization="none", **options).eval()
+            assert model.log_prob_kind == {"exact": "exact", "hutchinson": "estimated"}[options["trace"]]
+            assert torch.allclose(model.log_prob(x), density(x, math.hypot(sd, 0.001)), rtol=0, atol=error)
+            assert torch.allclose(model.from_noise(model.to_noise(x)[0]), x, atol=1e-3)
 
     def test_hutchinsons_trace_is_exact_of_a_multiple_of_the_identity(self):
         x = torch.rand(3, *SHAPE, dtype=F64)
         exact, estimated = (
-            ScoreSDE(gaussian(), dequantization="none", trace=t).eval() for t in ("exact", "hutchinson")
+            ScoreSDE(gaussian(), dequantization="none", trace=t, steps=4).eval() for t in ("exact", "hutchinson")
         )
         assert estimated.log_prob_kind == "estimated"
         assert torch.allclose(exact.log_prob(x), estimated.log_prob(x))
@@ -96,8 +97,8 @@ class TestScoreSDE:
     def test_it_is_above_the_bound_of_the_same_ddpm(self):
         """Of images with the noise of its first step: those of N(MEAN, STD^2) behind it."""
         base = of_gaussian(steps=1000)
-        x = pictures(8)
-        model = ScoreSDE(base, dequantization="none", trace="exact", steps=40).eval()
+        x = pictures(4)
+        model = ScoreSDE(base, dequantization="none", trace="exact", steps=20).eval()
         first = (STD**2 / 4 + base.sigma_min**2) ** 0.5
         exact = gaussian_log_prob(x, (1 + MEAN) / 2, torch.tensor(first, dtype=F64).log()).flatten(1).sum(1)
         found = model.log_prob(x)
@@ -106,30 +107,26 @@ class TestScoreSDE:
         assert per_level.mean() > expected_bound(2 * x - 1, base.schedule).mean()
 
     @pytest.mark.parametrize("sde", ["vp", "ve"])
-    def test_reverse_steps_have_the_moments_of_a_linear_score(self, sde):
-        """Equation 46 of Song et al. and its variance preserving form, whose variances follow one from the other."""
-        base = gaussian(sigma_min=0.01, sigma_max=5.0)
-        model = ScoreSDE(base, sampler="sde", sde=sde, sample_steps=40, dequantization="none").eval()
-        x = model.sample(1000, torch.Generator().manual_seed(0))
+    @pytest.mark.parametrize("sampler", ["sde", "predictor-corrector"])
+    def test_steps_have_the_moments_of_a_linear_score(self, sampler, sde):
+        """Variances follow one from the other; of 256 pixels the norms in the corrector's step are those expected."""
+        base = gaussian(shape=(1, 16, 16), sigma_min=0.01, sigma_max=5.0)
+        model = ScoreSDE(base, sampler=sampler, sde=sde, sample_steps=40, dequantization="none").eval()
+        x = model.sample(60, torch.Generator().manual_seed(0))
         levels, scale = model._levels_down(), (lambda s: math.hypot(s, 0.5)) if sde == "vp" else (lambda s: 1.0)
         assert levels == sorted(levels, reverse=True)
         variance = 1.0 if sde == "vp" else levels[0] ** 2 + 0.25
         for high, low in pairwise(levels):
             kept = (scale(low) / scale(high)) ** 2
             added = 1 - kept if sde == "vp" else high**2 - low**2
-            of_score = -(scale(high) ** 2) / (SPREAD**2 + high**2)
-            variance = (2 - kept**0.5 + added * of_score) ** 2 * variance + added
+            variance = (2 - kept**0.5 - added * scale(high) ** 2 / (SPREAD**2 + high**2)) ** 2 * variance + added
+            if sampler == "predictor-corrector":
+                aim = (SPREAD**2 + low**2) / scale(low) ** 2  # of the density whose score the corrector follows
+                size = 2 * kept * 0.16**2 * aim**2 / variance
+                variance = (1 - size / aim) ** 2 * variance + 2 * size
         expected = SPREAD**2 / (SPREAD**2 + low**2) * scale(low) * variance**0.5
         assert x.mean().item() == pytest.approx(0.5, abs=0.005)
-        assert x.std().item() == pytest.approx(expected, rel=0.03)
-
-    @pytest.mark.parametrize("sde", ["vp", "ve"])
-    def test_the_corrector_brings_samples_nearer(self, sde):
-        def error(sampler):
-            model = ScoreSDE(gaussian(sigma_min=0.01), sampler=sampler, sde=sde, sample_steps=40, dequantization="none")
-            return abs(model.eval().sample(300, torch.Generator().manual_seed(0)).std().item() - SPREAD)
-
-        assert error("predictor-corrector") < error("sde")
+        assert x.std().item() == pytest.approx(expected, rel=0.02)
 
     def test_samples_of_the_flow_are_those_of_the_density(self):
         model = ScoreSDE(gaussian(sigma_data=0.1), sampler="ode", dequantization="none").eval()

@@ -38,6 +38,7 @@ app.command(
         "train --data mnist --data-root data --adversarial fast --run runs/robust",
         "train --data digits --adversarial trades --fortify auto --detach-states --run runs/guarded",
         "train vae --data mnist --data-root data --set quantization=stochastic --run runs/vae",
+        "train char-lm --data book.txt --run runs/book",
     ),
 )(train)
 app.command()(sample)

@@ -35,7 +35,7 @@ from robustgen.cli.options import (
     image_reader,
     normalization,
 )
-from robustgen.cli.terminal import ATTACK, DATA, DETECTOR, RUN, complain, say
+from robustgen.cli.terminal import ATTACK, DATA, DETECTOR, PURIFIER, RUN, complain, say
 
 __all__ = ["attack"]
 
@@ -102,6 +102,42 @@ def attack(
             "--ood", help="With --detector: a data set to be made to look in-distribution.", rich_help_panel=DETECTOR
         ),
     ] = None,
+    purify: Annotated[
+        Path | None,
+        typer.Option(
+            "--purify",
+            help="Run of a generative model to stand before the network; then what that is worth is measured instead.",
+            rich_help_panel=PURIFIER,
+        ),
+    ] = None,
+    depth: Annotated[
+        float | None,
+        typer.Option(
+            "--depth",
+            help="How far it goes: the step of a diffusion, the sigma of a denoiser, steps on an energy.",
+            rich_help_panel=PURIFIER,
+        ),
+    ] = None,
+    chain_steps: Annotated[
+        int | None,
+        typer.Option("--chain-steps", help="Steps back from there; default: every one.", rich_help_panel=PURIFIER),
+    ] = None,
+    eot: Annotated[
+        int | None,
+        typer.Option("--eot", help="Draws that each gradient averages; default 20.", rich_help_panel=PURIFIER),
+    ] = None,
+    draws: Annotated[
+        int | None,
+        typer.Option("--draws", help="Draws that judge each point; default 50.", rich_help_panel=PURIFIER),
+    ] = None,
+    resubmit: Annotated[
+        int | None,
+        typer.Option(
+            "--resubmit",
+            help="Draws of a vote, and tries of a stubborn attacker; default 10.",
+            rich_help_panel=PURIFIER,
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -136,8 +172,18 @@ def attack(
     Images in files may have any size: they are read as the network takes them, or as --size, --channels and --fit say.
     Exit code 1 says that some could not be read, and the others were attacked; or that --max-minutes were used up: the
     report says what was not finished, and --resume goes on.
+
+    With --purify the network stands behind a generative model. Then attacks on the whole, gradients averaged over its
+    draws, say what is left, in one draw, in a vote, under an attacker who tries again, or knows the seed.
     """
-    from robustgen.commands import DataSpec, Unreadable, attack_network, naming_options, resumed_options
+    from robustgen.commands import (
+        DataSpec,
+        Unreadable,
+        attack_network,
+        attack_purified,
+        naming_options,
+        resumed_options,
+    )
     from robustgen.training.distributed import current_world
 
     known = {"out", "resume", "max_minutes", "trust", "download", "strict", "as_json", "quiet"}
@@ -148,34 +194,52 @@ def attack(
         means, stds = normalization(chosen["mean"], chosen["std"])
         images = image_reader(*(chosen[name] for name in ("size", "channels", "fit", "background")))
         spec = DataSpec(chosen["data"], chosen["data_root"], download, chosen["limit"], images)
+        common: dict[str, Any] = {
+            "run": _path(chosen["run"]),
+            "model": chosen["model"],
+            "weights": _path(chosen["weights"]),
+            "mean": means,
+            "std": stds,
+            "data": spec,
+            "eps": chosen["eps"],
+            "norm": chosen["norm"],
+            "part": chosen["split"],
+            "surrogate": _path(chosen["surrogate"]),
+            "trust": trust,
+            "batch_size": chosen["batch_size"],
+            "seed": chosen["seed"],
+            "device": chosen["device"],
+            "out": out,
+            "resume": resume,
+            "progress": not quiet,
+            "command": command_line(),
+            "options": chosen,
+            "skip": unreadable.skip,
+            "tell": lambda line: complain("note", line),
+        }
+        _check_purify(context, chosen["purify"] is not None, given(context))
+        if chosen["purify"] is not None:
+            counts = {name: chosen[name] for name in ("eot", "draws", "resubmit") if chosen[name] is not None}
+            ledger, page = attack_purified(
+                purifier=Path(chosen["purify"]),
+                depth=chosen["depth"],
+                chain_steps=chosen["chain_steps"],
+                **counts,
+                **common,
+            )
+            say(json.dumps(ledger.to_dict()) if as_json else ledger)
+            if page is not None and not as_json:
+                say(f"what it is worth: {page}")
+            unreadable.finish()
+            return
         report, guarded, page = attack_network(
-            run=_path(chosen["run"]),
-            model=chosen["model"],
-            weights=_path(chosen["weights"]),
-            mean=means,
-            std=stds,
-            data=spec,
-            eps=chosen["eps"],
-            norm=chosen["norm"],
             suite=chosen["suite"],
-            part=chosen["split"],
-            surrogate=_path(chosen["surrogate"]),
-            trust=trust,
             masking_tests=chosen["masking_tests"],
             detector=chosen["detector"],
             fpr=chosen["fpr"],
             ood=None if chosen["ood"] is None else spec.of(chosen["ood"]),
-            batch_size=chosen["batch_size"],
-            seed=chosen["seed"],
-            device=chosen["device"],
-            out=out,
-            resume=resume,
             max_minutes=max_minutes,
-            progress=not quiet,
-            command=command_line(),
-            options=chosen,
-            skip=unreadable.skip,
-            tell=lambda line: complain("note", line),
+            **common,
         )
     if current_world().rank:
         return  # the first process speaks for all
@@ -193,6 +257,15 @@ def attack(
         again += ["--trust"] if trust else [] if chosen["model"] is None else ["--model", chosen["model"]]
         raise RuntimeError(f"stopped after {max_minutes:g} minutes; to go on: {shlex.join(again)}")
     unreadable.finish()
+
+
+def _check_purify(context: typer.Context, purified: bool, named: set[str]) -> None:
+    """ValueError for an option of the one kind of evaluation in the other."""
+    about_it = ("depth", "chain_steps", "eot", "draws", "resubmit")
+    of_others = ("suite", "masking_tests", "detector", "fpr", "ood", "max_minutes")
+    for name in named & set(of_others if purified else about_it):
+        option = next(p.opts[0] for p in context.command.params if p.name == name)
+        raise ValueError(f"{option} {'does not go with' if purified else 'is about'} --purify")
 
 
 def _plain(value: Any) -> Any:

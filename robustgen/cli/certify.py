@@ -45,7 +45,9 @@ def certify(
     denoiser: Annotated[
         Path | None,
         typer.Option(
-            "--denoiser", help="Run of `robustgen train denoiser`, to stand before it.", rich_help_panel=NETWORK
+            "--denoiser",
+            help="Run of `robustgen train denoiser`, ddpm or edm, to stand before it.",
+            rich_help_panel=NETWORK,
         ),
     ] = None,
     data: DataOption = None,

@@ -121,12 +121,19 @@ def report(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables instead.")] = False,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw the page of a report.json, certification.json or quality.json, or print its tables as Markdown."""
+    """Draw the page of a report.json, certification.json, random_defence.json or quality.json, or print its tables as
+    Markdown."""
     from robustgen.evaluation.certification_page import (
         certification_html,
         certification_in,
         certification_markdown,
         load_certification,
+    )
+    from robustgen.evaluation.random_defence_page import (
+        load_random_defence,
+        random_defence_html,
+        random_defence_in,
+        random_defence_markdown,
     )
     from robustgen.evaluation.report import draw_html, draw_markdown, load_report
     from robustgen.evaluation.sample_quality_page import load_quality, quality_html, quality_in, quality_markdown
@@ -138,6 +145,9 @@ def report(
     if certificates is not None:
         found = load_certification(certificates)
         html, text, beside = certification_html, certification_markdown, certificates.with_suffix(".html")
+    elif (ledger := random_defence_in(path)) is not None:
+        found = load_random_defence(ledger)
+        html, text, beside = random_defence_html, random_defence_markdown, ledger.with_suffix(".html")
     elif quality is not None:
         found = load_quality(quality)
         html, text, beside = quality_html, quality_markdown, quality.with_suffix(".html")

@@ -153,6 +153,8 @@ def score(
 
     The score is the reconstruction error of a fortified --run, or a --detector over a generative --checkpoint.
 
+    Of a --run of text it is the bits per character of each window of --data, a text file.
+
     Images in files may have any size: they are read as the network takes them, or as --size, --channels and --fit say.
     Exit code 1 says that some could not be read; the others are scored.
 
@@ -170,12 +172,22 @@ def score(
         kept_by_run,
         open_detector,
         parse_options,
+        score_text,
         training_data,
     )
-    from robustgen.commands.run_info import stopped_early, threat
+    from robustgen.commands.run_info import holds_text, stopped_early, threat
 
     means, stds = normalization(mean, std)
     asked = given(context)
+    if run is not None and not checkpoint and holds_text(run):
+        if foreign := asked - _OF_TEXT:
+            raise ValueError(
+                f"--{min(foreign).strip('_').replace('_', '-')} is of no use to a model of text: leave it out"
+            )
+        found = score_text(run, DataSpec(data), fpr=fpr, out=out, as_json=as_json, device=device)
+        if out is not None:
+            print_found(found, as_json)
+        return
     if checkpoint:
         check_way("checkpoint", asked)
     elif run is None:
@@ -291,6 +303,9 @@ def score(
         elif not as_json:
             say(f"report: {page}")
     unreadable.finish()
+
+
+_OF_TEXT = {"run", "data", "fpr", "out", "as_json", "device", "quiet"}
 
 
 def _print_detection(entry: dict[str, Any], as_json: bool) -> None:

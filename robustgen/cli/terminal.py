@@ -21,6 +21,7 @@ __all__ = [
     "GENERATIVE",
     "NETWORK",
     "OPTIMISATION",
+    "PURIFIER",
     "RUN",
     "GroupedCommand",
     "complain",
@@ -62,8 +63,8 @@ def print_found(found: dict[str, Any], as_json: bool) -> None:
 
 DATA, NETWORK, RUN = "Data", "Network", "Run"
 ADVERSARIAL, FORTIFY, OPTIMISATION, GENERATIVE = "Adversarial training", "Fortify", "Optimisation", "Generative models"
-ATTACK, DETECTOR = "Attack", "Detector"
-_ORDER = ("Arguments", DATA, NETWORK, ADVERSARIAL, FORTIFY, OPTIMISATION, GENERATIVE, ATTACK, DETECTOR, RUN)
+ATTACK, DETECTOR, PURIFIER = "Attack", "Detector", "Purifier"
+_ORDER = ("Arguments", DATA, NETWORK, ADVERSARIAL, FORTIFY, OPTIMISATION, GENERATIVE, ATTACK, DETECTOR, PURIFIER, RUN)
 
 
 class GroupedCommand(TyperCommand):

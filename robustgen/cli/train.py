@@ -60,7 +60,7 @@ def train(
             "flow-posterior-vae, two-stage-vae, vamp-prior-vae, ncp-vae, glf, rae, wae, pixelcnn, gated-pixelcnn, "
             "pixelcnn++, pixelrnn, realnvp, glow, maf, residual-flow, continuous-flow, dcgan, lsgan, wgan-gp, ebm, "
             "rbm, dbm, nce, gaussian-mixture, noise-free-ebm, equilibrium-matching, product-of-experts, top-down-vae, "
-            "tilted, ddpm, ddgan, denoiser; without: a classifier.",
+            "tilted, ddpm, ddgan, edm, score-sde, denoiser; char-lm, of a text; without: a classifier.",
         ),
     ] = None,
     data: DataOption = None,
@@ -280,9 +280,20 @@ def train(
     clip_norm: Annotated[
         float | None, typer.Option("--clip-norm", help="Largest norm of the gradient.", rich_help_panel=GENERATIVE)
     ] = None,
+    guard: Annotated[
+        bool,
+        typer.Option(
+            "--guard/--no-guard",
+            help="End the training of an energy where chains no longer follow it, with the weights from before.",
+            rich_help_panel=GENERATIVE,
+        ),
+    ] = True,
     samples: Annotated[
-        int, typer.Option("--samples", help="Images drawn after each epoch.", rich_help_panel=GENERATIVE)
-    ] = 16,
+        int | None,
+        typer.Option(
+            "--samples", help="Drawn after each epoch; default 16 images, or 1 text.", rich_help_panel=GENERATIVE
+        ),
+    ] = None,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     resume: Annotated[
@@ -296,7 +307,7 @@ def train(
     A tenth of the data is kept from training. Of an adversarial training one half of it, 1,000 images at most, chooses
     the best epoch, which is the network that one gets; the others calibrate the detector of a fortified network.
 
-    Data are images or numbers. Models of text are trained in Python: see the guide to text and recurrent networks.
+    Data are images or numbers; of char-lm, a language model of letters and spaces, a text file.
     """
     from robustgen.commands import (
         DataSpec,
@@ -305,6 +316,7 @@ def train(
         remembered_options,
         train_generative,
         train_network,
+        train_text,
     )
     from robustgen.commands.recipes import list_recipes, recipes_as_json
     from robustgen.examples import PREFIX
@@ -323,17 +335,23 @@ def train(
         if asked.keys() <= _NOT_KEPT and not (run / "run.json").exists():
             raise ValueError(f"{run} holds no run to resume; to begin one there, pass its options, --data at least")
     o = SimpleNamespace(**(context.params | asked))
+    is_text = o.generative is not None and o.generative.lower().replace("_", "-") == "char-lm"
     foreign = asked.keys() - _COMMON - _GENERATIVE if o.generative is not None else asked.keys() & _GENERATIVE
     if foreign:
         whose = "a classifier" if o.generative is not None else "a generative model"
-        raise ValueError(f"--{min(foreign).strip('_').replace('_', '-')} is an option of {whose}")
+        raise ValueError(f"{_option(min(foreign))} is an option of {whose}")
+    if is_text and (foreign := asked.keys() & _OF_IMAGES):
+        raise ValueError(f"{_option(min(foreign))} is about images, and char-lm is a model of text")
     reader = image_reader(o.size, o.channels, o.fit, o.background)
     common: dict[str, Any] = {
         "run": run,
         "data": DataSpec(
-            "digits" if o.data is None and o.base is None else o.data, o.data_root, o.download, o.limit, reader
+            "digits" if o.data is None and o.base is None and not is_text else o.data,
+            o.data_root,
+            o.download,
+            o.limit,
+            reader,
         ),
-        "hold_out": tuple(o.hold_out or ()),
         "seed": o.seed,
         "device": o.device,
         "resume": resume,
@@ -341,8 +359,16 @@ def train(
         "command": command_line(),
         "options": {name: str(v) if isinstance(v, Path) else v for name, v in asked.items() if name not in _NOT_KEPT},
     }
+    if is_text:
+        chosen = {name: getattr(o, name) for name in _OF_TEXT if name in asked}
+        found = train_text(settings=parse_options(o.set_ or ()), say=note, **chosen, **common)
+        if found:
+            print_found(found, as_json)
+        return
+    held_out = tuple(o.hold_out or ())
     if o.generative is not None:
         found = train_generative(
+            hold_out=held_out,
             model=o.generative,
             settings=parse_options(o.set_ or ()),
             base=None if o.base is None else Path(o.base),
@@ -352,7 +378,8 @@ def train(
             ema=o.ema,
             precision=o.precision,
             clip_norm=o.clip_norm,
-            samples=o.samples,
+            guard=o.guard,
+            samples=16 if o.samples is None else o.samples,
             **common,
         )
         if found:
@@ -361,7 +388,7 @@ def train(
     idle = asked.keys() & (_FORTIFY if o.fortify is None else _JOINT if o.freeze_backbone else set())
     if idle:
         without = "goes with --fortify" if o.fortify is None else "is of a joint training, --freeze-backbone is none"
-        raise ValueError(f"--{min(idle).replace('_', '-')} {without}")
+        raise ValueError(f"{_option(min(idle))} {without}")
     spec = None
     if o.fortify is not None:
         spec = FortifySpec(
@@ -380,6 +407,7 @@ def train(
         )
     means, stds = normalization(o.mean, o.std)
     found = train_network(
+        hold_out=held_out,
         recipe=o.recipe,
         adversarial=o.adversarial,
         attack=o.attack,
@@ -419,10 +447,19 @@ _RECIPE = (  # options that are values of a recipe
 _JOINT = {"lambda_rec", "lambda_adv", "detach_states"}
 _FORTIFY = {"hidden", "autoencoder_init", "autoencoder_activation", "decoder_activation", "input_autoencoder"}
 _FORTIFY |= {"noise_std", "noise_at_test", "freeze_backbone"} | _JOINT
-_GENERATIVE = {"base", "set_", "precision", "clip_norm", "samples"}
+_GENERATIVE = {"base", "set_", "precision", "clip_norm", "guard", "samples"}
 _COMMON = {"run", "generative", "data", "data_root", "download", "hold_out", "limit", "epochs", "batch_size", "lr"}
 _COMMON |= {"size", "channels", "fit", "background", "seed", "device", "resume", "as_json", "quiet", "ema"}
+_OF_IMAGES = {"base", "data_root", "download", "hold_out", "limit", "size", "channels", "fit", "background"}
+_OF_TEXT = ("epochs", "batch_size", "lr", "ema", "precision", "clip_norm", "samples")
+_DRAWN_IMAGES = {"interpolate", "reconstruct", "steps", "guidance", "edit", "data", "data_root", "download"}
+_DRAWN_IMAGES |= {"size", "channels", "fit", "background"}
+_DRAWN_TEXT = {"prompt", "length", "temperature"}
 _NOT_KEPT = {"run", "resume", "as_json", "quiet", "device", "download", "list_the_recipes"}
+
+
+def _option(name: str) -> str:
+    return f"--{name.strip('_').replace('_', '-')}"
 
 
 def _start(start: str | None) -> dict[str, bool]:
@@ -432,10 +469,14 @@ def _start(start: str | None) -> dict[str, bool]:
 
 
 def sample(
+    context: typer.Context,
     run: Annotated[Path, typer.Option("--checkpoint", "--run", help="Run of `robustgen train MODEL`.")],
-    out: Annotated[Path, typer.Option("--out", help="A .png grid, or an .npz file.")],
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="A .png grid, or an .npz file; a .txt of texts, which are else printed."),
+    ] = None,
     n: Annotated[
-        int | None, typer.Option("--n", help="How many, of images or pairs. [default: 64]", rich_help_panel=GENERATIVE)
+        int | None, typer.Option("--n", help="How many: 64 images or pairs, 1 text.", rich_help_panel=GENERATIVE)
     ] = None,
     interpolate: Annotated[
         int | None,
@@ -490,13 +531,34 @@ def sample(
     channels: ChannelsOption = None,
     fit: FitOption = None,
     background: BackgroundOption = None,
+    prompt: Annotated[
+        str | None, typer.Option("--prompt", help="How each text begins.", rich_help_panel=GENERATIVE)
+    ] = None,
+    length: Annotated[
+        int, typer.Option("--length", help="Characters that each goes on for.", rich_help_panel=GENERATIVE)
+    ] = 500,
+    temperature: Annotated[
+        float, typer.Option("--temperature", help="Below 1: likelier characters.", rich_help_panel=GENERATIVE)
+    ] = 1.0,
     seed: SeedOption = 0,
     device: DeviceOption = None,
     quiet: QuietOption = False,
 ) -> None:
-    """Draw images from a trained generative model; or show what is between them, or what it makes of images."""
-    from robustgen.commands import DataSpec, sample_images
+    """Draw images or text from a trained model; or show what is between images, or what it makes of them."""
+    from robustgen.commands import DataSpec, sample_images, sample_text
+    from robustgen.commands.run_info import holds_text
 
+    is_text, asked_for = holds_text(run), given(context)
+    if foreign := asked_for & (_DRAWN_IMAGES if is_text else _DRAWN_TEXT):
+        held, other = ("text", "images") if is_text else ("images", "text")
+        raise ValueError(f"{_option(min(foreign))} is about {other}, and {run} holds a model of {held}")
+    if is_text:
+        n = 1 if n is None else n
+        texts = sample_text(run, n, prompt, length, temperature=temperature, seed=seed, device=device, out=out)
+        say("\n\n".join(texts) if out is None else out)
+        return
+    if out is None:
+        raise ValueError("pass --out, a .png or .npz file")
     pairs = reconstruct or edit is not None
     if interpolate is not None and (pairs or n is not None):
         raise ValueError(f"--interpolate {interpolate} says what is drawn: leave out --n, --reconstruct and --edit")

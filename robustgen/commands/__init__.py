@@ -11,10 +11,12 @@ from robustgen.commands.generative import (
     training_data,
 )
 from robustgen.commands.network_spec import FortifySpec, NetworkSpec
+from robustgen.commands.purify import attack_purified
 from robustgen.commands.quality import measure_quality
 from robustgen.commands.runs import kept_by_run, remembered_options
 from robustgen.commands.score import MADE, check_way, compare_populations, open_detector
 from robustgen.commands.scoring import Scoring, Unreadable, score_inputs, write_rows
+from robustgen.commands.text import sample_text, score_text, train_text
 from robustgen.commands.train import train_network
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Scoring",
     "Unreadable",
     "attack_network",
+    "attack_purified",
     "certify_network",
     "check_way",
     "compare_populations",
@@ -37,9 +40,12 @@ __all__ = [
     "remembered_options",
     "resumed_options",
     "sample_images",
+    "sample_text",
     "score_inputs",
+    "score_text",
     "train_generative",
     "train_network",
+    "train_text",
     "training_data",
     "write_rows",
 ]

@@ -26,6 +26,7 @@ from robustgen.evaluation import (
 )
 from robustgen.evaluation.chunks import kept_under
 from robustgen.evaluation.kept import OutOfTime
+from robustgen.evaluation.random_defence import KEPT
 from robustgen.files import read_json, write_json
 from robustgen.progress import showing
 from robustgen.training.distributed import join
@@ -213,9 +214,15 @@ _STRUCTURE = {
     "batch_size": int,
     "seed": int,
     "device": str | None,
+    "purify?": str | None,
+    "depth?": float | int | None,
+    "chain_steps?": int | None,
+    "eot?": int | None,
+    "draws?": int | None,
+    "resubmit?": int | None,
 }
 #: Where things are may change; that they are the same is seen by what is in them.
-_PLACES = ("run", "model", "weights", "data_root", "surrogate", "device")
+_PLACES = ("run", "model", "weights", "data_root", "surrogate", "device", "purify")
 _DATA = ("data", "ood")
 
 
@@ -236,7 +243,7 @@ def resumed_options(out: Path, asked: dict[str, Any], given: Collection[str], tr
     recorded = read_json(path, {"format": int, "options": _STRUCTURE})
     if recorded["format"] != FORMAT:
         raise ValueError(f"{path}: not the options of an evaluation in format {FORMAT}, the one that is read here")
-    kept = {name: recorded["options"][name] for name in asked}
+    kept = {name: recorded["options"].get(name) for name in asked}
     for name in asked:
         if name in given and not _agree(name, kept[name], asked[name]):
             raise ValueError(
@@ -272,7 +279,7 @@ def remember_options(out: Path, options: dict[str, Any]) -> None:
 
 def _begun(out: Path) -> bool:
     """Whether there is an evaluation in ``out``; options alone are of one that was refused."""
-    return (kept_under(out) / "plan.json").exists()
+    return any((directory / "plan.json").exists() for directory in (kept_under(out), out / KEPT))
 
 
 def _path(out: Path) -> Path:

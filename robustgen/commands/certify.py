@@ -14,7 +14,7 @@ from robustgen.data import require_nonempty
 from robustgen.evaluation import CertificationReport, certify_robustness
 from robustgen.evaluation.certification_page import write_certification
 from robustgen.fortified import smooth
-from robustgen.generative import Denoiser, load
+from robustgen.generative import load
 from robustgen.progress import showing
 
 __all__ = ["certify_network"]
@@ -54,7 +54,7 @@ def certify_network(
     """Certify a trained network, once for each sigma; the reports, and with ``out`` the page that shows them.
 
     Args:
-        denoiser: directory of a trained :class:`~robustgen.generative.Denoiser`.
+        denoiser: directory of a trained model with ``denoise``, :class:`~robustgen.generative.Denoiser` for one.
         radii: none: quarters, halves and wholes of each sigma, up to twice it.
         out: finished certificates are kept in it; ``resume`` goes on with them.
         skip: called with the error of each image file that cannot be read, which is left out; None raises it.
@@ -73,8 +73,9 @@ def certify_network(
     before = None
     if denoiser is not None:
         before = load(denoiser)
-        if not isinstance(before, Denoiser):
-            raise ValueError(f"{denoiser} holds a {type(before).__name__}, not a Denoiser: robustgen train denoiser")
+        if not hasattr(before, "denoise"):
+            kind = type(before).__name__
+            raise ValueError(f"{denoiser} holds a {kind}, which takes no noise away: robustgen train denoiser, or ddpm")
     shape = tuple(info["network"]["shape"]) if info else None
     dataset = data_for(data, info).read(part, shape, skip)
     if info:

@@ -18,7 +18,7 @@ from robustgen.calibration import check_rate
 from robustgen.checks import check_positive, nearest
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.opening import move
-from robustgen.commands.run_info import read_info, recorded_data, stopped_early
+from robustgen.commands.run_info import holds_text, read_info, recorded_data, stopped_early
 from robustgen.commands.runs import claim, data_for, is_first, parts, training_data_for
 from robustgen.commands.trial import try_objective
 from robustgen.data import ArrayDataset, require_nonempty, split
@@ -32,6 +32,7 @@ from robustgen.training import Batch, Trainer, load_checkpoint
 from robustgen.turns import seeded
 
 __all__ = [
+    "construct",
     "generative_detector",
     "parse_options",
     "sample_images",
@@ -81,6 +82,7 @@ def train_generative(
     ema: float | None = None,
     precision: str = "float32",
     clip_norm: float | None = None,
+    guard: bool = True,
     samples: int = 16,
     seed: int = 0,
     device: str | None = None,
@@ -95,6 +97,7 @@ def train_generative(
 
     Args:
         settings: of the model's class.
+        guard: whether the model's own guard may end the training.
         base: the run of a model that this one holds; its data and held-out classes are taken where none are named.
         options: of the command, for a resumed one to remember.
     """
@@ -120,7 +123,7 @@ def train_generative(
     if held is not None and held.shape != shape:
         raise ValueError(f"--base {base}: its images are {held.shape}, those of {rest.name} are {shape}")
     with seeded(seed), _naming_settings(kind):
-        network = _construct(kind, *(first or (shape,)), options=settings)
+        network = construct(kind, *(first or (shape,)), options=settings)
         x, y = train.batch(torch.arange(min(4, len(train))))
         move(network, device)
         with evaluating(network), torch.no_grad():  # data that it cannot be trained on fail here, with nothing written
@@ -151,7 +154,7 @@ def train_generative(
         ema=ema,
         precision=precision,
         clip_norm=clip_norm,
-        guard=network.guard(),
+        guard=network.guard() if guard else None,
         seed=seed,
         device=device,
         run_dir=run,
@@ -311,7 +314,8 @@ def generative_detector(
     fitted, and may refuse; so may too few calibration inputs for the false-alarm rate ``fpr``.
     """
     models, info = [trained_model(run) for run in runs], read_info(runs[0])
-    scored = "model-energy" if hasattr(models[0], "energy") else "discriminator"
+    scored = "diffusion-reconstruction" if hasattr(models[0], "denoise") else "discriminator"
+    scored = "model-energy" if hasattr(models[0], "energy") else scored
     default = "likelihood" if models[0].log_prob_kind is not None else scored
     default = "latent-density" if hasattr(models[0], "latent_log_prob") else default
     kind = _class_called(default if name is None else name, "detector", _detector_classes(), {})
@@ -325,9 +329,9 @@ def generative_detector(
     if model_argument.name == "models" and len(models) == 1:
         raise ValueError(f"{kind.__name__} compares several models: pass --checkpoint more than once")
     if model_argument.default is inspect.Parameter.empty:
-        detector = _construct(kind, models[0] if len(models) == 1 else models, options=options)
+        detector = construct(kind, models[0] if len(models) == 1 else models, options=options)
     else:  # it works on pixels; the run says only on which
-        detector = _construct(kind, model_argument.default, options=options)
+        detector = construct(kind, model_argument.default, options=options)
     if smoothing is not None:
         detector = SmoothedDetector(detector, smoothing[0], smoothing[1])
     before_fit(models[0].shape, info)
@@ -364,7 +368,9 @@ def _kept(place: Path, detector: Detector) -> Detector | None:
 
 
 def trained_model(run: Path) -> GenerativeModel:
-    """The model of a run; ValueError where no step of its training was completed."""
+    """The model of a run; ValueError where it is one of text, or no step of its training was completed."""
+    if holds_text(run):
+        raise ValueError(f"{run} holds a model of text, not of images: see robustgen sample, and score --run")
     model = load(run)
     if (run / "run.json").exists() and load_checkpoint(run).step == 0:
         raise ValueError(f"{run}: holds the network that its training began with, no step was completed")
@@ -404,20 +410,20 @@ def _class_called(name: str, what: str, known: dict[str, type], aliases: dict[st
     return by_plain[plain]
 
 
-def _construct(kind: type[Any], first: Any, *, options: dict[str, Any]) -> Any:
-    """``kind(first, **options)``; ValueError for an option that it does not have."""
-    known = list(inspect.signature(kind).parameters)[1:]
+def construct(kind: Callable[..., Any], *first: Any, options: dict[str, Any]) -> Any:
+    """``kind(*first, **options)``; ValueError for an option that it does not have."""
+    known = list(inspect.signature(kind).parameters)[len(first) :]
     for name in options:
         if name not in known:
             raise ValueError(
                 f"--set {name}: {kind.__name__} has no such argument; {nearest(name, known)} (all: {', '.join(known)})"
             )
     with _naming_settings(kind):
-        return kind(first, **options)
+        return kind(*first, **options)
 
 
 @contextmanager
-def _naming_settings(kind: type[Any]) -> Iterator[None]:
+def _naming_settings(kind: Callable[..., Any]) -> Iterator[None]:
     """Say of what is refused inside how the command is told it: each argument of ``kind`` is set by --set."""
     names = "|".join(list(inspect.signature(kind).parameters)[1:])
     try:

@@ -10,7 +10,7 @@ from torch import nn
 
 from robustgen.commands.model_libraries import is_of_library, own_weights
 from robustgen.commands.network_spec import NetworkSpec, weights_inside
-from robustgen.commands.run_info import read_info, stopped_early
+from robustgen.commands.run_info import TEXT, read_info, stopped_early
 from robustgen.detectors import ReconstructionError
 from robustgen.examples import run_directory
 from robustgen.files import load_state
@@ -31,12 +31,14 @@ def load_run(run: Path, model: str | None = None, trust: bool = False) -> tuple[
 
     Raises:
         FileNotFoundError: no finished run there.
-        ValueError: damaged files, a run of a generative model, or one of code that nobody but the file has named.
+        ValueError: damaged files, a run of another kind of model, or one of code that nobody but the file has named.
     """
     named, run = run, run_directory(run)
     if not (run / "run.json").is_file() or latest_checkpoint(run) is None:
         raise FileNotFoundError(f"{run}: no finished robustgen run here")
     info, path = read_info(run), run / "run.json"
+    if TEXT in info:
+        raise ValueError(f"{run} holds a model of text, not a classifier: see robustgen sample, and score --run")
     if "generative" in info:
         held = info["generative"]["model"]
         raise ValueError(f"{run} holds a {held}, not a classifier: see robustgen score --checkpoint")

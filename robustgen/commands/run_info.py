@@ -10,9 +10,10 @@ from robustgen.files import read_json
 from robustgen.structure import POSITIVE, check_size, check_structure
 from robustgen.training import epochs_done
 
-__all__ = ["FORMAT", "read_info", "recorded_data", "stopped_early", "threat", "was_adversarial"]
+__all__ = ["FORMAT", "TEXT", "holds_text", "read_info", "recorded_data", "stopped_early", "threat", "was_adversarial"]
 
 FORMAT = 1
+TEXT = "language_model"  # what a run of text has in place of a network
 _IMAGES = {"channels?": range(4), "size?": [POSITIVE], "fit?": str, "background?": [range(256)]}
 _COMMON = {
     "data": {"source": str, "root": str | None, "limit?": (None, range(2**62)), "images?": _IMAGES},
@@ -24,6 +25,7 @@ _NETWORK = {"model": str, "shape": [POSITIVE], "n_classes": POSITIVE, "width": (
 _NETWORK |= {"outputs?": range(1, 2**16), "mean?": [float], "std?": [float]}
 _CLASSIFIER = _COMMON | {"network": _NETWORK, "fortify": dict | None, "best?": {"epoch": POSITIVE, "step": int}}
 _GENERATIVE = _COMMON | {"generative": {"model": str, "config": dict}}
+_TEXT = _COMMON | {TEXT: dict}
 
 
 def read_info(run: Path) -> dict[str, Any]:
@@ -39,7 +41,7 @@ def read_info(run: Path) -> dict[str, Any]:
     info: dict[str, Any] = read_json(path, dict)
     if info.get("format") != FORMAT:
         raise ValueError(f"{path}: not a run of format {FORMAT}, the one that this robustgen reads")
-    check_structure(info, _GENERATIVE if "generative" in info else _CLASSIFIER, path)
+    check_structure(info, _GENERATIVE if "generative" in info else _TEXT if TEXT in info else _CLASSIFIER, path)
     if "network" in info:
         check_size(info["network"]["shape"], path, "network.shape")
     try:
@@ -54,6 +56,11 @@ def read_info(run: Path) -> dict[str, Any]:
             f"{path}: names {len(info['classes'])} classes, its network has {info['network']['n_classes']}"
         )
     return info
+
+
+def holds_text(run: Path) -> bool:
+    """Whether this is a run of a model of text."""
+    return (run / "run.json").is_file() and TEXT in read_info(run)
 
 
 def recorded_data(info: dict[str, Any]) -> DataSpec:

@@ -31,7 +31,7 @@ from robustgen.inputs import Inputs, each
 from robustgen.printable import as_cell, printable
 from robustgen.progress import bar, showing
 
-__all__ = ["Scoring", "Unreadable", "score_inputs", "write_rows"]
+__all__ = ["Scoring", "Unreadable", "check_out", "score_inputs", "write_rows"]
 
 _REPORTED = 20  # by a line each; further ones are counted
 
@@ -109,7 +109,7 @@ class Scoring:
         unreadable: Unreadable,
         tell: Callable[[str, object], None],
     ) -> None:
-        _check_out(out)
+        check_out(out)
         if not 0 < fpr < 1:
             raise ValueError(f"fpr must be in (0, 1), got {fpr}")
         self._inputs = data.open(part)
@@ -236,7 +236,7 @@ def score_inputs(
             yield dict(zip(columns, row, strict=True))
 
 
-def _check_out(out: Path | None) -> None:
+def check_out(out: Path | None) -> None:
     """ValueError unless ``out`` names a file that :func:`write_rows` can write."""
     if out is None:
         return
@@ -254,16 +254,15 @@ def _check_out(out: Path | None) -> None:
 def write_rows(
     rows: Iterable[dict[str, Any]], out: Path | None, as_json: bool = False, fields: Sequence[str] = _FIELDS
 ) -> None:
-    """Write one line an input as they come, CSV or (if asked, or where the file is named .jsonl) JSON; or .parquet.
+    """Write one line an input as they come: to a .csv, .jsonl or .parquet file, or to stdout, CSV or (if asked) JSON.
 
-    Without a file to stdout. A file is there when all is written, or not at all. In CSV control characters of file
-    names are written out, and a name that a spreadsheet would take for a formula begins with an apostrophe; JSON holds
-    names as they are.
+    A file is there when all is written, or not at all. In CSV control characters of file names are written out, and a
+    name that a spreadsheet would take for a formula begins with an apostrophe; JSON holds names as they are.
     """
     if out is not None and out.suffix == ".parquet":
         _write_parquet(rows, out, fields)
         return
-    as_json = as_json or (out is not None and out.suffix == ".jsonl")
+    as_json = as_json if out is None else out.suffix == ".jsonl"
     with _text(out) as file:
         if as_json:
             for row in rows:

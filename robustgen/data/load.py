@@ -137,7 +137,7 @@ def _listed(path: Path, reader: ImageReader) -> ImageFiles:
     if not any(os.path.isfile(path.parent / name) for name in names):  # Path.is_file raises for a name that is too long
         raise ValueError(
             f"{path}: read as a list of images, one path a line, and none of its {len(names)} lines names a file "
-            f"(the first: {names[0][:40]!r}); models of text are trained in Python: see robustgen.data.load_text"
+            f"(the first: {names[0][:40]!r}); `robustgen train char-lm` trains a model of text"
         )
     return ImageFiles(path.parent, names, path.name, reader)
 

@@ -5,6 +5,7 @@ from robustgen.detectors.base import Detector
 from robustgen.detectors.compressed_size import CompressedSize
 from robustgen.detectors.density_of_states import DensityOfStates
 from robustgen.detectors.density_ratio import DensityRatio
+from robustgen.detectors.diffusion_reconstruction import DiffusionReconstruction
 from robustgen.detectors.discriminator import Discriminator
 from robustgen.detectors.energy import Energy
 from robustgen.detectors.feature_likelihood import FeatureLikelihood
@@ -13,6 +14,7 @@ from robustgen.detectors.image_distortion import ImageDistortion
 from robustgen.detectors.input_complexity import InputComplexity
 from robustgen.detectors.k_nearest_features import KNearestFeatures
 from robustgen.detectors.latent_density import LatentDensity
+from robustgen.detectors.lift_map_detect import LiftMapDetect
 from robustgen.detectors.likelihood import Likelihood
 from robustgen.detectors.likelihood_ratio import LikelihoodRatio, mutate
 from robustgen.detectors.likelihood_regret import LikelihoodRegret
@@ -22,6 +24,7 @@ from robustgen.detectors.max_logit import MaxLogit
 from robustgen.detectors.max_softmax import MaxSoftmax
 from robustgen.detectors.mean_brightness import MeanBrightness
 from robustgen.detectors.model_energy import ModelEnergy
+from robustgen.detectors.multiscale_scores import MultiscaleScores
 from robustgen.detectors.nearest_neighbour import NearestNeighbour
 from robustgen.detectors.pca_residual import PCAResidual
 from robustgen.detectors.reconstruction import ReconstructionError
@@ -37,6 +40,7 @@ __all__ = [
     "DensityOfStates",
     "DensityRatio",
     "Detector",
+    "DiffusionReconstruction",
     "Discriminator",
     "Energy",
     "FeatureLikelihood",
@@ -45,6 +49,7 @@ __all__ = [
     "InputComplexity",
     "KNearestFeatures",
     "LatentDensity",
+    "LiftMapDetect",
     "Likelihood",
     "LikelihoodRatio",
     "LikelihoodRegret",
@@ -53,6 +58,7 @@ __all__ = [
     "MaxSoftmax",
     "MeanBrightness",
     "ModelEnergy",
+    "MultiscaleScores",
     "NearestNeighbour",
     "OutlierEstimator",
     "PCAResidual",

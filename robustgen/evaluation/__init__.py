@@ -26,6 +26,8 @@ from robustgen.evaluation.metrics import (
     wilson_interval,
 )
 from robustgen.evaluation.quality import FeatureNetwork, SampleQuality, fid, sample_quality
+from robustgen.evaluation.random_defence import random_defence
+from robustgen.evaluation.random_defence_report import DefenceRow, RandomDefenceReport
 from robustgen.evaluation.report import draw_html, load_report, write_report
 from robustgen.evaluation.robustness import evaluate_robustness
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
@@ -39,10 +41,12 @@ __all__ = [
     "Binarization",
     "CertificationReport",
     "CertifiedAlarms",
+    "DefenceRow",
     "DetectorRobustness",
     "FeatureNetwork",
     "GuardedOutcome",
     "MaskingTest",
+    "RandomDefenceReport",
     "ReverseOutcome",
     "RobustnessReport",
     "RocCurve",
@@ -69,6 +73,7 @@ __all__ = [
     "heldout_class",
     "indicators_of_failure",
     "load_report",
+    "random_defence",
     "roc_curve",
     "sample_quality",
     "train_substitute",

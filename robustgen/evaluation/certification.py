@@ -6,7 +6,6 @@ at a radius); Zhai et al., "MACER: Attack-free and Scalable Robust Training via 
 Learning via Adversarially Trained Smoothed Classifiers", NeurIPS 2019, section 3.
 """
 
-import json
 import math
 import time
 from collections.abc import Sequence
@@ -23,11 +22,11 @@ from robustgen.attacks import PGD, Attack
 from robustgen.binomial import most_provable
 from robustgen.checks import check_ids, check_images, check_integers, check_labels, check_positive, check_seed, nearest
 from robustgen.counter_rng import derive_seed
-from robustgen.evaluation.kept import Keep, anew, kept_in
-from robustgen.evaluation.proportions import percent, proportion
+from robustgen.evaluation.kept import Keep, anew, kept_of
+from robustgen.evaluation.metrics import percent, proportion
 from robustgen.evaluation.report_pictures import encode_picture
 from robustgen.evaluation.suites import suite_of
-from robustgen.files import environment, read_json, write_json
+from robustgen.files import environment
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.fortified import SmoothedClassifier
 from robustgen.locks import alone
@@ -323,7 +322,7 @@ def certify_robustness(
     if model.exact:
         options = {}
     with nullcontext() if run_dir is None else alone(Path(run_dir), wait=False), showing(progress):
-        keep = anew if run_dir is None else _kept(Path(run_dir), plan, resume)
+        keep = anew if run_dir is None else kept_of(Path(run_dir), "certificates", plan, resume)
         parts = [
             keep(f"{k:06d}", _CERTIFICATE, partial(_certified, model, few, options))
             for k, few in enumerate(track(x.split(_AT_ONCE), f"{name}, certificates"))
@@ -415,20 +414,3 @@ def _pictures(model: SmoothedClassifier, x: Tensor, seed: int) -> list[dict[str,
                 return []
             found.append(pictures)
     return found
-
-
-def _kept(run_dir: Path, plan: dict[str, Any], resume: bool) -> Keep:
-    """Pieces in ``run_dir/certificates``, which are of this plan."""
-    directory = run_dir / "certificates"
-    path, wanted = directory / "plan.json", json.loads(json.dumps(plan))
-    if not path.exists():
-        write_json(path, wanted)
-    elif not resume:
-        raise ValueError(f"{run_dir} already holds certificates: resume (--resume), or choose another directory")
-    else:
-        found = read_json(path, dict)
-        different = [name for name in wanted if found.get(name) != wanted[name]]
-        if different:
-            verb = "differs" if different == ["model"] else "differ"
-            raise ValueError(f"{run_dir} holds certificates of another evaluation: {', '.join(different)} {verb}")
-    return kept_in(directory)

@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from robustgen.evaluation.detection import rounded
-from robustgen.evaluation.metrics import auroc
-from robustgen.evaluation.proportions import percent, proportion
+from robustgen.evaluation.metrics import auroc, percent, proportion
 from robustgen.evaluation.report import write_report
 from robustgen.evaluation.report_tables import detector_robustness_table
 from robustgen.files import environment

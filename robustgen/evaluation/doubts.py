@@ -6,8 +6,7 @@ import torch
 from torch import Tensor
 
 from robustgen.checks import warn_user
-from robustgen.evaluation.metrics import wilson_interval
-from robustgen.evaluation.proportions import percent, proportion
+from robustgen.evaluation.metrics import percent, proportion, wilson_interval
 from robustgen.model import Model, logits_of, untouched
 
 __all__ = ["at_chance", "n_classes_of", "raise_doubts"]

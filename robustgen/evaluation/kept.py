@@ -5,20 +5,21 @@ same answers they come to the same point; nothing of a search itself is kept. Wh
 clock, on which no result depends.
 """
 
+import json
 import re
 import time
 from collections import deque
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from contextlib import suppress
 from itertools import count, takewhile
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from robustgen.files import load_tensors, save_tensors
+from robustgen.files import load_tensors, read_json, save_tensors, write_json
 
-__all__ = ["DiskJournal", "Keep", "Make", "OutOfTime", "anew", "kept_in"]
+__all__ = ["DiskJournal", "Keep", "Make", "OutOfTime", "anew", "kept_in", "kept_of"]
 
 Make: TypeAlias = Callable[[], dict[str, Tensor]]
 Keep: TypeAlias = Callable[[str, Collection[str], Make], dict[str, Tensor]]  # name, its tensors, how to make them
@@ -42,6 +43,27 @@ def kept_in(directory: Path) -> Keep:
         return found
 
     return keep
+
+
+def kept_of(run_dir: Path, part: str, plan: Mapping[str, Any], resume: bool) -> Keep:
+    """Pieces in ``run_dir/part``, all of this ``plan``.
+
+    Raises:
+        ValueError: there are some already (without ``resume``), or of another plan.
+    """
+    directory, wanted = run_dir / part, json.loads(json.dumps(plan))
+    path = directory / "plan.json"
+    if not path.exists():
+        write_json(path, wanted)
+    elif not resume:
+        raise ValueError(f"{run_dir} already holds {part}: resume (--resume), or choose another directory")
+    else:
+        found = read_json(path, dict)
+        different = [name for name in wanted if found.get(name) != wanted[name]]
+        if different:
+            verb = "differs" if different == ["model"] else "differ"
+            raise ValueError(f"{run_dir} holds {part} of another evaluation: {', '.join(different)} {verb}")
+    return kept_in(directory)
 
 
 class OutOfTime(Exception):

@@ -22,6 +22,8 @@ __all__ = [
     "average_precision",
     "detection_metrics",
     "fpr_at_tpr",
+    "percent",
+    "proportion",
     "roc_curve",
     "wilson_interval",
 ]
@@ -258,6 +260,21 @@ def wilson_interval(successes: int, n: int, confidence: float = 0.95) -> tuple[f
         raise ValueError(f"need n >= 1, 0 <= successes <= n, 0 < confidence < 1; got {successes}, {n}, {confidence}")
     interval = binomtest(int(successes), int(n)).proportion_ci(confidence, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def proportion(hits: Tensor) -> dict[str, Any]:
+    """The proportion of True in ``hits``, bool (n,) with n > 0, with its 95 % Wilson interval and n."""
+    low, high = wilson_interval(int(hits.sum()), len(hits))
+    return {"value": hits.double().mean().item(), "low": low, "high": high, "n": len(hits)}
+
+
+def percent(found: dict[str, Any] | None) -> str:
+    """What :func:`proportion` returned, as text; None is a proportion of no examples.
+
+    >>> percent({"value": 0.5, "low": 0.095, "high": 0.905, "n": 2}), percent(None)
+    ('50.0% [9.5%, 90.5%]', 'of none')
+    """
+    return "of none" if found is None else f"{found['value']:.1%} [{found['low']:.1%}, {found['high']:.1%}]"
 
 
 class _Counts:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from robustgen.checks import check_integers, check_seed
 from robustgen.counter_rng import derive_seed
 from robustgen.data import ArrayDataset
-from robustgen.evaluation.proportions import proportion
+from robustgen.evaluation.metrics import proportion
 from robustgen.evaluation.report_pictures import encode_picture
 from robustgen.evaluation.sample_metrics import (
     CLUSTERS,

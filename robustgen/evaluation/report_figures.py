@@ -13,7 +13,15 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["as_svg", "draw_certified", "draw_curves", "draw_roc", "draw_score_histogram", "draw_scores"]
+__all__ = [
+    "as_svg",
+    "draw_certified",
+    "draw_curves",
+    "draw_defence",
+    "draw_roc",
+    "draw_score_histogram",
+    "draw_scores",
+]
 
 _LONGEST = 40  # characters of a name in a figure
 _COLOURS = ("#1b6ca8", "#d1495b", "#2e8b57", "#8e6c8a", "#c98a1b", "#444444")
@@ -84,6 +92,29 @@ def draw_certified(entries: list[dict[str, Any]]) -> "Figure":
     if attacked:
         axes.plot([], [], "v--", color="#666", label="left by the attack, of the attacked")
     axes.set(xlabel=f"radius, {entries[0]['smoothing']['norm']}", ylabel="accuracy", ylim=(-0.02, 1.02))
+    figure.legend(loc="outside lower left", frameon=False)
+    return figure
+
+
+def draw_defence(entry: dict[str, Any]) -> "Figure":
+    """A row for each attack: one draw, the vote and all of k right; lines for a known seed and the network alone."""
+    rows, draws = entry["rows"], entry["purifier"]["stochastic"]
+    kinds = {"one_draw": ("o", "one draw" if draws else "behind the purifier")}
+    if draws:
+        kinds |= {"vote": ("s", f"vote of {entry['k']}"), "all_right": ("v", f"all of {entry['k']} right")}
+    figure, axes = _axes(len(rows) + len(kinds))
+    for j, (colour, (name, (marker, label))) in enumerate(zip(_COLOURS, kinds.items(), strict=False)):
+        shares = [row[name] for row in rows.values()]
+        values, low, high = ([share[part] for share in shares] for part in ("value", "low", "high"))
+        at = np.arange(len(rows)) + 0.2 * (j - (len(kinds) - 1) / 2)
+        spread = [np.subtract(values, low).clip(0), np.subtract(high, values).clip(0)]
+        axes.errorbar(values, at, xerr=spread, fmt=marker, markersize=4, linewidth=1, color=colour, label=label)
+    if draws:
+        axes.axvline(entry["fixed"]["value"], color="#666", linestyle="--", linewidth=1, label="a known seed")
+    axes.axvline(entry["undefended"]["value"], color="#999", linestyle=":", label="the network alone, attacked")
+    axes.set_yticks(range(len(rows)), [_label(name) for name in rows])
+    axes.invert_yaxis()
+    axes.set(xlabel="accuracy", xlim=(-0.02, 1.02))
     figure.legend(loc="outside lower left", frameon=False)
     return figure
 

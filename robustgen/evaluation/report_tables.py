@@ -4,7 +4,7 @@ from typing import Any, TypeAlias
 
 from robustgen.evaluation.by_class import ClassAccuracy
 from robustgen.evaluation.masking import VIOLATED
-from robustgen.evaluation.proportions import percent
+from robustgen.evaluation.metrics import percent
 
 __all__ = [
     "GUARDED_NOTE",

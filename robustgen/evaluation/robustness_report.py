@@ -9,7 +9,7 @@ from torch import Tensor
 
 from robustgen.evaluation.detector_robustness_report import DetectorRobustness
 from robustgen.evaluation.masking import HOLDS, NOT_RUN, VIOLATED, MaskingTest
-from robustgen.evaluation.proportions import percent, proportion
+from robustgen.evaluation.metrics import percent, proportion
 from robustgen.evaluation.report import write_report
 from robustgen.evaluation.report_pictures import encode_pictures
 from robustgen.files import environment

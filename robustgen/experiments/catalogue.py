@@ -28,8 +28,10 @@ from robustgen.experiments.xiao2022 import (
     beta_study,
     bits_per_dim,
     ddgan_toys,
+    diffusion_samples,
     figure_6_3,
     noise_free_toys,
+    purification,
     samples,
     tilted_samples,
     tilted_toys,
@@ -67,6 +69,7 @@ _EXPERIMENTS: tuple[Experiment, ...] = (
     likelihoods.TRAININGS,
     certified_accuracy.EXPERIMENT,
     certified_accuracy.ELSEWHERE,
+    certified_accuracy.BEHIND_DIFFUSIONS,
     certified_detectors.EXPERIMENT,
     embedded_sequences.EXPERIMENT,
     samples.EXPERIMENT,
@@ -80,6 +83,8 @@ _EXPERIMENTS: tuple[Experiment, ...] = (
     noise_free_toys.EXPERIMENT,
     figure_6_3.EXPERIMENT,
     ddgan_toys.EXPERIMENT,
+    diffusion_samples.EXPERIMENT,
+    purification.EXPERIMENT,
 )
 
 

@@ -135,11 +135,13 @@ class TrainingCache:
     ) -> tuple[list[dict[str, float]], Path]:
         """:meth:`train` for a generative model, with the optimizer of its paper; also where it is kept.
 
+        No guard ends it: a table shows what a whole training comes to.
+
         Args:
             annealed: the learning rate follows :func:`one_cycle`, up to the paper's; False: it stays there, as for
                 adversarial models, where no loss is minimised.
             keep: epochs whose model is saved besides, in ``epoch-N`` there.
-            ema: as :class:`Trainer` takes it.
+            ema: decay of the average of weights that the model has in the end.
         """
         settings = settings | {"schedule": SCHEDULE if annealed else None, "kept": list(keep)}
         run_dir = self.folder(settings)
@@ -158,7 +160,6 @@ class TrainingCache:
             epochs=epochs,
             batch_size=batch_size,
             seed=seed,
-            guard=model.guard(),
             ema=ema,
             after_epoch=save,
         )

@@ -11,6 +11,7 @@ from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.ddgan import DDGAN
 from robustgen.generative.diffusion.ddpm import DDPM
 from robustgen.generative.diffusion.denoiser import Denoiser, DenoisingObjective
+from robustgen.generative.diffusion.diffusion_classifier import DiffusionClassifier
 from robustgen.generative.diffusion.edm import EDM
 from robustgen.generative.diffusion.score_sde import ScoreSDE
 from robustgen.generative.energy.deep_boltzmann_machine import DBM
@@ -66,6 +67,7 @@ __all__ = [
     "ContinuousFlow",
     "Denoiser",
     "DenoisingObjective",
+    "DiffusionClassifier",
     "EnergyModel",
     "EquilibriumMatching",
     "FlowPosteriorVAE",

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-__all__ = ["COLOUR", "MNIST", "Perceiving", "Recipe", "Tilting"]
+__all__ = ["COLOUR", "MNIST", "Averaged", "Perceiving", "Recipe", "Redrawn", "Tilting"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +49,20 @@ class Tilting(Recipe):
     """A model that begins with a trained one, that of the recipe called ``base``."""
 
     base: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Averaged(Recipe):
+    """A model whose weights are averages of those of training, with the decay ``ema``."""
+
+    ema: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Redrawn(Recipe):
+    """The trained model of the recipe called ``trained``, whose samples are drawn by other ``options``."""
+
+    trained: str
 
 
 _BINARY = {"quantization": "stochastic"}  # Bernoulli(x), afresh in every training step

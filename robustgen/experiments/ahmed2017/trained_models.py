@@ -13,7 +13,7 @@ from robustgen import generative, networks
 from robustgen.counter_rng import derive_seed
 from robustgen.data import ArrayDataset, split
 from robustgen.detectors import mutate
-from robustgen.experiments.ahmed2017.recipes import Perceiving, Recipe, Tilting
+from robustgen.experiments.ahmed2017.recipes import Averaged, Perceiving, Recipe, Redrawn, Tilting
 from robustgen.experiments.training_cache import TrainingCache
 from robustgen.fingerprint import fingerprint
 from robustgen.training import ClassifierObjective, ContrastiveObjective, Deformations, OnDeformed
@@ -34,7 +34,9 @@ NETWORKS: dict[str, tuple[Callable[..., nn.Module], Any, float]] = {  # how it i
 def described(recipes: Mapping[str, Recipe], names: Collection[str]) -> dict[str, Any]:
     """JSON-able: all that the trainings called ``names`` depend on, but the data; "pixelcnn@2" is one of "pixelcnn"."""
     found: dict[str, Any] = {}
-    bases = [recipe.base for name in names if isinstance(recipe := recipes[name.partition("@")[0]], Tilting)]
+    asked = [recipes[name.partition("@")[0]] for name in names]
+    bases = [recipe.base for recipe in asked if isinstance(recipe, Tilting)]
+    bases += [recipe.trained for recipe in asked if isinstance(recipe, Redrawn)]
     for name in dict.fromkeys([*bases, *names]):
         recipe = recipes[name.partition("@")[0]]
         network = recipe.model in NETWORKS
@@ -89,6 +91,11 @@ class TrainedModels:
         recipe = self.recipes[base]
         if recipe.model in NETWORKS:
             return self._network(name, recipe)
+        if isinstance(recipe, Redrawn):
+            model = self.model(recipe.trained)
+            for option, value in recipe.options.items():
+                setattr(model, option, value)
+            return model
         kind = generative.model_classes()[recipe.model]
         first = self.model(recipe.base) if isinstance(recipe, Tilting) else tuple(self.train.x.shape[1:])
         with torch.random.fork_rng():
@@ -107,6 +114,7 @@ class TrainedModels:
             seed=self.seed,
             annealed=recipe.annealed,
             keep=recipe.keep,
+            ema=recipe.ema if isinstance(recipe, Averaged) else None,
         )
         self._note(base, history)
         if not number:

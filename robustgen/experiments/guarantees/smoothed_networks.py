@@ -15,13 +15,15 @@ from robustgen.experiments.experiment import Measurement, accuracies, counted, e
 from robustgen.experiments.training_cache import TrainingCache
 from robustgen.files import read_json, write_json
 from robustgen.fortified import SmoothedClassifier, fortify, smooth
-from robustgen.generative import Denoiser, GenerativeObjective
+from robustgen.generative import DDGAN, DDPM, Denoiser, GenerativeModel, GenerativeObjective
 from robustgen.inputs import evenly_spaced
 from robustgen.locks import alone
 from robustgen.networks import build
 from robustgen.training import Batch, ClassifierObjective
 
-__all__ = ["Budget", "Certified", "OnNoise", "certificates", "certified"]
+__all__ = ["DIFFUSIONS", "Budget", "Certified", "OnNoise", "certificates", "certified"]
+
+DIFFUSIONS: dict[str, type[GenerativeModel]] = {"ddpm": DDPM, "ddgan": DDGAN}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,7 +110,7 @@ class Certified:
 
 
 def certified(kind: str, sigma: float, budget: Budget, seed: int, cache: TrainingCache) -> Certified:
-    """Certificates of "plain", "noise-trained", "autoencoder" or "denoised", kept as trainings are."""
+    """Certificates of "plain", "noise-trained", "autoencoder", "denoised" or a diffusion, kept as trainings are."""
     train, test = cache.images(budget.data, "train", budget.n_train), cache.images(budget.data, "test")
     x, y = cache.put(test.subset(evenly_spaced(len(test), budget.n_test)))
     model, history, sizes = _network(kind, sigma, budget, seed, cache, train)
@@ -153,18 +155,37 @@ def _network(
         whole, found = _behind_autoencoder(network, sigma, b, train, seed, cache)
         sizes["parameters before it"] = _parameters(whole) - _parameters(network)
         return smooth(whole, sigma, seed=key), history | found, sizes
-    if kind != "denoised":
+    if kind not in ("denoised", *DIFFUSIONS):
         return smooth(network, sigma, seed=key), history, sizes
-    with torch.random.fork_rng():
-        torch.manual_seed(derive_seed(seed, 1))
-        shape = tuple(example.shape[1:])
-        denoiser = Denoiser(shape, sigma_min=sigma, sigma_max=sigma, **b.denoiser).to(cache.device)
-    training = {"batch_size": b.batch_size, "lr": b.denoiser_lr, "epochs": b.denoiser_epochs}
-    settings = {"data": shared["data"], "seed": seed, "denoiser": dict(b.denoiser), "sigma": sigma} | training
-    found = epochs_of(cache.train(settings, denoiser, GenerativeObjective(), train, seed=seed, **training))
+    denoiser, found = _denoiser(kind, sigma, b, train, seed, cache)
     sizes["parameters before it"] = _parameters(denoiser)
     history |= {f"denoiser: {name}": losses for name, losses in found.items()}
     return smooth(network, sigma, denoiser, seed=key), history, sizes
+
+
+def _denoiser(
+    kind: str, sigma: float, b: Budget, train: ArrayDataset, seed: int, cache: TrainingCache
+) -> tuple[GenerativeModel, dict[str, list[float]]]:
+    """A denoiser of this noise, or a diffusion model of all noise and the same width; how it was trained."""
+    shape = tuple(train.x.shape[1:])
+    with torch.random.fork_rng():
+        torch.manual_seed(derive_seed(seed, 1))
+        if kind == "denoised":
+            model: GenerativeModel = Denoiser(shape, sigma_min=sigma, sigma_max=sigma, **b.denoiser)
+        else:
+            model = DIFFUSIONS[kind](shape, **b.denoiser)
+    model.to(cache.device)
+    of_this = {"sigma": sigma} if kind == "denoised" else {"model": kind}
+    settings = {"data": [b.data, len(train)], "seed": seed, "denoiser": dict(b.denoiser)} | of_this
+    training: dict[str, Any] = {"batch_size": b.batch_size, "epochs": b.denoiser_epochs}
+    if kind == "ddgan":  # its parts take turns, at the rate of its source
+        rows, _ = cache.fit_generative(
+            settings | training, model, train, seed=seed, annealed=False, ema=0.995, **training
+        )
+    else:
+        training["lr"] = b.denoiser_lr
+        rows = cache.train(settings | training, model, GenerativeObjective(), train, seed=seed, **training)
+    return model, epochs_of(rows)
 
 
 def _behind_autoencoder(

@@ -1,5 +1,6 @@
 """Samples of a trained model beside test images, in the features of a classifier that has seen neither."""
 
+import time
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -91,8 +92,10 @@ def measured_samples(
             else:
                 trained = TrainedModels(cache, RECIPES[scale], train, seed)
                 model: Any = trained.model(name)
+                began = time.process_time()
                 images = ArrayDataset(_samples(model.eval(), budget.n, seed), name="samples")
-                history, more = trained.history, _codes(model, cache.put(test)[0][: budget.n])
+                spent = {"core seconds for 100 samples": 100 * (time.process_time() - began) / budget.n}
+                history, more = trained.history, spent | _codes(model, cache.put(test)[0][: budget.n])
             found = sample_quality(images, test, features=features, n=budget.n, seed=seed, resamples=0)
             numbers = {title: found.measured[key]["value"] for key, title in _KEPT.items() if key in found.measured}
             right = {"accuracy of the feature network": 100 * float((found.features["accuracy"] or {}).get("value", 0))}

@@ -7,7 +7,7 @@ that fit an hour. So few steps leave GLF's flow behind its codes at the source's
 
 from typing import Any
 
-from robustgen.experiments.ahmed2017.recipes import Perceiving, Recipe, Tilting
+from robustgen.experiments.ahmed2017.recipes import Averaged, Perceiving, Recipe, Redrawn, Tilting
 
 __all__ = ["BETAS", "RECIPES", "XIAO_2022", "weighed"]
 
@@ -31,6 +31,9 @@ def _recipes(
     classifier: dict[str, Any],
     tilt: dict[str, Any],
     tilt_epochs: int,
+    ddpm: dict[str, Any],
+    ddgan: dict[str, Any],
+    diffusion_epochs: int,
     epochs: int,
     studied_epochs: int,
     flow_epochs: int,
@@ -41,6 +44,8 @@ def _recipes(
     Args:
         coder: of Table 3.1, and of the VAE that is tilted; flow_lr: of the flow of its GLFs; studied: of the study of
             beta; tilt: of all energies that stand on that VAE.
+        ddpm, ddgan: of the diffusion models; edm has the network of ddpm.
+        diffusion_epochs: of them; a DDGAN has twice as many, as each part has every other step.
         epochs: of autoencoders; the two stages of a two-stage VAE have as many each.
     """
     made: dict[str, tuple[str, dict[str, Any]]] = {
@@ -88,6 +93,7 @@ def _recipes(
     )
     tilts: dict[str, dict[str, Any]] = {
         "tilted": tilt,
+        "tilted-adjusted": tilt | {"adjusted": True, "persistent": 0.95, "warm_up": 200, "step_size": 0.02},
         "tilted-image": tilt | {"space": "image", "step_size": 5e-5},
         "tilted-pair": tilt | {"space": "pair", "step_size": 5e-5},
         "tilted-kl": tilt | {"base_lr": 1e-5},
@@ -96,6 +102,28 @@ def _recipes(
     for name, options in tilts.items():
         found[name] = Tilting(
             model="Tilted", options=options, epochs=tilt_epochs, batch_size=batch_size, annealed=False, base="tilt-base"
+        )
+    diffusions: dict[str, tuple[str, dict[str, Any]]] = {
+        "ddpm": ("DDPM", ddpm | {"sample_steps": ddpm["steps"]}),
+        **{f"ddgan-{steps}": ("DDGAN", ddgan | {"steps": steps}) for steps in (1, 2, 4, 8)},
+        "ddgan-one-shot": ("DDGAN", ddgan | {"one_shot": True}),
+        "ddgan-direct": ("DDGAN", ddgan | {"prediction": "previous"}),
+        "ddgan-noise": ("DDGAN", ddgan | {"prediction": "noise"}),
+        "ddgan-no-latent": ("DDGAN", ddgan | {"latent_dim": 0}),
+    }
+    for name, (model, options) in diffusions.items():
+        found[name] = Averaged(
+            model=model,
+            options=options,
+            epochs=diffusion_epochs * (2 if model == "DDGAN" else 1),
+            batch_size=batch_size,
+            annealed=model != "DDGAN",
+            ema=0.995,
+        )
+    fewer = min(50, ddpm["steps"] // 2)
+    for name, eta in (("ddpm-strided", 1.0), ("ddim", 0.0)):
+        found[name] = Redrawn(
+            model="DDPM", options={"sample_steps": fewer, "eta": eta}, epochs=0, trained="ddpm", batch_size=batch_size
         )
     found["ebm"] = Recipe(
         model="EnergyModel",
@@ -118,6 +146,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 4},
         tilt={"width": 4, "steps": 2, "sample_steps": 2},
         tilt_epochs=1,
+        ddpm={"steps": 20, "schedule": "vp", "width": 4, "levels": 2, "patch": 1},
+        ddgan={"width": 4, "levels": 2, "latent_dim": 4},
+        diffusion_epochs=1,
         epochs=2,
         studied_epochs=2,
         flow_epochs=1,
@@ -133,6 +164,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 16},
         tilt={"width": 8, "steps": 15, "sample_steps": 30},
         tilt_epochs=4,
+        ddpm={"steps": 1000, "width": 16, "levels": 3, "patch": 2},
+        ddgan={"width": 12, "levels": 3, "patch": 2},
+        diffusion_epochs=15,
         epochs=8,
         studied_epochs=8,
         flow_epochs=4,
@@ -148,6 +182,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 64},
         tilt={"architecture": "residual", "width": 64, "steps": 60, "sample_steps": 100},
         tilt_epochs=128,
+        ddpm={"steps": 1000, "width": 64, "levels": 3, "patch": 1},
+        ddgan={"width": 64, "levels": 3},
+        diffusion_epochs=200,
         epochs=100,
         studied_epochs=100,
         flow_epochs=128,

@@ -11,6 +11,7 @@ _PUBLISHED = {"tilt-base": (18.9, 57.1), "tilted": (16.0, 38.1)}  # FID on MNIST
 _TITLES = {
     "tilt-base": "VAE",
     "tilted": "VAE, tilted",
+    "tilted-adjusted": "VAE, tilted, chains adjusted and kept",
     "tilted-kl": "VAE, tilted, whose decoder learns from the energy",
     "tilted-wgan": "WGAN with the VAE's decoder",
     "tilted-image": "energy of images, chains from the VAE",
@@ -25,7 +26,8 @@ class _Table(SampleTable):
     question = "What does an energy on top of a VAE do to its samples, and where must its chains run?"
     finding = (
         "Frechet distance in our features, on MNIST and Fashion-MNIST: VAE {tilt-base|mnist-frechet}, "
-        "{tilt-base|fashion-mnist-frechet}; tilted {tilted|mnist-frechet}, {tilted|fashion-mnist-frechet}; the same "
+        "{tilt-base|fashion-mnist-frechet}; tilted {tilted|mnist-frechet}, {tilted|fashion-mnist-frechet}, with chains "
+        "that are adjusted and kept {tilted-adjusted|mnist-frechet}, {tilted-adjusted|fashion-mnist-frechet}; the same "
         "energy of images alone, chains from the VAE {tilted-image|mnist-frechet}, "
         "{tilted-image|fashion-mnist-frechet}."
     )
@@ -42,7 +44,13 @@ class _Table(SampleTable):
         ),
         Row(key=TRAINING_IMAGES, title="training images", note="what perfect samples would get"),
     )
-    order = (("tilted", "tilt-base"), ("tilted", "tilted-image"), ("tilted", "tilted-kl"), ("tilted", "tilted-pair"))
+    order = (
+        ("tilted", "tilt-base"),
+        ("tilted-adjusted", "tilted"),
+        ("tilted", "tilted-image"),
+        ("tilted", "tilted-kl"),
+        ("tilted", "tilted-pair"),
+    )
     notes = (
         "Published: FIDs of other networks, of another metric. Table 4.6 has its ablations on CIFAR-10 alone: EBM on x "
         "48.9, its chains from the base 29.3, WGAN 20.4, tilted with the generator's KL 14.0, tilted 13.0, base 56.0.",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers
-from robustgen.generative.adversarial.minibatch_discrimination import MinibatchDiscrimination
+from robustgen.generative.adversarial.improved_techniques import MinibatchDiscrimination
 from robustgen.generative.base import GenerativeModel
 from robustgen.training import Batch
 

@@ -12,9 +12,8 @@ from torch import Tensor, nn
 
 from robustgen.checks import check_flags, check_integers, check_numbers
 from robustgen.generative.adversarial.base import AdversarialModel
-from robustgen.generative.adversarial.historical_average import HistoricalAverage
+from robustgen.generative.adversarial.improved_techniques import HistoricalAverage, VirtualBatchNorm, WithReference
 from robustgen.generative.adversarial.strided import Discriminator, Generator
-from robustgen.generative.adversarial.virtual_batch_norm import VirtualBatchNorm, WithReference
 
 __all__ = ["HeuristicGAN"]
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from robustgen.generative.adversarial.minibatch_discrimination import MinibatchDiscrimination
+from robustgen.generative.adversarial.improved_techniques import MinibatchDiscrimination
 
 __all__ = ["Discriminator", "Generator", "halvings"]
 

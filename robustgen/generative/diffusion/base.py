@@ -84,6 +84,12 @@ class Diffusion(GenerativeModel):
         back = [partial(self._reverse, t=t, s=s) for t, s in pairwise(times)]
         return [partial(self._diffuse, t=depth), *back[:-1], lambda u: self._image(back[-1](u))]
 
+    def _state(self, x: Tensor) -> Tensor:
+        return self.scale * (2 * x - 1)
+
+    def _image(self, u: Tensor) -> Tensor:
+        return (u / self.scale + 1) / 2
+
     @torch.no_grad()
     def edit(self, x: Tensor, depth: int, steps: int | None = None) -> Tensor:
         """Images (N, *shape) in [0, 1] that the model makes of x, strokes for one, by diffusing it and coming back.
@@ -101,12 +107,6 @@ class Diffusion(GenerativeModel):
         for function in self.chain(depth, steps):
             u = function(u)
         return u.clamp(0, 1)
-
-    def _state(self, x: Tensor) -> Tensor:
-        return self.scale * (2 * x - 1)
-
-    def _image(self, u: Tensor) -> Tensor:
-        return (u / self.scale + 1) / 2
 
     def _diffuse(self, x: Tensor, t: int) -> Tensor:
         u = self._state(x)
@@ -132,7 +132,7 @@ class Diffusion(GenerativeModel):
             TypeError: no floats, or a sigma that is no number.
             ValueError: NaN or Inf, images of another shape, or noise below half of the first step's or above the last.
         """
-        x = check_images(x)
+        x = check_images(x).to(self.dtype)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
         check_positive(sigma=sigma)

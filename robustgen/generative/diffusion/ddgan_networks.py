@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustgen.generative.diffusion.unet import UNet
+from robustgen.generative.diffusion.unet import UNet, to_patches
 
 __all__ = ["DenseDiscriminator", "DenseGenerator", "Discriminator", "Generator"]
 
@@ -84,7 +84,7 @@ class Discriminator(nn.Module):
 
     def forward(self, u_s: Tensor, u_t: Tensor, t: Tensor) -> Tensor:
         t = t.to(u_s.device)
-        h = self.stem(F.pixel_unshuffle(torch.cat([u_s, u_t], 1), self.patch))
+        h = self.stem(to_patches(torch.cat([u_s, u_t], 1), self.patch))
         for block in self.down:
             h = block(h, t)
         h = F.leaky_relu(self.last(F.leaky_relu(h, 0.2)), 0.2).sum((2, 3))

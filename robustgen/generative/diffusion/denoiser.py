@@ -7,13 +7,16 @@ input, output and loss in units of their standard deviations).
 """
 
 import math
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from robustgen.checks import check_images, check_integers, check_positive
+from robustgen.checks import check_images, check_integers, check_numbers, check_positive
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.diffusion.unet import UNet, check_network
 from robustgen.model import logits_of, untouched
@@ -81,7 +84,7 @@ class Denoiser(GenerativeModel):
             TypeError: no floats.
             ValueError: NaN or Inf, images of another shape, or a sigma outside of what was trained.
         """
-        x = check_images(x)
+        x = check_images(x).to(self.dtype)
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
@@ -97,6 +100,32 @@ class Denoiser(GenerativeModel):
         """What the network says of images (N, ...), how noisy they are (N,)."""
         return self.network(u, noise)
 
+    def chain(self, depth: float, steps: int | None = None) -> list[Callable[[Tensor], Tensor]]:
+        """Functions that, one after the other, add noise of standard deviation ``depth`` and take it away again.
+
+        In one step, which leaves E[x | x + noise], or in several along the flow that ``sample`` follows; see
+        :meth:`robustgen.generative.diffusion.base.Diffusion.chain`.
+
+        Raises:
+            TypeError, ValueError: a depth outside of what was trained, or no whole number of steps.
+        """
+        check_numbers(depth=depth)
+        if not self.sigma_min <= depth <= self.sigma_max:
+            trained = f"from {self.sigma_min:g} to {self.sigma_max:g}, as was trained"
+            raise ValueError(f"depth is a standard deviation {trained}, got {depth:g}")
+        check_integers(steps=1 if steps is None else steps)
+        back = [partial(self._step, sigma=a, lower=b) for a, b in pairwise(self._levels(depth, steps or 1))]
+        return [lambda x: x + depth * torch.randn_like(x), *back]
+
+    def _levels(self, highest: float, steps: int) -> list[float]:
+        """From the ``highest`` noise down to none."""
+        return [*torch.logspace(math.log10(highest), math.log10(self.sigma_min), steps).tolist(), 0.0]
+
+    def _step(self, x: Tensor, sigma: float, lower: float) -> Tensor:
+        """Euler's method on the flow that keeps p(x; sigma)."""
+        denoised = self._denoise(x, torch.full((len(x),), sigma, device=x.device, dtype=x.dtype))
+        return denoised + (x - denoised) * (lower / sigma)
+
     def _denoise(self, x: Tensor, level: Tensor, **given: Any) -> Tensor:
         """``given``: what ``_ask`` is told besides."""
         s = level[:, None, None, None]
@@ -111,10 +140,13 @@ class Denoiser(GenerativeModel):
         level = (low + (high - low) * torch.rand(len(x), dtype=x.dtype, device=x.device)).exp()
         return x + level[:, None, None, None] * torch.randn_like(x), level
 
+    def weight(self, level: Tensor) -> Tensor:
+        """1 / c_out^2."""
+        return (level.square() + self.sigma_data**2) / (level * self.sigma_data).square()
+
     def loss(self, denoised: Tensor, x: Tensor, level: Tensor) -> Tensor:
         """Mean of |D - x|^2 / c_out^2, in which every noise level counts alike."""
-        weight = (level.square() + self.sigma_data**2) / (level * self.sigma_data).square()
-        return (weight * (denoised - x).square().flatten(1).mean(1)).mean()
+        return (self.weight(level) * (denoised - x).square().flatten(1).mean(1)).mean()
 
     def training_step(self, batch: Batch, step: int, **given: Any) -> dict[str, Tensor]:
         noisy, level = self.noised(batch.x)
@@ -126,14 +158,10 @@ class Denoiser(GenerativeModel):
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
         options: dict[str, Any] = {"generator": generator, "device": self.device, "dtype": self.dtype}
-        levels = torch.logspace(math.log10(self.sigma_max), math.log10(self.sigma_min), self.sample_steps).tolist()
         scale = math.hypot(self.sigma_max, self.sigma_data)
         x = 0.5 + scale * torch.randn(n, *self.shape, **options)
-        for sigma, lower in zip(
-            levels, [*levels[1:], 0.0], strict=True
-        ):  # Euler's method on the flow that keeps p(x; sigma)
-            denoised = self._denoise(x, torch.full((n,), sigma, device=x.device, dtype=x.dtype))
-            x = denoised + (x - denoised) * (lower / sigma)
+        for sigma, lower in pairwise(self._levels(self.sigma_max, self.sample_steps)):
+            x = self._step(x, sigma, lower)
         return x.clamp(0, 1)
 
 

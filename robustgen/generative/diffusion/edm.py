@@ -5,6 +5,7 @@ preconditioning (table 1) is that of :class:`Denoiser`, the noise in training lo
 Heun's method at the times of equation 5 (algorithm 1).
 """
 
+import math
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
@@ -82,6 +83,12 @@ class EDM(ClassConditional, Denoiser):
     def training_step(self, batch: Batch, step: int, **given: Any) -> dict[str, Tensor]:
         return super().training_step(batch, step, y=self._labels(batch), **given)
 
+    def noise_error(self, x: Tensor, noise: Tensor, position: float, y: Tensor | None = None) -> Tensor:
+        normal = torch.special.ndtri(torch.tensor(position, dtype=torch.float64)).item()
+        level = x.new_full((len(x),), math.exp(self.log_sigma_mean + self.log_sigma_std * normal))
+        denoised = self._denoise(x + level[:, None, None, None] * noise, level, y=y)
+        return self.weight(level) * (denoised - x).square().flatten(1).sum(1)
+
     def sigmas(self) -> list[float]:
         """Noise of a sample's steps, from 0 and ``sigma_min`` up to ``sigma_max``: ``sample_steps`` + 1 numbers."""
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
@@ -105,7 +112,7 @@ class EDM(ClassConditional, Denoiser):
             x = self._step(x, sigma, lower, y=y, guidance=self.guidance)
         return x.clamp(0, 1)
 
-    def chain(self, depth: int, steps: int | None = None) -> list[Callable[[Tensor], Tensor]]:
+    def chain(self, depth: Any, steps: int | None = None) -> list[Callable[[Tensor], Tensor]]:
         """Functions that, one after the other, put noise on images and take it away again.
 
         As :meth:`Diffusion.chain`, with states that are images with noise of :meth:`sigmas` and a way back without

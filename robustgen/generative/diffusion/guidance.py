@@ -65,6 +65,16 @@ class ClassConditional(GenerativeModel):
         return torch.where(withheld, torch.full_like(y, self.classes), y)
 
     @abstractmethod
+    def noise_error(self, x: Tensor, noise: Tensor, position: float, y: Tensor | None = None) -> Tensor:
+        """How badly it tells the ``noise`` (N, *shape) that images x (N, *shape) in [0, 1] are given; y: their classes.
+
+        (N,), the squared error summed over pixels, with the weight that it has in training. Differentiable.
+
+        Args:
+            position: in (0, 1), where among the levels of noise in training; 0: the least.
+        """
+
+    @abstractmethod
     def _sample_of(self, n: int, y: Tensor | None, generator: torch.Generator | None) -> Tensor:
         """n images in [0, 1], of classes y (N,) if they are given."""
 

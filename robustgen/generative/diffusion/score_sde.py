@@ -44,7 +44,7 @@ class _Field(nn.Module):
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         ratio = self.base.sigma_max / self.base.sigma_min
-        sigma = self.base.sigma_min * ratio ** t.item()
+        sigma = self.base.sigma_min * ratio ** min(max(t.item(), 0.0), 1.0)  # adaptive solvers look beyond the ends
         scale, x = _scale(sigma), 0.5 + _scale(sigma) * z
         return math.log(ratio) * ((x - self.base.denoise(x, sigma)) / scale - (sigma / scale) ** 2 * z)
 

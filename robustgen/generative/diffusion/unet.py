@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from robustgen.checks import check_integers
 
-__all__ = ["UNet", "check_network"]
+__all__ = ["UNet", "check_network", "from_patches", "to_patches"]
 
 
 def check_network(shape: tuple[int, ...], width: int, levels: int, patch: int) -> None:
@@ -28,6 +28,26 @@ def check_network(shape: tuple[int, ...], width: int, levels: int, patch: int) -
     check_integers(width=width, levels=levels, patch=patch)
     if shape[1] % patch or shape[2] % patch:
         raise ValueError(f"images of {shape[1]}x{shape[2]} pixels are not made of patches of {patch}x{patch}")
+
+
+def to_patches(x: Tensor, size: int) -> Tensor:
+    """(N, C, H, W) -> (N, C size^2, H / size, W / size); torch leaves no images as they are.
+
+    >>> to_patches(torch.zeros(0, 1, 8, 8), 2).shape
+    torch.Size([0, 4, 4, 4])
+    """
+    n, c, h, w = x.shape
+    return F.pixel_unshuffle(x, size) if n else x.reshape(0, c * size**2, h // size, w // size)
+
+
+def from_patches(x: Tensor, size: int) -> Tensor:
+    """The way back from :func:`to_patches`.
+
+    >>> from_patches(torch.zeros(0, 4, 4, 4), 2).shape
+    torch.Size([0, 1, 8, 8])
+    """
+    n, c, h, w = x.shape
+    return F.pixel_shuffle(x, size) if n else x.reshape(0, c // size**2, h * size, w * size)
 
 
 class _Block(nn.Module):
@@ -119,7 +139,7 @@ class UNet(nn.Module):
         if self.tell_class is not None:
             told = told + self.tell_class(y)
         styles = () if style is None else (style,)
-        h, bridges = self.stem(F.pixel_unshuffle(x, self.patch)), []
+        h, bridges = self.stem(to_patches(x, self.patch)), []
         for level, block in enumerate(self.down):
             h = block(h, told, *styles)
             if level < len(self.shrink):
@@ -129,4 +149,4 @@ class UNet(nn.Module):
             bridge = bridges[level]
             h = self.grow[level](F.interpolate(h, size=bridge.shape[2:], mode="nearest"))
             h = self.up[level](torch.cat([h, bridge], 1), told, *styles)
-        return F.pixel_shuffle(self.out(F.silu(self.norm(h, *styles))), self.patch)
+        return from_patches(self.out(F.silu(self.norm(h, *styles))), self.patch)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_numbers, check_positive
 from robustgen.generative.base import GenerativeModel
+from robustgen.generative.energy.energy_guard import EnergyGuard, energy_overlap, follow
 from robustgen.generative.energy.langevin import check_kept, check_reach, langevin, reflect
 from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.generative.energy.score_matching import denoising_score_matching, sliced_score_matching
@@ -63,6 +64,10 @@ class EnergyModel(GenerativeModel):
             noisy data (contrastive divergence), so that f learns the neighbourhood of data alone, and neither energies
             far away nor samples from noise mean much.
 
+    Attributes:
+        overlap: of "langevin", a moving average, in training, of how far the energies of data and chains lie alike,
+            from 0 to 1; see :class:`EnergyGuard`.
+
     Raises:
         ValueError: an argument out of range, an unknown objective or start of chains, chains of an objective without
             any; in training, more images than there are persistent chains.
@@ -75,6 +80,7 @@ class EnergyModel(GenerativeModel):
     """
 
     log_prob_kind = "unnormalised"
+    overlap: Tensor
     replay: Tensor
 
     def __init__(
@@ -116,6 +122,8 @@ class EnergyModel(GenerativeModel):
         if not 0 <= regularisation < float("inf"):
             raise ValueError(f"regularisation must be a finite number >= 0, got {regularisation}")
         self.network = EnergyNetwork(self.shape, width=width)
+        if objective == "langevin":
+            self.register_buffer("overlap", torch.ones(()))
         if objective == "langevin" and chains == "persistent":
             self.register_buffer("replay", torch.rand(buffer_size, *self.shape))
 
@@ -142,10 +150,13 @@ class EnergyModel(GenerativeModel):
             samples, noisy = self._persistent(len(batch.x)), self._noisy(batch.x)
         else:
             samples, noisy = self._short(batch.x)
-        on_data, on_samples = self._network_energy(noisy), self._network_energy(samples)
+        on_data, on_samples = self._network_energy(torch.cat([noisy, samples])).split([len(noisy), len(samples)])
         gap = on_samples.mean() - on_data.mean()
         size = on_data.square().mean() + on_samples.square().mean()
-        return {"loss": self.regularisation * size - gap, "gap": gap.detach(), "size": size.detach()}
+        logged = {"gap": gap.detach(), "size": size.detach()}
+        if self.training:
+            logged["overlap"] = follow(self.overlap, on_data, on_samples)
+        return {"loss": self.regularisation * size - gap} | logged
 
     def _persistent(self, n: int) -> Tensor:
         """n of the chains that are kept, after further steps."""
@@ -173,8 +184,13 @@ class EnergyModel(GenerativeModel):
             noisy = self._noisy(batch.x)
         else:
             samples, noisy = self._short(batch.x)
-        gap = self._network_energy(samples).mean() - self._network_energy(noisy).mean()
-        return {"loss": -gap, "gap": gap}
+        on_data, on_samples = self._network_energy(noisy), self._network_energy(samples)
+        gap = on_samples.mean() - on_data.mean()
+        return {"loss": -gap, "gap": gap, "overlap": energy_overlap(on_data, on_samples)}
+
+    def guard(self) -> EnergyGuard | None:
+        """Of the objective with chains."""
+        return EnergyGuard() if self.objective == "langevin" else None
 
     def _noisy(self, x: Tensor) -> Tensor:
         return reflect(x + self.sigma * torch.randn_like(x))

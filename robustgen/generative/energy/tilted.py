@@ -22,27 +22,17 @@ from robustgen.generative.blocks.gaussian import gaussian_log_prob
 from robustgen.generative.blocks.pixel_likelihood import Gaussian
 from robustgen.generative.energy.annealed_importance_sampling import LogPartition, of_log_weights
 from robustgen.generative.energy.base_model import describe_model, frozen_model
-from robustgen.generative.energy.energy_guard import EnergyGuard
+from robustgen.generative.energy.energy_guard import EnergyGuard, energy_overlap, follow
 from robustgen.generative.energy.langevin import check_kept, check_reach, langevin
 from robustgen.generative.energy.network import EnergyNetwork
 from robustgen.generative.flows.base import Flow
 from robustgen.training import Batch
 
-__all__ = ["Tilted", "energy_overlap"]
+__all__ = ["Tilted"]
 
 SPACES = ("noise", "joint", "image", "pair")
 _ROWS = 256  # images at once in an estimate of log Z
 _REMEDY = "take a smaller step_size, or adjusted=True"
-
-
-def energy_overlap(on_data: Tensor, on_samples: Tensor) -> Tensor:
-    """1 - |2 AUROC - 1| of two sets of energies (N,), (M,): 1 where they lie alike, 0 where one is all above the other.
-
-    >>> energy_overlap(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0])).item()
-    0.0
-    """
-    above = (on_samples[:, None] > on_data).float().mean() + 0.5 * (on_samples[:, None] == on_data).float().mean()
-    return 1 - (2 * above - 1).abs()
 
 
 class Tilted(GenerativeModel):
@@ -86,7 +76,8 @@ class Tilted(GenerativeModel):
 
     Attributes:
         base_log_prob_kind: of the base.
-        gap: a moving average of E f(negatives) - E f(data) in training, which is 0 where chains follow the density.
+        overlap: a moving average, in training, of how far the energies of data and negatives lie alike, from 0 to 1;
+            see :class:`EnergyGuard`.
 
     Raises:
         TypeError: the base is no generative model, or the energy no module.
@@ -102,7 +93,7 @@ class Tilted(GenerativeModel):
     """
 
     log_prob_kind: ClassVar[str | None] = "unnormalised"
-    gap: Tensor
+    overlap: Tensor
     replay: Tensor
 
     def __init__(
@@ -160,7 +151,7 @@ class Tilted(GenerativeModel):
         self.base_log_prob_kind = base.log_prob_kind
         if base.log_prob_kind is None and space != "image":
             self.log_prob_kind = None  # type: ignore[misc]
-        self.register_buffer("gap", torch.zeros(()))
+        self.register_buffer("overlap", torch.ones(()))
         if persistent:
             self.register_buffer("replay", self._fresh(buffer_size))
         if base_lr is not None:
@@ -377,10 +368,7 @@ class Tilted(GenerativeModel):
         if self.base_lr is not None and self.player_at(step) == "generator":
             eps = self._fresh(len(batch.x))
             return {"loss": self._energy(self._pushed(eps)).mean()}
-        losses = self._losses(batch.x, self._negatives(len(batch.x), step), self.training)
-        if self.training:
-            self.gap += 0.05 * (losses["sample_energy"] - losses["data_energy"] - self.gap)
-        return losses
+        return self._losses(batch.x, self._negatives(len(batch.x), step), self.training)
 
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
         """The same without what keeps f small, against chains from fresh noise."""
@@ -391,8 +379,10 @@ class Tilted(GenerativeModel):
         on_data, on_negatives = self._energy(torch.cat([x, negatives])).split([len(x), len(negatives)])
         loss = on_data.mean() - on_negatives.mean()
         logged = {"data_energy": on_data.detach().mean(), "sample_energy": on_negatives.detach().mean()}
-        logged["overlap"] = energy_overlap(on_data.detach(), on_negatives.detach())
-        if penalised:
+        if not penalised:
+            logged["overlap"] = energy_overlap(on_data.detach(), on_negatives.detach())
+        else:
+            logged["overlap"] = follow(self.overlap, on_data, on_negatives)
             loss = loss + self.regularisation * (on_data.square().mean() + on_negatives.square().mean())
             if self._vectors is not None:
                 loss = loss + self.spectral * self._vectors(self.network)

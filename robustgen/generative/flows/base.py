@@ -4,24 +4,27 @@ Theis, van den Oord and Bethge, "A note on the evaluation of generative models",
 x + uniform noise bounds the log probability of discrete x from below. Dinh, Sohl-Dickstein and Bengio, "Density
 estimation using Real NVP", ICLR 2017, section 4.1: the flow sees the logit of pixels; of alpha + (1 - 2 alpha) x, whose
 ends are alike, in Papamakarios, Pavlakou and Murray, "Masked Autoregressive Flow for Density Estimation", NIPS 2017.
+Ho, Chen, Srinivas, Duan and Abbeel, "Flow++: Improving Flow-Based Generative Models with Variational Dequantization and
+Architecture Design", ICML 2019, section 3.1: noise that a flow shapes for each image.
 """
 
 import math
 from typing import ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn import functional as F
 
 from robustgen.checks import check_numbers
 from robustgen.counter_rng import content_ids, normal, uniform
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
-from robustgen.generative.flows.dequantization import VariationalNoise
+from robustgen.generative.flows.coupling import ConvNetwork, MaskedCoupling, checkerboard
 from robustgen.generative.flows.transform import Transform, start
 from robustgen.generative.pixels import Pixels, bits_per_dim
 from robustgen.training import Batch
 
-__all__ = ["DEQUANTIZATIONS", "Flow", "Logit"]
+__all__ = ["DEQUANTIZATIONS", "Flow", "Logit", "VariationalNoise"]
 
 DEQUANTIZATIONS = ("none", "uniform", "variational")
 _STREAM = 31  # of the noise that dequantizes scored images
@@ -50,6 +53,44 @@ class Logit(Transform):
 
     def inverse(self, y: Tensor) -> Tensor:
         return (y.sigmoid() - self.alpha) / (1 - 2 * self.alpha)
+
+
+class VariationalNoise(nn.Module):
+    """q(u | x) of noise u in (0, 1): normal noise through couplings that know x, and through the normal distribution's
+    cumulative one, where the paper has a sigmoid; so u is uniform at the start, when the couplings change nothing.
+
+    Args:
+        shape: of an image, (channels, height, width).
+        couplings: with checkerboards by turns.
+        width: features of the networks, and channels of what they are told of x.
+
+    >>> noise = VariationalNoise((1, 4, 4))
+    >>> u, log_q = noise(torch.zeros(2, 1, 4, 4), torch.zeros(2, 1, 4, 4))
+    >>> bool((u == 0.5).all()), bool((log_q == 0).all())
+    (True, True)
+    """
+
+    def __init__(self, shape: tuple[int, int, int], couplings: int = 4, width: int = 16) -> None:
+        super().__init__()
+        channels, *size = shape
+        self.context = nn.Conv2d(channels, width, 3, padding=1)
+        self.couplings = nn.ModuleList(
+            MaskedCoupling(
+                ConvNetwork(channels + width, 2 * channels, (size[0], size[1]), width, blocks=1),
+                checkerboard(size[0], size[1], first=i % 2),
+            )
+            for i in range(couplings)
+        )
+
+    def forward(self, x: Tensor, eps: Tensor) -> tuple[Tensor, Tensor]:
+        """u (N, C, H, W) of standard normal ``eps`` for images x in [0, 1], and log q(u | x) (N,)."""
+        context = F.elu(self.context(x - 0.5))
+        h, log_q = eps, gaussian_log_prob(eps).flatten(1).sum(1)
+        for coupling in self.couplings:
+            h, log_det = coupling(h, context)
+            log_q = log_q - log_det
+        log_q = log_q - gaussian_log_prob(h).flatten(1).sum(1)  # du / dh is the normal density
+        return torch.special.ndtr(h), log_q
 
 
 class Flow(GenerativeModel):

@@ -15,8 +15,7 @@ from robustgen.generative.blocks.gaussian import bounded_log_std, gaussian_kl, g
 from robustgen.generative.blocks.residual import ResidualBlock
 from robustgen.generative.blocks.softmax import discrete_likelihood
 from robustgen.generative.latent.base import Posterior, gaussian_posterior
-from robustgen.generative.latent.conditional_pixelcnn import ConditionalPixelCNN
-from robustgen.generative.latent.pixel_decoder import PixelCNNDecoder
+from robustgen.generative.latent.pixel_decoder import ConditionalPixelCNN, PixelCNNDecoder
 from robustgen.generative.pixels import Pixels
 
 __all__ = ["HierarchicalPixelVAE"]

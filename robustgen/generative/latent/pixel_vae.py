@@ -11,8 +11,7 @@ from robustgen.generative.blocks.gated import Condition
 from robustgen.generative.blocks.softmax import discrete_likelihood
 from robustgen.generative.latent.base import Posterior, gaussian_posterior
 from robustgen.generative.latent.coders import ConvDecoder, ConvEncoder
-from robustgen.generative.latent.conditional_pixelcnn import ConditionalPixelCNN
-from robustgen.generative.latent.pixel_decoder import PixelCNNDecoder
+from robustgen.generative.latent.pixel_decoder import ConditionalPixelCNN, PixelCNNDecoder
 from robustgen.generative.pixels import Pixels
 
 __all__ = ["PixelVAE"]

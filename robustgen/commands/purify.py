@@ -1,0 +1,112 @@
+"""``robustgen attack --purify``: what a network is worth behind a purifier."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustgen.commands.attack import remember_options
+from robustgen.commands.data_spec import DataSpec
+from robustgen.commands.generative import trained_model
+from robustgen.commands.opening import load_run, move, open_network
+from robustgen.commands.run_info import stopped_early, threat
+from robustgen.commands.runs import by_class_name, check_classes, data_for
+from robustgen.data import require_nonempty
+from robustgen.evaluation import RandomDefenceReport, random_defence
+from robustgen.fortified import purify
+from robustgen.locks import alone
+from robustgen.progress import showing
+
+__all__ = ["attack_purified"]
+
+
+def attack_purified(
+    *,
+    run: Path | None,
+    model: str | None,
+    weights: Path | None,
+    data: DataSpec,
+    purifier: Path,
+    depth: float | None = None,
+    chain_steps: int | None = None,
+    eps: float | None = None,
+    norm: str | None = None,
+    eot: int = 20,
+    draws: int = 50,
+    resubmit: int = 10,
+    part: str = "test",
+    surrogate: Path | None = None,
+    trust: bool = False,
+    mean: tuple[float, ...] | None = None,
+    std: tuple[float, ...] | None = None,
+    batch_size: int = 250,
+    seed: int = 0,
+    device: str | None = None,
+    out: Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+    command: str | None = None,
+    options: dict[str, Any] | None = None,
+    skip: Callable[[ValueError], None] | None = None,
+    tell: Callable[[str], None] = print,
+) -> tuple[RandomDefenceReport, Path | None]:
+    """Attack a trained network behind the generative model of a run; the report, and with ``out`` where its page is.
+
+    Args:
+        purifier: run of a generative model, whose kind says how it purifies: see :func:`robustgen.purify`.
+        depth, chain_steps: of its chain.
+        eot, draws, resubmit: see ``eot``, ``draws`` and ``k`` of :func:`robustgen.evaluation.random_defence`.
+
+    The others are those of :func:`~robustgen.commands.attack.attack_network`.
+
+    Raises:
+        ValueError: as these do, or a model of images of another shape than the network's.
+    """
+    if resume and out is None:
+        raise ValueError("--resume goes on with the evaluation in --out: pass it")
+    network, info = open_network(run, model, weights, trust, mean, std)
+    eps, norm, of_training = threat(info, eps, norm)
+    generative = trained_model(purifier)
+    shape = tuple(info["network"]["shape"]) if info else generative.shape
+    if shape != generative.shape:
+        raise ValueError(f"--purify {purifier}: is of images {generative.shape}, the network takes {shape}")
+    whole = depth is not None and depth == int(depth)
+    defence = purify(network, generative, int(depth) if whole and depth is not None else depth, chain_steps)
+    dataset = data_for(data, info).read(part, shape, skip, spaced=True)
+    if info:
+        dataset = require_nonempty(by_class_name(dataset, info)[0])
+    else:
+        check_classes(network, dataset)
+    substitute = None if surrogate is None else load_run(surrogate, trust=trust)[0]
+    for module in (defence, substitute):
+        if module is not None:
+            move(module, device)
+    where = next(network.parameters(), torch.zeros(())).device
+    with showing(progress), nullcontext() if out is None else alone(out, wait=False):
+        if out is not None and options is not None:
+            remember_options(out, options | {"eps": eps, "norm": norm})
+        if of_training:
+            tell(of_training)
+        report = random_defence(
+            defence,
+            dataset.images().to(where),
+            dataset.labels().to(where),
+            eps=eps,
+            norm=norm,
+            k=resubmit,
+            draws=draws,
+            eot=eot,
+            surrogate=substitute,
+            ids=dataset.ids.to(where),
+            run_dir=out,
+            resume=resume,
+            seed=seed,
+            batch_size=batch_size,
+            name=f"{model if run is None else run} on {dataset.name}, behind {purifier}",
+            progress=progress,
+        )
+        stopped = [line for used in (run, surrogate) if used is not None and (line := stopped_early(used))]
+        report.notes += stopped
+        return report, None if out is None else report.save(out, command=command)
