@@ -117,7 +117,6 @@ def _recipes(
             options=options,
             epochs=diffusion_epochs * (2 if model == "DDGAN" else 1),
             batch_size=batch_size,
-            annealed=model != "DDGAN",
             ema=0.995,
         )
     for name, redrawn in {
