@@ -10,6 +10,7 @@ from robustgen.generative import DDGAN
 from robustgen.generative.adversarial.dcgan import generator_loss
 from robustgen.generative.diffusion.ddgan import r1_penalty
 from robustgen.training import Batch
+from robustgen.training.players import Players
 
 SHAPE = (1, 8, 8)
 SMALL = {"latent_dim": 3, "width": 4, "levels": 2}
@@ -128,6 +129,15 @@ def test_the_penalty_and_its_gradient_by_finite_differences():
             with torch.no_grad():
                 p.sub_(way * h * direction)
         assert (values[0] - values[1]) / (2 * h) == pytest.approx((gradient * direction).sum().item(), rel=1e-4)
+
+
+def test_the_generator_learns_more_slowly_by_its_factor():
+    net = model()
+    players = Players(net, net.optimizer)
+    rates = {name: optimizer.param_groups[0]["lr"] for name, optimizer in players.optimizers.items()}
+    assert rates == {"discriminator": 1e-3, "generator": pytest.approx(2e-4)}
+    players.scale_lr(0.5)
+    assert players.optimizers["generator"].param_groups[0]["lr"] == pytest.approx(1e-4)
 
 
 # --- the way back ------------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from robustgen.evaluation.random_defence_page import (
 )
 from robustgen.evaluation.random_defence_report import all_of_k, mean_share
 from robustgen.fortified import DeepImagePrior, DefenseGAN, LangevinChain, Projection, purify
-from robustgen.generative import DCGAN, GLF, Denoiser, EnergyModel, GenerativeModel, PixelCNN, RealNVP
+from robustgen.generative import DCGAN, DDGAN, DDPM, EDM, GLF, Denoiser, EnergyModel, GenerativeModel, PixelCNN, RealNVP
 from robustgen.generative.diffusion.base import Diffusion
 from robustgen.generative.diffusion.noise_schedule import NoiseSchedule
 from robustgen.generative.energy.langevin import langevin
@@ -155,6 +155,9 @@ def purifiers():
         return {
             "diffusion": (TinyDiffusion().eval(), 4, None),
             "diffusion, fewer steps": (TinyDiffusion().eval(), 4, 2),
+            "ddpm": (DDPM((1, 8, 8), width=4, levels=2, steps=20, schedule="cosine", sample_steps=5).eval(), 6, 3),
+            "ddgan": (DDGAN((1, 8, 8), width=4, levels=2, steps=4).eval(), 2, None),
+            "edm": (EDM((1, 8, 8), width=4, levels=2, sample_steps=6).eval(), 3, None),
             "denoiser": (denoiser, 0.5, 3),
             "energy": (EnergyModel((1, 8, 8), width=2, buffer_size=1).eval(), 3, None),
             "projection": (glf, None, None),

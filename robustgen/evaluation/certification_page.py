@@ -1,6 +1,5 @@
 """``certification.html``: the page of certificates, drawn from ``certification.json`` alone."""
 
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from robustgen.evaluation.metrics import percent
 from robustgen.evaluation.report_figures import draw_certified
 from robustgen.evaluation.report_format import PROPORTION, check_picture
 from robustgen.evaluation.report_markdown import as_text, markdown_table
-from robustgen.evaluation.report_page import draw_figure, kind_of, templates
+from robustgen.evaluation.report_page import draw_figure, record_in, templates, write_page
 from robustgen.evaluation.report_pictures import draw_picture
 from robustgen.evaluation.summary import Summary, short_percent
-from robustgen.files import read_json, write_bytes, write_json
+from robustgen.files import read_json
 from robustgen.structure import SHARE, Between, check_structure
 
 __all__ = [
@@ -71,7 +70,7 @@ _RECORD = {"format": range(FORMAT, FORMAT + 1), "command?": str | None, "certifi
 def write_certification(entries: list[dict[str, Any]], directory: str | Path, command: str | None = None) -> Path:
     """Write ``certification.json`` and ``certification.html`` to ``directory``; returns the path of the page.
 
-    A page that cannot be drawn takes nothing away: then a warning says so, and the path is that of the JSON.
+    See :func:`~robustgen.evaluation.report_page.write_page`.
 
     Args:
         entries: what :meth:`CertificationReport.to_dict` gave, one for each sigma.
@@ -79,23 +78,12 @@ def write_certification(entries: list[dict[str, Any]], directory: str | Path, co
         command: how to run it again.
     """
     record = {"format": FORMAT, "command": command, "certified": entries}
-    truth = Path(directory) / "certification.json"
-    write_json(truth, record)
-    try:
-        page = certification_html(record)
-    except Exception as error:
-        warnings.warn(f"{truth} is complete, but its page cannot be drawn: {kind_of(error)}", stacklevel=2)
-        return truth
-    write_bytes(truth.with_suffix(".html"), page.encode())
-    return truth.with_suffix(".html")
+    return write_page(record, Path(directory) / "certification.json", certification_html)
 
 
 def certification_in(path: Path) -> Path | None:
     """The ``certification.json`` that a path is or holds; None where it holds a report, or nothing."""
-    if path.is_dir():
-        found = path / "certification.json"
-        return found if found.is_file() and not (path / "report.json").exists() else None
-    return path if path.name == "certification.json" else None
+    return record_in(path, "certification.json")
 
 
 def load_certification(path: Path) -> dict[str, Any]:

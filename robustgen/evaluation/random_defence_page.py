@@ -1,6 +1,5 @@
 """``random_defence.html``: the ledger of a random defence, drawn from ``random_defence.json`` alone."""
 
-import warnings
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,10 @@ from robustgen.evaluation.random_defence_report import KINDS, needs_adaptive, to
 from robustgen.evaluation.report_figures import draw_defence
 from robustgen.evaluation.report_format import PROPORTION, check_picture
 from robustgen.evaluation.report_markdown import as_text, markdown_table
-from robustgen.evaluation.report_page import draw_figure, kind_of, templates
+from robustgen.evaluation.report_page import draw_figure, record_in, templates, write_page
 from robustgen.evaluation.report_pictures import draw_picture
 from robustgen.evaluation.summary import Summary, eps_text, short_percent
-from robustgen.files import read_json, write_bytes, write_json
+from robustgen.files import read_json
 from robustgen.structure import POSITIVE, Between, check_structure
 
 __all__ = [
@@ -62,7 +61,7 @@ _RECORD = {"format": range(FORMAT, FORMAT + 1), "command?": str | None, "defence
 def write_random_defence(entry: dict[str, Any], directory: str | Path, command: str | None = None) -> Path:
     """Write ``random_defence.json`` and ``random_defence.html`` to ``directory``; returns the path of the page.
 
-    A page that cannot be drawn takes nothing away: then a warning says so, and the path is that of the JSON.
+    See :func:`~robustgen.evaluation.report_page.write_page`.
 
     Args:
         entry: what :meth:`RandomDefenceReport.to_dict` gave.
@@ -70,23 +69,12 @@ def write_random_defence(entry: dict[str, Any], directory: str | Path, command: 
         command: how to run it again.
     """
     record = {"format": FORMAT, "command": command, "defence": entry}
-    truth = Path(directory) / "random_defence.json"
-    write_json(truth, record)
-    try:
-        page = random_defence_html(record)
-    except Exception as error:
-        warnings.warn(f"{truth} is complete, but its page cannot be drawn: {kind_of(error)}", stacklevel=2)
-        return truth
-    write_bytes(truth.with_suffix(".html"), page.encode())
-    return truth.with_suffix(".html")
+    return write_page(record, Path(directory) / "random_defence.json", random_defence_html)
 
 
 def random_defence_in(path: Path) -> Path | None:
     """The ``random_defence.json`` that a path is or holds; None where it holds a report, or nothing."""
-    if path.is_dir():
-        found = path / "random_defence.json"
-        return found if found.is_file() and not (path / "report.json").exists() else None
-    return path if path.name == "random_defence.json" else None
+    return record_in(path, "random_defence.json")
 
 
 def load_random_defence(path: Path) -> dict[str, Any]:
@@ -204,14 +192,14 @@ def _ledger(entry: dict[str, Any]) -> tables.Table:
     """From the network alone to what is left, item by item."""
     split, worst = entry["split"], entry["rows"]["worst"]
     rows: list[list[object]] = [
-        ["the network alone, attacked", "", percent(entry["undefended"])],
-        ["removal of perturbations", _points(split["removal"]), percent(entry["fixed"])],
+        ["the network alone, attacked", "", _share(entry["undefended"])],
+        ["removal of perturbations", _points(split["removal"]), _share(entry["fixed"])],
     ]
     if entry["purifier"]["stochastic"]:
         rows[1][0] = "removal of perturbations, by draws of a seed that the attacker knows"
         rows += [
-            ["randomness: one draw", _points(split["randomness"]), percent(worst["one_draw"])],
-            [f"resubmission, {entry['k']} times", _points(split["resubmission"]), percent(worst["all_right"])],
+            ["randomness: one draw", _points(split["randomness"]), _share(worst["one_draw"])],
+            [f"resubmission, {entry['k']} times", _points(split["resubmission"]), _share(worst["all_right"])],
         ]
     return ["under attack", "gives", "accuracy"], rows
 
@@ -225,16 +213,22 @@ def _table(entry: dict[str, Any]) -> tables.Table:
     columns = {"one_draw": "one draw" if draws else "accuracy"}
     if draws:
         columns |= {"vote": f"vote of {k}", "all_right": f"all of {k} right"}
-    head = [f"attack (n = {entry['fixed']['n']})", "knows", *columns.values()]
+    head = [f"n = {entry['fixed']['n']}", "attack", *columns.values()]
     rows: list[list[object]] = [
-        [row["label"], KINDS[row["kind"]], *(percent(row[name]) for name in columns)] for row in entry["rows"].values()
+        [key, "none" if key == "clean" else row["label"], *(_share(row[name]) for name in columns)]
+        for key, row in entry["rows"].items()
     ]
     blank = [""] * (len(columns) - 1)
     rows += [
-        ["the network alone, without attack", "", percent(entry["undefended_clean"]), *blank],
-        ["the network alone, attacked", "", percent(entry["undefended"]), *blank],
+        ["the network alone", "none", _share(entry["undefended_clean"]), *blank],
+        ["the network alone", "every point above", _share(entry["undefended"]), *blank],
     ]
     return head, rows
+
+
+def _share(found: dict[str, Any]) -> str:
+    """On a narrow page its interval stays in one piece."""
+    return percent(found).replace(", ", ",\N{NO-BREAK SPACE}")
 
 
 def _facts(entry: dict[str, Any]) -> list[list[object]]:

@@ -35,15 +35,7 @@ __all__ = [
 
 CLEAN, OBLIVIOUS, ADAPTIVE, STAND_IN = "clean", "oblivious", "adaptive", "stand-in"
 BLACK_BOX, ONE_SEED, WORST = "black box", "one seed", "worst"
-KINDS = {  # and what the attack knows
-    CLEAN: "",
-    OBLIVIOUS: "not the purifier",
-    ADAPTIVE: "the purifier",
-    STAND_IN: "the purifier, not its gradient",
-    BLACK_BOX: "answers alone",
-    ONE_SEED: "one seed, which is not used",
-    WORST: "",
-}
+KINDS = (CLEAN, OBLIVIOUS, ADAPTIVE, STAND_IN, BLACK_BOX, ONE_SEED, WORST)
 _ALPHA = 0.05  # of the interval of each input
 
 
@@ -267,7 +259,7 @@ class RandomDefenceReport:
         rows += [f"  doubt: {note}" for note in self.notes]
         columns = ("one_draw", "vote", "all_right") if self.purifier["stochastic"] else ("one_draw",)
         heads = {"one_draw": "one draw", "vote": f"vote of {self.k}", "all_right": f"all of {self.k} right"}
-        width = max(len(row.label) for row in self.rows.values())
+        width = max(len("the network alone, without attack"), *(len(row.label) for row in self.rows.values()))
         if len(columns) > 1:
             rows.append(f"  {'':<{width}}  " + "".join(f"{heads[c]:<24}" for c in columns).rstrip())
         for row in found["rows"].values():
@@ -288,5 +280,5 @@ def told(found: dict[str, Any]) -> str:
         return f"{removal}; nothing is drawn."
     return (
         f"{removal}, randomness {split['randomness']}; an attacker who may submit {found['k']} times takes "
-        f"{split['resubmission']} back."
+        f"{split['resubmission'].lstrip('-+')} back."
     )

@@ -1,13 +1,12 @@
 """The report: ``report.json`` is the truth, ``report.html`` one self-contained page drawn from it."""
 
-import warnings
 from pathlib import Path
 from typing import Any
 
 from robustgen.evaluation.report_format import FORMAT, check_report
 from robustgen.evaluation.report_markdown import draw_markdown
-from robustgen.evaluation.report_page import draw_html, kind_of
-from robustgen.files import read_json, write_bytes, write_json
+from robustgen.evaluation.report_page import draw_html, write_page
+from robustgen.files import read_json
 
 __all__ = ["draw_html", "draw_markdown", "load_report", "write_report"]
 
@@ -17,17 +16,9 @@ def write_report(report: dict[str, Any], directory: str | Path) -> Path:
 
     A page that cannot be drawn takes nothing away: then a warning says so, and the path is that of ``report.json``.
     """
-    directory = Path(directory)
     report = {"format": FORMAT} | report
-    truth, page = directory / "report.json", directory / "report.html"
-    write_json(truth, report, indent=None)  # outcomes of every example: one line is a tenth as long
-    try:
-        drawn = draw_html(report)
-    except Exception as error:
-        warnings.warn(f"{truth} is complete, but its page cannot be drawn: {kind_of(error)}", stacklevel=2)
-        return truth
-    write_bytes(page, drawn.encode())
-    return page
+    truth = Path(directory) / "report.json"
+    return write_page(report, truth, draw_html, indent=None)  # outcomes of every example: one line is a tenth as long
 
 
 def load_report(path: str | Path) -> dict[str, Any]:

@@ -6,24 +6,27 @@ escaped by who draws them, are markup.
 
 from collections.abc import Callable
 from functools import cache, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from robustgen.checks import warn_user
 from robustgen.evaluation import report_figures as figures
 from robustgen.evaluation import report_tables as tables
 from robustgen.evaluation.by_class import Confusion, accuracy_by_class, confusion
 from robustgen.evaluation.masking import HOLDS, NOT_RUN
 from robustgen.evaluation.report_pictures import draw_picture, draw_pictures
 from robustgen.evaluation.summary import of_report
+from robustgen.files import write_bytes, write_json
 from robustgen.printable import printable
 from robustgen.progress import bar
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["draw_figure", "draw_html", "kind_of", "templates"]
+__all__ = ["draw_figure", "draw_html", "kind_of", "record_in", "templates", "write_page"]
 
 _CLASSES = 20  # a matrix of more would not be read
 _PAIRS = 12  # then so many of the most frequent confusions are listed
@@ -78,6 +81,31 @@ def draw_html(report: dict[str, Any]) -> str:
             **parts,
         )
     )
+
+
+def write_page(
+    record: dict[str, Any], truth: Path, draw: Callable[[dict[str, Any]], str], indent: int | None = 1
+) -> Path:
+    """Write ``record`` to the file ``truth`` and, beside it, the page that ``draw`` makes of it; returns its path.
+
+    A page that cannot be drawn takes nothing away: then a warning says so, and the path is that of ``truth``.
+    """
+    write_json(truth, record, indent=indent)
+    try:
+        page = draw(record)
+    except Exception as error:
+        warn_user(f"{truth} is complete, but its page cannot be drawn: {kind_of(error)}")
+        return truth
+    write_bytes(truth.with_suffix(".html"), page.encode())
+    return truth.with_suffix(".html")
+
+
+def record_in(path: Path, name: str) -> Path | None:
+    """The file called ``name`` that a path is or holds; None where it holds a report, or nothing."""
+    if path.is_dir():
+        found = path / name
+        return found if found.is_file() and not (path / "report.json").exists() else None
+    return path if path.name == name else None
 
 
 def kind_of(error: Exception) -> str:

@@ -1,6 +1,5 @@
 """``quality.html``: the page of :func:`~robustgen.evaluation.sample_quality`, drawn from ``quality.json`` alone."""
 
-import warnings
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -8,10 +7,10 @@ from robustgen.evaluation import report_tables as tables
 from robustgen.evaluation.masking import NOT_RUN, VIOLATED
 from robustgen.evaluation.report_format import PROPORTION, check_picture
 from robustgen.evaluation.report_markdown import as_text, markdown_table
-from robustgen.evaluation.report_page import kind_of, templates
+from robustgen.evaluation.report_page import record_in, templates, write_page
 from robustgen.evaluation.report_pictures import draw_picture
 from robustgen.evaluation.summary import Summary, short_percent
-from robustgen.files import read_json, write_bytes, write_json
+from robustgen.files import read_json
 from robustgen.printable import printable
 from robustgen.structure import check_structure
 
@@ -74,7 +73,7 @@ _RECORD = {"format": range(FORMAT, FORMAT + 1), "command?": str | None, "quality
 def write_quality(quality: dict[str, Any], directory: str | Path, command: str | None = None) -> Path:
     """Write ``quality.json`` and ``quality.html`` to ``directory``; returns the path of the page.
 
-    A page that cannot be drawn takes nothing away: then a warning says so, and the path is that of the JSON.
+    See :func:`~robustgen.evaluation.report_page.write_page`.
 
     Args:
         quality: what :meth:`SampleQuality.to_dict` gave.
@@ -82,23 +81,12 @@ def write_quality(quality: dict[str, Any], directory: str | Path, command: str |
         command: how to run it again.
     """
     record = {"format": FORMAT, "command": command, "quality": quality}
-    truth = Path(directory) / "quality.json"
-    write_json(truth, record)
-    try:
-        page = quality_html(record)
-    except Exception as error:
-        warnings.warn(f"{truth} is complete, but its page cannot be drawn: {kind_of(error)}", stacklevel=2)
-        return truth
-    write_bytes(truth.with_suffix(".html"), page.encode())
-    return truth.with_suffix(".html")
+    return write_page(record, Path(directory) / "quality.json", quality_html)
 
 
 def quality_in(path: Path) -> Path | None:
     """The ``quality.json`` that a path is or holds; None where it holds a report, or nothing."""
-    if path.is_dir():
-        found = path / "quality.json"
-        return found if found.is_file() and not (path / "report.json").exists() else None
-    return path if path.name == "quality.json" else None
+    return record_in(path, "quality.json")
 
 
 def load_quality(path: Path) -> dict[str, Any]:

@@ -85,6 +85,8 @@ _EXPERIMENTS: tuple[Experiment, ...] = (
     ddgan_toys.EXPERIMENT,
     diffusion_samples.EXPERIMENT,
     purification.EXPERIMENT,
+    unseen.DIFFUSIONS,
+    unseen.HELD_OUT_BY_DIFFUSIONS,
 )
 
 

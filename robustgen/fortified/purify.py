@@ -33,6 +33,7 @@ from robustgen.turns import seeded
 __all__ = ["Purified", "purify"]
 
 NO_CLASS = -1  # where logits are not finite
+_AT_ONCE = 50  # draws of a block that has random numbers of its own
 
 
 class Purified(nn.Module):
@@ -58,7 +59,6 @@ class Purified(nn.Module):
         seed: int | None = 0,
         *,
         checkpointing: bool = True,
-        batch_size: int = 250,
     ) -> None:
         super().__init__()
         if not isinstance(model, nn.Module):
@@ -66,12 +66,11 @@ class Purified(nn.Module):
         if not isinstance(purifier, Chain) or not isinstance(purifier, nn.Module):
             raise TypeError(f"a purifier is a module with a chain(depth, steps), {type(purifier).__name__} is none")
         check_flags(checkpointing=checkpointing)
-        check_integers(batch_size=batch_size)
         if seed is not None:
             check_seed(seed)
         self.length = len(purifier.chain(depth, steps))  # raises for a depth that it has not
         self.model, self.purifier = model, purifier
-        self.depth, self.steps, self.checkpointing, self.batch_size = depth, steps, checkpointing, batch_size
+        self.depth, self.steps, self.checkpointing = depth, steps, checkpointing
         self.seed, self._key = seed, secrets.randbits(63) if seed is None else seed
         self.exact = bool(getattr(purifier, "exact", True))
         self.config = {"purifier": type(purifier).__name__, "depth": depth, "steps": steps}
@@ -108,14 +107,16 @@ class Purified(nn.Module):
         check_integers(n=n)
         if seed is not None:
             check_seed(seed)
-        key, found = self._key if seed is None else seed, torch.zeros(len(x), n, dtype=torch.int64, device=x.device)
         self.purifier.check(x)
+        key, found = self._key if seed is None else seed, torch.zeros(len(x), n, dtype=torch.int64, device=x.device)
         with torch.inference_mode(False), untouched(self, None):
             for row, (one, content) in enumerate(zip(x.clone(), content_ids(x).tolist(), strict=True)):
-                with seeded(derive_seed(key, content)), naming_inputs(x[:1]):
-                    parts = [self(part) for part in one.expand(n, *one.shape).split(self.batch_size)]
-                logits = torch.cat(parts)
-                found[row] = torch.where(logits.isfinite().all(1), logits.argmax(1), NO_CLASS)
+                for start in range(0, n, _AT_ONCE):
+                    several = one.expand(min(_AT_ONCE, n - start), *one.shape)
+                    with seeded(derive_seed(key, content, start)), naming_inputs(x[:1]):
+                        logits = self(several)
+                    said = torch.where(logits.isfinite().all(1), logits.argmax(1), NO_CLASS)
+                    found[row, start : start + _AT_ONCE] = said
         return found
 
     def predict(self, x: Tensor, k: int = 9, *, seed: int | None = None) -> Tensor:
@@ -339,7 +340,6 @@ def purify(
             the system, kept in memory alone.
         checkpointing: keyword; compute each function again on the way back of a gradient, so that it keeps one image
             for each of them. The gradient is bitwise the same.
-        batch_size: keyword; draws of ``predict`` asked at once.
 
     Raises:
         TypeError: no module, or a model without a chain.

@@ -155,6 +155,11 @@ class GenerativeModel(nn.Module, ABC):
         """The parts that take turns in training, by name, each with an optimizer of its own; none: all at once."""
         return {}
 
+    @property
+    def lr_factors(self) -> Mapping[str, float]:
+        """By what the learning rate of a player is multiplied; those that are not named: by 1."""
+        return {}
+
     def player_at(self, step: int) -> str:
         """Whose turn ``step`` is; only for a model with ``players``."""
         raise NotImplementedError

@@ -21,6 +21,8 @@ class Players:
     names; the parameters of the others are frozen during that step. So a step is one batch and one update, and a GAN's
     alternating updates are nothing but an order of steps.
 
+    Learning rates are those of ``make``, times what ``lr_factors`` of the model, a mapping, has for a player.
+
     Raises:
         ValueError: a parameter that requires a gradient and belongs to no player, or to two.
     """
@@ -38,6 +40,9 @@ class Players:
         if sorted(owned) != sorted(map(id, weights)):
             raise ValueError("every parameter that is trained must belong to exactly one of the model's players")
         self.optimizers = {name: make(parameters) for name, parameters in self.parameters.items()}
+        for name, factor in (getattr(model, "lr_factors", None) or {}).items():
+            for group in self.optimizers[name].param_groups:
+                group["lr"] *= factor
         self._base_lr: list[Any] = [group.get("lr") for group in self.groups]
 
     @property

@@ -112,6 +112,16 @@ DETECTORS: dict[str, ComparedDetector] = {
     "tilt-base": _likelihood("VAE", "tilt-base"),
     "tilted": _likelihood("VAE, tilted", "tilted"),
     "tilted-energy": ComparedDetector(title="the tilt's energy alone", detector="ModelEnergy", models=("tilted",)),
+    "ddpm": _likelihood("DDPM, its bound", "ddpm"),
+    **{
+        f"ddpm-{key}": ComparedDetector(title=f"DDPM, {title}", detector=detector, models=("ddpm",), n_test=1000)
+        for key, title, detector in (
+            ("reconstruction", "reconstructions from four depths", "DiffusionReconstruction"),
+            ("lift-map", "lifted and mapped back", "LiftMapDetect"),
+            ("scores", "norms of its scores", "MultiscaleScores"),
+        )
+    },
+    "ddgan": ComparedDetector(title="DDGAN, its discriminator", detector="Discriminator", models=("ddgan-4",)),
     "compressed-size": ComparedDetector(title="compressed size alone", detector="CompressedSize"),
     "brightness": ComparedDetector(title="mean brightness alone", detector="MeanBrightness"),
     "pca": ComparedDetector(title="PCA residual", detector="PCAResidual", options={"components": 64}),

@@ -21,7 +21,8 @@ SCALES: dict[str, dict[str, Any]] = {
     "full": {"n_train": 512_000, "n_samples": 100_000, "width": 512, "epochs": 100, "batch_size": 512},
 }
 _EMA = 0.999
-_MODEL: dict[str, Any] = {"architecture": "mlp", "levels": 3}
+# States are the plane itself, on which a mode is 0.084 wide: the source's gamma would flatten all of them.
+_MODEL: dict[str, Any] = {"architecture": "mlp", "levels": 3, "scale": HALF, "r1": 1e-3}
 
 
 class _Figure(Experiment):

@@ -104,7 +104,7 @@ def _recipes(
             model="Tilted", options=options, epochs=tilt_epochs, batch_size=batch_size, annealed=False, base="tilt-base"
         )
     diffusions: dict[str, tuple[str, dict[str, Any]]] = {
-        "ddpm": ("DDPM", ddpm | {"sample_steps": ddpm["steps"]}),
+        "ddpm": ("DDPM", ddpm),
         **{f"ddgan-{steps}": ("DDGAN", ddgan | {"steps": steps}) for steps in (1, 2, 4, 8)},
         "ddgan-one-shot": ("DDGAN", ddgan | {"one_shot": True}),
         "ddgan-direct": ("DDGAN", ddgan | {"prediction": "previous"}),
@@ -117,14 +117,14 @@ def _recipes(
             options=options,
             epochs=diffusion_epochs * (2 if model == "DDGAN" else 1),
             batch_size=batch_size,
-            annealed=model != "DDGAN",
             ema=0.995,
         )
-    fewer = min(50, ddpm["steps"] // 2)
-    for name, eta in (("ddpm-strided", 1.0), ("ddim", 0.0)):
-        found[name] = Redrawn(
-            model="DDPM", options={"sample_steps": fewer, "eta": eta}, epochs=0, trained="ddpm", batch_size=batch_size
-        )
+    for name, redrawn in {
+        "ddpm-all": {"sample_steps": ddpm["steps"]},
+        "ddpm-half": {"sample_steps": ddpm["sample_steps"] // 2},
+        "ddim": {"sample_steps": ddpm["sample_steps"] // 2, "eta": 0.0},
+    }.items():
+        found[name] = Redrawn(model="DDPM", options=redrawn, epochs=0, trained="ddpm", batch_size=batch_size)
     found["ebm"] = Recipe(
         model="EnergyModel",
         options={"width": tilt["width"], "steps": tilt["steps"], "sample_steps": 20 * tilt["steps"]},
@@ -146,7 +146,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 4},
         tilt={"width": 4, "steps": 2, "sample_steps": 2},
         tilt_epochs=1,
-        ddpm={"steps": 20, "schedule": "vp", "width": 4, "levels": 2, "patch": 1},
+        ddpm={"steps": 20, "sample_steps": 10, "width": 4, "levels": 2, "patch": 1},
         ddgan={"width": 4, "levels": 2, "latent_dim": 4},
         diffusion_epochs=1,
         epochs=2,
@@ -164,7 +164,15 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 16},
         tilt={"width": 8, "steps": 15, "sample_steps": 30},
         tilt_epochs=4,
-        ddpm={"steps": 1000, "width": 16, "levels": 3, "patch": 2},
+        ddpm={
+            "steps": 1000,
+            "schedule": "cosine",
+            "prediction": "velocity",
+            "sample_steps": 100,
+            "width": 16,
+            "levels": 3,
+            "patch": 2,
+        },
         ddgan={"width": 12, "levels": 3, "patch": 2},
         diffusion_epochs=15,
         epochs=8,
@@ -182,7 +190,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 64},
         tilt={"architecture": "residual", "width": 64, "steps": 60, "sample_steps": 100},
         tilt_epochs=128,
-        ddpm={"steps": 1000, "width": 64, "levels": 3, "patch": 1},
+        ddpm={"steps": 1000, "sample_steps": 100, "width": 64, "levels": 3, "patch": 1},
         ddgan={"width": 64, "levels": 3},
         diffusion_epochs=200,
         epochs=100,

@@ -10,7 +10,7 @@ from robustgen.experiments.experiment import Cell, Column, Row
 from robustgen.experiments.training_cache import TrainingCache, shuffled
 from robustgen.experiments.xiao2022.recipes import RECIPES, XIAO_2022
 
-__all__ = ["FAR_OOD", "HELD_OUT", "TILTED"]
+__all__ = ["DIFFUSIONS", "FAR_OOD", "HELD_OUT", "HELD_OUT_BY_DIFFUSIONS", "TILTED"]
 
 _COLUMNS = (
     "glow",
@@ -26,6 +26,7 @@ _FAR = {"smoke": Budget("digits", 300, 150), "cpu": Budget("", 20_000, 2_000), "
 _DIGITS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("mnist", 20_000, 5_000), "full": Budget("mnist")}
 _DRAWN = {"training images": "drawn"}
 _TILTED = ("tilt-base", "tilted", "tilted-energy", "ebm", "nearest", "compressed-size")
+_DIFFUSIONS = ("ddpm", "ddpm-reconstruction", "ddpm-lift-map", "ddpm-scores", "ddgan")
 _HELD_OUT = ("glf-latent", "glf-reconstruction", "glf-sum", "real-nvp")
 
 
@@ -93,4 +94,29 @@ class _Tilted(_FarOOD):
     columns = tuple(Column(key, DETECTORS[key].title) for key in _TILTED)
 
 
+class _Diffusions(_FarOOD):
+    name = "xiao-2022/diffusion-far-ood"
+    title = "diffusion models: Fashion-MNIST against MNIST, both ways"
+    question = "Do scores of diffusion models find images of another data set, whichever is the normal one?"
+    finding = (
+        "AUROC for Fashion-MNIST against MNIST, and the other way round: DDPM's bound {mnist|ddpm}, "
+        "{fashion-mnist|ddpm}; reconstructions from four depths {mnist|ddpm-reconstruction}, "
+        "{fashion-mnist|ddpm-reconstruction}."
+    )
+    source = f"Not in {XIAO_2022}"
+    columns = tuple(Column(key, DETECTORS[key].title) for key in _DIFFUSIONS)
+
+
+class _HeldOutByDiffusions(_HeldOut):
+    name = "xiao-2022/diffusion-held-out"
+    title = "diffusion models: a digit of MNIST held out"
+    question = "Do scores of diffusion models find the digit that was left out of the training?"
+    finding = (
+        "Mean AUPR over the ten digits, chance 10: DDPM's bound {mean|ddpm}, reconstructions from four depths "
+        "{mean|ddpm-reconstruction}, lifted and mapped back {mean|ddpm-lift-map}."
+    )
+    columns = tuple(Column(key, DETECTORS[key].title) for key in _DIFFUSIONS if key != "ddgan")
+
+
 FAR_OOD, HELD_OUT, TILTED = _FarOOD(), _HeldOut(), _Tilted()
+DIFFUSIONS, HELD_OUT_BY_DIFFUSIONS = _Diffusions(), _HeldOutByDiffusions()

@@ -77,6 +77,11 @@ class Discriminator(nn.Module):
         self.stem = nn.Conv2d(2 * channels * patch**2, 2 * width, 3, padding=1)
         self.down = nn.ModuleList(_Down(a, b, steps) for a, b in pairwise(widths))
         self.last, self.out = nn.Conv2d(widths[-1], widths[-1], 3, padding=1), nn.Linear(widths[-1], 1)
+        for layer in self.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, 0.2)  # no norm would make up for less
+                nn.init.zeros_(layer.bias)
+        nn.init.normal_(self.out.weight, std=0.01)  # it begins undecided
 
     def forward(self, u_s: Tensor, u_t: Tensor, t: Tensor) -> Tensor:
         t = t.to(u_s.device)

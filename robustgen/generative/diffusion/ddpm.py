@@ -45,9 +45,10 @@ class DDPM(ClassConditional, Diffusion):
     Args:
         shape: (C, H, W).
         steps: T.
-        schedule: of the noise, "linear", "cosine" or "vp"; see :class:`NoiseSchedule`.
-        prediction: what the network predicts: "noise" n, "data" u_0, or the "velocity" sqrt(alpha_bar) n -
-            sqrt(1 - alpha_bar) u_0.
+        schedule: of the noise, "linear" (Ho et al.), "cosine" or "vp"; see :class:`NoiseSchedule`.
+        prediction: what the network predicts: "noise" n (Ho et al.), "data" u_0, or the "velocity" sqrt(alpha_bar) n -
+            sqrt(1 - alpha_bar) u_0. Of a small network that predicts noise, samples without noise (``eta`` 0) go astray
+            at once: where all is noise, an error in it is a large one in u_0.
         learned_variance: whether it also says where each variance lies between that of q(u_{t-1} | u_t, u_0) and
             beta_t, learned by the bound; otherwise it is the former. Better likelihoods, in as many samples.
         classes, label_dropout, guidance: see :class:`ClassConditional`.
@@ -76,8 +77,8 @@ class DDPM(ClassConditional, Diffusion):
         shape: tuple[int, ...],
         *,
         steps: int = 1000,
-        schedule: str = "linear",
-        prediction: str = "noise",
+        schedule: str = "cosine",
+        prediction: str = "velocity",
         learned_variance: bool = False,
         classes: int = 0,
         label_dropout: float = 0.1,
