@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from robustgen.data import digits
+from robustgen.fortified import smooth
 from robustgen.generative import DDPM, fit
 from robustgen.generative.blocks.gaussian import discretized_gaussian_log_prob, gaussian_log_prob
 from robustgen.generative.diffusion import ddpm
@@ -239,3 +240,20 @@ def test_one_clear_line_in_use():
         model.chain(5, 9)
     with pytest.raises(ValueError, match="more than the 1000 steps that were trained"):
         model.chain(1001)
+
+
+def test_a_chain_diffuses_and_comes_back_and_smoothing_takes_the_model():
+    torch.manual_seed(0)
+    model, x = of_gaussian(steps=100, schedule="cosine"), pictures(500)
+    off = []
+    assert len(model.chain(30, 5)) == 6
+    for depth in (2, 6, 60):
+        functions, v = model.chain(depth), x
+        assert len(functions) == depth + 1
+        for function in functions:
+            v = function(v)
+        off.append((v - x).std().item())
+    assert off[0] < off[1] < off[2]
+    assert off[2] == pytest.approx(2**0.5 * STD / 2, rel=0.15)  # nothing is left of x: two of the same Gaussian
+    smoothed = smooth(nn.Sequential(nn.Flatten(), nn.Linear(16, 2)).double(), 0.5, model)
+    assert smoothed.certify(x[:2], n=100).counts.sum(1).tolist() == [100, 100]

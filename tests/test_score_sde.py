@@ -130,6 +130,12 @@ class TestScoreSDE:
         assert x.mean().item() == pytest.approx(0.5, abs=0.005)
         assert x.std().item() == pytest.approx(expected, rel=0.02)
 
+    def test_a_base_of_more_noise_than_the_schedule_starts_where_nothing_else_is_left(self):
+        most = ScoreSDE(DDPM(SHAPE, schedule="cosine", width=2, levels=1), sample_steps=50)._levels_down()
+        least = ScoreSDE(EDM(SHAPE, width=2, levels=1), sample_steps=50)._levels_down()
+        assert most[0] == pytest.approx(math.exp(10.05 / 2) / 2, rel=1e-3)
+        assert (least[0], least[-1]) == (40, 0.001)
+
     def test_samples_of_the_flow_are_those_of_the_density(self):
         model = ScoreSDE(gaussian(sigma_data=0.1), sampler="ode", dequantization="none").eval()
         noise = torch.randn(9, *SHAPE, dtype=F64, generator=torch.Generator().manual_seed(0))

@@ -70,7 +70,7 @@ class ScoreSDE(Flow):
     ``log_prob`` follows the flow from the image to noise, N(1/2, (sigma_max^2 + 1/4) I) in the end, and needs
     torchdiffeq (``pip install 'robustgen[ode]'``), as do samples of ``sampler="ode"``. It is right up to the solver's
     error and to what the base's least noise blurs: a :class:`Denoiser` or :class:`EDM` of ``sigma_min=0.001``, a fourth
-    of a level of 256, blurs little, a :class:`DDPM` of 1000 steps 1.3 levels.
+    of a level of 256, blurs little, a :class:`DDPM` of 1000 steps about a level.
 
     Trained, it trains its base. Of a base that is told classes it is the density without them.
 
@@ -161,6 +161,7 @@ class ScoreSDE(Flow):
         low, high = self.base.sigma_min, self.base.sigma_max
         if self.sde == "vp":
             known = NoiseSchedule("vp", self.sample_steps).sigmas() / 2
+            high = min(high, known[-1].item())  # which is noise alone
             inside = known[(known > low) & (known < high)].tolist()
         else:
             inside = torch.logspace(math.log10(low), math.log10(high), self.sample_steps + 1, device="cpu")[
