@@ -42,7 +42,7 @@ def discretized_gaussian_log_prob(x: Tensor, mean: Tensor, log_std: Tensor, leve
 
     >>> x = torch.linspace(0, 1, 5)
     >>> discretized_gaussian_log_prob(x, torch.full((5,), 0.3), torch.zeros(5), levels=5).exp().sum()
-    tensor(1.0000)
+    tensor(1.)
     """
     half, inverse = 0.5 / (levels - 1), torch.exp(-log_std)
     low, high = (x - half - mean) * inverse, (x + half - mean) * inverse
