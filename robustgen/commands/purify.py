@@ -107,6 +107,6 @@ def attack_purified(
             name=f"{model if run is None else run} on {dataset.name}, behind {purifier}",
             progress=progress,
         )
-        stopped = [line for used in (run, surrogate) if used is not None and (line := stopped_early(used))]
+        stopped = [line for used in (run, surrogate, purifier) if used is not None and (line := stopped_early(used))]
         report.notes += stopped
         return report, None if out is None else report.save(out, command=command)

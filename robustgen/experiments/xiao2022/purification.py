@@ -35,15 +35,31 @@ class _Budget:
 
 _BUDGETS = {
     "smoke": _Budget(
-        data="digits", eps=0.15, n=10, steps=2, eot=2, draws=4, k=2, depths=(("ddpm", 5, 2), ("ddgan-4", 1, 1))
+        data="digits",
+        eps=0.15,
+        n=10,
+        steps=2,
+        eot=2,
+        draws=4,
+        k=2,
+        depths=(("ddpm-unclipped", 5, 2), ("ddgan-4", 1, 1)),
     ),
     "cpu": _Budget(
-        data="mnist", eps=0.3, n=100, steps=40, eot=8, draws=30, k=10, depths=(("ddpm", 250, 5), ("ddgan-4", 1, 1))
+        data="mnist",
+        eps=0.3,
+        n=100,
+        steps=40,
+        eot=8,
+        draws=30,
+        k=10,
+        depths=(("ddpm-unclipped", 250, 5), ("ddgan-4", 1, 1)),
     ),
 }
-_BUDGETS["full"] = replace(_BUDGETS["cpu"], n=1000, eot=20, draws=100, depths=(("ddpm", 250, 50), ("ddgan-4", 1, 1)))
+_BUDGETS["full"] = replace(
+    _BUDGETS["cpu"], n=1000, eot=20, draws=100, depths=(("ddpm-unclipped", 250, 50), ("ddgan-4", 1, 1))
+)
 _NETWORKS = {"plain": "plain network", "robust": "adversarially trained network"}
-_PURIFIERS = {"ddpm": "DDPM", "ddgan-4": "DDGAN"}
+_PURIFIERS = {"ddpm-unclipped": "DDPM", "ddgan-4": "DDGAN"}
 
 
 class _Table(Experiment):
@@ -59,7 +75,7 @@ class _Table(Experiment):
     source = "the method: Nie et al., 2022; its evaluation: Lee and Kim, 2023, and Lucas et al., 2023"
     metric = "accuracy on test images, percent; under attack an upper bound"
     rows = tuple(
-        Row(key=f"{network}-{purifier}", title=f"{title}, behind a {model}", data=(network, purifier))
+        Row(key=f"{network}-{model.lower()}", title=f"{title}, behind a {model}", data=(network, purifier))
         for network, title in _NETWORKS.items()
         for purifier, model in _PURIFIERS.items()
     )
