@@ -12,6 +12,8 @@ backwards, a training step of a whole Glow, and samples of it.
 ``glf-epoch``: an epoch of a GLF, autoencoder and flow in one loop, against an epoch of the same autoencoder alone and
 one of the same flow alone, on codes at hand. Aim: no more than 1.1 times as long, a ratio of at least 0.91.
 
+``epochs``: the seconds of an epoch of Table 3.5 as ratios, published ones beside them.
+
 ``sample-metrics``: Frechet distance, precision, recall, density, coverage, F_8, F_1/8 and class scores of 10,000 images
 beside 10,000, of features that are computed once, against features for each of these four groups.
 
@@ -38,7 +40,7 @@ from robustgen.evaluation.sample_metrics import (
     manifold_measures,
     prd_measures,
 )
-from robustgen.generative import GLF, Glow
+from robustgen.generative import GLF, GenerativeModel, Glow, TwoStageVAE
 from robustgen.generative.flows.glow import InvertibleConv
 from robustgen.generative.flows.maf import MaskedAutoregressive
 from robustgen.generative.flows.transform import Transform
@@ -174,6 +176,34 @@ def glf_epoch(tiny: bool) -> Rows:
     yield {"shape": list(shape), "images": n, "batch": size}, plain, ours
 
 
+def epochs(tiny: bool) -> Rows:
+    """Table 3.5 of the source in ratios: models with the same encoder and decoder, of images of MNIST's size."""
+    shape, n, size = ((1, 8, 8), 8, 4) if tiny else ((1, 28, 28), 1000, 100)
+    coder: dict[str, Any] = {"latent_dim": 2, "width": 4} if tiny else {}
+    x = torch.rand(n, *shape)
+    two = TwoStageVAE(shape, first_steps=1, **coder).train()
+    perceiving = GLF(shape, perceptual=["1", "3", "5"], **coder).train()
+    perceiving.perceive(networks.convnet(shape[0], 10, image_size=shape[1], width=16))
+
+    def epoch(model: GenerativeModel, step: int) -> Callable[[], None]:
+        player = model.players[model.player_at(step)] if model.players else model
+        optimizer = model.optimizer(player.parameters())
+
+        def run() -> None:
+            for some in torch.arange(n).split(size):
+                optimizer.zero_grad()
+                model.training_step(Batch(x[some], None, some), step)["loss"].backward()
+                optimizer.step()
+
+        return run
+
+    glf = epoch(GLF(shape, **coder).train(), 0)
+    sizes = {"shape": list(shape), "images": n, "batch": size}
+    yield sizes | {"of": "GLF, against the first stage of a two-stage VAE", "published": 0.5}, epoch(two, 0), glf
+    yield sizes | {"of": "GLF, against the second stage", "published": 0.2}, epoch(two, 1), glf
+    yield sizes | {"of": "GLF, against GLF with a perceptual loss", "published": 1.6}, epoch(perceiving, 0), glf
+
+
 def sample_metrics(tiny: bool) -> Rows:
     """Of noise: what is timed does not depend on what the images show."""
     n, shape = (40, (1, 8, 8)) if tiny else (10_000, (1, 28, 28))
@@ -206,6 +236,7 @@ CASES: dict[str, tuple[Callable[[bool], Rows], int]] = {
     "maf-inverse": (maf_inverse, 30),
     "glow": (glow, 20),
     "glf-epoch": (glf_epoch, 10),
+    "epochs": (epochs, 10),
     "sample-metrics": (sample_metrics, 5),
 }
 
