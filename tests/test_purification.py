@@ -602,6 +602,11 @@ class TestLedger:
         with pytest.raises(error, match=line):
             random_defence(asked.pop("model"), asked.pop("x"), asked.pop("y"), **asked)
 
+    @pytest.mark.parametrize("steps", [0, 5])
+    def test_steps_that_the_chain_has_not_are_refused_before_any_attack(self, steps):
+        with pytest.raises(ValueError, match="steps"):
+            purify(Threshold(), TinyDiffusion().eval(), 4).with_gradient_of(steps)
+
     def test_a_killed_one_goes_on(self, tmp_path, monkeypatch):
         x, y = torch.full((6, 1, 2, 2), 0.7), torch.ones(6, dtype=torch.int64)
         x += torch.arange(6).view(-1, 1, 1, 1) / 100

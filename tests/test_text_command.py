@@ -161,6 +161,8 @@ def test_options_that_make_no_model(capsys, trained, tmp_path):
         ([*of_text, "--set", "rnn=3"], "unknown recurrent layer 3"),
         ([*of_text, "--epochs", 0], "--epochs must be"),
         ([*of_text, "--lr", -1], "--lr must be"),
+        ([*of_text, "--no-guard"], "char-lm has no guard"),
+        (["train", "ddpm", "--data", "digits", "--limit", 40, *train[2:], "--no-guard"], "a DDPM has no guard"),
     ):
         code, _, err = run(capsys, *arguments)
         assert (code, err.count("\n"), line in err, (tmp_path / "run").exists()) == (2, 1, True, False), err

@@ -342,6 +342,8 @@ def train(
         raise ValueError(f"{_option(min(foreign))} is an option of {whose}")
     if is_text and (foreign := asked.keys() & _OF_IMAGES):
         raise ValueError(f"{_option(min(foreign))} is about images, and char-lm is a model of text")
+    if is_text and not o.guard:
+        raise ValueError("--no-guard: the training of char-lm has no guard: leave it out")
     reader = image_reader(o.size, o.channels, o.fit, o.background)
     common: dict[str, Any] = {
         "run": run,

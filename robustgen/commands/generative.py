@@ -128,6 +128,8 @@ def train_generative(
         move(network, device)
         with evaluating(network), torch.no_grad():  # data that it cannot be trained on fail here, with nothing written
             network.validation_step(Batch(x.to(network.device), y, torch.arange(len(x))), 0)
+    if not guard and network.guard() is None:
+        raise ValueError(f"--no-guard: the training of a {kind.__name__} has no guard: leave it out")
     info = {
         "format": 1,
         "data": data.record(),

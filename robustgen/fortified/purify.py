@@ -136,7 +136,12 @@ class Purified(nn.Module):
         return _View(bpda(self._chain), self.model)
 
     def with_gradient_of(self, steps: int) -> nn.Module:
-        """The same, but with gradients through a chain of fewer ``steps``, which is drawn for itself."""
+        """The same, but with gradients through a chain of fewer ``steps``, which is drawn for itself.
+
+        Raises:
+            TypeError, ValueError: steps that the chain has not.
+        """
+        self.purifier.chain(self.depth, steps)  # at once: an attack would ask for them only after hours of others
         return _View(bpda(self._chain, self._chained(steps)), self.model)
 
     def extra_repr(self) -> str:
