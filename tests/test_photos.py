@@ -113,7 +113,9 @@ def test_one_image_and_lists_of_images(tmp_path):
     with pytest.raises(ValueError, match=r"lost\.png: no such file"):
         load(tmp_path / "list.txt")
     (tmp_path / "book.txt").write_text(f"Call me Ishmael.\n{'Some years ago' * 100}\n")
-    with pytest.raises(ValueError, match=r"book\.txt: read as a list .* none of its 2 lines names a file .*train char-lm"):
+    with pytest.raises(
+        ValueError, match=r"book\.txt: read as a list .* none of its 2 lines names a file .*train char-lm"
+    ):
         load(tmp_path / "book.txt")
 
 

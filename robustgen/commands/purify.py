@@ -73,7 +73,12 @@ def attack_purified(
     if shape != generative.shape:
         raise ValueError(f"--purify {purifier}: is of images {generative.shape}, the network takes {shape}")
     whole = depth is not None and depth == int(depth)
-    defence = purify(network, generative, int(depth) if whole and depth is not None else depth, chain_steps)
+    try:
+        defence = purify(network, generative, int(depth) if whole and depth is not None else depth, chain_steps)
+    except (TypeError, ValueError) as error:
+        if depth is None:
+            raise ValueError(f"--purify {purifier}: how deep does it go? pass --depth ({error})") from None
+        raise
     dataset = data_for(data, info).read(part, shape, skip, spaced=True)
     if info:
         dataset = require_nonempty(by_class_name(dataset, info)[0])

@@ -7,9 +7,10 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from robustgen.checks import check_integers
 from robustgen.generative import GenerativeModel
 
-__all__ = ["Chain", "Purifier", "gradient_of"]
+__all__ = ["Chain", "Purifier", "chain_length", "gradient_of"]
 
 
 @runtime_checkable
@@ -65,3 +66,19 @@ def gradient_of(value: Callable[[Tensor], Tensor], at: Tensor) -> Tensor:
         at = at if at.requires_grad else at.detach().requires_grad_()
         (found,) = torch.autograd.grad(value(at).sum(), at, create_graph=graph)
     return found
+
+
+def chain_length(depth: int, steps: int | None) -> int:
+    """``steps``, where there are at most ``depth``; all of them where it is None.
+
+    Raises:
+        TypeError, ValueError: no whole numbers from 1 on, or more steps.
+
+    >>> chain_length(10, None), chain_length(10, 4)
+    (10, 4)
+    """
+    steps = depth if steps is None else steps
+    check_integers(depth=depth, steps=steps)
+    if steps > depth:
+        raise ValueError(f"a chain of depth={depth} has at most as many steps, not {steps}")
+    return steps

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from robustgen.checks import check_integers, check_positive
-from robustgen.fortified.purifiers.base import Purifier, gradient_of
+from robustgen.fortified.purifiers.base import Purifier, chain_length, gradient_of
 from robustgen.generative import GenerativeModel
 
 __all__ = ["DefenseGAN"]
@@ -61,10 +61,7 @@ class DefenseGAN(Purifier):
 
     def chain(self, depth: int, steps: int | None = None) -> Sequence[Callable[..., _State | Tensor]]:
         """A start, ``steps`` of at most ``depth`` steps of descent, and the choice."""
-        steps = depth if steps is None else steps
-        check_integers(depth=depth, steps=steps)
-        if steps > depth:
-            raise ValueError(f"a chain of depth={depth} has at most as many steps, not {steps}")
+        steps = chain_length(depth, steps)
         return [self._start, *[self._step] * steps, self._nearest]
 
     def _start(self, x: Tensor) -> _State:

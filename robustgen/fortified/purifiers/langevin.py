@@ -10,8 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from robustgen.checks import check_integers, check_numbers, check_positive
-from robustgen.fortified.purifiers.base import Purifier, gradient_of
+from robustgen.checks import check_numbers, check_positive
+from robustgen.fortified.purifiers.base import Purifier, chain_length, gradient_of
 from robustgen.generative import EnergyModel, GenerativeModel
 from robustgen.generative.energy.langevin import reflect
 
@@ -55,10 +55,7 @@ class LangevinChain(Purifier):
 
     def chain(self, depth: int, steps: int | None = None) -> Sequence[Callable[[Tensor], Tensor]]:
         """``depth`` steps; where ``steps`` are fewer, as much longer: the drift and the noise are as large in all."""
-        steps = depth if steps is None else steps
-        check_integers(depth=depth, steps=steps)
-        if steps > depth:
-            raise ValueError(f"a chain of depth={depth} has at most as many steps, not {steps}")
+        steps = chain_length(depth, steps)
         size = self.step_size * depth / steps
 
         def step(x: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class DDPM(ClassConditional, Diffusion):
         eta: in [0, 1], of the noise in samples: 1: that of the variances above; 0: none, so that a sample is a function
             of its first noise (DDIM).
         clip: whether the u_0 that is expected is put into [-1, 1], in samples and in the bound.
-        sample_steps: of ``sample``, at most ``steps``, at equal distances.
+        sample_steps: of ``sample``, at most ``steps``, at equal distances; None: 100, or as many as there are.
         terms: how many of the bound's T terms a score takes at most, drawn by the image itself, one from each of so
             many ranges of noise: an estimate whose mean is the bound. None: all of them.
         quantization: how values between the 256 levels are moved, see :class:`Pixels`.
@@ -85,7 +85,7 @@ class DDPM(ClassConditional, Diffusion):
         guidance: float = 1.0,
         eta: float = 1.0,
         clip: bool = True,
-        sample_steps: int = 100,
+        sample_steps: int | None = None,
         terms: int | None = 20,
         quantization: str | None = None,
         width: int = 24,
@@ -94,7 +94,9 @@ class DDPM(ClassConditional, Diffusion):
     ) -> None:
         super().__init__(shape)
         check_network(self.shape, width, levels, patch)
-        check_integers(steps=steps, sample_steps=sample_steps)
+        check_integers(steps=steps)
+        sample_steps = min(100, steps) if sample_steps is None else sample_steps
+        check_integers(sample_steps=sample_steps)
         check_integers(2, **({} if terms is None else {"terms": terms}))
         check_flags(learned_variance=learned_variance, clip=clip)
         check_numbers(eta=eta)
