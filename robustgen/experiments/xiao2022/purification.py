@@ -67,10 +67,10 @@ class _Table(Experiment):
     title = "classifiers behind diffusion models, attacked"
     question = "What does a diffusion before a network take away from an attack that knows of it, and may try again?"
     finding = (
-        "Accuracy under Linf 0.3 on MNIST, plain network behind a DDPM: {plain-ddpm|oblivious} under an attack that "
-        "does not know of it, {plain-ddpm|adaptive} under those that do, {plain-ddpm|all} with ten tries. "
-        "Adversarially trained: alone {robust-ddpm|alone}; behind the DDPM {robust-ddpm|adaptive}, ten tries "
-        "{robust-ddpm|all}."
+        "Accuracy under Linf 0.3 on MNIST. Adversarially trained network: alone {robust-ddgan|alone}; behind a DDGAN "
+        "{robust-ddgan|oblivious} under an attack that does not know of it, {robust-ddgan|adaptive} under those that "
+        "do, {robust-ddgan|all} where the attacker has ten tries. Plain network: alone {plain-ddgan|alone}, behind the "
+        "DDGAN {plain-ddgan|adaptive}."
     )
     source = "the method: Nie et al., 2022; its evaluation: Lee and Kim, 2023, and Lucas et al., 2023"
     metric = "accuracy on test images, percent; under attack an upper bound"
