@@ -18,6 +18,7 @@ _KEPT = 0.95  # of a moving average, in a step
 def energy_overlap(on_data: Tensor, on_samples: Tensor) -> Tensor:
     """1 - |2 AUROC - 1| of two sets of energies (N,), (M,): 1 where they lie alike, 0 where one is all above the other.
 
+    >>> import torch
     >>> energy_overlap(torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0])).item()
     0.0
     """
