@@ -122,7 +122,7 @@ def _recipes(
     for name, redrawn in {
         "ddpm-all": {"sample_steps": ddpm["steps"]},
         "ddpm-half": {"sample_steps": ddpm["sample_steps"] // 2},
-        "ddpm-unclipped": {"clip": False},  # where it clips, a gradient through it is zero
+        "ddpm-unclipped": {"sample_steps": ddpm["sample_steps"], "clip": False},  # where it clips, gradients are zero
         "ddim": {"sample_steps": ddpm["sample_steps"] // 2, "eta": 0.0},
     }.items():
         found[name] = Redrawn(model="DDPM", options=redrawn, epochs=0, trained="ddpm", batch_size=batch_size)
