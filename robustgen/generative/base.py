@@ -194,7 +194,10 @@ class GenerativeModel(nn.Module, ABC):
         """Return x, in the dtype of the model, if it is a batch of such images; see :meth:`log_prob` for errors."""
         if self.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"this {type(self).__name__} is in {self.dtype}, too coarse to score images: .float() it")
-        x = check_images(x, (0.0, 1.0), rounding=ROUNDING)
+        return self._of_its_shape(check_images(x, (0.0, 1.0), rounding=ROUNDING))
+
+    def _of_its_shape(self, x: Tensor) -> Tensor:
+        """x in the dtype of the model; ValueError where its images have another shape."""
         if tuple(x.shape[1:]) != self.shape:
             raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
         return x.to(self.dtype)

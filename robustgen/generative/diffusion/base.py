@@ -132,9 +132,7 @@ class Diffusion(GenerativeModel):
             TypeError: no floats, or a sigma that is no number.
             ValueError: NaN or Inf, images of another shape, or noise below half of the first step's or above the last.
         """
-        x = check_images(x).to(self.dtype)
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
+        x = self._of_its_shape(check_images(x))
         check_positive(sigma=sigma)
         low, high = self.sigma_min, self.sigma_max
         if not low / 2 <= sigma <= high * (1 + 1e-6):

@@ -84,9 +84,7 @@ class Denoiser(GenerativeModel):
             TypeError: no floats.
             ValueError: NaN or Inf, images of another shape, or a sigma outside of what was trained.
         """
-        x = check_images(x).to(self.dtype)
-        if tuple(x.shape[1:]) != self.shape:
-            raise ValueError(f"this {type(self).__name__} is of images {self.shape}, got {tuple(x.shape[1:])}")
+        x = self._of_its_shape(check_images(x))
         level = torch.as_tensor(sigma, dtype=x.dtype, device=x.device).expand(len(x))
         low, high = self.sigma_min * (1 - 1e-6), self.sigma_max * (1 + 1e-6)
         if len(x) and not bool(((level >= low) & (level <= high)).all()):
