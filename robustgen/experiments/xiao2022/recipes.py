@@ -34,6 +34,8 @@ def _recipes(
     ddpm: dict[str, Any],
     ddgan: dict[str, Any],
     diffusion_epochs: int,
+    ddgan_epochs: int,
+    ddgan_batch_size: int,
     epochs: int,
     studied_epochs: int,
     flow_epochs: int,
@@ -45,7 +47,7 @@ def _recipes(
         coder: of Table 3.1, and of the VAE that is tilted; flow_lr: of the flow of its GLFs; studied: of the study of
             beta; tilt: of all energies that stand on that VAE.
         ddpm, ddgan: of the diffusion models; edm has the network of ddpm.
-        diffusion_epochs: of them; a DDGAN has twice as many, as each part has every other step.
+        diffusion_epochs, ddgan_epochs: of them; each part of a DDGAN has every other step.
         epochs: of autoencoders; the two stages of a two-stage VAE have as many each.
     """
     made: dict[str, tuple[str, dict[str, Any]]] = {
@@ -103,21 +105,17 @@ def _recipes(
         found[name] = Tilting(
             model="Tilted", options=options, epochs=tilt_epochs, batch_size=batch_size, annealed=False, base="tilt-base"
         )
-    diffusions: dict[str, tuple[str, dict[str, Any]]] = {
-        "ddpm": ("DDPM", ddpm),
-        **{f"ddgan-{steps}": ("DDGAN", ddgan | {"steps": steps}) for steps in (1, 2, 4, 8)},
-        "ddgan-one-shot": ("DDGAN", ddgan | {"one_shot": True}),
-        "ddgan-direct": ("DDGAN", ddgan | {"prediction": "previous"}),
-        "ddgan-noise": ("DDGAN", ddgan | {"prediction": "noise"}),
-        "ddgan-no-latent": ("DDGAN", ddgan | {"latent_dim": 0}),
+    found["ddpm"] = Averaged(model="DDPM", options=ddpm, epochs=diffusion_epochs, batch_size=batch_size, ema=0.995)
+    variants: dict[str, dict[str, Any]] = {
+        **{str(steps): {"steps": steps} for steps in (1, 2, 4, 8)},
+        "one-shot": {"one_shot": True},
+        "direct": {"prediction": "previous"},
+        "noise": {"prediction": "noise"},
+        "no-latent": {"latent_dim": 0},
     }
-    for name, (model, options) in diffusions.items():
-        found[name] = Averaged(
-            model=model,
-            options=options,
-            epochs=diffusion_epochs * (2 if model == "DDGAN" else 1),
-            batch_size=batch_size,
-            ema=0.995,
+    for name, options in variants.items():
+        found[f"ddgan-{name}"] = Averaged(
+            model="DDGAN", options=ddgan | options, epochs=ddgan_epochs, batch_size=ddgan_batch_size, ema=0.998
         )
     for name, redrawn in {
         "ddpm-all": {"sample_steps": ddpm["steps"]},
@@ -150,6 +148,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ddpm={"steps": 20, "sample_steps": 10, "width": 4, "levels": 2, "patch": 1},
         ddgan={"width": 4, "levels": 2, "latent_dim": 4},
         diffusion_epochs=1,
+        ddgan_epochs=2,
+        ddgan_batch_size=50,
         epochs=2,
         studied_epochs=2,
         flow_epochs=1,
@@ -176,6 +176,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         },
         ddgan={"width": 12, "levels": 3, "patch": 2},
         diffusion_epochs=15,
+        ddgan_epochs=40,
+        ddgan_batch_size=50,
         epochs=8,
         studied_epochs=8,
         flow_epochs=4,
@@ -194,6 +196,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ddpm={"steps": 1000, "sample_steps": 100, "width": 64, "levels": 3, "patch": 1},
         ddgan={"width": 64, "levels": 3},
         diffusion_epochs=200,
+        ddgan_epochs=400,
+        ddgan_batch_size=256,
         epochs=100,
         studied_epochs=100,
         flow_epochs=128,
