@@ -755,7 +755,7 @@ class TestCommand:
         with seeded(0):
             Denoiser((1, 8, 8), width=2, levels=1).save(tmp_path / "denoiser")
         (tmp_path / "script.py").write_text(SCRIPT)
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone"]
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--"]
         found = {}
         for name, command in (("one", [sys.executable]), ("two", torchrun)):
             options = ["--purify", "denoiser", "--depth", "0.2", "--eot", "2", "--draws", "4", "--resubmit", "2"]
