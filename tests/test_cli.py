@@ -1,6 +1,7 @@
 """The command as a user meets it: exit codes, one-line errors, files written, runs resumed."""
 
 import csv
+import inspect
 import json
 import math
 import os
@@ -649,8 +650,13 @@ def test_a_model_is_tilted_by_command_resumed_without_its_base_sampled_and_score
     assert code == 0, err
     info = json.loads((tilt / "run.json").read_text())
     assert (info["data"]["source"], info["held_out"]) == ("digits", ["0"])
+    resume = ["train", "tilted", "--run", tilt, "--resume", "--epochs", 2, "--quiet"]
+    for other in (vae_run, tmp_path / "none"):
+        code, _, err = run(capsys, *resume, "--base", other)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"{tilt} was begun with --base {base}, not {other}: leave --base out, or take another --run" in err
     shutil.rmtree(base)
-    code, _, err = run(capsys, "train", "tilted", "--run", tilt, "--resume", "--epochs", 2, "--quiet")
+    code, _, err = run(capsys, *resume, "--base", base)
     assert code == 0, err
     assert (tilt / "metrics.jsonl").read_text().count("overlap") == 4  # training and held-back data, twice
     assert torch.equal(load(tilt).base.decoder[0].weight, load(vae_run).decoder[0].weight)
@@ -680,6 +686,33 @@ def test_bases_that_are_none_are_refused_in_one_line(vae_run, tmp_path, capsys):
         assert message in err
         assert err.count("\n") == 1
         assert not new.exists()
+
+
+def test_an_unknown_setting_names_each_argument_once(tmp_path, capsys):
+    code, _, err = run(capsys, "train", "vae", "--run", tmp_path / "new", "--set", "zzz=3")
+    assert code == 2
+    for name in list(inspect.signature(VAE).parameters)[1:]:
+        assert len(re.findall(rf"\b{name}\b", err)) == 1
+
+
+def test_a_resumed_training_keeps_its_settings_and_refuses_others(tmp_path, capsys):
+    begun = ["train", "vae", "--run", tmp_path, *SMALL, *BINARY, "--limit", 60, "--samples", 0, "--quiet"]
+    assert run(capsys, *begun, "--epochs", 1)[0] == 0
+    config = json.loads((tmp_path / "run.json").read_text())["generative"]["config"]
+    resume = ["train", "--run", tmp_path, "--resume", "--quiet"]
+    for setting, line in (
+        ("width=32", f"{tmp_path} was begun with --set width=64, not width=32: leave --set out, or take another --run"),
+        ("kl_warmup=5", "other settings: generative.config.kl_warmup was 0, now 5; take another --run"),
+    ):
+        code, _, err = run(capsys, *resume, "--epochs", 2, "--set", setting)
+        assert (code, err.count("\n")) == (2, 1)
+        assert line in err
+    for epochs, more in ((2, ["--set", "width=64", "--set", "kl_warmup=0"]), (3, [])):
+        code, _, err = run(capsys, *resume, "--epochs", epochs, *more)
+        assert code == 0, err
+        info = json.loads((tmp_path / "run.json").read_text())
+        assert info["generative"]["config"] == config
+        assert info["training"]["epochs"] == epochs
 
 
 def test_samples_are_written_as_grid_or_array(vae_run, tmp_path, capsys):

@@ -3,7 +3,10 @@
 import json
 import math
 import re
+import subprocess
 import sys
+import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -16,6 +19,7 @@ from robustgen.attacks.ball import Ball
 from robustgen.attacks.problem import LowestMargin
 from robustgen.attacks.queries import Oracle
 from robustgen.evaluation import RandomDefenceReport, random_defence
+from robustgen.evaluation.random_defence import _fewer
 from robustgen.evaluation.random_defence_page import (
     load_random_defence,
     random_defence_html,
@@ -552,6 +556,37 @@ class TestLedger:
         assert json.loads(json.dumps(found)) == found
         assert found["per_example"]["right"]["pgd"] == ledger.rows["pgd"].counts.tolist()
 
+    @pytest.mark.parametrize(
+        ("name", "depth", "steps", "fewer"),
+        [
+            ("diffusion", 4, None, 1),
+            ("diffusion", 1, None, 0),
+            ("denoiser", 0.5, 8, 2),
+            ("energy", 8, None, 2),
+            ("energy", 16, 9, 2),
+            ("energy", 2, None, 1),
+            ("energy", 1, None, 0),
+            ("defense-gan, unrolled", 7, None, 1),
+            ("defense-gan, unrolled", 8, None, 2),
+            ("defense-gan, unrolled", 1, None, 0),
+            ("projection", None, None, 0),
+        ],
+    )
+    def test_a_surrogate_takes_a_quarter_of_the_steps(self, name, depth, steps, fewer):
+        model = purify(Threshold(), PURIFIERS[name][0], depth, steps)
+        assert _fewer(model) == fewer
+        if fewer:
+            model.with_gradient_of(fewer)
+
+    def test_doubts_are_added_once_and_not_to_the_list_that_was_given(self, ledger):
+        blind = replace(ledger.rows["oblivious"], answers=torch.zeros_like(ledger.rows["oblivious"].answers))
+        given = ["of the caller"]
+        report = replace(ledger, rows=ledger.rows | {"oblivious": blind}, notes=given)
+        assert given == ["of the caller"]
+        assert len(report.notes) == 2
+        assert "stronger attacks are missing" in report.notes[1]
+        assert replace(report, name="again").notes == report.notes
+
     def test_one_draw_of_a_gradient_is_no_adaptive_attack(self):
         x, y = torch.full((2, 1, 2, 2), 0.7), torch.tensor([1, 1])
         with pytest.warns(UserWarning, match=r"eot=1 .* of a random defence that is no adaptive attack"):
@@ -716,6 +751,28 @@ class TestCommand:
         assert cli.main(["attack", "--out", str(out), "--resume", "--eot", "3"]) == 2
         assert "--eot was 2, now 3" in capsys.readouterr().err
 
+    def test_two_processes_share_the_work_and_give_the_ledger_of_one(self, tmp_path):
+        with seeded(0):
+            Denoiser((1, 8, 8), width=2, levels=1).save(tmp_path / "denoiser")
+        (tmp_path / "script.py").write_text(SCRIPT)
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--"]
+        found = {}
+        for name, command in (("one", [sys.executable]), ("two", torchrun)):
+            options = ["--purify", "denoiser", "--depth", "0.2", "--eot", "2", "--draws", "4", "--resubmit", "2"]
+            options += ["--run", "example:digits", "--limit", "4", "--batch-size", "3", "--quiet", "--out", name]
+            done = subprocess.run(
+                [*command, "script.py", "attack", *options], cwd=tmp_path, capture_output=True, text=True, timeout=600
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("what it is worth: ") == 1
+            found[name] = json.loads((tmp_path / name / "random_defence.json").read_text())["defence"]
+            for differs in ("wall_seconds", "environment"):
+                found[name].pop(differs)
+        assert found["one"] == found["two"]
+        runs = [int((tmp_path / f"runs-{name}").read_text()) for name in ("0-of-2", "1-of-2", "0-of-1")]
+        assert runs[0] + runs[1] == runs[2]
+        assert min(runs) > 0
+
     @pytest.mark.parametrize(
         ("options", "line"),
         [
@@ -723,7 +780,11 @@ class TestCommand:
             (["--purify", "{run}", "--depth", "0.2", "--suite", "quick"], "--suite does not go with --purify"),
             (["--purify", "{run}", "--depth", "7"], "depth is a standard deviation from 0.1 to 1"),
             (["--purify", "{other}", "--depth", "0.2"], "is of images (1, 4, 4), the network takes (1, 8, 8)"),
-            (["--purify", "{run}", "--depth", "0.2", "--draws", "3"], "draws=3 cannot say what k=10 draws do"),
+            (["--purify", "{run}", "--depth", "0.2", "--draws", "3"], "--draws 3 cannot say what --resubmit 10 draws"),
+            (["--purify", "{run}", "--depth", "0.2", "--resubmit", "0"], "--resubmit must be at least 1, got 0"),
+            (["--purify", "{run}", "--depth", "0.2", "--eot", "-1"], "--eot must be at least 1, got -1"),
+            (["--purify", "{run}", "--depth", "0.2", "--draws", "0"], "--draws must be at least 1, got 0"),
+            (["--purify", "{run}", "--depth", "0.2", "--chain-steps", "0"], "--chain-steps must be at least 1, got 0"),
             (["--purify", "{run}", "--depth", "0.2", "--resume"], "--resume goes on with the evaluation in --out"),
         ],
     )
@@ -733,6 +794,25 @@ class TestCommand:
         options = [o.format(run=tmp_path / "run", other=tmp_path / "other") for o in options]
         assert cli.main(["attack", "--run", "example:digits", "--limit", "4", "--quiet", *options]) == 2
         assert line in capsys.readouterr().err
+
+
+SCRIPT = textwrap.dedent(
+    """
+    import os, pathlib, sys, torch
+    from functools import partial
+    from robustgen import cli
+    from robustgen.attacks import Attack
+    from robustgen.commands import purify
+    torch.set_num_threads(1)
+    purify.random_defence = partial(purify.random_defence, steps=2, n_queries=2)
+    runs, run = [], Attack.run
+    Attack.run = lambda *a, **k: runs.append(a) or run(*a, **k)
+    code = cli.main(sys.argv[1:])
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    pathlib.Path(f"runs-{rank}-of-{size}").write_text(str(len(runs)))
+    sys.exit(code)
+    """
+)
 
 
 def _quick(*args, **settings):
