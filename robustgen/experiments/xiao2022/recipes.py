@@ -39,6 +39,7 @@ def _recipes(
     epochs: int,
     studied_epochs: int,
     flow_epochs: int,
+    pixelcnn_epochs: int,
     batch_size: int,
 ) -> dict[str, Recipe]:
     """All models from the sizes of a few of them.
@@ -129,15 +130,11 @@ def _recipes(
         "ddim": {"sample_steps": ddpm["sample_steps"] // 2, "eta": 0.0},
     }.items():
         found[name] = Redrawn(model="DDPM", options=redrawn, epochs=0, trained="ddpm", batch_size=batch_size)
-    likelihoods: dict[str, tuple[str, dict[str, Any]]] = {
-        "ddpm-fixed": ("DDPM", ddpm),
-        "ddpm-learned": ("DDPM", ddpm | {"learned_variance": True}),
-        "denoiser": ("Denoiser", denoiser),
-    }
-    for name, (model, options) in likelihoods.items():
-        found[name] = Averaged(
-            model=model, options=options, epochs=2 * diffusion_epochs, batch_size=batch_size, ema=0.995
-        )
+    for name, model, options in (
+        ("ddpm-learned", "DDPM", ddpm | {"learned_variance": True}),
+        ("denoiser", "Denoiser", denoiser),
+    ):
+        found[name] = Averaged(model=model, options=options, epochs=diffusion_epochs, batch_size=batch_size, ema=0.995)
     found["denoiser-uniform"] = Tilting(
         model="ScoreSDE",
         options={"dequantization": "uniform"},
@@ -145,7 +142,9 @@ def _recipes(
         batch_size=batch_size,
         base="denoiser",
     )
-    found["pixelcnn++"] = Recipe(model="PixelCNNPlusPlus", options=pixelcnn, epochs=1, batch_size=batch_size)
+    found["pixelcnn++"] = Recipe(
+        model="PixelCNNPlusPlus", options=pixelcnn, epochs=pixelcnn_epochs, batch_size=batch_size
+    )
     found["ebm"] = Recipe(
         model="EnergyModel",
         options={"width": tilt["width"], "steps": tilt["steps"], "sample_steps": 20 * tilt["steps"]},
@@ -175,6 +174,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         epochs=2,
         studied_epochs=2,
         flow_epochs=1,
+        pixelcnn_epochs=1,
         batch_size=50,
     ),
     "cpu": _recipes(
@@ -203,6 +203,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         epochs=8,
         studied_epochs=8,
         flow_epochs=4,
+        pixelcnn_epochs=2,
         batch_size=100,
     ),
     "full": _recipes(
@@ -223,6 +224,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         epochs=100,
         studied_epochs=100,
         flow_epochs=128,
+        pixelcnn_epochs=128,
         batch_size=256,
     ),
 }
