@@ -72,8 +72,8 @@ class ScoreSDE(SolvedFlow):
     """The density whose score, at every level of noise, is that of a denoiser: of images with its least noise.
 
     ``log_prob`` follows the flow from a point to noise, N(1/2, (sigma_max^2 + 1/4) I) in the end, and needs torchdiffeq
-    (``pip install 'robustgen[ode]'``), as do samples of ``sampler="ode"``; it is right up to the solver's error. Which
-    point, and so what the number is, ``dequantization`` says:
+    (``pip install 'robustgen[ode]'``), as do samples of ``sampler="ode"``; it is right up to the solver's error
+    (:meth:`solver_error`). What point that is, and so what the number says, is up to ``dequantization``:
 
     - "gaussian": y = image + the base's least noise, where the base has learned it. ``log_prob`` is log P(image | y) +
       log p(y) - log q(y | image), a lower bound on the log probability of the image on levels, where points of the flow
@@ -85,8 +85,8 @@ class ScoreSDE(SolvedFlow):
       first of a DDPM's 1000 cosine steps (0.8 of a level), 3.1 behind a fourth of a level.
     - "none": the log density of the image itself, per unit of the [0, 1] scale, among images with the least noise.
 
-    ``log_prob`` is of the flow and :meth:`sde_log_prob` bounds that of the stochastic equation. With a right score they
-    are one model, so that the flow is above. With another they are two, and either may be.
+    ``log_prob`` is of the flow; :meth:`sde_log_prob` is a bound of the stochastic equation. With the right score they are
+    one model, and no bound is above the flow on average. With another they are two models, and either may be above.
 
     Trained, it trains its base. Of a base that is told classes it is the density without them.
 
