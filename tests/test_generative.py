@@ -170,7 +170,12 @@ SMALL = {
             steps=2,
         ),
         lambda: room.ScoreSDE(
-            room.Denoiser(SHAPE, sigma_min=0.01, width=4, levels=2), sde="ve", sample_steps=4, sampler="sde", steps=2
+            room.Denoiser(SHAPE, sigma_min=0.01, width=4, levels=2),
+            dequantization="uniform",
+            sde="ve",
+            sample_steps=4,
+            sampler="sde",
+            steps=2,
         ),
         lambda: room.ScoreSDE(room.EDM(SHAPE, width=4, levels=2), sampler="ode", dequantization="none", steps=2),
     ],

@@ -7,7 +7,7 @@ import pytest
 import torch
 from test_ddpm import MEAN, STD, expected_bound, of_gaussian, pictures
 
-from robustgen.generative import DDPM, EDM, VAE, Denoiser, ScoreSDE
+from robustgen.generative import DDPM, EDM, VAE, Denoiser, ScoreSDE, fit
 from robustgen.generative.blocks.gaussian import gaussian_log_prob
 from robustgen.training import Batch
 
@@ -100,13 +100,14 @@ class TestScoreSDE:
         """Of images with the noise of its first step: those of N(MEAN, STD^2) behind it."""
         base = of_gaussian(steps=1000)
         x = pictures(4)
-        model = ScoreSDE(base, dequantization="none", trace="exact", steps=20).eval()
-        first = (STD**2 / 4 + base.sigma_min**2) ** 0.5
-        exact = gaussian_log_prob(x, (1 + MEAN) / 2, torch.tensor(first, dtype=F64).log()).flatten(1).sum(1)
+        model = ScoreSDE(base, trace="exact", steps=20).eval()
+        y, log_q = model._spread(x, fresh=False)
+        first = torch.tensor(STD**2 / 4 + base.sigma_min**2, dtype=F64).log() / 2
+        exact = gaussian_log_prob(y, (1 + MEAN) / 2, first).flatten(1).sum(1)
+        assert torch.allclose(model._density(y), exact, atol=0.02)
         found = model.log_prob(x)
-        assert torch.allclose(found, exact, atol=0.02)
-        per_level = found - 16 * math.log(255)
-        assert per_level.mean() > expected_bound(2 * x - 1, base.schedule).mean()
+        assert torch.allclose(found, exact - log_q + base.decoded_log_prob(x, y), atol=0.02)
+        assert (found - expected_bound(2 * x - 1, base.schedule)).mean() > 16 * 0.5772 / 2
 
     @pytest.mark.parametrize("sde", ["vp", "ve"])
     @pytest.mark.parametrize("sampler", ["sde", "predictor-corrector"])
@@ -163,3 +164,131 @@ class TestScoreSDE:
         ):
             with pytest.raises(ValueError, match=message):
                 ScoreSDE(gaussian(), **options)
+
+
+LEVELS = torch.arange(256, dtype=F64) / 255
+BLACK = (LEVELS == 0).double()
+GREY = ((LEVELS - LEVELS[128]) * 255).square().div(-2).softmax(0)  # with a standard deviation of one level
+BIT = 16 * math.log(2)  # an image, in nats
+
+
+def behind_noise(y, sigma, share):
+    """log of the share (..., 256) and density of points y (...) behind noise of standard deviation sigma, jointly."""
+    return share.log() + gaussian_log_prob(y[..., None], LEVELS, torch.as_tensor(sigma).to(y)[..., None].log())
+
+
+def of_levels(share, kind, **options):
+    """A model whose network is the best one of pixels on 256 levels, each with these shares and by itself."""
+    model = kind(SHAPE, width=2, levels=1, **options).double().eval()
+
+    def expected(x, sigma):
+        return behind_noise(x, torch.as_tensor(sigma).view(-1, 1, 1, 1), share).softmax(-1) @ LEVELS
+
+    def outputs(u, kept, y=None, guidance=1.0):
+        signal = kept.sqrt().to(u)[:, None, None, None]
+        return 2 * expected((u / signal + 1) / 2, (1 / kept - 1).sqrt() / 2) - 1
+
+    setattr(model, *(("_outputs", outputs) if kind is DDPM else ("_denoise", expected)))
+    return model
+
+
+class TestImagesOnLevels:
+    """Scores that are right: closed forms, in float64. Hutchinson's trace is exact of pixels that are independent."""
+
+    @pytest.mark.parametrize(("least", "bits", "decoded"), [(0.8192, 1.3992, 0.4557), (0.25, 3.1486, 0.0332)])
+    def test_a_model_of_levels_has_little_between_them(self, least, bits, decoded):
+        """Of pixels that are always 0, bits by integration: uniform noise is the worse the less the least noise is."""
+        base = of_levels(BLACK, Denoiser, sigma_min=least / 255, sigma_max=1000.0)
+        for dequantization, expected in (("uniform", bits), ("gaussian", 0.0)):
+            model = ScoreSDE(base, dequantization=dequantization, steps=60).eval()
+            y, log_q = model._spread(torch.zeros(2000, *SHAPE, dtype=F64), fresh=True)
+            by_hand = behind_noise(y, base.sigma_min, BLACK).logsumexp(-1).flatten(1).sum(1)
+            assert torch.allclose(model._density(y[:3]), by_hand[:3], rtol=0, atol=0.05)
+            assert (log_q - by_hand).mean().item() / BIT == pytest.approx(expected, abs=0.03)
+        assert -model._decoded(0 * y[:1], y[:1]).item() / BIT == pytest.approx(decoded, abs=1e-4)
+
+    def test_flow_bound_and_equation_of_one_ddpm(self):
+        """Half of the pixels are black, half grey. Bits by integration: entropy 2.05, flow and equation 2.33, bound of
+        1000 steps 2.38; with uniform noise the flow has 2.81."""
+        share = (BLACK + GREY) / 2
+        base = of_levels(share, DDPM, steps=1000, schedule="cosine", prediction="data", terms=100)
+        x = LEVELS[share.multinomial(60 * 16, True, generator=torch.Generator().manual_seed(0))].view(-1, *SHAPE)
+        exact = share[(255 * x).round().long()].log().flatten(1).sum(1)
+        flow, uniform = (ScoreSDE(base, dequantization=d, steps=40).eval() for d in ("gaussian", "uniform"))
+        found = {  # nats
+            "flow": flow.log_prob(x),
+            "equation": flow.sde_log_prob(x, terms=100),
+            "bound": base.log_prob(x),
+            "uniform": uniform.log_prob(x),
+        }
+        more = {name: (exact - nats).mean().item() / BIT for name, nats in found.items()}
+        assert more["flow"] == pytest.approx(0.281, abs=0.05)
+        assert more["equation"] == pytest.approx(more["flow"], abs=0.05)
+        assert 0 < more["bound"] - more["flow"] < 0.12
+        assert more["uniform"] == pytest.approx(0.753, abs=0.05)
+        assert flow.log_prob_kind == uniform.log_prob_kind == "lower_bound"
+
+    @torch.no_grad()
+    def test_probabilities_of_all_images_add_up_to_one_and_their_bounds_to_less(self):
+        model = ScoreSDE(gaussian(shape=(1, 1, 2), sigma_min=0.2, sigma_data=0.4), levels=3, steps=10).eval()
+        x = torch.cartesian_prod(*[torch.tensor([0.0, 0.5, 1.0], dtype=F64)] * 2).view(-1, 1, 1, 2)
+        many = x.repeat(1000, 1, 1, 1)
+        y, log_q = model._spread(many, fresh=True)
+        nats = (model._density(y) - log_q + model._decoded(many, y)).view(1000, 9)
+        probabilities, bounds = nats.exp().mean(0), nats.mean(0).exp()
+        error = float((nats.exp().var(0).sum() / 1000).sqrt())
+        assert float(probabilities.sum()) == pytest.approx(1, abs=4 * error + 1e-3)
+        assert error < 0.02
+        assert bool((bounds <= probabilities).all())
+
+    def test_samples_are_the_nearest_levels(self):
+        for sampler in ("ode", "sde"):
+            model = ScoreSDE(of_levels(GREY, Denoiser, sigma_min=0.001, sigma_max=40.0), sampler=sampler, steps=60)
+            x = 255 * model.eval().sample(200, torch.Generator().manual_seed(0))
+            assert torch.allclose(x, x.round(), atol=1e-9)
+            assert x.mean().item() == pytest.approx(128, abs=0.1)  # rounded down: 127.5
+
+
+class TestTwoModelsOfOneScore:
+    @pytest.mark.parametrize(("c", "b", "below"), [(0.1, 40.0, True), (3.0, 0.05, False)])
+    def test_with_a_wrong_score_the_flow_is_below_the_bound_of_the_equation_or_above(self, c, b, below):
+        """A score of N(1/2, s^2) that is 1 + c times too large up to the noise b: with d = log(s^2 + b^2) - log(s^2 +
+        sigma_min^2) the flow loses (exp(c d) - 1 - c d) / 2 nats a pixel, the equation c^2 d / 2."""
+        x = 0.5 + SPREAD * torch.randn(200, *SHAPE, dtype=F64, generator=torch.Generator().manual_seed(0))
+        x, right, wrong = (255 * x).round().clamp(0, 255) / 255, gaussian(), gaussian()
+        wrong._denoise = lambda v, level: torch.lerp(
+            v, right._denoise(v, level), torch.where(level <= b, 1 + c, 1.0).to(v)[:, None, None, None]
+        )
+        flows = [ScoreSDE(base, steps=100).eval() for base in (right, wrong)]
+        by_flow, by_equation = (
+            (scores[0] - scores[1]).mean().item() / 16
+            for scores in zip(*((f.log_prob(x), f.sde_log_prob(x, terms=400)) for f in flows), strict=True)
+        )
+        d = math.log((SPREAD**2 + b**2) / (SPREAD**2 + right.sigma_min**2))
+        assert by_flow == pytest.approx((math.exp(c * d) - 1 - c * d) / 2, abs=0.05)
+        assert by_equation == pytest.approx(c**2 * d / 2, abs=0.05)
+        assert (by_flow > by_equation) == below
+
+
+class TestWhatIsScoredIsWhatIsLearned:
+    def test_a_base_learns_images_with_the_noise_that_they_are_scored_with(self):
+        seen = []
+        for dequantization in ("uniform", "gaussian"):
+            model = ScoreSDE(Denoiser(SHAPE, width=2, levels=1), dequantization=dequantization)
+            model.base.training_step = lambda batch, step: seen.append(batch.x) or {}
+            model.training_step(Batch(torch.ones(500, *SHAPE), None, torch.arange(500)), 0)
+        gap = 256 * (1 - seen[0])
+        assert bool(((gap > 0) & (gap <= 1)).all())
+        assert gap.mean().item() == pytest.approx(0.5, abs=0.02)
+        assert bool((seen[1] == 1).all())  # it puts noise on them itself
+
+    def test_one_clear_line(self):
+        base = DDPM(SHAPE, width=2, levels=1)
+        with pytest.raises(ValueError, match="a DDPM learns levels, not what lies between: train it with"):
+            fit(ScoreSDE(base, dequantization="uniform"), torch.zeros(4, *SHAPE), epochs=1, progress=False)
+        with pytest.raises(ValueError, match="levels=17: a DDPM decodes to 256 levels"):
+            ScoreSDE(base, levels=17)
+        with pytest.raises(ValueError, match="one of none, gaussian, uniform, got 'variational'"):
+            ScoreSDE(base, dequantization="variational")
+        with pytest.raises(ValueError, match="is of images on levels: it needs dequantization='gaussian'"):
+            ScoreSDE(base, dequantization="none").sde_log_prob(torch.zeros(1, *SHAPE))

@@ -10,12 +10,21 @@ from robustgen.experiments.experiment import Cell
 from robustgen.experiments.pages import draw_experiment
 from robustgen.experiments.runner import run_experiment
 from robustgen.experiments.training_cache import TrainingCache
-from robustgen.experiments.xiao2022 import ddgan_toys, figure_6_3, noise_free_toys, quality, samples, tilted_toys
+from robustgen.experiments.xiao2022 import (
+    bits_per_dim,
+    ddgan_toys,
+    figure_6_3,
+    noise_free_toys,
+    quality,
+    samples,
+    tilted_toys,
+)
 from robustgen.experiments.xiao2022.quality import TRAINING_IMAGES, measured_samples
 from robustgen.experiments.xiao2022.recipes import RECIPES
 from robustgen.generative.diffusion.noise_schedule import NoiseSchedule
 
 NAMES = [name for name in table() if name.startswith("xiao-2022/")]
+UNDRAWN = ("real-nvp", "glow", "classifier", "ddpm-learned", "denoiser", "denoiser-uniform", "pixelcnn++")
 
 
 @pytest.fixture(scope="module")
@@ -23,9 +32,7 @@ def cache(tmp_path_factory):
     return TrainingCache(tmp_path_factory.mktemp("xiao") / "work", say=lambda line: None)
 
 
-@pytest.mark.parametrize(
-    "name", [TRAINING_IMAGES, *(n for n in RECIPES["smoke"] if n not in ("real-nvp", "glow", "classifier"))]
-)
+@pytest.mark.parametrize("name", [TRAINING_IMAGES, *(n for n in RECIPES["smoke"] if n not in UNDRAWN)])
 def test_every_model_trains_and_its_samples_are_measured(name, cache):
     before = torch.random.get_rng_state()
     numbers, history = measured_samples(name, "digits", "smoke", 0, cache)
@@ -116,6 +123,24 @@ def test_columns_of_25_gaussians_are_of_one_training(cache, monkeypatch):
         monkeypatch.setattr(ddgan_toys.DDGAN, "training_step", None)  # what is trained once is kept
     assert all(found["kl"].numbers[name]["value"] == m.value for name, m in found.items())
     assert 0 <= found["modes"].value <= 25
+
+
+@pytest.mark.parametrize("row", [row.key for row in bits_per_dim.EXPERIMENT.rows])
+def test_bits_of_every_kind_of_model_are_counted(row, cache):
+    """Of its flow, its equation and its bound those of the same images and of the same training."""
+    found = bits_per_dim.EXPERIMENT.measure(Cell(row, "mnist", 0), "smoke", cache)
+    numbers = {name: entry["value"] for name, entry in found.numbers.items()}
+    assert all(math.isfinite(value) for value in (found.value, *numbers.values()))
+    assert found.value > 0
+    if row == "ddpm-flow":
+        bound = bits_per_dim.EXPERIMENT.measure(Cell("ddpm-fixed", "mnist", 0), "smoke", cache)
+        assert bound.history == found.history
+        assert numbers["bound of the same images, bits"] == pytest.approx(bound.value, rel=0.2)
+        assert numbers["scored with uniform noise, bits"] > found.value
+        assert {"bound of the equation, bits", "bound without clipping, bits"} <= set(numbers)
+    if row == "score-sde-flow":
+        by_equation = bits_per_dim.EXPERIMENT.measure(Cell("score-sde", "mnist", 0), "smoke", cache)
+        assert numbers["bound of the equation, bits"] == by_equation.value
 
 
 def test_the_order_of_two_rows_is_that_of_their_seeds():

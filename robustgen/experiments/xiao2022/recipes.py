@@ -28,6 +28,8 @@ def _recipes(
     second_width: int,
     real_nvp: dict[str, Any],
     glow: dict[str, Any],
+    pixelcnn: dict[str, Any],
+    denoiser: dict[str, Any],
     classifier: dict[str, Any],
     tilt: dict[str, Any],
     tilt_epochs: int,
@@ -39,6 +41,7 @@ def _recipes(
     epochs: int,
     studied_epochs: int,
     flow_epochs: int,
+    pixelcnn_epochs: int,
     batch_size: int,
 ) -> dict[str, Recipe]:
     """All models from the sizes of a few of them.
@@ -46,6 +49,7 @@ def _recipes(
     Args:
         coder: of Table 3.1, and of the VAE that is tilted; flow_lr: of the flow of its GLFs; studied: of the study of
             beta; tilt: of all energies that stand on that VAE.
+        pixelcnn, denoiser: of PixelCNN++, and of what ScoreSDE follows, for likelihoods.
         ddpm, ddgan: of the diffusion models; edm has the network of ddpm.
         diffusion_epochs, ddgan_epochs: of them; each part of a DDGAN has every other step.
         epochs: of autoencoders; the two stages of a two-stage VAE have as many each.
@@ -124,6 +128,21 @@ def _recipes(
         "ddim": {"sample_steps": ddpm["sample_steps"] // 2, "eta": 0.0},
     }.items():
         found[name] = Redrawn(model="DDPM", options=redrawn, epochs=0, trained="ddpm", batch_size=batch_size)
+    for name, model, options in (
+        ("ddpm-learned", "DDPM", ddpm | {"learned_variance": True}),
+        ("denoiser", "Denoiser", denoiser),
+    ):
+        found[name] = Averaged(model=model, options=options, epochs=diffusion_epochs, batch_size=batch_size, ema=0.995)
+    found["denoiser-uniform"] = Tilting(
+        model="ScoreSDE",
+        options={"dequantization": "uniform"},
+        epochs=diffusion_epochs,
+        batch_size=batch_size,
+        base="denoiser",
+    )
+    found["pixelcnn++"] = Recipe(
+        model="PixelCNNPlusPlus", options=pixelcnn, epochs=pixelcnn_epochs, batch_size=batch_size
+    )
     found["ebm"] = Recipe(
         model="EnergyModel",
         options={"width": tilt["width"], "steps": tilt["steps"], "sample_steps": 20 * tilt["steps"]},
@@ -142,6 +161,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         second_width=16,
         real_nvp={"levels": 17, "scales": 1, "width": 8},
         glow={"levels": 17, "scales": 1, "flow_steps": 2, "width": 8},
+        pixelcnn={"width": 4, "blocks": 1, "components": 2},
+        denoiser={"sigma_min": 0.001, "sigma_max": 20.0, "width": 4, "levels": 2},
         classifier={"width": 4},
         tilt={"width": 4, "steps": 2, "sample_steps": 2},
         tilt_epochs=1,
@@ -153,6 +174,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         epochs=2,
         studied_epochs=2,
         flow_epochs=1,
+        pixelcnn_epochs=1,
         batch_size=50,
     ),
     "cpu": _recipes(
@@ -162,6 +184,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         second_width=256,
         real_nvp={"width": 16},
         glow={"flow_steps": 6, "width": 24},
+        pixelcnn={"width": 14, "blocks": 1, "dropout": 0.0},
+        denoiser={"sigma_min": 0.001, "sigma_max": 20.0, "width": 16, "levels": 3, "patch": 2},
         classifier={"width": 16},
         tilt={"width": 8, "steps": 15, "sample_steps": 30},
         tilt_epochs=4,
@@ -181,6 +205,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         epochs=8,
         studied_epochs=8,
         flow_epochs=4,
+        pixelcnn_epochs=2,
         batch_size=100,
     ),
     "full": _recipes(
@@ -190,6 +215,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         second_width=1024,
         real_nvp={"width": 64, "blocks": 4},
         glow={"flow_steps": 16, "width": 64},
+        pixelcnn={"width": 64, "blocks": 3},
+        denoiser={"sigma_min": 0.001, "sigma_max": 20.0, "width": 64, "levels": 3},
         classifier={"width": 64},
         tilt={"architecture": "residual", "width": 64, "steps": 60, "sample_steps": 100},
         tilt_epochs=128,
@@ -201,6 +228,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         epochs=100,
         studied_epochs=100,
         flow_epochs=128,
+        pixelcnn_epochs=128,
         batch_size=256,
     ),
 }

@@ -195,6 +195,13 @@ class DDPM(ClassConditional, Diffusion):
         log_mass = discretized_gaussian_log_prob(v, (start + 1) / 2, log_std - torch.tensor(2.0).log(), _LEVELS)
         return torch.where(first, -log_mass, kl).flatten(1).sum(1)
 
+    def decoded_log_prob(self, v: Tensor, x: Tensor) -> Tensor:
+        """log P(v | x) (N,) in nats of images v on the 256 levels, where x is v with the noise of the first step."""
+        first = torch.ones(len(v), dtype=torch.int64, device=v.device)
+        kept = self.schedule.alpha_bars[first.cpu()]
+        u = _scales(kept, x)[0] * (2 * x - 1)
+        return -self._term(v, u, self._outputs(u, kept), first)
+
     def _prior(self, u: Tensor) -> Tensor:
         """KL(q(u_T | u_0) || N(0, I)) (N,)."""
         kept = self.schedule.alpha_bars[-1].to(u)

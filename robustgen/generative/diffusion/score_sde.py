@@ -4,7 +4,9 @@ Song, Sohl-Dickstein, Kingma, Kumar, Ermon and Poole, "Score-Based Generative Mo
 Equations", ICLR 2021: the reverse-time equation (6) by the steps of equation 46, predictor and corrector (algorithms 2
 to 5), the flow (13) and its likelihood (39). The score is that of Tweedie's formula, (E[x | v] - v) / sigma^2. In
 Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", NeurIPS 2022, section 2: images with
-noise that preserves variance are images with noise that explodes, up to a factor, so that both have one flow.
+noise that preserves variance are images with noise that explodes, up to a factor, so that both have one flow. Kingma,
+Salimans, Poole and Ho, "Variational Diffusion Models", NeurIPS 2021, equations 11 and 17: the bound of the reverse-time
+equation, for images on levels.
 """
 
 import math
@@ -16,11 +18,12 @@ import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers, check_positive
+from robustgen.counter_rng import content_ids, normal
 from robustgen.generative.base import GenerativeModel
+from robustgen.generative.blocks.gaussian import discretized_gaussian_log_prob, gaussian_kl, gaussian_log_prob
 from robustgen.generative.diffusion.noise_schedule import NoiseSchedule
 from robustgen.generative.energy.base_model import describe_model, frozen_model
-from robustgen.generative.flows.base import Flow
-from robustgen.generative.flows.continuous import Continuous
+from robustgen.generative.flows.continuous import Continuous, SolvedFlow
 from robustgen.generative.flows.transform import KeyedChain, Transform
 from robustgen.training import Batch
 
@@ -28,6 +31,7 @@ __all__ = ["SAMPLERS", "SDES", "ScoreSDE"]
 
 SAMPLERS = ("ode", "sde", "predictor-corrector")
 SDES = ("vp", "ve")
+_STREAM = 73  # of the noise of scores
 
 
 def _scale(sigma: float) -> float:
@@ -64,13 +68,25 @@ class _Centred(Transform):
         return 0.5 + self.scale * y
 
 
-class ScoreSDE(Flow):
+class ScoreSDE(SolvedFlow):
     """The density whose score, at every level of noise, is that of a denoiser: of images with its least noise.
 
-    ``log_prob`` follows the flow from the image to noise, N(1/2, (sigma_max^2 + 1/4) I) in the end, and needs
-    torchdiffeq (``pip install 'robustgen[ode]'``), as do samples of ``sampler="ode"``. It is right up to the solver's
-    error and to what the base's least noise blurs: a :class:`Denoiser` or :class:`EDM` of ``sigma_min=0.001``, a fourth
-    of a level of 256, blurs little, a :class:`DDPM` of 1000 steps about a level.
+    ``log_prob`` follows the flow from a point to noise, N(1/2, (sigma_max^2 + 1/4) I) in the end, and needs torchdiffeq
+    (``pip install 'robustgen[ode]'``), as do samples of ``sampler="ode"``; it is right up to the solver's error
+    (:meth:`solver_error`). What point that is, and so what the number says, is up to ``dequantization``:
+
+    - "gaussian": y = image + the base's least noise, where the base has learned it. ``log_prob`` is log P(image | y) +
+      log p(y) - log q(y | image), a lower bound on the log probability of the image on levels, where points of the flow
+      are decoded as the base does: a :class:`DDPM` by its own last step, others by N(denoised, sigma_min^2), the mass
+      of each level. To be compared with a DDPM's own bound, and with :meth:`sde_log_prob`.
+    - "uniform": y = (255 image + u) / 256, as of other flows: a lower bound where points of the flow are rounded down.
+      Trained here, the base learns images with this noise. One that has learned levels has a peak at each of them and
+      little between: the less its least noise, the worse the number, 1.4 bits for a pixel that is always 0 behind the
+      first of a DDPM's 1000 cosine steps (0.8 of a level), 3.1 behind a fourth of a level.
+    - "none": the log density of the image itself, per unit of the [0, 1] scale, among images with the least noise.
+
+    ``log_prob`` is of the flow; :meth:`sde_log_prob` is a bound of the stochastic equation. With the right score they are
+    one model, and no bound is above the flow on average. With another they are two models, and either may be above.
 
     Trained, it trains its base. Of a base that is told classes it is the density without them.
 
@@ -84,14 +100,16 @@ class ScoreSDE(Flow):
         sample_steps: of "sde".
         snr: of a corrector's step, how large the score's part is beside the noise's.
         solver, steps, tolerance, trace, draws: of the flow, see :class:`Continuous`.
-        levels, dequantization, quantization: see :class:`Flow`.
+        dequantization: "gaussian", "uniform" or "none".
+        levels, quantization: see :class:`Flow`; a DDPM has 256 levels.
 
     Attributes:
-        log_prob_kind: "exact" where the trace is and nothing is dequantized, "estimated" where it is not.
+        log_prob_kind: "lower_bound", in expectation over the signs of a trace that is estimated. Without dequantization
+            "exact" where the trace is, else "estimated".
 
     Raises:
         TypeError: a base that is no model with a denoiser.
-        ValueError: an argument out of range.
+        ValueError: an argument out of range, or levels that are not the base's.
 
     >>> from robustgen.generative import Denoiser
     >>> model = ScoreSDE(Denoiser((1, 4, 4), width=4), steps=2, sampler="sde", sample_steps=5).eval()
@@ -100,6 +118,7 @@ class ScoreSDE(Flow):
     """
 
     log_prob_kind: ClassVar[str | None] = "estimated"
+    dequantizations: ClassVar[tuple[str, ...]] = ("none", "gaussian", "uniform")
 
     def __init__(
         self,
@@ -115,7 +134,7 @@ class ScoreSDE(Flow):
         trace: str = "hutchinson",
         draws: int = 1,
         levels: int = 256,
-        dequantization: str = "uniform",
+        dequantization: str = "gaussian",
         quantization: str | None = None,
     ) -> None:
         model: Any = frozen_model(base).requires_grad_(True)
@@ -124,6 +143,8 @@ class ScoreSDE(Flow):
                 f"base must be a model that denoises, DDPM, EDM or Denoiser; a {type(model).__name__} does not"
             )
         super().__init__(model.shape, levels, dequantization, quantization)
+        if dequantization == "gaussian" and hasattr(model, "decoded_log_prob") and levels != model.pixels.levels:
+            raise ValueError(f"levels={levels}: a {type(model).__name__} decodes to {model.pixels.levels} levels")
         check_integers(sample_steps=sample_steps)
         check_positive(snr=snr)
         for name, value, known in (("sampler", sampler, SAMPLERS), ("sde", sde, SDES)):
@@ -147,14 +168,86 @@ class ScoreSDE(Flow):
         """The constructor's arguments, JSON-able; of the base its class and its arguments."""
         return super().config | {"base": describe_model(self.base)}
 
+    def check_training(self, n: int, batch_size: int) -> None:
+        if self.dequantization == "uniform" and hasattr(self.base, "pixels"):
+            name = type(self.base).__name__
+            raise ValueError(f"a {name} learns levels, not what lies between: train it with dequantization='gaussian'")
+        super().check_training(n, batch_size)
+
     def training_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        """That of the base."""
-        found: dict[str, Tensor] = self.base.training_step(batch, step)
+        """That of the base, of images with uniform noise where they are scored with it."""
+        found: dict[str, Tensor] = self.base.training_step(self._learned(batch, fresh=True), step)
         return found
 
     def validation_step(self, batch: Batch, step: int) -> dict[str, Tensor]:
-        found: dict[str, Tensor] = self.base.validation_step(batch, step)
+        found: dict[str, Tensor] = self.base.validation_step(self._learned(batch, fresh=False), step)
         return found
+
+    def _learned(self, batch: Batch, fresh: bool) -> Batch:
+        return batch._replace(x=self._spread(batch.x, fresh)[0]) if self.dequantization == "uniform" else batch
+
+    def _spread(self, x: Tensor, fresh: bool) -> tuple[Tensor, Tensor | float]:
+        if self.dequantization != "gaussian":
+            return super()._spread(x, fresh)
+        v, sigma = self._pixels(x, fresh), self.base.sigma_min
+        eps = torch.randn_like(v) if fresh else normal(0, content_ids(v), self.shape, (_STREAM,), v.dtype)
+        return v + sigma * eps, (gaussian_log_prob(eps) - math.log(sigma)).flatten(1).sum(1)
+
+    def on_levels(self, x: Tensor) -> Tensor:
+        """The images (N, *shape) that points x stand for: the nearest levels, or those that uniform noise fills."""
+        if self.dequantization != "gaussian":
+            return super().on_levels(x)
+        steps = self.levels - 1
+        return (x * steps).round().clamp(0, steps) / steps
+
+    def _decoded(self, v: Tensor, y: Tensor) -> Tensor:
+        """log P(v | y) (N,) of images v on levels behind y, which has the least noise."""
+        if hasattr(self.base, "decoded_log_prob"):
+            found: Tensor = self.base.decoded_log_prob(v, y)
+            return found
+        mean, log_std = self.base.denoise(y, self.base.sigma_min), torch.tensor(self.base.sigma_min).log()
+        return discretized_gaussian_log_prob(v, mean, log_std.to(v), self.levels).flatten(1).sum(1)
+
+    def _log_prob(self, x: Tensor) -> Tensor:
+        y, log_q = self._spread(x, fresh=False)
+        found = self._density(y) - log_q
+        return found + self._decoded(self._pixels(x), y) if self.dequantization == "gaussian" else found
+
+    @torch.no_grad()
+    def sde_log_prob(self, x: Tensor, terms: int = 100) -> Tensor:
+        """A lower bound on log P(x), (N,) in nats, of the reverse-time equation with the same score; none is solved.
+
+        E log P(x | y) - KL(q(x_max | x) || noise) - integral over log sigma of E |x - D(x + sigma n)|^2 / sigma^2. The
+        decoder is that of ``log_prob`` with "gaussian" dequantization: the two differ in the equation alone. The
+        integral is by the midpoint rule, each term with noise that depends on the image.
+
+        Args:
+            x: images (N, *shape) in [0, 1].
+            terms: of the integral.
+
+        Raises:
+            TypeError, ValueError: as :meth:`log_prob` does, or another dequantization than "gaussian".
+        """
+        check_integers(terms=terms)
+        if self.dequantization != "gaussian":
+            raise ValueError("the bound of the equation is of images on levels: it needs dequantization='gaussian'")
+        x = self.check(x)
+        if not len(x):
+            return x.new_zeros(0)
+        v, low, high = self._pixels(x), math.log(self.base.sigma_min), math.log(self.base.sigma_max)
+        ids, width = content_ids(v), (high - low) / terms
+        far = torch.full_like(v, high)
+        nats = gaussian_kl(v - 0.5, far, 0.0, math.log(_scale(self.base.sigma_max))).flatten(1).sum(1)
+        for k in range(terms):
+            sigma = math.exp(low + (k + 0.5) * width)
+            noise = normal(0, ids, self.shape, (_STREAM, k), v.dtype)
+            error = (v - self.base.denoise(v + sigma * noise, sigma)) / sigma
+            nats = nats + width * error.square().flatten(1).sum(1)
+        return self._decoded(v, self._spread(x, fresh=False)[0]) - nats
+
+    def _pixels(self, x: Tensor, fresh: bool = False) -> Tensor:
+        assert self.pixels is not None
+        return self.pixels(x, fresh)
 
     def _levels_down(self) -> list[float]:
         """Noise of the steps of "sde", from the most to the least."""
@@ -176,13 +269,14 @@ class ScoreSDE(Flow):
         return (expected - y) * (scale / sigma) ** 2
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
-        if self.sampler == "ode":
-            return super()._sample(n, generator)
         levels, vp = self._levels_down(), self.sde == "vp"
 
         def noise() -> Tensor:
             return torch.randn(n, *self.shape, generator=generator, device=self.device, dtype=self.dtype)
 
+        if self.sampler == "ode":
+            x = self._from_noise(noise())
+            return self.on_levels(self.base.denoise(x, levels[-1]) if self.dequantization == "gaussian" else x)
         y = noise() * (1 if vp else _scale(levels[0]))
         for sigma, lower in pairwise(levels):
             kept = (_scale(lower) / _scale(sigma)) ** 2 if vp else 1.0  # 1 - beta

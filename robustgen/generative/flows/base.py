@@ -117,12 +117,13 @@ class Flow(GenerativeModel):
     """
 
     log_prob_kind: ClassVar[str | None] = "exact"
+    dequantizations: ClassVar[tuple[str, ...]] = DEQUANTIZATIONS
     transform: Transform
 
     def __init__(self, shape: tuple[int, ...], levels: int, dequantization: str, quantization: str | None) -> None:
         super().__init__(shape)
-        if dequantization not in DEQUANTIZATIONS:
-            raise ValueError(f"dequantization must be one of {', '.join(DEQUANTIZATIONS)}, got {dequantization!r}")
+        if dequantization not in self.dequantizations:
+            raise ValueError(f"dequantization must be one of {', '.join(self.dequantizations)}, got {dequantization!r}")
         if dequantization == "none" and quantization is not None:
             raise ValueError("without dequantization any values in [0, 1] are taken: leave quantization out")
         self.levels, self.dequantization, self.quantization = levels, dequantization, quantization

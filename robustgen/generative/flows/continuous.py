@@ -18,7 +18,7 @@ from robustgen.checks import check_flags, check_integers, check_positive
 from robustgen.generative.flows.base import Flow, Logit
 from robustgen.generative.flows.transform import ActNorm, Estimated, KeyedChain, jacobian
 
-__all__ = ["SOLVERS", "TRACES", "Continuous", "ContinuousFlow", "Dynamics"]
+__all__ = ["SOLVERS", "TRACES", "Continuous", "ContinuousFlow", "Dynamics", "SolvedFlow"]
 
 SOLVERS = ("rk4", "dopri5")
 TRACES = ("hutchinson", "exact")
@@ -205,7 +205,23 @@ class _Alone(nn.Module):
         return (self.dynamics(t, state[0]),)
 
 
-class ContinuousFlow(Flow):
+class SolvedFlow(Flow):
+    """A flow with a :class:`Continuous` part, which takes ``steps`` and ``tolerance`` from it."""
+
+    steps: int
+    tolerance: float
+
+    @torch.no_grad()
+    def solver_error(self, x: Tensor) -> Tensor:
+        """By how much ``log_prob`` of x would change, (N,) in nats, with twice the steps or 1/100 of the tolerance."""
+        finer = copy.deepcopy(self)
+        for part in finer.transform.modules():
+            if isinstance(part, Continuous):
+                part.steps, part.tolerance = 2 * self.steps, self.tolerance / 100
+        return finer.log_prob(x) - self.log_prob(x)
+
+
+class ContinuousFlow(SolvedFlow):
     """An image, behind an actnorm, carried to noise by an ordinary differential equation of a network.
 
     Needs torchdiffeq: ``pip install 'robustgen[ode]'``. ``log_prob`` is right up to the solver's error
@@ -257,12 +273,3 @@ class ContinuousFlow(Flow):
         self.transform = KeyedChain(Logit(alpha), ActNorm(self.shape[0]), carried, levels=levels)
         if self.pixels is None and trace == "exact":
             self.log_prob_kind = "exact"  # type: ignore[misc]
-
-    @torch.no_grad()
-    def solver_error(self, x: Tensor) -> Tensor:
-        """By how much ``log_prob`` of x would change, (N,) in nats, with twice the steps or 1/100 of the tolerance."""
-        finer = copy.deepcopy(self)
-        for part in finer.transform.modules():
-            if isinstance(part, Continuous):
-                part.steps, part.tolerance = 2 * self.steps, self.tolerance / 100
-        return finer.log_prob(x) - self.log_prob(x)
