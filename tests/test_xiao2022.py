@@ -5,6 +5,8 @@ import math
 import pytest
 import torch
 
+from robustgen.data import ArrayDataset
+from robustgen.evaluation import FeatureNetwork
 from robustgen.experiments.catalogue import find, table
 from robustgen.experiments.experiment import Cell
 from robustgen.experiments.pages import draw_experiment
@@ -17,6 +19,7 @@ from robustgen.experiments.xiao2022 import (
     noise_free_toys,
     quality,
     samples,
+    stacked_mnist,
     tilted_toys,
 )
 from robustgen.experiments.xiao2022.quality import TRAINING_IMAGES, measured_samples
@@ -143,6 +146,58 @@ def test_bits_of_every_kind_of_model_are_counted(row, cache):
         assert numbers["bound of the equation, bits"] == by_equation.value
 
 
+def test_stacked_images_are_three_digits_of_the_set_and_their_label_names_them():
+    digits = ArrayDataset(torch.rand(50, 1, 4, 4), torch.arange(50) % 10, tuple("0123456789"), name="digits")
+    images = stacked_mnist.stacked(digits, 2000, seed=1)
+    assert images.shape == (3, 4, 4)
+    channels = images.x.flatten(0, 1)[:, None]
+    which = (channels[:, None] == digits.x).flatten(2).all(2)  # (6000, 50)
+    assert which.sum(1).tolist() == [1] * 6000
+    of_digits = digits.labels()[which.int().argmax(1)].reshape(2000, 3)
+    assert [images.classes[k] for k in images.labels()] == ["".join(map(str, t)) for t in of_digits.tolist()]
+    counts = torch.zeros(3, 10, 10)
+    for pair, (a, b) in enumerate(((0, 1), (0, 2), (1, 2))):
+        counts[pair].index_put_((of_digits[:, a], of_digits[:, b]), torch.ones(2000), accumulate=True)
+    chi_squared = ((counts - 20).square() / 20).sum((1, 2))  # of independent and even digits: 99 ± 14
+    assert bool((chi_squared - 99).abs().max() < 60)
+    again, other = stacked_mnist.stacked(digits, 100, seed=1), stacked_mnist.stacked(digits, 100, seed=2)
+    assert torch.equal(again.x, images.x[:100])
+    assert not torch.equal(other.x, again.x)
+
+
+def test_modes_and_their_divergence_from_even_ones_are_those_of_the_counts():
+    """A classifier that reads the digit off the first ten pixels, and how sure it is off their height."""
+    read = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 10))
+    with torch.no_grad():
+        read[1].weight.copy_(50 * torch.eye(10, 12))
+        read[1].bias.zero_()
+
+    def images(modes, height=1.0):
+        of_digits = torch.tensor([[int(d) for d in f"{mode:03d}"] for mode in modes])
+        return height * torch.nn.functional.one_hot(of_digits, 12).float().reshape(-1, 3, 3, 4)
+
+    def found(x):
+        return stacked_mnist.mode_measures(x, FeatureNetwork(read))
+
+    even = found(images(range(1000)))
+    assert even == {"modes": 1000, "kl": pytest.approx(0, abs=1e-9), "sure": 100}
+    few = found(torch.cat([images([7, 7, 7, 70]), images([70, 700, 700, 700], 0.01)]))
+    shares = (3 / 8, 2 / 8, 3 / 8)  # 007, 070 and 700 are different modes
+    assert few == {"modes": 3, "kl": pytest.approx(sum(p * math.log(1000 * p) for p in shares)), "sure": 50}
+
+
+@pytest.mark.parametrize("name", ["test", "dcgan", "wgan-gp", "ddgan-4", "tilted"])
+def test_columns_of_stacked_digits_are_of_the_same_samples(name, cache, monkeypatch):
+    experiment, found = stacked_mnist.EXPERIMENT, {}
+    for column in ("modes", "kl", "sure"):
+        found[column] = experiment.measure(Cell(name, column, 0), "smoke", cache)
+        monkeypatch.setattr(stacked_mnist, "samples_of", None)  # what is drawn once is kept
+    assert all(found["kl"].numbers[key]["value"] == m.value for key, m in found.items())
+    assert 1 <= found["modes"].value <= 100
+    assert 0 <= found["kl"].value <= math.log(1000)
+    assert (name == "test") == (not found["modes"].history)
+
+
 def test_the_order_of_two_rows_is_that_of_their_seeds():
     def cell(row, seed, value):
         return {"row": row, "column": "mnist-frechet", "seed": seed, "value": value}
@@ -165,7 +220,7 @@ def test_published_numbers_stand_in_the_columns_of_their_metric():
 
 def test_a_vae_gives_expected_images(cache):
     model = quality.TrainedModels(cache, RECIPES["smoke"], cache.images("digits", "train", 100), 0).model("vae")
-    drawn = quality._samples(model.eval(), 30, 0)
+    drawn = quality.samples_of(model.eval(), 30, 0)
     assert drawn.shape == (30, 1, 8, 8)
     noise = model.sample(30, torch.Generator().manual_seed(0)) - drawn
     assert noise.std() > 0.1  # that of pixels N(decoder(z), 1)

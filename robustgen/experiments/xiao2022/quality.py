@@ -21,10 +21,20 @@ from robustgen.locks import alone
 from robustgen.networks import strided
 from robustgen.training import ClassifierObjective
 
-__all__ = ["BUDGETS", "TRAINING_IMAGES", "Budget", "measured_samples", "recipes_of", "settings_of"]
+__all__ = [
+    "BUDGETS",
+    "FEATURES",
+    "TRAINING_IMAGES",
+    "Budget",
+    "feature_network",
+    "measured_samples",
+    "recipes_of",
+    "samples_of",
+    "settings_of",
+]
 
 TRAINING_IMAGES = "training"  # the row of images that no model made
-_FEATURES: dict[str, Any] = {"epochs": 4, "batch_size": 128, "lr": 1e-3}
+FEATURES: dict[str, Any] = {"epochs": 4, "batch_size": 128, "lr": 1e-3}
 _KEPT = {  # numbers of sample_quality, as cells call them
     "frechet_distance": "Frechet distance",
     "prd_recall": "F8 (recall)",
@@ -61,7 +71,7 @@ BUDGETS = {"smoke": Budget(300, 100, "digits"), "cpu": Budget(20_000, 2_000), "f
 def settings_of(name: str, data: str, scale: str) -> dict[str, Any]:
     """All that :func:`measured_samples` depends on but the seed."""
     recipes = described(RECIPES[scale], recipes_of(name, scale))
-    return asdict(BUDGETS[scale]) | {"data": data, "model": name, "features": _FEATURES, "recipes": recipes}
+    return asdict(BUDGETS[scale]) | {"data": data, "model": name, "features": FEATURES, "recipes": recipes}
 
 
 def recipes_of(name: str, scale: str) -> tuple[str, ...]:
@@ -86,14 +96,14 @@ def measured_samples(
         if not path.exists():
             train = shuffled(cache.images(data, "train")).first(budget.n_train or 2**62)
             test = cache.images(data, "test")
-            features = _features(data, scale, cache)
+            features = feature_network(data, scale, cache)
             if name == TRAINING_IMAGES:
                 images, history, more = train.subset(torch.arange(len(train) - budget.n, len(train))), {}, {}
             else:
                 trained = TrainedModels(cache, RECIPES[scale], train, seed)
                 model: Any = trained.model(name)
                 began = time.process_time()
-                images = ArrayDataset(_samples(model.eval(), budget.n, seed), name="samples")
+                images = ArrayDataset(samples_of(model.eval(), budget.n, seed), name="samples")
                 spent = {"core seconds for 100 samples": 100 * (time.process_time() - began) / budget.n}
                 history, more = trained.history, spent | _codes(model, cache.put(test)[0][: budget.n])
             found = sample_quality(images, test, features=features, n=budget.n, seed=seed, resamples=0)
@@ -104,19 +114,19 @@ def measured_samples(
     return counted(kept["numbers"], kept["n"]), kept["history"]
 
 
-def _features(data: str, scale: str, cache: TrainingCache) -> FeatureNetwork:
+def feature_network(data: str, scale: str, cache: TrainingCache) -> FeatureNetwork:
     """A small classifier of all training images, the same for all models and seeds."""
     train = cache.images(data, "train")
     with torch.random.fork_rng():
         torch.manual_seed(derive_seed(2022, 0))
         network = strided(train.shape[0], train.n_classes, (train.shape[1], train.shape[2]))
-    settings = {"feature network of": data, "n": len(train), "scale": scale} | _FEATURES
-    cache.train(settings, network, ClassifierObjective(), train, seed=2022, **_FEATURES)
+    settings = {"feature network of": data, "n": len(train), "scale": scale} | FEATURES
+    cache.train(settings, network, ClassifierObjective(), train, seed=2022, **FEATURES)
     return FeatureNetwork(network, name=f"classifier of {data}", classes=train.classes, about="trained for these cells")
 
 
 @torch.no_grad()
-def _samples(model: GenerativeModel, n: int, seed: int) -> Tensor:
+def samples_of(model: GenerativeModel, n: int, seed: int) -> Tensor:
     """n samples; of a VAE expected images, as the models that it is compared with give."""
     generator = torch.Generator(model.device).manual_seed(derive_seed(seed, 3))
     drawn = []
