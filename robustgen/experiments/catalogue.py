@@ -35,6 +35,7 @@ from robustgen.experiments.xiao2022 import (
     samples,
     tilted_samples,
     tilted_toys,
+    tilted_unseen,
     unseen,
 )
 
@@ -80,6 +81,8 @@ _EXPERIMENTS: tuple[Experiment, ...] = (
     tilted_toys.EXPERIMENT,
     tilted_samples.EXPERIMENT,
     unseen.TILTED,
+    tilted_unseen.EXPERIMENT,
+    unseen.HELD_OUT_BY_ENERGIES,
     noise_free_toys.EXPERIMENT,
     figure_6_3.EXPERIMENT,
     ddgan_toys.EXPERIMENT,

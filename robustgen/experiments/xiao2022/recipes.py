@@ -31,6 +31,8 @@ def _recipes(
     classifier: dict[str, Any],
     tilt: dict[str, Any],
     tilt_epochs: int,
+    noise_free: dict[str, Any],
+    equilibrium: dict[str, Any],
     ddpm: dict[str, Any],
     ddgan: dict[str, Any],
     diffusion_epochs: int,
@@ -43,7 +45,7 @@ def _recipes(
 
     Args:
         coder: of Table 3.1, and of the VAE that is tilted; flow_lr: of the flow of its GLFs; studied: of the study of
-            beta; tilt: of all energies that stand on that VAE.
+            beta; tilt: of all energies that stand on that VAE; those of images alone have its width and chains.
         ddpm, ddgan: of the diffusion models; edm has the network of ddpm.
         diffusion_epochs: of them; a DDGAN has twice as many, as each part has every other step.
         epochs: of autoencoders; the two stages of a two-stage VAE have as many each.
@@ -126,13 +128,17 @@ def _recipes(
         "ddim": {"sample_steps": ddpm["sample_steps"] // 2, "eta": 0.0},
     }.items():
         found[name] = Redrawn(model="DDPM", options=redrawn, epochs=0, trained="ddpm", batch_size=batch_size)
-    found["ebm"] = Recipe(
-        model="EnergyModel",
-        options={"width": tilt["width"], "steps": tilt["steps"], "sample_steps": 20 * tilt["steps"]},
-        epochs=tilt_epochs,
-        batch_size=batch_size,
-        annealed=False,
-    )
+    chained = {"width": tilt["width"], "steps": tilt["steps"], "sample_steps": 20 * tilt["steps"]}
+    energies: dict[str, tuple[str, dict[str, Any]]] = {
+        "ebm": ("EnergyModel", chained),
+        "jem": ("JEM", chained),
+        "noise-free": ("NoiseFreeEBM", noise_free),
+        "equilibrium": ("EquilibriumMatching", equilibrium),
+    }
+    for name, (model, options) in energies.items():
+        found[name] = Recipe(
+            model=model, options=options, epochs=tilt_epochs, batch_size=batch_size, annealed=name == "equilibrium"
+        )
     return found
 
 
@@ -147,6 +153,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 4},
         tilt={"width": 4, "steps": 2, "sample_steps": 2},
         tilt_epochs=1,
+        noise_free={"width": 4, "steps": 2},
+        equilibrium={"width": 4, "levels": 2, "sample_steps": 5},
         ddpm={"steps": 20, "sample_steps": 10, "width": 4, "levels": 2, "patch": 1},
         ddgan={"width": 4, "levels": 2, "latent_dim": 4},
         diffusion_epochs=1,
@@ -165,6 +173,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 16},
         tilt={"width": 8, "steps": 15, "sample_steps": 30},
         tilt_epochs=4,
+        noise_free={"width": 8, "steps": 8},
+        equilibrium={"width": 8},
         ddpm={
             "steps": 1000,
             "schedule": "cosine",
@@ -191,6 +201,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 64},
         tilt={"architecture": "residual", "width": 64, "steps": 60, "sample_steps": 100},
         tilt_epochs=128,
+        noise_free={"architecture": "residual", "width": 64},
+        equilibrium={"width": 64},
         ddpm={"steps": 1000, "sample_steps": 100, "width": 64, "levels": 3, "patch": 1},
         ddgan={"width": 64, "levels": 3},
         diffusion_epochs=200,
