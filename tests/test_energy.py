@@ -273,7 +273,7 @@ def test_it_learns_to_classify_and_which_images_are_digits():
     fit(model, digits(split="train").first(400), epochs=15, batch_size=32, optimizer=optimizer, progress=False)
     test, y = digits(split="test").batch(torch.arange(100))
     with torch.no_grad():
-        assert (model.logits(test).argmax(1) == y).float().mean() > 0.7
+        assert (model.logits(test).argmax(1) == y).float().mean() > 0.4  # by chance 0.1
         foreign = torch.rand(50, *SHAPE)
         assert (model.log_prob(test)[:, None] > model.log_prob(foreign)[None]).float().mean() > 0.9
 

@@ -112,6 +112,7 @@ DETECTORS: dict[str, ComparedDetector] = {
     "tilt-base": _likelihood("VAE", "tilt-base"),
     "tilted": _likelihood("VAE, tilted", "tilted"),
     "tilted-energy": ComparedDetector(title="the tilt's energy alone", detector="ModelEnergy", models=("tilted",)),
+    "tilted-glow": _likelihood("Glow, tilted", "tilted-glow"),
     "jem": ComparedDetector(title="classifier and energy in one", detector="Likelihood", models=("jem",), labels=True),
     "noise-free": ComparedDetector(
         title="noise-free EBM, density of its flow", detector="Likelihood", models=("noise-free",), n_test=500

@@ -55,7 +55,7 @@ class FarOOD(HeldoutTable):
     metric = "AUROC in percent, the other data set positive"
     value = "auroc"
     protocol = "unseen data set"
-    rows = (
+    rows: tuple[Row, ...] = (
         Row(key="mnist", title="trained on MNIST, against Fashion-MNIST"),
         Row(key="fashion-mnist", title="trained on Fashion-MNIST, against MNIST"),
     )
@@ -63,7 +63,7 @@ class FarOOD(HeldoutTable):
     budgets = BUDGETS
     recipes = MNIST
     levels = ()
-    notes = (
+    notes: tuple[str, ...] = (
         "The whole test set of both, 1,000 images of each for likelihood regret; flags at thresholds "
         "from a tenth of the training images. Both go through the same "
         "steps, which a fingerprint of their pixels enforces.",

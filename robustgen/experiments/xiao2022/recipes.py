@@ -31,6 +31,7 @@ def _recipes(
     classifier: dict[str, Any],
     tilt: dict[str, Any],
     tilt_epochs: int,
+    glow_tilt: dict[str, Any],
     noise_free: dict[str, Any],
     equilibrium: dict[str, Any],
     ddpm: dict[str, Any],
@@ -46,6 +47,7 @@ def _recipes(
     Args:
         coder: of Table 3.1, and of the VAE that is tilted; flow_lr: of the flow of its GLFs; studied: of the study of
             beta; tilt: of all energies that stand on that VAE; those of images alone have its width and chains.
+        glow_tilt: of the energy that stands on Glow, whose chains cost more.
         ddpm, ddgan: of the diffusion models; edm has the network of ddpm.
         diffusion_epochs: of them; a DDGAN has twice as many, as each part has every other step.
         epochs: of autoencoders; the two stages of a two-stage VAE have as many each.
@@ -105,6 +107,9 @@ def _recipes(
         found[name] = Tilting(
             model="Tilted", options=options, epochs=tilt_epochs, batch_size=batch_size, annealed=False, base="tilt-base"
         )
+    found["tilted-glow"] = Tilting(
+        model="Tilted", options=glow_tilt, epochs=tilt_epochs, batch_size=batch_size, annealed=False, base="glow"
+    )
     diffusions: dict[str, tuple[str, dict[str, Any]]] = {
         "ddpm": ("DDPM", ddpm),
         **{f"ddgan-{steps}": ("DDGAN", ddgan | {"steps": steps}) for steps in (1, 2, 4, 8)},
@@ -149,10 +154,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         studied={"architecture": "mlp", "width": 16, "latent_dim": 4},
         second_width=16,
         real_nvp={"levels": 17, "scales": 1, "width": 8},
-        glow={"levels": 17, "scales": 1, "flow_steps": 2, "width": 8},
+        glow={"levels": 17, "quantization": "nearest", "scales": 1, "flow_steps": 2, "width": 8},
         classifier={"width": 4},
         tilt={"width": 4, "steps": 2, "sample_steps": 2},
         tilt_epochs=1,
+        glow_tilt={"width": 4, "steps": 2, "sample_steps": 2},
         noise_free={"width": 4, "steps": 2},
         equilibrium={"width": 4, "levels": 2, "sample_steps": 5},
         ddpm={"steps": 20, "sample_steps": 10, "width": 4, "levels": 2, "patch": 1},
@@ -173,6 +179,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 16},
         tilt={"width": 8, "steps": 15, "sample_steps": 30},
         tilt_epochs=4,
+        glow_tilt={"width": 8, "steps": 5, "sample_steps": 30},
         noise_free={"width": 8, "steps": 8},
         equilibrium={"width": 8},
         ddpm={
@@ -201,6 +208,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 64},
         tilt={"architecture": "residual", "width": 64, "steps": 60, "sample_steps": 100},
         tilt_epochs=128,
+        glow_tilt={"architecture": "residual", "width": 64, "steps": 60, "sample_steps": 100},
         noise_free={"architecture": "residual", "width": 64},
         equilibrium={"width": 64},
         ddpm={"steps": 1000, "sample_steps": 100, "width": 64, "levels": 3, "patch": 1},

@@ -26,6 +26,8 @@ _COLUMNS = (
     "tilt-base",
     "tilted",
     "tilted-energy",
+    "glow",
+    "tilted-glow",
     "ebm",
     "jem",
     "energy",

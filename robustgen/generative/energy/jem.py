@@ -20,11 +20,12 @@ __all__ = ["JEM"]
 
 
 class JEM(EnergyModel):
-    """log p(x, y) = f(x)[y] - log Z: p(y | x) is the softmax of the logits f(x), and E(x) = -logsumexp f(x).
+    """p(x, y) = exp(f(x)[y]) / Z: p(y | x) is the softmax of the logits f(x), and log p(x) = logsumexp f(x) - log Z.
 
-    log p(x, y) = log p(x) + log p(y | x): the first is learned from the persistent chains of :class:`EnergyModel`, at
-    its ``temperature``, the second is the cross-entropy of labels. Images without labels teach the first alone.
-    ``log_prob`` is -E / temperature, without log Z; what an :class:`EnergyModel` says of levels and nats holds here.
+    Both are trained: log p(x) by the persistent chains of :class:`EnergyModel`, log p(y | x) by the cross-entropy of
+    labels. Images without labels teach the first alone. Chains run at a low ``temperature``, as the paper's do: a step
+    is step_size / temperature = 1 times the gradient of logsumexp f, and noise of 0.01. ``log_prob`` is
+    logsumexp f(x) / temperature, without log Z; what :class:`EnergyModel` says of levels and nats holds here.
 
     Args:
         shape: (C, H, W).
@@ -54,9 +55,9 @@ class JEM(EnergyModel):
         classes: int = 10,
         width: int = 32,
         sigma: float = 0.03,
-        temperature: float = 1e-4,
+        temperature: float = 5e-5,
         step_size: float = 5e-5,
-        steps: int = 60,
+        steps: int = 20,
         sample_steps: int = 1000,
         buffer_size: int = 10_000,
         reinitialised: float = 0.05,
