@@ -8,7 +8,7 @@ from robustgen import data
 from robustgen.data import digits
 from robustgen.fingerprint import model_fingerprint
 from robustgen.fortified import smooth
-from robustgen.generative import Denoiser, DenoisingObjective, EnergyModel, GenerativeObjective, fit
+from robustgen.generative import JEM, Denoiser, DenoisingObjective, EnergyModel, GenerativeObjective, fit
 from robustgen.generative.diffusion.unet import UNet
 from robustgen.generative.energy.langevin import langevin, reflect
 from robustgen.generative.energy.score_matching import denoising_score_matching
@@ -236,6 +236,46 @@ def test_arguments():
     ):
         with pytest.raises(ValueError, match=match):
             EnergyModel(SHAPE, **options)
+
+
+# --- a classifier that is an energy ------------------------------------------------------------------------------
+
+
+def test_the_joint_density_has_the_energy_and_the_softmax_as_its_parts():
+    """log p(x, y) = f(x)[y] - log Z is log p(x) + log p(y | x) for each y."""
+    model, x = JEM(SHAPE, **TINY, classes=3, temperature=1.0).double().eval(), images(5).double()
+    with torch.no_grad():
+        parts = model.log_prob(x)[:, None] + model.logits(x).log_softmax(1)
+        torch.testing.assert_close(parts, model.logits(x))
+
+
+def test_labels_add_their_cross_entropy():
+    def loss(y):
+        torch.manual_seed(0)
+        model = JEM(SHAPE, **TINY)
+        with torch.random.fork_rng():
+            return model.training_step(Batch(images(), y, torch.arange(24)), 0)
+
+    labelled, alone = loss(digits(split="train").labels()[:24]), loss(None)
+    added = labelled["loss"] - alone["loss"]
+    assert added.item() == pytest.approx(labelled["cross_entropy"].item(), rel=1e-4)
+    assert "cross_entropy" not in alone
+    with pytest.raises(ValueError, match=r"y has labels in \[9, 9\], outside \[0, 3\)"):
+        JEM(SHAPE, **TINY, classes=3).training_step(Batch(images(2), torch.tensor([9, 9]), torch.arange(2)), 0)
+    with pytest.raises(ValueError, match="classes must be at least 2"):
+        JEM(SHAPE, classes=1)
+
+
+def test_it_learns_to_classify_and_which_images_are_digits():
+    torch.manual_seed(0)
+    model = JEM(SHAPE, width=8, steps=10, buffer_size=64, sample_steps=10)
+    optimizer = lambda p: torch.optim.Adam(p, lr=3e-3)
+    fit(model, digits(split="train").first(400), epochs=15, batch_size=32, optimizer=optimizer, progress=False)
+    test, y = digits(split="test").batch(torch.arange(100))
+    with torch.no_grad():
+        assert (model.logits(test).argmax(1) == y).float().mean() > 0.4  # by chance 0.1
+        foreign = torch.rand(50, *SHAPE)
+        assert (model.log_prob(test)[:, None] > model.log_prob(foreign)[None]).float().mean() > 0.9
 
 
 # The denoiser against closed forms, and before a classifier.

@@ -218,6 +218,7 @@ SMALL = {
         lambda: room.EnergyModel(SHAPE, width=4, steps=3, chains="noise"),
         lambda: room.EnergyModel(SHAPE, width=4, steps=3, sample_steps=5, chains="data"),
     ],
+    "JEM": [lambda: room.JEM(SHAPE, width=4, steps=3, sample_steps=5, buffer_size=32)],
     "EquilibriumMatching": [
         lambda: room.EquilibriumMatching(SHAPE, width=4, levels=2, sample_steps=5),
         lambda: room.EquilibriumMatching(SHAPE, width=4, levels=2, form="l2", sample_steps=5, momentum=0.0),

@@ -45,6 +45,7 @@ from robustgen.evaluation.metrics import (
     detection_metrics,
     fpr_at_tpr,
     roc_curve,
+    weighted_aurocs,
     wilson_interval,
 )
 from robustgen.experiments.ahmed2017 import table_4_1, table_4_2
@@ -772,6 +773,20 @@ def test_fpr_at_tpr_is_the_smallest_over_all_thresholds(a, b, tpr):
 def test_auroc_is_the_share_of_ordered_pairs(a, b):
     pairs = [(y > x) + (y == x) / 2 for x in a for y in b]
     assert auroc(a, b) == pytest.approx(np.mean(pairs), abs=1e-12)
+
+
+@given(tied, tied, st.integers(0, 5))
+def test_a_weighted_auroc_is_that_of_samples_that_occur_so_often(a, b, seed):
+    a_times, b_times = (np.random.default_rng([seed, k]).integers(0, 3, (4, len(s))) for k, s in enumerate((a, b)))
+    a_times[:, 0], b_times[:, -1] = 1, 1  # none of a side at all is no sample
+    found = weighted_aurocs(a, b, a_times, b_times)
+    drawn = [auroc(np.repeat(a, m), np.repeat(b, n)) for m, n in zip(a_times, b_times, strict=True)]
+    np.testing.assert_allclose(found, drawn, atol=1e-12)
+
+
+def test_weights_of_other_samples_are_refused():
+    with pytest.raises(ValueError, match=r"weights of 2 and 1 scores are \(R, N\) and \(R, P\), got \(1, 1\)"):
+        weighted_aurocs([0.0, 1.0], [1.0], [[1]], [[1]])
 
 
 @given(scores, scores)

@@ -226,5 +226,47 @@ def test_a_vae_gives_expected_images(cache):
     assert noise.std() > 0.1  # that of pixels N(decoder(z), 1)
 
 
+def test_unseen_images_are_made_of_test_images(cache):
+    experiment, test = find("xiao-2022/tilted-unseen"), cache.images("digits", "test", 40)
+    made = {
+        row.data[1]: experiment.unseen(test, Cell(row.key, "nearest", 0), cache)
+        for row in experiment.rows
+        if row.data[0] == "mnist"
+    }
+    assert torch.equal(made["other"].x.sort(0).values, (255 - test.x).sort(0).values)
+    between = (test.images() + test.images().roll(1, 0)) / 2
+    torch.testing.assert_close(made["midpoints"].images(), between, atol=1 / 255, rtol=0)
+    assert torch.equal(made["mirrored"].x, test.x.flip(3))
+    assert torch.equal(made["upside-down"].x, test.x.flip(2))
+    assert made["constant"].x.flatten(1).unique(dim=1).flatten().tolist() == list(range(256))
+    assert made["noise"].x.shape == test.x.shape
+    assert all(images.preprocessing == test.preprocessing for images in made.values())
+
+
+def test_a_tilt_is_compared_with_its_own_base_image_by_image(cache):
+    experiment = find("xiao-2022/tilted-unseen")
+    base, tilted, alone = (
+        experiment.measure(Cell("mnist-midpoints", column, 0), "smoke", cache)
+        for column in ("tilt-base", "tilted", "tilted-energy")
+    )
+    numbers = {name: number["value"] for name, number in tilted.numbers.items()}
+    assert numbers["gain over the base"] == pytest.approx(tilted.value - base.value, abs=1e-9)
+    assert numbers["lower end of the gain"] <= numbers["gain over the base"] <= numbers["upper end of the gain"]
+    assert numbers["lower end of the interval"] < tilted.value < numbers["upper end of the interval"]
+    assert "gain over the base" not in {*base.numbers, *alone.numbers}
+
+
+def test_the_conclusion_counts_gains_that_are_certain():
+    def cell(low, high):
+        ends = {"lower end of the gain": low, "upper end of the gain": high, "gain over the base": (low + high) / 2}
+        return {"numbers": {name: {"value": value} for name, value in ends.items()}}
+
+    experiment = find("xiao-2022/tilted-unseen")
+    kept = {"a": cell(0.1, 2.0), "b": cell(-1.0, 1.0), "c": cell(-3.0, -1.0), "d": {"numbers": {}}}
+    said = experiment.conclusion(kept, lambda other: {})
+    assert "above its own base in 1 of 3 kinds of images, below it in 1" in said
+    assert experiment.conclusion({"d": kept["d"]}, lambda other: {}) == ""
+
+
 def test_a_cell_says_what_it_is():
     assert find("xiao-2022/far-ood").settings(Cell("mnist", "glow", 0), "cpu")["training images"] == "drawn"

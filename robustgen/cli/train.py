@@ -59,8 +59,8 @@ def train(
             help="A generative model: vae, iaf-vae, pixel-vae, hierarchical-pixel-vae, flow-prior-vae, "
             "flow-posterior-vae, two-stage-vae, vamp-prior-vae, ncp-vae, glf, rae, wae, pixelcnn, gated-pixelcnn, "
             "pixelcnn++, pixelrnn, realnvp, glow, maf, residual-flow, continuous-flow, dcgan, lsgan, wgan-gp, ebm, "
-            "rbm, dbm, nce, gaussian-mixture, noise-free-ebm, equilibrium-matching, product-of-experts, top-down-vae, "
-            "tilted, ddpm, ddgan, edm, score-sde, denoiser; char-lm, of a text; without: a classifier.",
+            "jem, rbm, dbm, nce, gaussian-mixture, noise-free-ebm, equilibrium-matching, product-of-experts, "
+            "top-down-vae, tilted, ddpm, ddgan, edm, score-sde, denoiser; char-lm, of a text; without: a classifier.",
         ),
     ] = None,
     data: DataOption = None,

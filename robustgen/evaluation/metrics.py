@@ -25,6 +25,7 @@ __all__ = [
     "percent",
     "proportion",
     "roc_curve",
+    "weighted_aurocs",
     "wilson_interval",
 ]
 
@@ -195,6 +196,35 @@ def roc_curve(scores_id: Scores, scores_ood: Scores) -> RocCurve:
     )
 
 
+def weighted_aurocs(scores_id: Scores, scores_ood: Scores, weights_id: ArrayLike, weights_ood: ArrayLike) -> _Array:
+    """The AUROC of each of R versions of the samples, (R,): bootstrap draws, for one, which say how sure it is.
+
+    Versions of two scores by the same weights are paired: their difference says how sure one is to beat the other.
+
+    Args:
+        scores_id, scores_ood: (N,) in-distribution and (P,) anomalous scores, higher = more anomalous.
+        weights_id, weights_ood: (R, N) and (R, P), how often each sample counts.
+
+    Raises:
+        ValueError: scores as for :func:`auroc`, or weights of other shapes.
+
+    >>> weighted_aurocs([0.0, 1.0], [1.0, 2.0], [[1, 1], [0, 2]], [[1, 1], [2, 0]])
+    array([0.875, 0.5  ])
+    """
+    negative, positive = _read(scores_id, "scores_id"), _read(scores_ood, "scores_ood")
+    weights, counts = np.asarray(weights_id, dtype=np.float64), np.asarray(weights_ood, dtype=np.float64)
+    if (weights.shape, counts.shape) != ((len(weights), len(negative)), (len(weights), len(positive))):
+        raise ValueError(
+            f"weights of {len(negative)} and {len(positive)} scores are (R, N) and (R, P), got {weights.shape} and "
+            f"{counts.shape}"
+        )
+    order = negative.argsort()
+    below = np.concatenate([np.zeros((len(weights), 1)), weights[:, order].cumsum(1)], 1)  # the sum of the k lowest
+    ends = [np.searchsorted(negative[order], positive, side) for side in ("left", "right")]  # half a pair for each tie
+    wins = sum((counts * below[:, k]).sum(1) for k in ends)
+    return wins / (2 * below[:, -1] * counts.sum(1))
+
+
 def detection_metrics(scores_id: Scores, scores_ood: Scores) -> dict[str, float | int]:
     """Every area and rate of this file from one sort of each side, JSON-able, with what they are compared with.
 
@@ -355,6 +385,11 @@ def _at_least(ascending: _Array, thresholds: _Array) -> _Array:
 
 def _sorted(scores: Scores, name: str) -> _Array:
     """The scores, float64 (N,), ascending."""
+    return np.sort(_read(scores, name))
+
+
+def _read(scores: Scores, name: str) -> _Array:
+    """The scores, float64 (N,)."""
     if isinstance(scores, Tensor):
         scores = scores.detach().cpu().double().numpy()
     array = np.asarray(scores, dtype=np.float64)
@@ -362,7 +397,6 @@ def _sorted(scores: Scores, name: str) -> _Array:
         raise ValueError(f"{name} must be 1-D, one score for each sample; got shape {array.shape}")
     if not len(array):
         raise ValueError(f"{name} is empty")
-    array = np.sort(array)
-    if np.isnan(array[-1]):  # NaN sorts last
+    if np.isnan(array).any():
         raise ValueError(f"{name} holds NaN")
     return array

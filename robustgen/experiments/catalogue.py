@@ -36,6 +36,7 @@ from robustgen.experiments.xiao2022 import (
     stacked_mnist,
     tilted_samples,
     tilted_toys,
+    tilted_unseen,
     unseen,
 )
 
@@ -81,6 +82,8 @@ _EXPERIMENTS: tuple[Experiment, ...] = (
     tilted_toys.EXPERIMENT,
     tilted_samples.EXPERIMENT,
     unseen.TILTED,
+    tilted_unseen.EXPERIMENT,
+    unseen.HELD_OUT_BY_ENERGIES,
     noise_free_toys.EXPERIMENT,
     figure_6_3.EXPERIMENT,
     ddgan_toys.EXPERIMENT,

@@ -18,6 +18,7 @@ from robustgen.generative.energy.deep_boltzmann_machine import DBM
 from robustgen.generative.energy.energy_model import EnergyModel
 from robustgen.generative.energy.equilibrium_matching import EquilibriumMatching
 from robustgen.generative.energy.gaussian_mixture import GaussianMixture
+from robustgen.generative.energy.jem import JEM
 from robustgen.generative.energy.noise_contrastive import NCE
 from robustgen.generative.energy.noise_free import NoiseFreeEBM
 from robustgen.generative.energy.product_of_experts import ProductOfExperts
@@ -55,6 +56,7 @@ __all__ = [
     "EDM",
     "GLF",
     "IAFVAE",
+    "JEM",
     "LSGAN",
     "MAF",
     "NCE",

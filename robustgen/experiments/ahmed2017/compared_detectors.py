@@ -112,6 +112,17 @@ DETECTORS: dict[str, ComparedDetector] = {
     "tilt-base": _likelihood("VAE", "tilt-base"),
     "tilted": _likelihood("VAE, tilted", "tilted"),
     "tilted-energy": ComparedDetector(title="the tilt's energy alone", detector="ModelEnergy", models=("tilted",)),
+    "tilted-glow": _likelihood("Glow, tilted", "tilted-glow"),
+    "jem": ComparedDetector(title="classifier and energy in one", detector="Likelihood", models=("jem",), labels=True),
+    "noise-free": ComparedDetector(
+        title="noise-free EBM, density of its flow", detector="Likelihood", models=("noise-free",), n_test=500
+    ),
+    "noise-free-energy": ComparedDetector(
+        title="noise-free EBM, energy", detector="ModelEnergy", models=("noise-free",)
+    ),
+    "equilibrium": ComparedDetector(
+        title="equilibrium matching, energy", detector="ModelEnergy", models=("equilibrium",)
+    ),
     "ddpm": _likelihood("DDPM, its bound", "ddpm"),
     **{
         f"ddpm-{key}": ComparedDetector(title=f"DDPM, {title}", detector=detector, models=("ddpm",), n_test=1000)

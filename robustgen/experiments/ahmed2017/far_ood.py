@@ -55,7 +55,7 @@ class FarOOD(HeldoutTable):
     metric = "AUROC in percent, the other data set positive"
     value = "auroc"
     protocol = "unseen data set"
-    rows = (
+    rows: tuple[Row, ...] = (
         Row(key="mnist", title="trained on MNIST, against Fashion-MNIST"),
         Row(key="fashion-mnist", title="trained on Fashion-MNIST, against MNIST"),
     )
@@ -63,7 +63,7 @@ class FarOOD(HeldoutTable):
     budgets = BUDGETS
     recipes = MNIST
     levels = ()
-    notes = (
+    notes: tuple[str, ...] = (
         "The whole test set of both, 1,000 images of each for likelihood regret; flags at thresholds "
         "from a tenth of the training images. Both go through the same "
         "steps, which a fingerprint of their pixels enforces.",
@@ -86,11 +86,15 @@ class FarOOD(HeldoutTable):
     def evaluate(
         self, make: Make, train: ArrayDataset, test: ArrayDataset, cell: Cell, cache: TrainingCache
     ) -> dict[str, Any]:
-        dataset = train.name.partition("/")[0]
-        other = replace(test, x=255 - test.x) if dataset == "digits" else cache.images(_OTHER[dataset], "test")
-        other = shuffled(replace(other, name=_OTHER[dataset])).first(len(test))
-        found = unseen_datasets(make, train, test, {"other": other}, seed=cell.seed, fpr=FPR, calibration=CALIBRATION)
+        others = {"other": self.unseen(test, cell, cache)}
+        found = unseen_datasets(make, train, test, others, seed=cell.seed, fpr=FPR, calibration=CALIBRATION)
         return found | found.pop("populations")["other"]
+
+    def unseen(self, test: ArrayDataset, cell: Cell, cache: TrainingCache) -> ArrayDataset:
+        """What stands against the images of ``test``, at most as many."""
+        dataset = test.name.partition("/")[0]
+        other = replace(test, x=255 - test.x) if dataset == "digits" else cache.images(_OTHER[dataset], "test")
+        return shuffled(replace(other, name=_OTHER[dataset])).first(len(test))
 
 
 EXPERIMENT = FarOOD()

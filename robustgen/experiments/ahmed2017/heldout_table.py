@@ -66,9 +66,13 @@ class Budget:
 
 
 def as_measurement(found: Mapping[str, Any], history: Mapping[str, list[float]], value: str = "aupr") -> Measurement:
-    """A cell, its number that called ``value``, of what :mod:`robustgen.evaluation.heldout` found, in percent."""
+    """A cell, its number that called ``value``, of what :mod:`robustgen.evaluation.heldout` found, in percent.
+
+    A table's ``further`` numbers are by the name that readers see.
+    """
     n = found["n_id"] + found["n_ood"]
     numbers = counted({title: found[key] for key, title in _NUMBERS.items()}, n)
+    numbers |= counted(found.get("further", {}), n)
     numbers |= counted({_FLAGGED: found["flagged"]}, found["n_ood"])
     numbers |= counted({"false alarms": found["false_alarms"]}, found["n_id"])
     for name, sanity in found["sanity"].items():

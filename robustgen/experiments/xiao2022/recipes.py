@@ -33,6 +33,9 @@ def _recipes(
     classifier: dict[str, Any],
     tilt: dict[str, Any],
     tilt_epochs: int,
+    glow_tilt: dict[str, Any],
+    noise_free: dict[str, Any],
+    equilibrium: dict[str, Any],
     ddpm: dict[str, Any],
     ddgan: dict[str, Any],
     diffusion_epochs: int,
@@ -48,8 +51,9 @@ def _recipes(
 
     Args:
         coder: of Table 3.1, and of the VAE that is tilted; flow_lr: of the flow of its GLFs; studied: of the study of
-            beta; tilt: of all energies that stand on that VAE.
+            beta; tilt: of all energies that stand on that VAE; those of images alone have its width and chains.
         pixelcnn, denoiser: of PixelCNN++, and of what ScoreSDE follows, for likelihoods.
+        glow_tilt: of the energy that stands on Glow, whose chains cost more.
         ddpm, ddgan: of the diffusion models; edm has the network of ddpm.
         diffusion_epochs, ddgan_epochs: of them; each part of a DDGAN has every other step.
         epochs: of autoencoders; the two stages of a two-stage VAE have as many each.
@@ -109,6 +113,9 @@ def _recipes(
         found[name] = Tilting(
             model="Tilted", options=options, epochs=tilt_epochs, batch_size=batch_size, annealed=False, base="tilt-base"
         )
+    found["tilted-glow"] = Tilting(
+        model="Tilted", options=glow_tilt, epochs=tilt_epochs, batch_size=batch_size, annealed=False, base="glow"
+    )
     found["ddpm"] = Averaged(model="DDPM", options=ddpm, epochs=diffusion_epochs, batch_size=batch_size, ema=0.995)
     variants: dict[str, dict[str, Any]] = {
         **{str(steps): {"steps": steps} for steps in (1, 2, 4, 8)},
@@ -143,13 +150,17 @@ def _recipes(
     found["pixelcnn++"] = Recipe(
         model="PixelCNNPlusPlus", options=pixelcnn, epochs=pixelcnn_epochs, batch_size=batch_size
     )
-    found["ebm"] = Recipe(
-        model="EnergyModel",
-        options={"width": tilt["width"], "steps": tilt["steps"], "sample_steps": 20 * tilt["steps"]},
-        epochs=tilt_epochs,
-        batch_size=batch_size,
-        annealed=False,
-    )
+    chained = {"width": tilt["width"], "steps": tilt["steps"], "sample_steps": 20 * tilt["steps"]}
+    energies: dict[str, tuple[str, dict[str, Any]]] = {
+        "ebm": ("EnergyModel", chained),
+        "jem": ("JEM", chained),
+        "noise-free": ("NoiseFreeEBM", noise_free),
+        "equilibrium": ("EquilibriumMatching", equilibrium),
+    }
+    for name, (model, options) in energies.items():
+        found[name] = Recipe(
+            model=model, options=options, epochs=tilt_epochs, batch_size=batch_size, annealed=name == "equilibrium"
+        )
     return found
 
 
@@ -160,12 +171,15 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         studied={"architecture": "mlp", "width": 16, "latent_dim": 4},
         second_width=16,
         real_nvp={"levels": 17, "scales": 1, "width": 8},
-        glow={"levels": 17, "scales": 1, "flow_steps": 2, "width": 8},
+        glow={"levels": 17, "quantization": "nearest", "scales": 1, "flow_steps": 2, "width": 8},
         pixelcnn={"width": 4, "blocks": 1, "components": 2},
         denoiser={"sigma_min": 0.001, "sigma_max": 20.0, "width": 4, "levels": 2},
         classifier={"width": 4},
         tilt={"width": 4, "steps": 2, "sample_steps": 2},
         tilt_epochs=1,
+        glow_tilt={"width": 4, "steps": 2, "sample_steps": 2},
+        noise_free={"width": 4, "steps": 2},
+        equilibrium={"width": 4, "levels": 2, "sample_steps": 5},
         ddpm={"steps": 20, "sample_steps": 10, "width": 4, "levels": 2, "patch": 1},
         ddgan={"width": 4, "levels": 2, "latent_dim": 4},
         diffusion_epochs=1,
@@ -189,6 +203,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 16},
         tilt={"width": 8, "steps": 15, "sample_steps": 30},
         tilt_epochs=4,
+        glow_tilt={"width": 8, "steps": 5, "sample_steps": 30},
+        noise_free={"width": 8, "steps": 8},
+        equilibrium={"width": 8},
         ddpm={
             "steps": 1000,
             "schedule": "cosine",
@@ -220,6 +237,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         classifier={"width": 64},
         tilt={"architecture": "residual", "width": 64, "steps": 60, "sample_steps": 100},
         tilt_epochs=128,
+        glow_tilt={"architecture": "residual", "width": 64, "steps": 60, "sample_steps": 100},
+        noise_free={"architecture": "residual", "width": 64},
+        equilibrium={"width": 64},
         ddpm={"steps": 1000, "sample_steps": 100, "width": 64, "levels": 3, "patch": 1},
         ddgan={"width": 64, "levels": 3},
         diffusion_epochs=200,

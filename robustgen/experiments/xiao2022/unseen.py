@@ -10,7 +10,15 @@ from robustgen.experiments.experiment import Cell, Column, Row
 from robustgen.experiments.training_cache import TrainingCache, shuffled
 from robustgen.experiments.xiao2022.recipes import RECIPES, XIAO_2022
 
-__all__ = ["DIFFUSIONS", "FAR_OOD", "HELD_OUT", "HELD_OUT_BY_DIFFUSIONS", "TILTED"]
+__all__ = [
+    "DIFFUSIONS",
+    "FAR_OOD",
+    "HELD_OUT",
+    "HELD_OUT_BY_DIFFUSIONS",
+    "HELD_OUT_BY_ENERGIES",
+    "TILTED",
+    "DrawnFarOOD",
+]
 
 _COLUMNS = (
     "glow",
@@ -27,6 +35,7 @@ _DIGITS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("mnist", 20_000, 5
 _DRAWN = {"training images": "drawn"}
 _TILTED = ("tilt-base", "tilted", "tilted-energy", "ebm", "nearest", "compressed-size")
 _DIFFUSIONS = ("ddpm", "ddpm-reconstruction", "ddpm-lift-map", "ddpm-scores", "ddgan")
+_ENERGIES = ("tilt-base", "tilted", "tilted-energy", "ebm", "jem")
 _HELD_OUT = ("glf-latent", "glf-reconstruction", "glf-sum", "real-nvp")
 
 
@@ -37,7 +46,9 @@ def _drawn(table: HeldoutTable, name: str, scale: str, cache: TrainingCache) -> 
     return train, shuffled(cache.images(name, "test")).first(b.n_test or 2**62)
 
 
-class _FarOOD(FarOOD):
+class DrawnFarOOD(FarOOD):
+    """Of training and test images that are drawn from all of them."""
+
     name = "xiao-2022/far-ood"
     title = "flows and latent flows: Fashion-MNIST against MNIST, both ways"
     question = "Do scores of flows and latent flows find images of another data set, whichever is the normal one?"
@@ -80,7 +91,7 @@ class _HeldOut(HeldoutTable):
         return super().settings(cell, scale) | _DRAWN
 
 
-class _Tilted(_FarOOD):
+class _Tilted(DrawnFarOOD):
     name = "xiao-2022/tilted-far-ood"
     title = "a VAE and its tilt: Fashion-MNIST against MNIST, both ways (Table 4.8's question)"
     question = "Does an energy on top of a model find what its likelihood takes for normal?"
@@ -94,7 +105,19 @@ class _Tilted(_FarOOD):
     columns = tuple(Column(key, DETECTORS[key].title) for key in _TILTED)
 
 
-class _Diffusions(_FarOOD):
+class _HeldOutByEnergies(_HeldOut):
+    name = "xiao-2022/tilted-held-out"
+    title = "a VAE, its tilt and other energies: a digit of MNIST held out"
+    question = "Does an energy on top of a model find the digit that was left out of the training?"
+    finding = (
+        "Mean AUPR over the ten digits, chance 10: VAE {mean|tilt-base}, tilted {mean|tilted}, the energy alone "
+        "{mean|tilted-energy}; energies of images {mean|ebm}, with labels {mean|jem}."
+    )
+    columns = tuple(Column(key, DETECTORS[key].title) for key in _ENERGIES)
+    notes = ("The energy with labels knows those of the trained digits.",)
+
+
+class _Diffusions(DrawnFarOOD):
     name = "xiao-2022/diffusion-far-ood"
     title = "diffusion models: Fashion-MNIST against MNIST, both ways"
     question = "Do scores of diffusion models find images of another data set, whichever is the normal one?"
@@ -118,5 +141,6 @@ class _HeldOutByDiffusions(_HeldOut):
     columns = tuple(Column(key, DETECTORS[key].title) for key in _DIFFUSIONS if key != "ddgan")
 
 
-FAR_OOD, HELD_OUT, TILTED = _FarOOD(), _HeldOut(), _Tilted()
+FAR_OOD, HELD_OUT, TILTED = DrawnFarOOD(), _HeldOut(), _Tilted()
+HELD_OUT_BY_ENERGIES = _HeldOutByEnergies()
 DIFFUSIONS, HELD_OUT_BY_DIFFUSIONS = _Diffusions(), _HeldOutByDiffusions()

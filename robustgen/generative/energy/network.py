@@ -1,4 +1,4 @@
-"""The networks of energies: an image in, one number out, without normalisation across the batch."""
+"""The networks of energies: an image in, one number out or a few, without normalisation across the batch."""
 
 import math
 from itertools import pairwise
@@ -58,6 +58,7 @@ class EnergyNetwork(nn.Sequential):
             Frequency Functions in Low Dimensional Domains", NeurIPS 2020). Swish between layers in all.
         width: channels at image resolution, twice as many below; units of a hidden layer.
         layers: see above; None: 3 blocks, 5 hidden layers, 2 on Fourier features; a "conv" has as many as it needs.
+        outputs: numbers that come out of an image; of several f(x) is (N, outputs).
 
     Raises:
         ValueError: an unknown architecture, a number below 1, or layers of a "conv".
@@ -67,18 +68,24 @@ class EnergyNetwork(nn.Sequential):
     """
 
     def __init__(
-        self, shape: tuple[int, ...], *, width: int, architecture: str = "conv", layers: int | None = None
+        self,
+        shape: tuple[int, ...],
+        *,
+        width: int,
+        architecture: str = "conv",
+        layers: int | None = None,
+        outputs: int = 1,
     ) -> None:
         if architecture not in ARCHITECTURES:
             raise ValueError(f"architecture must be one of {', '.join(ARCHITECTURES)}, got {architecture!r}")
-        check_integers(width=width)
+        check_integers(width=width, outputs=outputs)
         if layers is not None:
             check_integers(layers=layers)
             if architecture == "conv":
                 raise ValueError("a 'conv' has as many layers as its images need: leave layers out")
         super().__init__(
             *{"conv": _conv, "residual": _residual, "mlp": _mlp, "fourier": _fourier}[architecture](
-                shape, width, layers
+                shape, width, layers, outputs
             )
         )
         self.to(memory_format=torch.channels_last)  # chains run through it all the time: it is half as fast again
@@ -88,7 +95,7 @@ class EnergyNetwork(nn.Sequential):
         return super().forward(u).squeeze(1).to(x.dtype)  # under autocast too
 
 
-def _conv(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn.Module]:
+def _conv(shape: tuple[int, ...], width: int, layers: int | None, outputs: int) -> list[nn.Module]:
     channels, height, breadth = shape
     made: list[nn.Module] = [nn.Conv2d(channels, width, 3, padding=1), nn.SiLU()]
     channels = width
@@ -96,10 +103,10 @@ def _conv(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn.Mod
         made += [nn.Conv2d(channels, 2 * width, 4, stride=2, padding=1), nn.SiLU()]
         channels, height, breadth = 2 * width, height // 2, breadth // 2
     # An energy is known up to a constant.
-    return [*made, nn.Flatten(), nn.Linear(channels * height * breadth, 1, bias=False)]
+    return [*made, nn.Flatten(), nn.Linear(channels * height * breadth, outputs, bias=False)]
 
 
-def _residual(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn.Module]:
+def _residual(shape: tuple[int, ...], width: int, layers: int | None, outputs: int) -> list[nn.Module]:
     blocks = 3 if layers is None else layers
     channels, height, breadth = shape
     halve = [nn.AvgPool2d(2)] if min(height, breadth) > 1 else []
@@ -110,19 +117,20 @@ def _residual(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn
         nn.Conv2d(width, 2 * width, 3, padding=1),
         *(_Block(2 * width) for _ in range(blocks)),
         _Sum(),
-        nn.Linear(2 * width, 1, bias=False),
+        nn.Linear(2 * width, outputs, bias=False),
     ]
 
 
-def _mlp(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn.Module]:
-    return [nn.Flatten(), *_hidden(math.prod(shape), width, 5 if layers is None else layers)]
+def _mlp(shape: tuple[int, ...], width: int, layers: int | None, outputs: int) -> list[nn.Module]:
+    return [nn.Flatten(), *_hidden(math.prod(shape), width, 5 if layers is None else layers, outputs)]
 
 
-def _fourier(shape: tuple[int, ...], width: int, layers: int | None) -> list[nn.Module]:
-    return [_FourierFeatures(math.prod(shape), width), *_hidden(2 * width, width, 2 if layers is None else layers)]
+def _fourier(shape: tuple[int, ...], width: int, layers: int | None, outputs: int) -> list[nn.Module]:
+    hidden = _hidden(2 * width, width, 2 if layers is None else layers, outputs)
+    return [_FourierFeatures(math.prod(shape), width), *hidden]
 
 
-def _hidden(inputs: int, width: int, layers: int) -> list[nn.Module]:
+def _hidden(inputs: int, width: int, layers: int, outputs: int) -> list[nn.Module]:
     sizes = [inputs, *[width] * layers]
     hidden = [part for a, b in pairwise(sizes) for part in (nn.Linear(a, b), nn.SiLU())]
-    return [*hidden, nn.Linear(width, 1, bias=False)]
+    return [*hidden, nn.Linear(width, outputs, bias=False)]
