@@ -85,8 +85,8 @@ class ScoreSDE(SolvedFlow):
       first of a DDPM's 1000 cosine steps (0.8 of a level), 3.1 behind a fourth of a level.
     - "none": the log density of the image itself, per unit of the [0, 1] scale, among images with the least noise.
 
-    ``log_prob`` is of the flow; :meth:`sde_log_prob` is a bound of the stochastic equation. With the right score they are
-    one model, and no bound is above the flow on average. With another they are two models, and either may be above.
+    ``log_prob`` is of the flow; :meth:`sde_log_prob` is a bound of the stochastic equation. With the right score they
+    are one model, and no bound is above the flow on average. With another they are two, and either may be above.
 
     Trained, it trains its base. Of a base that is told classes it is the density without them.
 
