@@ -90,8 +90,8 @@ class _Table(Experiment):
         "KL is from the frequencies of the modes to even ones. Of n perfect samples it is about 999 / 2n, and a little "
         "more as some digits are rarer than others and some are misread: compare with the row of test images, and only "
         "numbers of equal n.",
-        "Models are trained as on single digits elsewhere in this chapter, with nothing changed: a VAE's code of 20 "
-        "numbers has to hold three.",
+        "Models are trained as on single digits elsewhere, for as many steps, though there is three times as much to "
+        "learn.",
         "Published: far larger networks, by the protocol of Lin et al., 2018, usually of 26,000 samples; VAEBM's "
         "numbers stand in the row of the tilted VAE. Table 6.3 rounds VEEGAN's and PresGAN's modes to 762 and 1000.",
     )
