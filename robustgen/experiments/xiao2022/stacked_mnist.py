@@ -1,6 +1,6 @@
 """Tables 4.7 and 6.3 in shape: how many of the thousand modes of StackedMNIST samples hit, and how evenly."""
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 import torch
@@ -29,7 +29,14 @@ _BUDGETS = {
     "cpu": Budget(20_000, 10_000, "mnist"),
     "full": Budget(60_000, 26_000, "mnist"),
 }
-_RECIPES = {scale: made | {gan: MNIST[scale][gan] for gan in ("dcgan", "wgan-gp")} for scale, made in RECIPES.items()}
+_GANS = ("dcgan", "wgan-gp")
+_LONGER = 3  # a VAE of three digits codes two of them as one after the epochs that one digit takes
+_RECIPES = {
+    scale: made
+    | {"tilt-base": replace(made["tilt-base"], epochs=_LONGER * made["tilt-base"].epochs)}
+    | {gan: MNIST[scale][gan] for gan in _GANS}
+    for scale, made in RECIPES.items()
+}
 _TITLES = {
     "tilt-base": "VAE",
     "tilted": "VAE, tilted",
@@ -90,10 +97,8 @@ class _Table(Experiment):
         "KL is from the frequencies of the modes to even ones. Of n perfect samples it is about 999 / 2n, and a little "
         "more as some digits are rarer than others and some are misread: compare with the row of test images, and only "
         "numbers of equal n.",
-        "Models are trained as on single digits elsewhere, for as many steps, though there is three times as much to "
-        "learn.",
-        "Published: far larger networks, by the protocol of Lin et al., 2018, usually of 26,000 samples; VAEBM's "
-        "numbers stand in the row of the tilted VAE. Table 6.3 rounds VEEGAN's and PresGAN's modes to 762 and 1000.",
+        "Models are trained as on single digits elsewhere, the VAE three times as long: after less it codes two of the "
+        "channels as one, which costs half of the modes.",
     )
 
     def describe(self, scale: str) -> str:
