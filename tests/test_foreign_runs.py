@@ -268,6 +268,7 @@ READERS = [
     ("attacked/chunks/plan.json", ["attack", "--run", "{d}/plain", *ATTACK, "--out", "{d}/attacked", "--resume"]),
     ("attacked/options.json", ["attack", "--out", "{d}/attacked", "--resume", "--quiet"]),
     ("attacked/chunks/seconds.json", ["attack", "--out", "{d}/attacked", "--resume", "--quiet"]),
+    ("attacked/chunks/wall_clock.json", ["attack", "--out", "{d}/attacked", "--resume", "--quiet"]),
     ("attacked/chunks/*.safetensors", ["attack", "--run", "{d}/plain", *ATTACK, "--out", "{d}/attacked", "--resume"]),
     ("images.npz", ["score", "--run", "{d}/fortified", "--data", "{d}/images.npz", "--quiet"]),
     (

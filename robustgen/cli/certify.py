@@ -174,7 +174,7 @@ def certify(
         out=out,
         resume=resume,
         progress=not quiet,
-        command=command_line(),
+        command=command_line(without="--resume"),  # each call names all that its page shows
         skip=unreadable.skip,
     )
     if as_json:

@@ -267,9 +267,9 @@ def about_option(option: str) -> Iterator[None]:
         raise ValueError(f"{option}: {error}") from None
 
 
-def command_line() -> str:
-    """The command that is running, as it can be repeated."""
-    return shlex.join(["robustgen", *sys.argv[1:]])
+def command_line(without: str | None = None) -> str:
+    """The command that is running, as it can be repeated; ``without`` a flag."""
+    return shlex.join(["robustgen", *(word for word in sys.argv[1:] if word != without)])
 
 
 def given(context: typer.Context) -> set[str]:

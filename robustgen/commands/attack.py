@@ -125,7 +125,7 @@ def attack_network(
     name = f"{model if run is None else run} on {dataset.name}"
     with showing(progress), world.alone(out, where):
         if out is not None and options is not None and world.rank == 0:
-            remember_options(out, options | {"eps": eps, "norm": norm})
+            command = remember_options(out, options | {"eps": eps, "norm": norm}, command)
         if of_training and is_first():
             tell(of_training)
         started = time.perf_counter()
@@ -271,10 +271,14 @@ def naming_options(out: Path) -> Iterator[None]:
         raise kind(f"{_path(out)}: {error}") from error
 
 
-def remember_options(out: Path, options: dict[str, Any]) -> None:
-    """Keep the options of an evaluation that is to begin in ``out``."""
+def remember_options(out: Path, options: dict[str, Any], command: str | None = None) -> str | None:
+    """Keep the options of an evaluation that is to begin in ``out``, and the command; the one that began it."""
+    path = _path(out)
     if not _begun(out):
-        write_json(_path(out), {"format": FORMAT, "options": options})
+        write_json(path, {"format": FORMAT, "options": options, "command": command})
+    elif path.is_file():
+        command = read_json(path, {"command?": str | None}).get("command") or command
+    return command
 
 
 def _begun(out: Path) -> bool:

@@ -91,7 +91,7 @@ def attack_purified(
     where = next(network.parameters(), torch.zeros(())).device
     with showing(progress), nullcontext() if out is None else alone(out, wait=False):
         if out is not None and options is not None:
-            remember_options(out, options | {"eps": eps, "norm": norm})
+            command = remember_options(out, options | {"eps": eps, "norm": norm}, command)
         if of_training:
             tell(of_training)
         report = random_defence(

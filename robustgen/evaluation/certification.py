@@ -7,7 +7,6 @@ Learning via Adversarially Trained Smoothed Classifiers", NeurIPS 2019, section 
 """
 
 import math
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -26,6 +25,7 @@ from robustgen.evaluation.kept import Keep, anew, kept_of
 from robustgen.evaluation.metrics import percent, proportion
 from robustgen.evaluation.report_pictures import encode_picture
 from robustgen.evaluation.suites import suite_of
+from robustgen.evaluation.wall_clock import WallClock
 from robustgen.files import environment
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.fortified import SmoothedClassifier
@@ -40,6 +40,7 @@ _AT_ONCE = 5  # examples that a kill costs at most
 _PICTURES = 4
 _VERDICT, _PICTURE = 1, 2  # what draws are for that no certificate uses
 ATTACKS = ("pgd", "standard")
+KEPT = "certificates"  # the directory of finished ones
 _CERTIFICATE = ("prediction", "radius", "p_lower", "counts", "draws")
 
 
@@ -298,7 +299,7 @@ def certify_robustness(
         raise ValueError(f"the attack is in L2, certificates of {model.config['noise']} noise are in {model.norm}")
     if n_attacked and model.bounds is None:
         raise ValueError("the attack needs the bounds of the inputs: smooth(..., bounds=(low, high))")
-    started = time.perf_counter()
+    wall = WallClock(None if run_dir is None else Path(run_dir) / KEPT)
     if seed is not None:
         check_seed(seed)
     used = model.seed if seed is None or model.exact else seed
@@ -322,7 +323,7 @@ def certify_robustness(
     if model.exact:
         options = {}
     with nullcontext() if run_dir is None else alone(Path(run_dir), wait=False), showing(progress):
-        keep = anew if run_dir is None else kept_of(Path(run_dir), "certificates", plan, resume)
+        keep = wall.each(anew if run_dir is None else kept_of(Path(run_dir), KEPT, plan, resume))
         parts = [
             keep(f"{k:06d}", _CERTIFICATE, partial(_certified, model, few, options))
             for k, few in enumerate(track(x.split(_AT_ONCE), f"{name}, certificates"))
@@ -357,7 +358,7 @@ def certify_robustness(
         exact=model.exact,
         stopped_early=stop_early,
         pictures=_pictures(model, x[:_PICTURES], key),
-        wall_seconds=time.perf_counter() - started,
+        wall_seconds=wall.keep(finished=True),
     )
 
 

@@ -16,6 +16,7 @@ from robustgen.attacks import Attack, AttackResult, Engine, TransferAttack
 from robustgen.evaluation.kept import DiskJournal, OutOfTime
 from robustgen.evaluation.stages import GRADIENT_FREE, Stages, asked, passes
 from robustgen.evaluation.verifier import Verification, verify
+from robustgen.evaluation.wall_clock import WallClock
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
 from robustgen.fingerprint import answers, fingerprint, model_fingerprint, same_answers
 from robustgen.model import Model, logits_of, untouched
@@ -156,10 +157,13 @@ def run_jobs(
     return done
 
 
-def stages_of(title: str, run_dir: str | Path | None, until: float | None = None) -> Stages:
+def stages_of(
+    title: str, run_dir: str | Path | None, until: float | None = None, wall: WallClock | None = None
+) -> Stages:
     """The stages of an evaluation whose jobs are kept in ``run_dir``; the first process keeps their time there."""
     first = current_world().rank == 0
-    return Stages(title, kept_under(run_dir) / "seconds.json" if first and run_dir is not None else None, until)
+    file = kept_under(run_dir) / "seconds.json" if first and run_dir is not None else None
+    return Stages(title, file, until, wall)
 
 
 def any_process(stages: Stages, late: bool, device: torch.device) -> bool:

@@ -19,7 +19,7 @@ from torch import Tensor
 from robustgen.attacks import PGD, Attack, JointAttack
 from robustgen.checks import check_evaluation, check_images, check_positive, eps_spans_bounds, nearest, plain_arguments
 from robustgen.detectors import Detector
-from robustgen.evaluation.chunks import Job, run_jobs, stages_of
+from robustgen.evaluation.chunks import Job, kept_under, run_jobs, stages_of
 from robustgen.evaluation.detector_robustness_report import (
     CertifiedAlarms,
     DetectorRobustness,
@@ -28,6 +28,7 @@ from robustgen.evaluation.detector_robustness_report import (
 )
 from robustgen.evaluation.doubts import at_chance, n_classes_of, raise_doubts
 from robustgen.evaluation.verifier import verify
+from robustgen.evaluation.wall_clock import WallClock
 from robustgen.model import Model
 from robustgen.progress import showing
 from robustgen.training.distributed import current_world
@@ -35,6 +36,7 @@ from robustgen.training.distributed import current_world
 __all__ = ["evaluate_detector_robustness"]
 
 JOINT = ("sum", "max", "selective", "orthogonal")
+ATTACKED = "attacked-detector"  # the directory of what is kept of it
 
 
 @plain_arguments
@@ -110,7 +112,7 @@ def evaluate_detector_robustness(
     >>> found.guarded_accuracy <= found.clean_accuracy, found.threshold == detector.calibration.threshold(0.1)
     (True, True)
     """
-    started, began = time.monotonic(), time.perf_counter()
+    began, wall = time.perf_counter(), WallClock(None if run_dir is None else kept_under(Path(run_dir) / ATTACKED))
     if max_minutes is not None:
         check_positive(max_minutes=max_minutes)
         if run_dir is None:
@@ -147,7 +149,7 @@ def evaluate_detector_robustness(
         with (
             showing(progress),
             current_world().alone(None if run_dir is None else Path(run_dir), x.device),
-            closing(stages_of(f"{name}, detector", kept, until)) as stages,
+            closing(stages_of(f"{name}, detector", kept, until, wall)) as stages,
         ):
             done = run_jobs(
                 {label: Job(attack, len(x), keep=len(x)) for label, attack in attacks.items()},
@@ -179,9 +181,7 @@ def evaluate_detector_robustness(
     notes += raise_doubts([at_chance(clean, y.cpu(), n_classes_of(model, x))])
     outcomes = {
         label: GuardedOutcome(attack.describe(), fooled_at(x_adv), scores_of(x_adv))
-        for (label, attack), x_adv in zip(
-            attacks.items(), run(attacks, x, y, ids, scores, "attacked-detector"), strict=True
-        )
+        for (label, attack), x_adv in zip(attacks.items(), run(attacks, x, y, ids, scores, ATTACKED), strict=True)
     }
     reverse = None
     if x_ood is not None:
@@ -217,6 +217,6 @@ def evaluate_detector_robustness(
         certified=certified,
         notes=notes,
         seed=seed,
-        wall_seconds=time.monotonic() - started,
+        wall_seconds=wall.keep(finished=True),
         stage_seconds=stage_seconds,
     )

@@ -7,7 +7,6 @@ Jagielski, Tramer, Bauer and Carlini, "Randomness in ML Defenses Helps Persisten
 2023 (who may submit again needs one lucky draw).
 """
 
-import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from functools import partial
@@ -35,6 +34,7 @@ from robustgen.evaluation.random_defence_report import (
 )
 from robustgen.evaluation.report_pictures import encode_picture
 from robustgen.evaluation.verifier import verify
+from robustgen.evaluation.wall_clock import WallClock
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.fortified import Purified
 from robustgen.locks import alone
@@ -131,7 +131,7 @@ def random_defence(
     >>> report.worst.one_draw <= report.rows["clean"].one_draw
     True
     """
-    started = time.perf_counter()
+    wall = WallClock(None if run_dir is None else Path(run_dir) / KEPT)
     if not isinstance(model, Purified):
         raise TypeError(f"random_defence takes what robustgen.purify gives, got {type(model).__name__}")
     x, y, ids, _ = check_evaluation(x, y, ids, _BOUNDS, eps, batch_size)
@@ -191,7 +191,7 @@ def random_defence(
     chunks = torch.arange(len(x), device=x.device).split(batch_size)
     rows, pieces = dict[str, DefenceRow](), dict[str, dict[str, Tensor]]()
     with nullcontext() if run_dir is None else alone(Path(run_dir), wait=False), showing(progress):
-        keep = anew if run_dir is None else kept_of(Path(run_dir), KEPT, plan_of_all, resume)
+        keep = wall.each(anew if run_dir is None else kept_of(Path(run_dir), KEPT, plan_of_all, resume))
         for key, plan in track(plans.items(), name, len(plans)):
             parts = [keep(f"{key}-{c:06d}", _PIECE, partial(piece, plan, chunk)) for c, chunk in enumerate(chunks)]
             pieces[key] = {entry: torch.cat([part[entry] for part in parts]) for entry in _PIECE}
@@ -233,7 +233,7 @@ def random_defence(
         notes=notes,
         pictures=_pictures(model, x[:_PICTURES], hardest[:_PICTURES], seed),
         seed=seed,
-        wall_seconds=time.perf_counter() - started,
+        wall_seconds=wall.keep(finished=True),
     )
 
 

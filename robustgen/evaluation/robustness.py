@@ -24,6 +24,7 @@ from robustgen.evaluation.masking import NOT_RUN, MaskingTest, run_masking_tests
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport
 from robustgen.evaluation.stages import Stages
 from robustgen.evaluation.suites import SUITES, Stage, suite_of
+from robustgen.evaluation.wall_clock import WallClock
 from robustgen.model import Model, untouched
 from robustgen.progress import showing
 
@@ -117,7 +118,7 @@ def evaluate_robustness(
     >>> report.clean_accuracy, report.robust_accuracy <= 1
     (1.0, True)
     """
-    started, began = time.monotonic(), time.perf_counter()
+    began, wall = time.perf_counter(), WallClock(None if run_dir is None else kept_under(run_dir))
     if max_minutes is not None:
         check_positive(max_minutes=max_minutes)
         if run_dir is None:
@@ -156,7 +157,7 @@ def evaluate_robustness(
 
     diagnosed: list[MaskingTest] | None = None
     partly: dict[str, tuple[int, int]] = {}
-    with showing(progress), closing(stages_of(name, run_dir, until)) as clock:
+    with showing(progress), closing(stages_of(name, run_dir, until, wall)) as clock:
         if masking_tests:
             clock.expect(DIAGNOSTICS, *price_and_pieces(chosen, pgd, len(x)))
         try:
@@ -231,7 +232,7 @@ def evaluate_robustness(
         notes=notes,
         unfinished=unfinished,
         seed=seed,
-        wall_seconds=time.monotonic() - started,
+        wall_seconds=wall.keep(finished=not unfinished),
         stage_seconds=clock.seconds,
     )
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from robustgen.attacks import Attack, HopSkipJump, NoiseSearch, Square
 from robustgen.evaluation.kept import Keep, Make, OutOfTime
+from robustgen.evaluation.wall_clock import WallClock
 from robustgen.files import read_json, write_json
 from robustgen.progress import bar
 
@@ -75,10 +76,14 @@ class Stages:
         title: of the evaluation.
         file: where seconds are kept, so that a resumed evaluation adds up; None: nowhere.
         until: when its time is used up, on the clock of ``time.perf_counter``; None: never.
+        wall: of the whole evaluation, kept whenever these are; where it is idle, its stages take nothing either.
     """
 
-    def __init__(self, title: str, file: Path | None = None, until: float | None = None) -> None:
+    def __init__(
+        self, title: str, file: Path | None = None, until: float | None = None, wall: WallClock | None = None
+    ) -> None:
         self.title, self.until = title, until
+        self._wall = WallClock() if wall is None else wall
         self._stages: dict[str, _Stage] = {}
         self._begun: dict[str, None] = {}  # in their order
         self._file, self._before = file, dict[str, float]()
@@ -100,6 +105,8 @@ class Stages:
     @property
     def seconds(self) -> dict[str, float]:
         """What each stage has taken, in all processes that worked at this evaluation one after the other."""
+        if self._wall.idle:
+            return self._before
         names = dict.fromkeys([*self._before, *self._begun])
         now = {name: self._stages[name].seconds for name in self._begun}
         return {name: round(self._before.get(name, 0.0) + now.get(name, 0.0), 2) for name in names}
@@ -132,6 +139,9 @@ class Stages:
     def ask(self, forwards: int, backwards: int) -> None:
         """The model has made so many passes, each about one example of the stage under way."""
         self._asked += forwards + BACKWARD * backwards
+        if time.perf_counter() - self._written >= EVERY:
+            self._measure()
+            self._keep()
         if time.perf_counter() - self._looked > 0.1:
             self._show()
 
@@ -141,6 +151,7 @@ class Stages:
         stage.done += examples
         self._asked, self._note = 0.0, note
         if measured:
+            self._wall.work()
             self._measure()
             stage.measured += examples
         else:
@@ -197,8 +208,10 @@ class Stages:
 
     def _keep(self) -> None:
         self._written = time.perf_counter()
-        if self._file is not None:
-            write_json(self._file, self.seconds)
+        if not self._wall.idle:
+            self._wall.keep()
+            if self._file is not None:
+                write_json(self._file, self.seconds)
 
     def _show(self) -> None:
         if self._bar.disable:
