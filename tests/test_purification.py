@@ -3,7 +3,9 @@
 import json
 import math
 import re
+import subprocess
 import sys
+import textwrap
 
 import pytest
 import torch
@@ -716,6 +718,28 @@ class TestCommand:
         assert cli.main(["attack", "--out", str(out), "--resume", "--eot", "3"]) == 2
         assert "--eot was 2, now 3" in capsys.readouterr().err
 
+    def test_two_processes_share_the_work_and_give_the_ledger_of_one(self, tmp_path):
+        with seeded(0):
+            Denoiser((1, 8, 8), width=2, levels=1).save(tmp_path / "denoiser")
+        (tmp_path / "script.py").write_text(SCRIPT)
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--"]
+        found = {}
+        for name, command in (("one", [sys.executable]), ("two", torchrun)):
+            options = ["--purify", "denoiser", "--depth", "0.2", "--eot", "2", "--draws", "4", "--resubmit", "2"]
+            options += ["--run", "example:digits", "--limit", "4", "--batch-size", "3", "--quiet", "--out", name]
+            done = subprocess.run(
+                [*command, "script.py", "attack", *options], cwd=tmp_path, capture_output=True, text=True, timeout=600
+            )
+            assert done.returncode == 0, done.stderr
+            assert done.stdout.count("what it is worth: ") == 1
+            found[name] = json.loads((tmp_path / name / "random_defence.json").read_text())["defence"]
+            for differs in ("wall_seconds", "environment"):
+                found[name].pop(differs)
+        assert found["one"] == found["two"]
+        runs = [int((tmp_path / f"runs-{name}").read_text()) for name in ("0-of-2", "1-of-2", "0-of-1")]
+        assert runs[0] + runs[1] == runs[2]
+        assert min(runs) > 0
+
     @pytest.mark.parametrize(
         ("options", "line"),
         [
@@ -733,6 +757,25 @@ class TestCommand:
         options = [o.format(run=tmp_path / "run", other=tmp_path / "other") for o in options]
         assert cli.main(["attack", "--run", "example:digits", "--limit", "4", "--quiet", *options]) == 2
         assert line in capsys.readouterr().err
+
+
+SCRIPT = textwrap.dedent(
+    """
+    import os, pathlib, sys, torch
+    from functools import partial
+    from robustgen import cli
+    from robustgen.attacks import Attack
+    from robustgen.commands import purify
+    torch.set_num_threads(1)
+    purify.random_defence = partial(purify.random_defence, steps=2, n_queries=2)
+    runs, run = [], Attack.run
+    Attack.run = lambda *a, **k: runs.append(a) or run(*a, **k)
+    code = cli.main(sys.argv[1:])
+    rank, size = os.environ.get("RANK", "0"), os.environ.get("WORLD_SIZE", "1")
+    pathlib.Path(f"runs-{rank}-of-{size}").write_text(str(len(runs)))
+    sys.exit(code)
+    """
+)
 
 
 def _quick(*args, **settings):

@@ -227,6 +227,8 @@ def attack(
                 **counts,
                 **common,
             )
+            if current_world().rank:
+                return  # the first process speaks for all
             say(json.dumps(ledger.to_dict()) if as_json else ledger)
             if page is not None and not as_json:
                 say(f"what it is worth: {page}")

@@ -1,23 +1,20 @@
 """``robustgen attack --purify``: what a network is worth behind a purifier."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from robustgen.commands.attack import remember_options
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.generative import trained_model
-from robustgen.commands.opening import load_run, move, open_network
+from robustgen.commands.opening import load_run, open_network, usable_device
 from robustgen.commands.run_info import stopped_early, threat
-from robustgen.commands.runs import by_class_name, check_classes, data_for
+from robustgen.commands.runs import by_class_name, check_classes, data_for, is_first
 from robustgen.data import require_nonempty
 from robustgen.evaluation import RandomDefenceReport, random_defence
 from robustgen.fortified import purify
-from robustgen.locks import alone
 from robustgen.progress import showing
+from robustgen.training.distributed import join
 
 __all__ = ["attack_purified"]
 
@@ -66,6 +63,8 @@ def attack_purified(
     """
     if resume and out is None:
         raise ValueError("--resume goes on with the evaluation in --out: pass it")
+    if device is not None:
+        usable_device(device)
     network, info = open_network(run, model, weights, trust, mean, std)
     eps, norm, of_training = threat(info, eps, norm)
     generative = trained_model(purifier)
@@ -85,14 +84,14 @@ def attack_purified(
     else:
         check_classes(network, dataset)
     substitute = None if surrogate is None else load_run(surrogate, trust=trust)[0]
+    world, where = join(device, network)
     for module in (defence, substitute):
         if module is not None:
-            move(module, device)
-    where = next(network.parameters(), torch.zeros(())).device
-    with showing(progress), nullcontext() if out is None else alone(out, wait=False):
-        if out is not None and options is not None:
+            module.to(where)
+    with showing(progress), world.alone(out, where):
+        if out is not None and options is not None and world.rank == 0:
             command = remember_options(out, options | {"eps": eps, "norm": norm}, command)
-        if of_training:
+        if of_training and is_first():
             tell(of_training)
         report = random_defence(
             defence,
@@ -114,4 +113,4 @@ def attack_purified(
         )
         stopped = [line for used in (run, surrogate, purifier) if used is not None and (line := stopped_early(used))]
         report.notes += stopped
-        return report, None if out is None else report.save(out, command=command)
+        return report, None if out is None or world.rank else report.save(out, command=command)

@@ -307,9 +307,7 @@ class _Store:
         self.directory = kept_under(run_dir)
         plan = json.loads(json.dumps(plan))  # as it reads back: tuples are lists
         path = self.directory / "plan.json"
-        begun = path.exists()
-        world.wait()  # all have looked
-        if not begun:
+        if not world.exists(path):
             if world.rank == 0:
                 write_json(path, plan)
             return

@@ -18,6 +18,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from robustgen.files import load_tensors, read_json, save_tensors, write_json
+from robustgen.training.distributed import World
 
 __all__ = ["DiskJournal", "Keep", "Make", "OutOfTime", "anew", "kept_in", "kept_of"]
 
@@ -45,16 +46,17 @@ def kept_in(directory: Path) -> Keep:
     return keep
 
 
-def kept_of(run_dir: Path, part: str, plan: Mapping[str, Any], resume: bool) -> Keep:
-    """Pieces in ``run_dir/part``, all of this ``plan``.
+def kept_of(run_dir: Path, part: str, plan: Mapping[str, Any], resume: bool, world: World | None = None) -> Keep:
+    """Pieces in ``run_dir/part``, all of this ``plan``, which processes of one ``world`` may share.
 
     Raises:
         ValueError: there are some already (without ``resume``), or of another plan.
     """
     directory, wanted = run_dir / part, json.loads(json.dumps(plan))
-    path = directory / "plan.json"
-    if not path.exists():
-        write_json(path, wanted)
+    path, world = directory / "plan.json", World() if world is None else world
+    if not world.exists(path):
+        if world.rank == 0:
+            write_json(path, wanted)
     elif not resume:
         raise ValueError(f"{run_dir} already holds {part}: resume (--resume), or choose another directory")
     else:

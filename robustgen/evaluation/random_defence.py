@@ -7,8 +7,7 @@ Jagielski, Tramer, Bauer and Carlini, "Randomness in ML Defenses Helps Persisten
 2023 (who may submit again needs one lucky draw).
 """
 
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,9 +36,9 @@ from robustgen.evaluation.verifier import verify
 from robustgen.evaluation.wall_clock import WallClock
 from robustgen.fingerprint import fingerprint, model_fingerprint
 from robustgen.fortified import Purified
-from robustgen.locks import alone
 from robustgen.model import Model, is_stochastic, logits_of, untouched
 from robustgen.progress import showing, track
+from robustgen.training.distributed import current_world
 from robustgen.turns import seeded
 
 __all__ = ["ATTACKS", "KEPT", "random_defence"]
@@ -92,6 +91,9 @@ def random_defence(
     seed that the attacker knows, the defence is a fixed network, and is attacked as one. Behind the network alone,
     attacked by itself, that says what the removal of perturbations gives, and what randomness does.
 
+    Where several processes work together (``torch.distributed``), each takes a share of the parts, and all return the
+    same.
+
     Args:
         model: what :func:`robustgen.purify` gave.
         x, y: (N, C, H, W) in [0, 1], int64 (N,).
@@ -131,7 +133,7 @@ def random_defence(
     >>> report.worst.one_draw <= report.rows["clean"].one_draw
     True
     """
-    wall = WallClock(None if run_dir is None else Path(run_dir) / KEPT)
+    world, wall = current_world(), WallClock(None if run_dir is None else Path(run_dir) / KEPT)
     if not isinstance(model, Purified):
         raise TypeError(f"random_defence takes what robustgen.purify gives, got {type(model).__name__}")
     x, y, ids, _ = check_evaluation(x, y, ids, _BOUNDS, eps, batch_size)
@@ -189,23 +191,37 @@ def random_defence(
         "surrogate": model_fingerprint(surrogate) if isinstance(surrogate, nn.Module) else repr(surrogate),
     }
     chunks = torch.arange(len(x), device=x.device).split(batch_size)
-    rows, pieces = dict[str, DefenceRow](), dict[str, dict[str, Tensor]]()
-    with nullcontext() if run_dir is None else alone(Path(run_dir), wait=False), showing(progress):
-        keep = wall.each(anew if run_dir is None else kept_of(Path(run_dir), KEPT, plan_of_all, resume))
-        for key, plan in track(plans.items(), name, len(plans)):
-            parts = [keep(f"{key}-{c:06d}", _PIECE, partial(piece, plan, chunk)) for c, chunk in enumerate(chunks)]
-            pieces[key] = {entry: torch.cat([part[entry] for part in parts]) for entry in _PIECE}
-            rows[key] = DefenceRow(
-                plan.label,
-                plan.kind,
-                {} if plan.attack is None else plan.attack.describe(),
-                pieces[key]["answers"],
-                y.cpu(),
-                k,
-                int(pieces[key]["rejected"].sum()),
+    with world.alone(None if run_dir is None else Path(run_dir), x.device), showing(progress):
+        keep = wall.each(anew if run_dir is None else kept_of(Path(run_dir), KEPT, plan_of_all, resume, world))
+
+        def shared(
+            works: Mapping[str, Callable[[Tensor], dict[str, Tensor]]], entries: Sequence[str]
+        ) -> dict[str, dict[str, Tensor]]:
+            """What each of ``works`` makes of all inputs; the processes take turns at their parts."""
+            turns = [(f"{key}-{c:06d}", partial(of, few)) for key, of in works.items() for c, few in enumerate(chunks)]
+            own = track(turns[world.rank :: world.size], name)
+            made = {f"{part}/{entry}": t for part, make in own for entry, t in keep(part, entries, make).items()}
+            made = world.union(made)
+
+            def whole(key: str, entry: str) -> Tensor:
+                return torch.cat([made[f"{key}-{c:06d}/{entry}"] for c in range(len(chunks))])
+
+            return {key: {entry: whole(key, entry) for entry in entries} for key in works}
+
+        pieces = shared({"clean": partial(piece, plans["clean"])}, _PIECE)
+
+        def row(key: str) -> DefenceRow:
+            plan, found = plans[key], pieces[key]
+            settings = {} if plan.attack is None else plan.attack.describe()
+            return DefenceRow(
+                plan.label, plan.kind, settings, found["answers"], y.cpu(), k, int(found["rejected"].sum())
             )
-            if key == "clean":
-                notes += raise_doubts([at_chance(rows[key].vote, y.cpu(), n_classes_of(model, x))])
+
+        notes += raise_doubts(
+            [at_chance(row("clean").vote, y.cpu(), n_classes_of(model, x))]
+        )  # before hours of attacks
+        pieces |= shared({key: partial(piece, plan) for key, plan in plans.items() if key != "clean"}, _PIECE)
+        rows = {key: row(key) for key in plans}
         # the worst point of each input by one set of draws, how bad it is by another: of many, one is bad by chance
         attacked = [key for key in rows if key != "clean"]
         fewest = torch.stack([rows[key].right.sum(1) for key in attacked]).argmin(0)
@@ -214,8 +230,7 @@ def random_defence(
         def again(chunk: Tensor) -> dict[str, Tensor]:
             return {"answers": model.answers(hardest[chunk], draws, seed=derive_seed(seed, _VERDICT)).cpu()}
 
-        judged = [keep(f"worst-{c:06d}", ("answers",), partial(again, chunk)) for c, chunk in enumerate(chunks)]
-    answers = torch.cat([part["answers"] for part in judged])
+        answers = shared({"worst": again}, ("answers",))["worst"]["answers"]
     return RandomDefenceReport(
         name=name,
         purifier=dict(model.config) | {"exact": model.exact, "stochastic": stochastic},

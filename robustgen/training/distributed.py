@@ -56,6 +56,12 @@ class World:
         if self.size > 1:
             dist.barrier()
 
+    def exists(self, path: Path) -> bool:
+        """Whether ``path`` is there, before any rank goes on and may write it."""
+        found = path.exists()
+        self.wait()
+        return found
+
     @contextmanager
     def alone(self, directory: Path | None, device: torch.device) -> Iterator[None]:
         """Inside, rank 0 holds ``directory``, if there is one, for all ranks; where it cannot, all of them raise.
