@@ -4,6 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from robustgen.checks import check_integers
 from robustgen.commands.attack import remember_options
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.generative import trained_model
@@ -63,6 +64,11 @@ def attack_purified(
     """
     if resume and out is None:
         raise ValueError("--resume goes on with the evaluation in --out: pass it")
+    check_integers(**{"--eot": eot, "--draws": draws, "--resubmit": resubmit})
+    if chain_steps is not None:
+        check_integers(**{"--chain-steps": chain_steps})
+    if draws < resubmit:
+        raise ValueError(f"--draws {draws} cannot say what --resubmit {resubmit} draws do: take as many at least")
     if device is not None:
         usable_device(device)
     network, info = open_network(run, model, weights, trust, mean, std)
