@@ -299,15 +299,17 @@ def eps_spans_bounds(eps: float, norm: str, bounds: tuple[float, float], element
     return f"{line}: did you mean {eps:g}/255{times} = {levels:.3g}?"
 
 
-def nearest(name: str, known: Iterable[str], most: int = 3) -> str:
-    """A hint for an unknown name: ``"did you mean 'a', 'b'?"``, or the first known names.
+def nearest(name: str, known: Iterable[str], most: int = 3, listed: int = 8) -> str:
+    """A hint for an unknown name: ``"did you mean 'a', 'b'?"``, or the first ``listed`` of the known names.
 
     >>> nearest("layer5", ["layer1", "layer2", "fc"], most=2)
     "did you mean 'layer2', 'layer1'?"
+    >>> nearest("x", ["layer1", "layer2", "fc"], listed=2)
+    "known: 'layer1', 'layer2', ..."
     """
     known = list(known)
     close = difflib.get_close_matches(name, known, n=most, cutoff=0.5)
     if close:
         return f"did you mean {', '.join(map(repr, close))}?"
-    shown = ", ".join(map(repr, known[:8]))
-    return f"known: {shown}{', ...' if len(known) > 8 else ''}"
+    shown = ", ".join(map(repr, known[:listed]))
+    return f"known: {shown}{', ...' if len(known) > listed else ''}"

@@ -1,6 +1,7 @@
 """The command as a user meets it: exit codes, one-line errors, files written, runs resumed."""
 
 import csv
+import inspect
 import json
 import math
 import os
@@ -680,6 +681,13 @@ def test_bases_that_are_none_are_refused_in_one_line(vae_run, tmp_path, capsys):
         assert message in err
         assert err.count("\n") == 1
         assert not new.exists()
+
+
+def test_an_unknown_setting_names_each_argument_once(tmp_path, capsys):
+    code, _, err = run(capsys, "train", "vae", "--run", tmp_path / "new", "--set", "zzz=3")
+    assert code == 2
+    for name in list(inspect.signature(VAE).parameters)[1:]:
+        assert len(re.findall(rf"\b{name}\b", err)) == 1
 
 
 def test_samples_are_written_as_grid_or_array(vae_run, tmp_path, capsys):

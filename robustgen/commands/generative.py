@@ -417,9 +417,8 @@ def construct(kind: Callable[..., Any], *first: Any, options: dict[str, Any]) ->
     known = list(inspect.signature(kind).parameters)[len(first) :]
     for name in options:
         if name not in known:
-            raise ValueError(
-                f"--set {name}: {kind.__name__} has no such argument; {nearest(name, known)} (all: {', '.join(known)})"
-            )
+            hint = nearest(name, known, listed=len(known))
+            raise ValueError(f"--set {name}: {kind.__name__} has no such argument; {hint}")
     with _naming_settings(kind):
         return kind(*first, **options)
 
