@@ -690,6 +690,26 @@ def test_an_unknown_setting_names_each_argument_once(tmp_path, capsys):
         assert len(re.findall(rf"\b{name}\b", err)) == 1
 
 
+def test_a_resumed_training_keeps_its_settings_and_refuses_others(tmp_path, capsys):
+    begun = ["train", "vae", "--run", tmp_path, *SMALL, *BINARY, "--limit", 60, "--samples", 0, "--quiet"]
+    assert run(capsys, *begun, "--epochs", 1)[0] == 0
+    config = json.loads((tmp_path / "run.json").read_text())["generative"]["config"]
+    resume = ["train", "--run", tmp_path, "--resume", "--quiet"]
+    for setting, line in (
+        ("width=32", f"{tmp_path} was begun with --set width=64, not width=32: leave --set out, or take another --run"),
+        ("kl_warmup=5", "other settings: generative.config.kl_warmup was 0, now 5; take another --run"),
+    ):
+        code, _, err = run(capsys, *resume, "--epochs", 2, "--set", setting)
+        assert (code, err.count("\n")) == (2, 1)
+        assert line in err
+    for epochs, more in ((2, ["--set", "width=64", "--set", "kl_warmup=0"]), (3, [])):
+        code, _, err = run(capsys, *resume, "--epochs", epochs, *more)
+        assert code == 0, err
+        info = json.loads((tmp_path / "run.json").read_text())
+        assert info["generative"]["config"] == config
+        assert info["training"]["epochs"] == epochs
+
+
 def test_samples_are_written_as_grid_or_array(vae_run, tmp_path, capsys):
     for name in ("a.npz", "b.npz", "c.png"):
         code, _, err = run(capsys, "sample", "--checkpoint", vae_run, "--n", 5, "--out", tmp_path / name)

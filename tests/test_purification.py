@@ -747,7 +747,10 @@ class TestCommand:
             (["--purify", "{run}", "--depth", "0.2", "--suite", "quick"], "--suite does not go with --purify"),
             (["--purify", "{run}", "--depth", "7"], "depth is a standard deviation from 0.1 to 1"),
             (["--purify", "{other}", "--depth", "0.2"], "is of images (1, 4, 4), the network takes (1, 8, 8)"),
-            (["--purify", "{run}", "--depth", "0.2", "--draws", "3"], "--draws 3 cannot say what --resubmit 10 draws do"),
+            (
+                ["--purify", "{run}", "--depth", "0.2", "--draws", "3"],
+                "--draws 3 cannot say what --resubmit 10 draws do",
+            ),
             (["--purify", "{run}", "--depth", "0.2", "--resubmit", "0"], "--resubmit must be at least 1, got 0"),
             (["--purify", "{run}", "--depth", "0.2", "--eot", "-1"], "--eot must be at least 1, got -1"),
             (["--purify", "{run}", "--depth", "0.2", "--draws", "0"], "--draws must be at least 1, got 0"),

@@ -5,7 +5,6 @@ from robustgen.commands.certify import certify_network
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.generative import (
     generative_detector,
-    parse_options,
     sample_images,
     train_generative,
     training_data,
@@ -16,6 +15,7 @@ from robustgen.commands.quality import measure_quality
 from robustgen.commands.runs import kept_by_run, remembered_options
 from robustgen.commands.score import MADE, check_way, compare_populations, open_detector
 from robustgen.commands.scoring import Scoring, Unreadable, score_inputs, write_rows
+from robustgen.commands.settings import parse_options
 from robustgen.commands.text import sample_text, score_text, train_text
 from robustgen.commands.train import train_network
 

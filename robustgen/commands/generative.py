@@ -1,7 +1,6 @@
 """``robustgen train MODEL``, ``sample``, and the detectors over trained generative models."""
 
 import inspect
-import json
 import math
 import re
 import warnings
@@ -34,7 +33,6 @@ from robustgen.turns import seeded
 __all__ = [
     "construct",
     "generative_detector",
-    "parse_options",
     "sample_images",
     "train_generative",
     "trained_model",
@@ -45,27 +43,6 @@ SCORED = 2000  # inputs at most that a detector over a generative model is fitte
 _STEPS = 8  # images in a row that leads from one noise to another
 _AT_ONCE = 64
 _ALIASES = {"ebm": "energymodel", "energy": "energymodel", "pixelcnn++": "pixelcnnplusplus"}
-_PYTHON = {"True": True, "False": False, "None": None}  # as in the library; JSON writes them otherwise
-
-
-def parse_options(settings: Iterable[str]) -> dict[str, Any]:
-    """``name=value`` pairs as keyword arguments; values are JSON where they can be, else text.
-
-    >>> parse_options(["latent=16", "likelihood=bernoulli"])
-    {'latent': 16, 'likelihood': 'bernoulli'}
-    >>> parse_options(["bn_in_discriminator=False"])
-    {'bn_in_discriminator': False}
-    """
-    found: dict[str, Any] = {}
-    for setting in settings:
-        name, equals, value = setting.partition("=")
-        if not equals or not name:
-            raise ValueError(f"--set {setting}: write name=value")
-        try:
-            found[name] = json.loads(value)
-        except json.JSONDecodeError:
-            found[name] = _PYTHON.get(value, value)
-    return found
 
 
 def train_generative(

@@ -18,6 +18,7 @@ from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.network_spec import NetworkSpec
 from robustgen.commands.opening import device_of
 from robustgen.commands.run_info import read_info, recorded_data
+from robustgen.commands.settings import resumed_settings
 from robustgen.data import ArrayDataset, split
 from robustgen.data.splits import heldout_classes
 from robustgen.examples import run_directory
@@ -123,14 +124,15 @@ def _remember(run: Path, info: dict[str, Any], resume: bool) -> None:
 
 
 def remembered_options(run: Path, asked: Mapping[str, Any], known: Collection[str]) -> dict[str, Any]:
-    """The options that a run was begun with, and those that are asked for now, which go before them.
+    """The options that a run was begun with, and those that are asked for now, which go before them; settings of its
+    model (``--set``) are added to those of its beginning.
 
     Args:
         known: the options that a run remembers; others in the file are not looked at.
 
     Raises:
         ValueError: a damaged run.json, one that contradicts itself, or one that names code as its network: only the
-            user may.
+            user may; a setting of the model that was another one.
     """
     if not (run / "run.json").is_file():
         return dict(asked)
@@ -140,7 +142,7 @@ def remembered_options(run: Path, asked: Mapping[str, Any], known: Collection[st
     scalar = (str | int | float | bool | None, [str])
     check_structure(kept, {str: scalar}, path, "options")
     text = dict.fromkeys(("data?", "data_root?", "model?", "weights?", "fortify?", "generative?"), str)
-    check_structure(kept, text, path, "options")
+    check_structure(kept, text | {"set_?": [str]}, path, "options")
     model = kept.get("model")
     if model is not None and "model" not in asked and NetworkSpec(str(model)).is_code:
         raise ValueError(f"{path}: names code as its network, {model!r}: if it is yours, pass --model {model}")
@@ -148,7 +150,10 @@ def remembered_options(run: Path, asked: Mapping[str, Any], known: Collection[st
     for name in ("model", "width", "activation"):  # nothing is built that the run does not hold
         if name in kept and network and kept[name] != network.get(name):
             raise ValueError(f"{path}: options.{name} is {kept[name]!r}, network.{name} {network.get(name)!r}")
-    return kept | dict(asked)
+    merged = kept | dict(asked)
+    if "set_" in kept and "set_" in asked:
+        merged["set_"] = resumed_settings(run, kept["set_"], asked["set_"])
+    return merged
 
 
 def data_for(data: DataSpec, info: dict[str, Any]) -> DataSpec:
