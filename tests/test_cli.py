@@ -650,8 +650,13 @@ def test_a_model_is_tilted_by_command_resumed_without_its_base_sampled_and_score
     assert code == 0, err
     info = json.loads((tilt / "run.json").read_text())
     assert (info["data"]["source"], info["held_out"]) == ("digits", ["0"])
+    resume = ["train", "tilted", "--run", tilt, "--resume", "--epochs", 2, "--quiet"]
+    for other in (vae_run, tmp_path / "none"):
+        code, _, err = run(capsys, *resume, "--base", other)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"{tilt} was begun with --base {base}, not {other}: leave --base out, or take another --run" in err
     shutil.rmtree(base)
-    code, _, err = run(capsys, "train", "tilted", "--run", tilt, "--resume", "--epochs", 2, "--quiet")
+    code, _, err = run(capsys, *resume, "--base", base)
     assert code == 0, err
     assert (tilt / "metrics.jsonl").read_text().count("overlap") == 4  # training and held-back data, twice
     assert torch.equal(load(tilt).base.decoder[0].weight, load(vae_run).decoder[0].weight)

@@ -132,7 +132,7 @@ def remembered_options(run: Path, asked: Mapping[str, Any], known: Collection[st
 
     Raises:
         ValueError: a damaged run.json, one that contradicts itself, or one that names code as its network: only the
-            user may; a setting of the model that was another one.
+            user may; a setting of the model, or a base, that was another one.
     """
     if not (run / "run.json").is_file():
         return dict(asked)
@@ -141,7 +141,7 @@ def remembered_options(run: Path, asked: Mapping[str, Any], known: Collection[st
     kept = {name: value for name, value in info.get("options", {}).items() if name in known}
     scalar = (str | int | float | bool | None, [str])
     check_structure(kept, {str: scalar}, path, "options")
-    text = dict.fromkeys(("data?", "data_root?", "model?", "weights?", "fortify?", "generative?"), str)
+    text = dict.fromkeys(("data?", "data_root?", "model?", "weights?", "fortify?", "generative?", "base?"), str)
     check_structure(kept, text | {"set_?": [str]}, path, "options")
     model = kept.get("model")
     if model is not None and "model" not in asked and NetworkSpec(str(model)).is_code:
@@ -153,6 +153,10 @@ def remembered_options(run: Path, asked: Mapping[str, Any], known: Collection[st
     merged = kept | dict(asked)
     if "set_" in kept and "set_" in asked:
         merged["set_"] = resumed_settings(run, kept["set_"], asked["set_"])
+    if "base" in kept and "base" in asked and Path(kept["base"]).resolve() != Path(asked["base"]).resolve():
+        raise ValueError(
+            f"{run} was begun with --base {kept['base']}, not {asked['base']}: leave --base out, or take another --run"
+        )
     return merged
 
 
