@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 import textwrap
+from dataclasses import replace
 
 import pytest
 import torch
@@ -554,6 +555,15 @@ class TestLedger:
         assert json.loads(json.dumps(found)) == found
         assert found["per_example"]["right"]["pgd"] == ledger.rows["pgd"].counts.tolist()
 
+    def test_doubts_are_added_once_and_not_to_the_list_that_was_given(self, ledger):
+        blind = replace(ledger.rows["oblivious"], answers=torch.zeros_like(ledger.rows["oblivious"].answers))
+        given = ["of the caller"]
+        report = replace(ledger, rows=ledger.rows | {"oblivious": blind}, notes=given)
+        assert given == ["of the caller"]
+        assert len(report.notes) == 2
+        assert "stronger attacks are missing" in report.notes[1]
+        assert replace(report, name="again").notes == report.notes
+
     def test_one_draw_of_a_gradient_is_no_adaptive_attack(self):
         x, y = torch.full((2, 1, 2, 2), 0.7), torch.tensor([1, 1])
         with pytest.warns(UserWarning, match=r"eot=1 .* of a random defence that is no adaptive attack"):
@@ -747,10 +757,7 @@ class TestCommand:
             (["--purify", "{run}", "--depth", "0.2", "--suite", "quick"], "--suite does not go with --purify"),
             (["--purify", "{run}", "--depth", "7"], "depth is a standard deviation from 0.1 to 1"),
             (["--purify", "{other}", "--depth", "0.2"], "is of images (1, 4, 4), the network takes (1, 8, 8)"),
-            (
-                ["--purify", "{run}", "--depth", "0.2", "--draws", "3"],
-                "--draws 3 cannot say what --resubmit 10 draws do",
-            ),
+            (["--purify", "{run}", "--depth", "0.2", "--draws", "3"], "--draws 3 cannot say what --resubmit 10 draws"),
             (["--purify", "{run}", "--depth", "0.2", "--resubmit", "0"], "--resubmit must be at least 1, got 0"),
             (["--purify", "{run}", "--depth", "0.2", "--eot", "-1"], "--eot must be at least 1, got -1"),
             (["--purify", "{run}", "--depth", "0.2", "--draws", "0"], "--draws must be at least 1, got 0"),

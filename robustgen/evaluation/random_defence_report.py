@@ -187,12 +187,13 @@ class RandomDefenceReport:
         blind = [row for row in self.rows.values() if row.kind in (OBLIVIOUS, BLACK_BOX)]
         seeing = [row for row in self.rows.values() if row.kind in (ADAPTIVE, STAND_IN)]
         least = min(seeing, key=lambda row: row.one_draw)
-        for row in blind:
-            if least.one_draw - row.one_draw > 0.02:
-                self.notes.append(
-                    f"{row.label} leaves {row.one_draw:.1%} in one draw, less than all that know the purifier "
-                    f"({least.one_draw:.1%}): their gradients are of little use, and stronger attacks are missing"
-                )
+        doubts = [
+            f"{row.label} leaves {row.one_draw:.1%} in one draw, less than all that know the purifier "
+            f"({least.one_draw:.1%}): their gradients are of little use, and stronger attacks are missing"
+            for row in blind
+            if least.one_draw - row.one_draw > 0.02
+        ]
+        self.notes = [*self.notes, *(doubt for doubt in doubts if doubt not in self.notes)]
 
     @property
     def worst(self) -> DefenceRow:
