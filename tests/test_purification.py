@@ -19,6 +19,7 @@ from robustgen.attacks.ball import Ball
 from robustgen.attacks.problem import LowestMargin
 from robustgen.attacks.queries import Oracle
 from robustgen.evaluation import RandomDefenceReport, random_defence
+from robustgen.evaluation.random_defence import _fewer
 from robustgen.evaluation.random_defence_page import (
     load_random_defence,
     random_defence_html,
@@ -554,6 +555,28 @@ class TestLedger:
         assert "an attacker who may submit 5 times takes" in text
         assert json.loads(json.dumps(found)) == found
         assert found["per_example"]["right"]["pgd"] == ledger.rows["pgd"].counts.tolist()
+
+    @pytest.mark.parametrize(
+        ("name", "depth", "steps", "fewer"),
+        [
+            ("diffusion", 4, None, 1),
+            ("diffusion", 1, None, 0),
+            ("denoiser", 0.5, 8, 2),
+            ("energy", 8, None, 2),
+            ("energy", 16, 9, 2),
+            ("energy", 2, None, 1),
+            ("energy", 1, None, 0),
+            ("defense-gan, unrolled", 7, None, 1),
+            ("defense-gan, unrolled", 8, None, 2),
+            ("defense-gan, unrolled", 1, None, 0),
+            ("projection", None, None, 0),
+        ],
+    )
+    def test_a_surrogate_takes_a_quarter_of_the_steps(self, name, depth, steps, fewer):
+        model = purify(Threshold(), PURIFIERS[name][0], depth, steps)
+        assert _fewer(model) == fewer
+        if fewer:
+            model.with_gradient_of(fewer)
 
     def test_doubts_are_added_once_and_not_to_the_list_that_was_given(self, ledger):
         blind = replace(ledger.rows["oblivious"], answers=torch.zeros_like(ledger.rows["oblivious"].answers))

@@ -294,8 +294,15 @@ def _through(
 
 
 def _fewer(model: Purified) -> int:
-    """A quarter of the steps of a chain, behind the function with which it starts; 0 where it has only one."""
-    steps = model.length - 1
+    """A quarter of the steps of a chain; 0 where it has only one.
+
+    Of its functions some may be no steps, such as the first; the shortest chain has them too.
+    """
+    try:
+        shortest = len(model.purifier.chain(model.depth, 1))
+    except ValueError:  # it has no steps to choose
+        return 0
+    steps = 1 + model.length - shortest
     return max(1, steps // 4) if steps > 1 else 0
 
 
