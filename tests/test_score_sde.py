@@ -83,7 +83,7 @@ class TestScoreSDE:
         cases = (0.5, {"steps": 3}, 1e-6), (0.1, estimated | {"steps": 20}, 0.02), (0.1, adaptive, 0.03)
         for sd, options, error in cases:
             options = {"trace": "exact"} | options
-            model = ScoreSDE(gaussian(sigma_data=sd), dequantization="none", **options).eval()
+            model = ScoreSDE(gaussian(sigma_data=sd), dequantization="none", clip=False, **options).eval()
             assert model.log_prob_kind == {"exact": "exact", "hutchinson": "estimated"}[options["trace"]]
             assert torch.allclose(model.log_prob(x), density(x, math.hypot(sd, 0.001)), rtol=0, atol=error)
             assert torch.allclose(model.from_noise(model.to_noise(x)[0]), x, atol=1e-3)
@@ -91,7 +91,8 @@ class TestScoreSDE:
     def test_hutchinsons_trace_is_exact_of_a_multiple_of_the_identity(self):
         x = torch.rand(3, *SHAPE, dtype=F64)
         exact, estimated = (
-            ScoreSDE(gaussian(), dequantization="none", trace=t, steps=4).eval() for t in ("exact", "hutchinson")
+            ScoreSDE(gaussian(), dequantization="none", clip=False, trace=t, steps=4).eval()
+            for t in ("exact", "hutchinson")
         )
         assert estimated.log_prob_kind == "estimated"
         assert torch.allclose(exact.log_prob(x), estimated.log_prob(x))
@@ -100,7 +101,7 @@ class TestScoreSDE:
         """Of images with the noise of its first step: those of N(MEAN, STD^2) behind it."""
         base = of_gaussian(steps=1000)
         x = pictures(4)
-        model = ScoreSDE(base, trace="exact", steps=20).eval()
+        model = ScoreSDE(base, clip=False, trace="exact", steps=20).eval()
         y, log_q = model._spread(x, fresh=False)
         first = torch.tensor(STD**2 / 4 + base.sigma_min**2, dtype=F64).log() / 2
         exact = gaussian_log_prob(y, (1 + MEAN) / 2, first).flatten(1).sum(1)
@@ -114,7 +115,8 @@ class TestScoreSDE:
     def test_steps_have_the_moments_of_a_linear_score(self, sampler, sde):
         """Variances follow one from the other; of 256 pixels the norms in the corrector's step are those expected."""
         base = gaussian(shape=(1, 16, 16), sigma_min=0.01, sigma_max=5.0)
-        model = ScoreSDE(base, sampler=sampler, sde=sde, sample_steps=40, dequantization="none").eval()
+        options = {"sampler": sampler, "sde": sde, "sample_steps": 40, "dequantization": "none", "clip": False}
+        model = ScoreSDE(base, **options).eval()
         x = model.sample(60, torch.Generator().manual_seed(0))
         levels, scale = model._levels_down(), (lambda s: math.hypot(s, 0.5)) if sde == "vp" else (lambda s: 1.0)
         assert levels == sorted(levels, reverse=True)
@@ -138,7 +140,7 @@ class TestScoreSDE:
         assert (least[0], least[-1]) == (40, 0.001)
 
     def test_samples_of_the_flow_are_those_of_the_density(self):
-        model = ScoreSDE(gaussian(sigma_data=0.1), sampler="ode", dequantization="none").eval()
+        model = ScoreSDE(gaussian(sigma_data=0.1), sampler="ode", dequantization="none", clip=False).eval()
         noise = torch.randn(9, *SHAPE, dtype=F64, generator=torch.Generator().manual_seed(0))
         drawn = model.sample(9, torch.Generator().manual_seed(0))
         assert torch.allclose(drawn, 0.5 + SPREAD * noise, atol=2e-3)
@@ -230,7 +232,8 @@ class TestImagesOnLevels:
 
     @torch.no_grad()
     def test_probabilities_of_all_images_add_up_to_one_and_their_bounds_to_less(self):
-        model = ScoreSDE(gaussian(shape=(1, 1, 2), sigma_min=0.2, sigma_data=0.4), levels=3, steps=10).eval()
+        base = gaussian(shape=(1, 1, 2), sigma_min=0.2, sigma_data=0.4)
+        model = ScoreSDE(base, levels=3, steps=10, clip=False).eval()
         x = torch.cartesian_prod(*[torch.tensor([0.0, 0.5, 1.0], dtype=F64)] * 2).view(-1, 1, 1, 2)
         many = x.repeat(1000, 1, 1, 1)
         y, log_q = model._spread(many, fresh=True)
@@ -240,6 +243,20 @@ class TestImagesOnLevels:
         assert float(probabilities.sum()) == pytest.approx(1, abs=4 * error + 1e-3)
         assert error < 0.02
         assert bool((bounds <= probabilities).all())
+
+    def test_what_is_denoised_is_put_where_images_are(self):
+        """In all that follows the score: as if the base did it."""
+        bases = [gaussian(), gaussian()]
+        bases[0]._denoise = lambda x, level: 1.2 * x - 0.1
+        bases[1]._denoise = lambda x, level: (1.2 * x - 0.1).clamp(0, 1)
+        x = (255 * torch.rand(3, *SHAPE, dtype=F64, generator=torch.Generator().manual_seed(0))).round() / 255
+        found = []
+        for base, clip in ((bases[0], True), (bases[1], False), (bases[0], False)):
+            model = ScoreSDE(base, clip=clip, steps=5, sampler="sde", sample_steps=5).eval()
+            drawn = model.sample(3, torch.Generator().manual_seed(0)).flatten(1).sum(1)
+            found.append(torch.stack([model.log_prob(x), model.sde_log_prob(x), drawn]))
+        assert torch.equal(found[0], found[1])
+        assert bool((found[0] != found[2]).any(1)[:2].all())
 
     def test_samples_are_the_nearest_levels(self):
         for sampler in ("ode", "sde"):
@@ -259,7 +276,7 @@ class TestTwoModelsOfOneScore:
         wrong._denoise = lambda v, level: torch.lerp(
             v, right._denoise(v, level), torch.where(level <= b, 1 + c, 1.0).to(v)[:, None, None, None]
         )
-        flows = [ScoreSDE(base, steps=100).eval() for base in (right, wrong)]
+        flows = [ScoreSDE(base, steps=100, clip=False).eval() for base in (right, wrong)]
         by_flow, by_equation = (
             (scores[0] - scores[1]).mean().item() / 16
             for scores in zip(*((f.log_prob(x), f.sde_log_prob(x, terms=400)) for f in flows), strict=True)

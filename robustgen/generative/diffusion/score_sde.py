@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from robustgen.checks import check_integers, check_positive
+from robustgen.checks import check_flags, check_integers, check_positive
 from robustgen.counter_rng import content_ids, normal
 from robustgen.generative.base import GenerativeModel
 from robustgen.generative.blocks.gaussian import discretized_gaussian_log_prob, gaussian_kl, gaussian_log_prob
@@ -42,15 +42,19 @@ def _scale(sigma: float) -> float:
 class _Field(nn.Module):
     """dz/dt where the noise of x grows geometrically from the least at t = 0 to the most at t = 1."""
 
-    def __init__(self, base: Any) -> None:
+    def __init__(self, base: Any, clip: bool) -> None:
         super().__init__()
-        self.base = base
+        self.base, self.clip = base, clip
+
+    def denoise(self, x: Tensor, sigma: float) -> Tensor:
+        found: Tensor = self.base.denoise(x, sigma)
+        return found.clamp(0, 1) if self.clip else found
 
     def forward(self, t: Tensor, z: Tensor) -> Tensor:
         ratio = self.base.sigma_max / self.base.sigma_min
         sigma = self.base.sigma_min * ratio ** min(max(t.item(), 0.0), 1.0)  # adaptive solvers look beyond the ends
         scale, x = _scale(sigma), 0.5 + _scale(sigma) * z
-        return math.log(ratio) * ((x - self.base.denoise(x, sigma)) / scale - (sigma / scale) ** 2 * z)
+        return math.log(ratio) * ((x - self.denoise(x, sigma)) / scale - (sigma / scale) ** 2 * z)
 
 
 class _Centred(Transform):
@@ -99,6 +103,8 @@ class ScoreSDE(SolvedFlow):
             schedule, or "ve", of images whose noise shrinks geometrically.
         sample_steps: of "sde".
         snr: of a corrector's step, how large the score's part is beside the noise's.
+        clip: whether denoised images are put into [0, 1], where the mean of images is, in all that follows the score; a
+            DDPM does so itself in samples and in its bound.
         solver, steps, tolerance, trace, draws: of the flow, see :class:`Continuous`.
         dequantization: "gaussian", "uniform" or "none".
         levels, quantization: see :class:`Flow`; a DDPM has 256 levels.
@@ -128,6 +134,7 @@ class ScoreSDE(SolvedFlow):
         sde: str = "vp",
         sample_steps: int = 200,
         snr: float = 0.16,
+        clip: bool = True,
         solver: str = "rk4",
         steps: int = 25,
         tolerance: float = 1e-4,
@@ -147,12 +154,13 @@ class ScoreSDE(SolvedFlow):
             raise ValueError(f"levels={levels}: a {type(model).__name__} decodes to {model.pixels.levels} levels")
         check_integers(sample_steps=sample_steps)
         check_positive(snr=snr)
+        check_flags(clip=clip)
         for name, value, known in (("sampler", sampler, SAMPLERS), ("sde", sde, SDES)):
             if value not in known:
                 raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        self.sampler, self.sde, self.sample_steps, self.snr = sampler, sde, sample_steps, snr
+        self.sampler, self.sde, self.sample_steps, self.snr, self.clip = sampler, sde, sample_steps, snr, clip
         self.solver, self.steps, self.tolerance, self.trace, self.draws = solver, steps, tolerance, trace, draws
-        flow = Continuous(_Field(model), solver, steps, tolerance, trace, draws)
+        flow = Continuous(_Field(model, clip), solver, steps, tolerance, trace, draws)
         self.transform = KeyedChain(_Centred(model.sigma_min), flow, levels=levels)
         if self.pixels is None and trace == "exact":
             self.log_prob_kind = "exact"  # type: ignore[misc]
@@ -161,7 +169,11 @@ class ScoreSDE(SolvedFlow):
     @property
     def base(self) -> Any:
         """The model that denoises."""
-        return self.transform.transforms[1].dynamics.base
+        return self._field.base
+
+    @property
+    def _field(self) -> Any:
+        return self.transform.transforms[1].dynamics
 
     @property
     def config(self) -> dict[str, Any]:
@@ -205,7 +217,7 @@ class ScoreSDE(SolvedFlow):
         if hasattr(self.base, "decoded_log_prob"):
             found: Tensor = self.base.decoded_log_prob(v, y)
             return found
-        mean, log_std = self.base.denoise(y, self.base.sigma_min), torch.tensor(self.base.sigma_min).log()
+        mean, log_std = self._field.denoise(y, self.base.sigma_min), torch.tensor(self.base.sigma_min).log()
         return discretized_gaussian_log_prob(v, mean, log_std.to(v), self.levels).flatten(1).sum(1)
 
     def _log_prob(self, x: Tensor) -> Tensor:
@@ -241,7 +253,7 @@ class ScoreSDE(SolvedFlow):
         for k in range(terms):
             sigma = math.exp(low + (k + 0.5) * width)
             noise = normal(0, ids, self.shape, (_STREAM, k), v.dtype)
-            error = (v - self.base.denoise(v + sigma * noise, sigma)) / sigma
+            error = (v - self._field.denoise(v + sigma * noise, sigma)) / sigma
             nats = nats + width * error.square().flatten(1).sum(1)
         return self._decoded(v, self._spread(x, fresh=False)[0]) - nats
 
@@ -265,7 +277,7 @@ class ScoreSDE(SolvedFlow):
     def _score(self, y: Tensor, sigma: float) -> Tensor:
         """Of y, which is x - 1/2 or, preserving variance, z."""
         scale = _scale(sigma) if self.sde == "vp" else 1.0
-        expected = (self.base.denoise(0.5 + scale * y, sigma) - 0.5) / scale
+        expected = (self._field.denoise(0.5 + scale * y, sigma) - 0.5) / scale
         return (expected - y) * (scale / sigma) ** 2
 
     def _sample(self, n: int, generator: torch.Generator | None) -> Tensor:
@@ -276,7 +288,7 @@ class ScoreSDE(SolvedFlow):
 
         if self.sampler == "ode":
             x = self._from_noise(noise())
-            return self.on_levels(self.base.denoise(x, levels[-1]) if self.dequantization == "gaussian" else x)
+            return self.on_levels(self._field.denoise(x, levels[-1]) if self.dequantization == "gaussian" else x)
         y = noise() * (1 if vp else _scale(levels[0]))
         for sigma, lower in pairwise(levels):
             kept = (_scale(lower) / _scale(sigma)) ** 2 if vp else 1.0  # 1 - beta
@@ -287,7 +299,7 @@ class ScoreSDE(SolvedFlow):
                 ratio = self.snr * _norms(fresh) / _norms(score).clamp(min=1e-12)
                 size = 2 * kept * ratio.square()
                 y = y + size * score + (2 * size).sqrt() * fresh
-        x = self.base.denoise(0.5 + y * (_scale(levels[-1]) if vp else 1.0), levels[-1])
+        x = self._field.denoise(0.5 + y * (_scale(levels[-1]) if vp else 1.0), levels[-1])
         return self.on_levels(x)
 
 
