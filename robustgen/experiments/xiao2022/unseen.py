@@ -124,7 +124,9 @@ class _Diffusions(DrawnFarOOD):
     finding = (
         "AUROC for Fashion-MNIST against MNIST, and the other way round: DDPM's bound {mnist|ddpm}, "
         "{fashion-mnist|ddpm}; reconstructions from four depths {mnist|ddpm-reconstruction}, "
-        "{fashion-mnist|ddpm-reconstruction}."
+        "{fashion-mnist|ddpm-reconstruction}; lifted and mapped back {mnist|ddpm-lift-map}, "
+        "{fashion-mnist|ddpm-lift-map}; its steps at several levels of noise {mnist|ddpm-scores}, "
+        "{fashion-mnist|ddpm-scores}."
     )
     source = f"Not in {XIAO_2022}"
     columns = tuple(Column(key, DETECTORS[key].title) for key in _DIFFUSIONS)
