@@ -63,7 +63,9 @@ class _Table(Experiment):
     question = "How many bits does each kind of model need for a pixel?"
     finding = (
         "Bits a dimension: Glow {glow|mnist} on MNIST, {glow|fashion-mnist} on Fashion-MNIST, {glow|cifar10-jpeg} on "
-        "CIFAR-10 (JPEG); RealNVP {real-nvp|mnist}, {real-nvp|fashion-mnist}, {real-nvp|cifar10-jpeg}."
+        "CIFAR-10 (JPEG); RealNVP {real-nvp|mnist}, {real-nvp|fashion-mnist}, {real-nvp|cifar10-jpeg}. On MNIST: "
+        "PixelCNN++ {pixelcnn++|mnist}; DDPM by its bound {ddpm-fixed|mnist}, by its flow {ddpm-flow|mnist}; ScoreSDE "
+        "by the bound of its equation {score-sde|mnist}, by its flow {score-sde-flow|mnist}."
     )
     source = f"Not in {XIAO_2022}; the papers of the models"
     metric = "bits a dimension of test images, 8-bit pixels; of PixelCNN++ exact, of all others at most so many"
