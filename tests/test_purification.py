@@ -782,6 +782,7 @@ class TestCommand:
             (["--purify", "{other}", "--depth", "0.2"], "is of images (1, 4, 4), the network takes (1, 8, 8)"),
             (["--purify", "{run}", "--depth", "0.2", "--draws", "3"], "--draws 3 cannot say what --resubmit 10 draws"),
             (["--purify", "{run}", "--depth", "0.2", "--resubmit", "0"], "--resubmit must be at least 1, got 0"),
+            (["--purify", "{run}", "--depth", "nan"], "--depth must be a finite number > 0, got nan"),
             (["--purify", "{run}", "--depth", "0.2", "--eot", "-1"], "--eot must be at least 1, got -1"),
             (["--purify", "{run}", "--depth", "0.2", "--draws", "0"], "--draws must be at least 1, got 0"),
             (["--purify", "{run}", "--depth", "0.2", "--chain-steps", "0"], "--chain-steps must be at least 1, got 0"),

@@ -293,7 +293,8 @@ def generative_detector(
     fitted, and may refuse; so may too few calibration inputs for the false-alarm rate ``fpr``.
     """
     models, info = [trained_model(run) for run in runs], read_info(runs[0])
-    scored = "diffusion-reconstruction" if hasattr(models[0], "denoise") else "discriminator"
+    denoises = hasattr(models[0], "denoise") and not hasattr(models[0], "discriminate")
+    scored = "diffusion-reconstruction" if denoises else "discriminator"
     scored = "model-energy" if hasattr(models[0], "energy") else scored
     default = "likelihood" if models[0].log_prob_kind is not None else scored
     default = "latent-density" if hasattr(models[0], "latent_log_prob") else default

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from robustgen.checks import check_integers
+from robustgen.checks import check_integers, check_positive
 from robustgen.commands.attack import remember_options
 from robustgen.commands.data_spec import DataSpec
 from robustgen.commands.generative import trained_model
@@ -77,9 +77,11 @@ def attack_purified(
     shape = tuple(info["network"]["shape"]) if info else generative.shape
     if shape != generative.shape:
         raise ValueError(f"--purify {purifier}: is of images {generative.shape}, the network takes {shape}")
-    whole = depth is not None and depth == int(depth)
+    if depth is not None:
+        check_positive(**{"--depth": depth})
+        depth = int(depth) if depth == int(depth) else depth
     try:
-        defence = purify(network, generative, int(depth) if whole and depth is not None else depth, chain_steps)
+        defence = purify(network, generative, depth, chain_steps)
     except (TypeError, ValueError) as error:
         if depth is None:
             raise ValueError(f"--purify {purifier}: how deep does it go? pass --depth ({error})") from None

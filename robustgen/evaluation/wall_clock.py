@@ -1,6 +1,6 @@
 """How long an evaluation took, in all the calls that worked at it.
 
-A call that is broken off loses the seconds since something was last kept, as it loses what it made in them.
+A call that is killed outright loses the seconds since something was last kept; one that is interrupted loses none.
 """
 
 import time
@@ -20,7 +20,7 @@ _STRUCTURE = {"seconds": Between(0, 1e12), "finished": bool}
 
 
 class WallClock:
-    """Seconds of an evaluation, those of earlier calls included; who only reads a finished one again adds none.
+    """Seconds of an evaluation in all its calls; to read a finished one again adds none.
 
     Args:
         directory: of what is kept of the evaluation, where the first process keeps the seconds too; None: nowhere.

@@ -95,7 +95,7 @@ class JEM(EnergyModel):
         return self._with_labels(super().validation_step(batch, step), batch)
 
     def _with_labels(self, found: dict[str, Tensor], batch: Batch) -> dict[str, Tensor]:
-        """What was ``found`` of log p(x), and log p(y | x) of data with the same noise."""
+        """What was ``found`` of log p(x), and log p(y | x) of data with noise of its own."""
         if batch.y is None:
             return found
         y = check_labels(batch.y, len(batch.x), self.classes)
