@@ -23,8 +23,6 @@ def parse_options(settings: Iterable[str]) -> dict[str, Any]:
         name, equals, value = setting.partition("=")
         if not equals or not name:
             raise ValueError(f"--set {setting}: write name=value")
-        if name in found:
-            raise ValueError(f"--set {name} is given twice")
         try:
             found[name] = json.loads(value)
         except json.JSONDecodeError:
