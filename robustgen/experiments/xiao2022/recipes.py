@@ -159,7 +159,11 @@ def _recipes(
     }
     for name, (model, options) in energies.items():
         found[name] = Recipe(
-            model=model, options=options, epochs=tilt_epochs, batch_size=batch_size, annealed=name == "equilibrium"
+            model=model,
+            options=options,
+            epochs=tilt_epochs * (2 if name == "jem" else 1),  # labels are learned besides
+            batch_size=batch_size,
+            annealed=name == "equilibrium",
         )
     return found
 
@@ -178,7 +182,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         tilt={"width": 4, "steps": 2, "sample_steps": 2},
         tilt_epochs=1,
         glow_tilt={"width": 4, "steps": 2, "sample_steps": 2},
-        noise_free={"width": 4, "steps": 2},
+        noise_free={"width": 4, "steps": 2, "time": 1.0},
         equilibrium={"width": 4, "levels": 2, "sample_steps": 5},
         ddpm={"steps": 20, "sample_steps": 10, "width": 4, "levels": 2, "patch": 1},
         ddgan={"width": 4, "levels": 2, "latent_dim": 4},
@@ -204,7 +208,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         tilt={"width": 8, "steps": 15, "sample_steps": 30},
         tilt_epochs=4,
         glow_tilt={"width": 8, "steps": 5, "sample_steps": 30},
-        noise_free={"width": 8, "steps": 8},
+        noise_free={"width": 8, "steps": 8, "time": 1.0},
         equilibrium={"width": 8},
         ddpm={
             "steps": 1000,
@@ -238,7 +242,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         tilt={"architecture": "residual", "width": 64, "steps": 60, "sample_steps": 100},
         tilt_epochs=128,
         glow_tilt={"architecture": "residual", "width": 64, "steps": 60, "sample_steps": 100},
-        noise_free={"architecture": "residual", "width": 64},
+        noise_free={"architecture": "residual", "width": 64, "time": 1.0},
         equilibrium={"width": 64},
         ddpm={"steps": 1000, "sample_steps": 100, "width": 64, "levels": 3, "patch": 1},
         ddgan={"width": 64, "levels": 3},
