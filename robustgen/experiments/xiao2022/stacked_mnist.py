@@ -97,8 +97,8 @@ class _Table(Experiment):
         "more as some digits are rarer than others and some are misread: compare with the row of test images, and only "
         "numbers of equal n.",
         "Models are trained as on single digits elsewhere, the VAE three times as long: after less it codes two of the "
-        "channels as one, which costs half of the modes. How energies and losses went is in the cells: where the energies "
-        "of a tilt have parted (overlap 0), its samples are hardly more than its base's.",
+        "channels as one, which costs half of the modes. How energies and losses went is in the cells: where "
+        "energies of a tilt have parted (overlap 0), its samples are hardly more than its base's.",
     )
 
     def describe(self, scale: str) -> str:
