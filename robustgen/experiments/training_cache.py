@@ -75,6 +75,11 @@ class TrainingCache:
             raise FileNotFoundError(f"{folder}: no such folder; --data-root must hold cifar10-jpeg, unpacked")
         return shuffled(data.load(folder, split=part, n=n or None))
 
+    def drawn(self, name: str, part: str, n: int = 0) -> data.ArrayDataset:
+        """n examples (0: all), drawn from all of them and not spaced over the file."""
+        whole = shuffled(self.images(name, part))
+        return whole.first(n) if n else whole
+
     def put(self, dataset: data.ArrayDataset) -> tuple[Tensor, Tensor]:
         """All inputs and labels on the device."""
         return dataset.images().to(self.device), dataset.labels().to(self.device)

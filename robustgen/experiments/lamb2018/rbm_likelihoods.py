@@ -88,7 +88,7 @@ class _Table(Experiment):
 
     def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         b = BUDGETS[scale]
-        train = shuffled(cache.images(b.data, "train")).first(b.n_train or 2**62)
+        train = cache.drawn(b.data, "train", b.n_train)
         test = shuffled(cache.images(b.data, "test")).first(b.n_test)
         trained = TrainedModels(cache, _recipes(b), train, cell.seed)
         rbm = trained.model(cell.row)

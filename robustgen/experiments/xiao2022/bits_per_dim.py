@@ -11,7 +11,7 @@ from robustgen.experiments.ahmed2017.likelihoods import measured
 from robustgen.experiments.ahmed2017.trained_models import TrainedModels, described, with_defaults
 from robustgen.experiments.experiment import Cell, Column, Experiment, Kept, KeptOf, Measurement, Row, counted
 from robustgen.experiments.summary import short
-from robustgen.experiments.training_cache import TrainingCache, shuffled
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.experiments.xiao2022.recipes import RECIPES, XIAO_2022
 from robustgen.generative import DDPM, ScoreSDE
 from robustgen.generative.pixels import bits_per_dim
@@ -142,8 +142,8 @@ class _Table(Experiment):
     def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         b, (recipe, kind) = BUDGETS[scale], self._way(cell)
         data = b.data or cell.column
-        train = shuffled(cache.images(data, "train")).first(b.n_train or 2**62)
-        test = shuffled(cache.images(data, "test")).first(b.n_test or 2**62)
+        train = cache.drawn(data, "train", b.n_train)
+        test = cache.drawn(data, "test", b.n_test)
         trained = TrainedModels(cache, RECIPES[scale], train, cell.seed)
         model, x = trained.model(recipe), cache.put(test)[0]
         if kind == _BOUND:

@@ -9,7 +9,7 @@ from robustgen.commands.opening import load_run
 from robustgen.evaluation import RandomDefenceReport, random_defence
 from robustgen.experiments.ahmed2017.trained_models import TrainedModels, described
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row, counted
-from robustgen.experiments.training_cache import TrainingCache, shuffled
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.experiments.xiao2022.quality import BUDGETS as TRAINED_ON
 from robustgen.experiments.xiao2022.recipes import RECIPES
 from robustgen.fortified import purify
@@ -132,7 +132,7 @@ class _Table(Experiment):
 
     def _ledger(self, cell: Cell, scale: str, cache: TrainingCache) -> tuple[RandomDefenceReport, float]:
         b, (network, purifier) = _BUDGETS[scale], self.row(cell.row).data
-        train = shuffled(cache.images(b.data, "train")).first(TRAINED_ON[scale].n_train or 2**62)
+        train = cache.drawn(b.data, "train", TRAINED_ON[scale].n_train)
         trained = TrainedModels(cache, RECIPES[scale], train, cell.seed)
         robust = load_run(Path(f"example:{b.data}"))[0].to(cache.device)
         classifier = trained.model("classifier") if network == "plain" else robust

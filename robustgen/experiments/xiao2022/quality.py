@@ -12,7 +12,7 @@ from robustgen.data import ArrayDataset
 from robustgen.evaluation import FeatureNetwork, sample_quality
 from robustgen.experiments.ahmed2017.trained_models import TrainedModels, described
 from robustgen.experiments.experiment import counted
-from robustgen.experiments.training_cache import TrainingCache, shuffled
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.experiments.xiao2022.recipes import RECIPES
 from robustgen.files import read_json, write_json
 from robustgen.generative import VAE, GenerativeModel
@@ -94,7 +94,7 @@ def measured_samples(
     path = cache.folder({"samples of": name, "seed": seed} | settings_of(name, data, scale)) / "samples.json"
     with alone(path.parent, wait=True):
         if not path.exists():
-            train = shuffled(cache.images(data, "train")).first(budget.n_train or 2**62)
+            train = cache.drawn(data, "train", budget.n_train)
             test = cache.images(data, "test")
             features = feature_network(data, scale, cache)
             if name == TRAINING_IMAGES:

@@ -125,9 +125,10 @@ class _Table(DrawnFarOOD):
             return ""
         above = sum(numbers["lower end of the gain"]["value"] > 0 for numbers in gains)
         below = sum(numbers["upper end of the gain"]["value"] < 0 for numbers in gains)
+        least, most = (end(numbers["gain over the base"]["value"] for numbers in gains) for end in (min, max))
         return (
             f"By the 95 % interval of its gain, the tilt is above its own base in {above} of {len(gains)} kinds of "
-            f"images, below it in {below}."
+            f"images, below it in {below}; gains are from {least:+.1f} to {most:+.1f} points."
         )
 
 

@@ -7,7 +7,7 @@ from robustgen.experiments.ahmed2017.compared_detectors import DETECTORS
 from robustgen.experiments.ahmed2017.far_ood import FarOOD
 from robustgen.experiments.ahmed2017.heldout_table import Budget, HeldoutTable
 from robustgen.experiments.experiment import Cell, Column, Row
-from robustgen.experiments.training_cache import TrainingCache, shuffled
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.experiments.xiao2022.recipes import RECIPES, XIAO_2022
 
 __all__ = [
@@ -42,8 +42,7 @@ _HELD_OUT = ("glf-latent", "glf-reconstruction", "glf-sum", "real-nvp")
 def _drawn(table: HeldoutTable, name: str, scale: str, cache: TrainingCache) -> tuple[ArrayDataset, ArrayDataset]:
     """Training and test images drawn from all of them, not spaced over the file."""
     b = table.budgets[scale]
-    train = shuffled(cache.images(name, "train")).first(b.n_train or 2**62)
-    return train, shuffled(cache.images(name, "test")).first(b.n_test or 2**62)
+    return cache.drawn(name, "train", b.n_train), cache.drawn(name, "test", b.n_test)
 
 
 class DrawnFarOOD(FarOOD):

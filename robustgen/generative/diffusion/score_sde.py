@@ -269,9 +269,8 @@ class ScoreSDE(SolvedFlow):
             high = min(high, known[-1].item())  # which is noise alone
             inside = known[(known > low) & (known < high)].tolist()
         else:
-            inside = torch.logspace(math.log10(low), math.log10(high), self.sample_steps + 1, device="cpu")[
-                1:-1
-            ].tolist()
+            ends = math.log10(low), math.log10(high)
+            inside = torch.logspace(*ends, self.sample_steps + 1, device="cpu").tolist()[1:-1]
         return [high, *reversed(inside), low]
 
     def _score(self, y: Tensor, sigma: float) -> Tensor:
