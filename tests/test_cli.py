@@ -803,8 +803,11 @@ def test_wrong_use_is_one_line(vae_run, tmp_path, capsys):
         ),
         (["score", "--checkpoint", tmp_path / "saved", "--data", "digits"], "no run of `robustgen train` here"),
         ([*checkpoint, "--run", vae_run], "--run is of"),
-        (["score", "--run", vae_run, "--data", "digits"], "holds a VAE, not a classifier"),
-        (["score", "--detector", "likelihood", "--data", "digits", "--run", vae_run], "holds a VAE"),
+        (
+            ["score", "--run", vae_run, "--data", "digits", "--layers", "conv1"],
+            "--layers is of a detector that is fitted",
+        ),
+        (["attack", "--run", vae_run, "--eps", "0.1"], "holds a VAE, not a classifier"),
     ):
         code, _, err = run(capsys, *arguments)
         assert code == 2, (arguments, err)
@@ -826,6 +829,15 @@ def test_what_cannot_be_kept_is_fitted_each_time(vae_run, tmp_path, capsys, monk
     assert code == 0, err
     assert len(out.splitlines()) == 5
     assert "the fitted detector cannot be kept: [Errno 28]" in err
+
+
+def test_a_generative_run_is_scored_by_either_name(vae_run, capsys):
+    found = [
+        run(capsys, "score", name, vae_run, "--data", "digits", "--limit", 4) for name in ("--run", "--checkpoint")
+    ]
+    assert found[0] == found[1]
+    assert found[0][0] == 0
+    assert len(found[0][1].splitlines()) == 5
 
 
 def test_certified_columns(vae_run, capsys, tmp_path):

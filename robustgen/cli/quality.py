@@ -30,7 +30,7 @@ __all__ = ["quality"]
 def quality(
     checkpoint: Annotated[
         Path,
-        typer.Option("--checkpoint", help="Run of `robustgen train MODEL`.", rich_help_panel=GENERATIVE),
+        typer.Option("--checkpoint", "--run", help="Run of `robustgen train MODEL`.", rich_help_panel=GENERATIVE),
     ],
     data: DataOption = None,
     data_root: RootOption = None,

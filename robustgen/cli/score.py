@@ -151,7 +151,8 @@ def score(
 ) -> None:
     """Score inputs for being off the training manifold: score, p-value and flag for each.
 
-    The score is the reconstruction error of a fortified --run, or a --detector over a generative --checkpoint.
+    The score is the reconstruction error of a fortified --run, or a --detector over a generative --checkpoint, which
+    --run names too.
 
     Of a --run of text it is the bits per character of each window of --data, a text file.
 
@@ -175,7 +176,7 @@ def score(
         score_text,
         training_data,
     )
-    from robustgen.commands.run_info import holds_text, stopped_early, threat
+    from robustgen.commands.run_info import holds_generative, holds_text, stopped_early, threat
 
     means, stds = normalization(mean, std)
     asked = given(context)
@@ -188,6 +189,8 @@ def score(
         if out is not None:
             print_found(found, as_json)
         return
+    if run is not None and not checkpoint and holds_generative(run):
+        run, checkpoint, asked = None, [run], asked - {"run"}
     if checkpoint:
         check_way("checkpoint", asked)
     elif run is None:

@@ -10,7 +10,17 @@ from robustgen.files import read_json
 from robustgen.structure import POSITIVE, check_size, check_structure
 from robustgen.training import epochs_done
 
-__all__ = ["FORMAT", "TEXT", "holds_text", "read_info", "recorded_data", "stopped_early", "threat", "was_adversarial"]
+__all__ = [
+    "FORMAT",
+    "TEXT",
+    "holds_generative",
+    "holds_text",
+    "read_info",
+    "recorded_data",
+    "stopped_early",
+    "threat",
+    "was_adversarial",
+]
 
 FORMAT = 1
 TEXT = "language_model"  # what a run of text has in place of a network
@@ -61,6 +71,11 @@ def read_info(run: Path) -> dict[str, Any]:
 def holds_text(run: Path) -> bool:
     """Whether this is a run of a model of text."""
     return (run / "run.json").is_file() and TEXT in read_info(run)
+
+
+def holds_generative(run: Path) -> bool:
+    """Whether this is a run of a generative model."""
+    return (run / "run.json").is_file() and "generative" in read_info(run)
 
 
 def recorded_data(info: dict[str, Any]) -> DataSpec:

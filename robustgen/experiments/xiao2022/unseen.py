@@ -137,7 +137,8 @@ class _HeldOutByDiffusions(_HeldOut):
     question = "Do scores of diffusion models find the digit that was left out of the training?"
     finding = (
         "Mean AUPR over the ten digits, chance 10: DDPM's bound {mean|ddpm}, reconstructions from four depths "
-        "{mean|ddpm-reconstruction}, lifted and mapped back {mean|ddpm-lift-map}."
+        "{mean|ddpm-reconstruction}, lifted and mapped back {mean|ddpm-lift-map}, its steps at several levels of noise "
+        "{mean|ddpm-scores}."
     )
     columns = tuple(Column(key, DETECTORS[key].title) for key in _DIFFUSIONS if key != "ddgan")
 
