@@ -60,7 +60,7 @@ class ClassConditional(GenerativeModel):
         if batch.y is None:
             kind = type(self).__name__
             raise ValueError(f"a {kind} of classes={self.classes} learns from labelled images: these have no labels")
-        y = check_labels(batch.y, len(batch.x), self.classes)
+        y = check_labels(batch.y, len(batch.x), self.classes, f"y, for classes={self.classes},")
         withheld = torch.rand(len(y), device=y.device) < self.label_dropout
         return torch.where(withheld, torch.full_like(y, self.classes), y)
 

@@ -98,7 +98,7 @@ class JEM(EnergyModel):
         """What was ``found`` of log p(x), and log p(y | x) of data with noise of its own."""
         if batch.y is None:
             return found
-        y = check_labels(batch.y, len(batch.x), self.classes)
+        y = check_labels(batch.y, len(batch.x), self.classes, f"y, for classes={self.classes},")
         logits = self.network(self._noisy(batch.x))
         cross_entropy = F.cross_entropy(logits, y)
         accuracy = (logits.argmax(1) == y).float().mean()
