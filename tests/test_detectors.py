@@ -26,7 +26,7 @@ from robustgen.data import ArrayDataset
 from robustgen.detectors import Detector, OutlierEstimator, ReconstructionError, as_sklearn
 from robustgen.evaluation.metrics import auroc
 from robustgen.fingerprint import fingerprint, model_fingerprint
-from robustgen.generative import VAE, Pixels
+from robustgen.generative import VAE, Denoiser, Pixels
 from robustgen.lipschitz import lipschitz_bound, lipschitz_encoder
 from robustgen.recurrent_networks import TextClassifier
 
@@ -274,6 +274,12 @@ class PlaneDenoiser(nn.Module):
         return (0.3 + kept[0] * within + kept[1] * (v - within)).view_as(x)
 
 
+def _denoiser() -> nn.Module:
+    """Untrained, for distances between its states."""
+    torch.manual_seed(0)
+    return Denoiser((1, 2, 4), width=4, levels=1).double().eval()
+
+
 def _case(kind, detector, build, **about):
     """A factory: ``detector(model, **options)`` of a model that ``build`` makes."""
     return lambda **options: kind(detector(build(), **options), build, **about)
@@ -331,6 +337,7 @@ FACTORIES = {
     "MeanBrightness": [_case(Positive, room.MeanBrightness, _norm)],
     "ModelEnergy": [_case(Pictures, room.ModelEnergy, _energy)],
     "MultiscaleScores": [_case(Pictures, partial(room.MultiscaleScores, scales=4, sigma_max=0.2), PlaneDenoiser)],
+    "NearestDiffusionFeatures": [_case(Pictures, room.NearestDiffusionFeatures, _denoiser)],
     "NearestNeighbour": [
         _case(Case, room.NearestNeighbour, nn.Identity),
         _case(Case, room.NearestNeighbour, _norm),

@@ -4,9 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from robustgen.detectors import DiffusionReconstruction, LiftMapDetect, MultiscaleScores
+from robustgen.detectors import DiffusionReconstruction, LiftMapDetect, MultiscaleScores, NearestDiffusionFeatures
 from robustgen.detectors.lift_map_detect import checkerboard
-from robustgen.generative import VAE, Denoiser
+from robustgen.generative import DDPM, VAE, Denoiser
 
 SHAPE, F64 = (1, 4, 6), torch.float64
 
@@ -78,9 +78,26 @@ def test_norms_of_scores_are_standardised_together():
     assert torch.allclose(found.score(x), (off @ torch.linalg.inv(covariance) * off).sum(1), rtol=1e-3)
 
 
+@pytest.mark.parametrize("build", [DDPM, Denoiser])
+def test_states_of_a_diffusion_are_compared_with_the_nearest(build):
+    torch.manual_seed(0)
+    model, x = build((1, 8, 8), width=4, levels=2).double().eval(), torch.rand(9, 1, 8, 8, dtype=F64)
+    states = []
+    hook = model.network.down[1].register_forward_hook(lambda _, __, output: states.append(output.flatten(1)))
+    model.denoise(x, 0.5)
+    hook.remove()
+    apart = torch.cdist(states[0][6:], states[0][:6])
+    for k in (1, 2):
+        found = NearestDiffusionFeatures(model, sigma=0.5, k=k).fit(x[:6])
+        assert torch.allclose(found.score(x[6:]), apart.kthvalue(k).values)
+    elsewhere = NearestDiffusionFeatures(model, sigma=0.5, layer="network.stem").fit(x[:6])
+    assert not torch.allclose(elsewhere.score(x[6:]), apart.amin(1))
+    assert not model.network.down[1]._forward_hooks
+
+
 def test_one_clear_line():
     denoiser = Denoiser((1, 8, 8), width=4)
-    for kind in (DiffusionReconstruction, LiftMapDetect, MultiscaleScores):
+    for kind in (DiffusionReconstruction, LiftMapDetect, MultiscaleScores, NearestDiffusionFeatures):
         with pytest.raises(TypeError, match=f"{kind.__name__} needs a model that denoises, .*; VAE does not"):
             kind(VAE((1, 8, 8), latent_dim=2, width=4))
     with pytest.raises(TypeError, match=r"sigmas must be a list of numbers, got 0\.5"):
@@ -93,3 +110,11 @@ def test_one_clear_line():
         LiftMapDetect(denoiser, squares=1)
     with pytest.raises(ValueError, match=r"sigma_max=0\.1 is not above the model's least noise, 0\.1"):
         MultiscaleScores(denoiser, sigma_max=0.1)
+    with pytest.raises(ValueError, match="Answering has no U-Net of this library: name the layer"):
+        NearestDiffusionFeatures(Answering(None))
+    with pytest.raises(ValueError, match=r"no layer 'network\.dwon'; did you mean"):
+        NearestDiffusionFeatures(denoiser, layer="network.dwon")
+    with pytest.raises(ValueError, match=r"'network\.down' has no state"):
+        NearestDiffusionFeatures(denoiser, layer="network.down").fit(torch.zeros(2, 1, 8, 8))
+    with pytest.raises(ValueError, match="k=3 neighbours need as many"):
+        NearestDiffusionFeatures(denoiser, k=3).fit(torch.zeros(2, 1, 8, 8))

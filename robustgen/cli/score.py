@@ -190,7 +190,7 @@ def score(
             print_found(found, as_json)
         return
     if run is not None and not checkpoint and holds_generative(run):
-        run, checkpoint, asked = None, [run], asked - {"run"}
+        checkpoint, run, asked = [run], None, asked - {"run"}
     if checkpoint:
         check_way("checkpoint", asked)
     elif run is None:

@@ -25,6 +25,7 @@ from robustgen.detectors.max_softmax import MaxSoftmax
 from robustgen.detectors.mean_brightness import MeanBrightness
 from robustgen.detectors.model_energy import ModelEnergy
 from robustgen.detectors.multiscale_scores import MultiscaleScores
+from robustgen.detectors.nearest_diffusion_features import NearestDiffusionFeatures
 from robustgen.detectors.nearest_neighbour import NearestNeighbour
 from robustgen.detectors.pca_residual import PCAResidual
 from robustgen.detectors.reconstruction import ReconstructionError
@@ -59,6 +60,7 @@ __all__ = [
     "MeanBrightness",
     "ModelEnergy",
     "MultiscaleScores",
+    "NearestDiffusionFeatures",
     "NearestNeighbour",
     "OutlierEstimator",
     "PCAResidual",

@@ -3,22 +3,19 @@
 Sun, Ming, Zhu and Li, "Out-of-Distribution Detection with Deep Nearest Neighbors", ICML 2022, section 3.
 """
 
-from collections.abc import Iterable
-
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from robustgen.checks import check_integers
-from robustgen.detectors.base import Detector, check_network, check_width
-from robustgen.detectors.neighbours import nearest_distances
+from robustgen.detectors.base import check_network
+from robustgen.detectors.nearest_features import NearestFeatures
 from robustgen.features import FeatureExtractor
 from robustgen.inputs import Inputs
 
 __all__ = ["KNearestFeatures"]
 
 
-class KNearestFeatures(Detector):
+class KNearestFeatures(NearestFeatures):
     """score(x) = distance of f(x) / |f(x)| to the k-th nearest of the examples of ``fit``, in [0, 2].
 
     The examples' features are kept, and saved with the detector.
@@ -49,14 +46,3 @@ class KNearestFeatures(Detector):
 
     def _features(self, x: Inputs) -> Tensor:
         return F.normalize(self._extractor(x)[0])  # (N, D)
-
-    def _fit(self, batches: Iterable[tuple[Inputs, Tensor | None]]) -> dict[str, Tensor]:
-        bank = torch.cat([self._features(x) for x, _ in batches])
-        if len(bank) < self.k:
-            raise ValueError(f"k={self.k} neighbours need as many examples in fit, got {len(bank)}: lower k")
-        return {"bank": bank}  # (M, D)
-
-    def _score(self, x: Inputs) -> Tensor:
-        features = self._features(x)
-        check_width(features, self.statistics["bank"].shape[1])
-        return nearest_distances(features, self.statistics["bank"].to(features), self.k)[:, -1]

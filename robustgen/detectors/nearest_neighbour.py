@@ -4,19 +4,16 @@ Cover and Hart, "Nearest Neighbor Pattern Classification", 1967, for the rule; a
 "Algorithms for Mining Distance-Based Outliers in Large Datasets", 1998.
 """
 
-from collections.abc import Iterable
-
-import torch
 from torch import Tensor, nn
 
 from robustgen.checks import check_integers
-from robustgen.detectors.base import Detector, check_network, check_width
-from robustgen.detectors.neighbours import nearest_distances
+from robustgen.detectors.base import check_network
+from robustgen.detectors.nearest_features import NearestFeatures
 
 __all__ = ["NearestNeighbour"]
 
 
-class NearestNeighbour(Detector):
+class NearestNeighbour(NearestFeatures):
     """score(x) = the k-th smallest |f(x) - f(b)| over the examples b of ``fit``, Euclidean, >= 0.
 
     The examples are kept, and saved with the detector. A change of f(x) moves the score by at most its own length, so
@@ -42,19 +39,12 @@ class NearestNeighbour(Detector):
         check_integers(k=k)
         self.k = k
 
-    def _fit(self, batches: Iterable[tuple[Tensor, Tensor | None]]) -> dict[str, Tensor]:
-        bank = torch.cat([self.model(x).flatten(1) for x, _ in batches])
-        if len(bank) < self.k:
-            raise ValueError(f"k={self.k} neighbours need as many examples in fit, got {len(bank)}: lower k")
-        return {"bank": bank}  # (M, D)
-
-    def _score(self, x: Tensor) -> Tensor:
-        features = self.model(x).flatten(1)
-        check_width(features, self.statistics["bank"].shape[1])
-        return nearest_distances(features, self.statistics["bank"].to(features), self.k)[:, -1]
+    def _features(self, x: Tensor) -> Tensor:
+        features: Tensor = self.model(x)
+        return features.flatten(1)
 
     def _size(self, x: Tensor) -> Tensor:
-        return self.model(x).flatten(1).norm(dim=1)
+        return self._features(x).norm(dim=1)
 
     def _lipschitz(self, norm: str, dimensions: int) -> float | None:
         return self._bound_of_model(norm, dimensions)

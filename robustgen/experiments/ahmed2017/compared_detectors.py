@@ -132,6 +132,9 @@ DETECTORS: dict[str, ComparedDetector] = {
             ("scores", "norms of its scores", "MultiscaleScores"),
         )
     },
+    "ddpm-nearest": ComparedDetector(
+        title="DDPM, nearest training image in its states", detector="NearestDiffusionFeatures", models=("ddpm",)
+    ),
     "ddgan": ComparedDetector(title="DDGAN, its discriminator", detector="Discriminator", models=("ddgan-4",)),
     "compressed-size": ComparedDetector(title="compressed size alone", detector="CompressedSize"),
     "brightness": ComparedDetector(title="mean brightness alone", detector="MeanBrightness"),
