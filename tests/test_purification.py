@@ -26,7 +26,7 @@ from robustgen.evaluation.random_defence_page import (
     random_defence_markdown,
     write_random_defence,
 )
-from robustgen.evaluation.random_defence_report import all_of_k, mean_share
+from robustgen.evaluation.random_defence_rows import all_of_k, mean_share
 from robustgen.fortified import DeepImagePrior, DefenseGAN, LangevinChain, Projection, purify
 from robustgen.generative import DCGAN, DDGAN, DDPM, EDM, GLF, Denoiser, EnergyModel, GenerativeModel, PixelCNN, RealNVP
 from robustgen.generative.diffusion.base import Diffusion

@@ -27,7 +27,8 @@ from robustgen.evaluation.metrics import (
 )
 from robustgen.evaluation.quality import FeatureNetwork, SampleQuality, fid, sample_quality
 from robustgen.evaluation.random_defence import random_defence
-from robustgen.evaluation.random_defence_report import DefenceRow, RandomDefenceReport
+from robustgen.evaluation.random_defence_report import RandomDefenceReport
+from robustgen.evaluation.random_defence_rows import DefenceRow
 from robustgen.evaluation.report import draw_html, load_report, write_report
 from robustgen.evaluation.robustness import evaluate_robustness
 from robustgen.evaluation.robustness_report import AttackOutcome, RobustnessReport

@@ -20,7 +20,8 @@ from robustgen.checks import check_evaluation, check_integers, check_seed, eps_s
 from robustgen.counter_rng import derive_seed
 from robustgen.evaluation.doubts import at_chance, n_classes_of, raise_doubts
 from robustgen.evaluation.kept import anew, kept_of
-from robustgen.evaluation.random_defence_report import (
+from robustgen.evaluation.random_defence_report import RandomDefenceReport
+from robustgen.evaluation.random_defence_rows import (
     ADAPTIVE,
     BLACK_BOX,
     CLEAN,
@@ -29,7 +30,6 @@ from robustgen.evaluation.random_defence_report import (
     STAND_IN,
     WORST,
     DefenceRow,
-    RandomDefenceReport,
 )
 from robustgen.evaluation.report_pictures import encode_picture
 from robustgen.evaluation.verifier import verify

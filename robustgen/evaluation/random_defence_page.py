@@ -6,7 +6,7 @@ from typing import Any
 
 from robustgen.evaluation import report_tables as tables
 from robustgen.evaluation.metrics import percent
-from robustgen.evaluation.random_defence_report import KINDS, needs_adaptive, told
+from robustgen.evaluation.random_defence_rows import KINDS, needs_adaptive, told
 from robustgen.evaluation.report_figures import draw_defence
 from robustgen.evaluation.report_format import PROPORTION, check_picture
 from robustgen.evaluation.report_markdown import as_text, markdown_table
