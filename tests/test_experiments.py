@@ -86,6 +86,7 @@ class Fake(Experiment):
     """Two rows, two columns; counts its measurements and breaks where it is told to."""
 
     breaks_at: str = ""
+    runs_away_at: str = ""
     setting: int = 0
     offset: float = 0.0
     measured: list = field(default_factory=list)
@@ -105,6 +106,8 @@ class Fake(Experiment):
     def measure(self, cell, scale, cache):
         if cell.name == self.breaks_at:
             raise KeyboardInterrupt
+        if cell.name == self.runs_away_at:
+            raise FloatingPointError("the loss is nan")
         self.measured.append(cell.name)
         value = cell.seed + len(cell.row + cell.column) + self.offset
         return Measurement(value=value, numbers={"other": {"value": 2 * value, "n": 3}}, history={"loss": [2.0, 1.0]})
@@ -112,6 +115,14 @@ class Fake(Experiment):
 
 def run(experiment, tmp_path, **options):
     return run_experiment(experiment, "cpu", cache(tmp_path), tmp_path, say=lambda line: None, **options)
+
+
+def test_a_cell_whose_numbers_run_away_does_not_keep_the_others_from_being_measured(tmp_path):
+    experiment = Fake(runs_away_at="a--y--seed0")
+    with pytest.raises(FloatingPointError, match="not measured: 1 of 6 cells; a--y--seed0: the loss is nan"):
+        run(experiment, tmp_path)
+    assert len(experiment.measured) == 5
+    assert len(run(Fake(), tmp_path)) == 6
 
 
 def test_a_killed_run_goes_on_at_the_next_cell(tmp_path):

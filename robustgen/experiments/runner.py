@@ -70,19 +70,30 @@ def run_experiment(
 
     Returns:
         All kept cells, as :func:`~robustgen.experiments.cells.read_cells` gives them.
+
+    Raises:
+        FloatingPointError: the numbers of a cell ran away, in a training for instance; once all others are measured.
     """
     check_scale(scale)
     cells_path(out, experiment, scale).parent.mkdir(parents=True, exist_ok=True)  # fails now, not after the first cell
     cells = [only] if only is not None else _dealt(experiment.cells(seeds), *part)
     kept = read_cells(out, experiment, scale)
+    ran_away: list[str] = []
     for k, cell in enumerate(cells):
         where = f"{experiment.name} {scale} [{k + 1}/{len(cells)}] {cell.name}"
         if cell.name in kept:
             say(f"{where}: kept, {kept[cell.name]['value']:.{experiment.digits}f}")
             continue
-        record = measure_cell(experiment, cell, scale, cache, command)
+        try:
+            record = measure_cell(experiment, cell, scale, cache, command)
+        except FloatingPointError as error:
+            ran_away.append(f"{cell.name}: {error}")
+            say(f"{where}: {error}")
+            continue
         keep(out, experiment, scale, [record])
         say(f"{where}: {record['value']:.{experiment.digits}f} ({record['wall_seconds']:.0f} s)")
+    if ran_away:
+        raise FloatingPointError(f"not measured: {len(ran_away)} of {len(cells)} cells; {ran_away[0]}")
     return read_cells(out, experiment, scale)
 
 

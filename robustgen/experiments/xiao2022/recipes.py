@@ -163,7 +163,7 @@ def _recipes(
             options=options,
             epochs=tilt_epochs * (2 if name == "jem" else 1),  # labels are learned besides
             batch_size=batch_size,
-            annealed=name == "equilibrium",
+            annealed=name in ("equilibrium", "noise-free"),  # at a constant rate chains leave the range of MNIST
         )
     return found
 
