@@ -657,7 +657,7 @@ class TestLedger:
                 random_defence(coin(0.2), x, y, run_dir=tmp_path, **asked)
         with pytest.raises(ValueError, match="already holds draws: resume"):
             random_defence(coin(0.2), x, y, run_dir=tmp_path, **asked)
-        with pytest.raises(ValueError, match="draws of another evaluation: model differs"):
+        with pytest.raises(ValueError, match="draws of another evaluation: purifier differs"):
             random_defence(
                 purify(Threshold().eval(), TinyDiffusion((1, 2, 2)), 2), x, y, run_dir=tmp_path, resume=True, **asked
             )

@@ -63,7 +63,7 @@ def kept_of(run_dir: Path, part: str, plan: Mapping[str, Any], resume: bool, wor
         found = read_json(path, dict)
         different = [name for name in wanted if found.get(name) != wanted[name]]
         if different:
-            verb = "differs" if different == ["model"] else "differ"
+            verb = "differ" if different[1:] or different[0].endswith("s") else "differs"
             raise ValueError(f"{run_dir} holds {part} of another evaluation: {', '.join(different)} {verb}")
     return kept_in(directory)
 

@@ -184,7 +184,8 @@ def random_defence(
         }
 
     plan_of_all = {
-        "model": model_fingerprint(model),
+        "network": model_fingerprint(model.model),
+        "purifier": model.config | {"weights": model_fingerprint(model.purifier)},
         "examples": fingerprint({"x": x, "y": y, "ids": ids}),
         "attacks": {label: plan.attack and plan.attack.describe() for label, plan in plans.items()},
         "settings": {"draws": draws, "seed": seed, "batch size": batch_size, "surrogate steps": surrogate_steps},
