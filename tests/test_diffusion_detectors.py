@@ -6,7 +6,7 @@ from torch import nn
 
 from robustgen.detectors import DiffusionReconstruction, LiftMapDetect, MultiscaleScores, NearestDiffusionFeatures
 from robustgen.detectors.lift_map_detect import checkerboard
-from robustgen.generative import DDPM, VAE, Denoiser
+from robustgen.generative import DDGAN, DDPM, EDM, VAE, Denoiser
 
 SHAPE, F64 = (1, 4, 6), torch.float64
 
@@ -82,17 +82,22 @@ def test_norms_of_scores_are_standardised_together():
 def test_states_of_a_diffusion_are_compared_with_the_nearest(build):
     torch.manual_seed(0)
     model, x = build((1, 8, 8), width=4, levels=2).double().eval(), torch.rand(9, 1, 8, 8, dtype=F64)
-    states = []
-    hook = model.network.down[1].register_forward_hook(lambda _, __, output: states.append(output.flatten(1)))
-    model.denoise(x, 0.5)
-    hook.remove()
-    apart = torch.cdist(states[0][6:], states[0][:6])
-    for k in (1, 2):
-        found = NearestDiffusionFeatures(model, sigma=0.5, k=k).fit(x[:6])
-        assert torch.allclose(found.score(x[6:]), apart.kthvalue(k).values)
-    elsewhere = NearestDiffusionFeatures(model, sigma=0.5, layer="network.stem").fit(x[:6])
-    assert not torch.allclose(elsewhere.score(x[6:]), apart.amin(1))
-    assert not model.network.down[1]._forward_hooks
+    for part, layer in ((model.network.down[1], None), (model.network.stem, "network.stem")):
+        states = []
+        hook = part.register_forward_hook(lambda _, __, output, states=states: states.append(output.flatten(1)))
+        model.denoise(x, 0.5)
+        hook.remove()
+        apart = torch.cdist(states[0][6:], states[0][:6])
+        for k in (1, 2):
+            found = NearestDiffusionFeatures(model, sigma=0.5, layer=layer, k=k).fit(x[:6])
+            assert torch.allclose(found.score(x[6:]), apart.kthvalue(k).values)
+        assert not part._forward_hooks
+
+
+@pytest.mark.parametrize("build", [DDGAN, EDM])
+def test_other_diffusions_have_such_states_too(build):
+    model, x = build((1, 8, 8), width=4).eval(), torch.rand(4, 1, 8, 8)
+    assert NearestDiffusionFeatures(model).fit(x).score(x).abs().max() < 1e-3
 
 
 def test_one_clear_line():

@@ -30,7 +30,7 @@ from robustgen.detectors import (
     mutate,
 )
 from robustgen.detectors.density_of_states import model_statistics
-from robustgen.generative import IAFVAE, VAE, GatedPixelCNN, Pixels
+from robustgen.generative import IAFVAE, VAE, GatedPixelCNN, Pixels, RealNVP, Tilted
 from robustgen.generative.latent.base import LatentVariableModel
 
 SHAPE = (1, 2, 3)
@@ -372,6 +372,15 @@ def test_statistics_in_front_of_a_flow():
     torch.testing.assert_close(kl, torch.distributions.kl_divergence(normal, prior).sum(1))
     torch.testing.assert_close(entropy, normal.entropy().sum(1))
     torch.testing.assert_close(cross_entropy, kl + entropy)
+
+
+def test_states_of_a_tilt_are_what_its_base_says_and_its_energy():
+    base = RealNVP((1, 8, 8), width=4)
+    model, x = Tilted(base, width=4, steps=2).eval(), torch.rand(5, 1, 8, 8)
+    of_base, energy = model_statistics(model, x)
+    assert torch.equal(of_base, model.base.log_prob(x))
+    assert torch.allclose(of_base - energy, model.log_prob(x))
+    assert len(model_statistics(Tilted(base, space="image", width=4, steps=2).eval(), x)) == 2
 
 
 def test_support_vectors_are_scikit_learns():

@@ -492,7 +492,7 @@ class TestCommand:
         np.savez(tmp_path / "unlabelled.npz", x=x)
         model = VAE((1, 10, 10), architecture="mlp", width=8, latent_dim=2, quantization="nearest")
         model.save(tmp_path / "vae")
-        arguments = ["quality", "--checkpoint", tmp_path / "vae", "--n", 30, "--resamples", 0, "--data"]
+        arguments = ["quality", "--run", tmp_path / "vae", "--n", 30, "--resamples", 0, "--data"]
         code, _, err = run(capsys, *arguments, tmp_path / "unlabelled.npz")
         assert code == 2
         assert "no labels to train a feature network on" in err

@@ -257,14 +257,18 @@ def test_a_tilt_is_compared_with_its_own_base_image_by_image(cache):
 
 
 def test_the_conclusion_counts_gains_that_are_certain():
-    def cell(low, high):
+    def cell(low, high, column="tilted"):
         ends = {"lower end of the gain": low, "upper end of the gain": high, "gain over the base": (low + high) / 2}
-        return {"numbers": {name: {"value": value} for name, value in ends.items()}}
+        return {"column": column, "numbers": {name: {"value": value} for name, value in ends.items()}}
 
     experiment = find("xiao-2022/tilted-unseen")
-    kept = {"a": cell(0.1, 2.0), "b": cell(-1.0, 1.0), "c": cell(-3.0, -1.0), "d": {"numbers": {}}}
+    kept = {"a": cell(0.1, 2.0), "b": cell(-1.0, 1.0), "c": cell(-3.0, -1.0), "d": {"column": "glow", "numbers": {}}}
     said = experiment.conclusion(kept, lambda other: {})
-    assert "above its own base in 1 of 3 kinds of images, below it in 1" in said
+    assert "the tilted likelihood is above the base's likelihood alone in 1 of 3 kinds of images, below it in 1" in said
+    assert "beside" not in said
+    said = experiment.conclusion(kept | {"e": cell(4.0, 6.0, "tilted-dose")}, lambda other: {})
+    assert "beside the tilt's energy is above the base's likelihood alone in 1 of 1 kinds" in said
+    assert said.endswith("gains are from +5.0 to +5.0 points.")
     assert experiment.conclusion({"d": kept["d"]}, lambda other: {}) == ""
 
 

@@ -27,11 +27,16 @@ _IMPORTANCE_SAMPLES = 16  # the paper's
 def model_statistics(model: "GenerativeModel", x: Tensor) -> list[Tensor]:
     """What the paper asks a model about images x, each (N,): log p(x), or five numbers of a latent-variable model.
 
-    These are log p(x | z), KL(q || p), the entropy of q, its cross-entropy to the prior, and the importance-weighted
+    Of a base with a tilt, which the paper has not: log q(x) of the base and f(x), whose difference hides f, as it has a
+    scale of its own.
+
+    The five are log p(x | z), KL(q || p), the entropy of q, its cross-entropy to the prior, and the importance-weighted
     bound. The three in the middle are of the diagonal Gaussian q that the encoder gives. Where a flow follows, that is
     q before it, against the standard Gaussian: behind it none has a closed form. Against a learned prior, the KL is
     that at the drawn z.
     """
+    if getattr(model, "base_log_prob_kind", None):
+        return [model.base.log_prob(x), model.energy(x)]
     if not hasattr(model, "elbo_terms"):
         return [model.log_prob(x)]
     reconstruction, kl = model.elbo_terms(x)

@@ -75,7 +75,9 @@ class NearestDiffusionFeatures(NearestFeatures):
 
 def _deepest(model: nn.Module) -> str:
     """The name of the last block down of its U-Net."""
-    blocks = getattr(getattr(model, "network", None), "down", None)
-    if not isinstance(blocks, nn.ModuleList):
-        raise ValueError(f"{type(model).__name__} has no U-Net of this library: name the layer of the features, layer=")
-    return f"network.down.{len(blocks) - 1}"
+    from robustgen.generative.diffusion.unet import UNet
+
+    for name, part in model.named_modules():
+        if isinstance(part, UNet):
+            return f"{name}.down.{len(part.down) - 1}"
+    raise ValueError(f"{type(model).__name__} has no U-Net of this library: name the layer of the features, layer=")

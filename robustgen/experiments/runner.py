@@ -93,7 +93,7 @@ def run_experiment(
         keep(out, experiment, scale, [record])
         say(f"{where}: {record['value']:.{experiment.digits}f} ({record['wall_seconds']:.0f} s)")
     if ran_away:
-        raise FloatingPointError(f"not measured: {len(ran_away)} of {len(cells)} cells; {ran_away[0]}")
+        raise FloatingPointError(f"not measured: {len(ran_away)} of {len(cells)} cells; {'; '.join(ran_away)}")
     return read_cells(out, experiment, scale)
 
 

@@ -110,8 +110,12 @@ DETECTORS: dict[str, ComparedDetector] = {
         for parts, title in (("latent", "density of codes"), ("reconstruction", "squared error"), ("sum", "both"))
     },
     "tilt-base": _likelihood("VAE", "tilt-base"),
+    "tilt-base-typicality": ComparedDetector(title="VAE, typicality", detector="Typicality", models=("tilt-base",)),
     "tilted": _likelihood("VAE, tilted", "tilted"),
     "tilted-energy": ComparedDetector(title="the tilt's energy alone", detector="ModelEnergy", models=("tilted",)),
+    "tilted-dose": ComparedDetector(
+        title="VAE's likelihood beside the tilt's energy (DoSE)", detector="DensityOfStates", models=("tilted",)
+    ),
     "tilted-glow": _likelihood("Glow, tilted", "tilted-glow"),
     "jem": ComparedDetector(title="classifier and energy in one", detector="Likelihood", models=("jem",), labels=True),
     "noise-free": ComparedDetector(

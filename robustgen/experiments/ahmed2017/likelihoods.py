@@ -14,7 +14,7 @@ from robustgen.experiments.ahmed2017.heldout_table import AHMED_2017, Budget
 from robustgen.experiments.ahmed2017.recipes import MNIST, Recipe
 from robustgen.experiments.ahmed2017.trained_models import TrainedModels, described
 from robustgen.experiments.experiment import Cell, Column, Experiment, Measurement, Row, counted
-from robustgen.experiments.training_cache import TrainingCache, shuffled
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.generative.pixels import bits_per_dim
 
 __all__ = ["BUDGETS", "FIGURE_2_4", "TABLE_2_1", "TABLE_2_2", "TRAININGS", "measured", "trained_on"]
@@ -31,8 +31,8 @@ def trained_on(
 ) -> tuple[TrainedModels, ArrayDataset]:
     """Models of a budget's training images, and its test images."""
     train = cache.images(budget.data, "train", budget.n_train)
-    test = shuffled(cache.images(budget.data, "test"))  # drawn: those in front are the easier ones
-    return TrainedModels(cache, dict(recipes), train, seed), test.first(budget.n_test or len(test))
+    test = cache.drawn(budget.data, "test", budget.n_test)  # those in front are the easier ones
+    return TrainedModels(cache, dict(recipes), train, seed), test
 
 
 def measured(model: Any, test: Tensor, importance_samples: int = 0) -> tuple[float, dict[str, dict[str, float]]]:

@@ -10,7 +10,7 @@ from robustgen.counter_rng import derive_seed
 from robustgen.experiments.ahmed2017.recipes import Recipe
 from robustgen.experiments.ahmed2017.trained_models import TrainedModels, described
 from robustgen.experiments.experiment import LAMB_2018, Cell, Column, Experiment, Measurement, Row, counted
-from robustgen.experiments.training_cache import TrainingCache, shuffled
+from robustgen.experiments.training_cache import TrainingCache
 from robustgen.generative import RBM
 
 __all__ = ["EXPERIMENT"]
@@ -89,7 +89,7 @@ class _Table(Experiment):
     def measure(self, cell: Cell, scale: str, cache: TrainingCache) -> Measurement:
         b = BUDGETS[scale]
         train = cache.drawn(b.data, "train", b.n_train)
-        test = shuffled(cache.images(b.data, "test")).first(b.n_test)
+        test = cache.drawn(b.data, "test", b.n_test)
         trained = TrainedModels(cache, _recipes(b), train, cell.seed)
         rbm = trained.model(cell.row)
         assert isinstance(rbm, RBM)
