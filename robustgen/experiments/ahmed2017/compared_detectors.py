@@ -117,6 +117,10 @@ DETECTORS: dict[str, ComparedDetector] = {
         title="VAE's likelihood beside the tilt's energy (DoSE)", detector="DensityOfStates", models=("tilted",)
     ),
     "tilted-glow": _likelihood("Glow, tilted", "tilted-glow"),
+    "glow-typicality": ComparedDetector(title="Glow, typicality", detector="Typicality", models=("glow",)),
+    "tilted-glow-dose": ComparedDetector(
+        title="Glow's likelihood beside its tilt's energy (DoSE)", detector="DensityOfStates", models=("tilted-glow",)
+    ),
     "jem": ComparedDetector(title="classifier and energy in one", detector="Likelihood", models=("jem",), labels=True),
     "noise-free": ComparedDetector(
         title="noise-free EBM, density of its flow", detector="Likelihood", models=("noise-free",), n_test=500

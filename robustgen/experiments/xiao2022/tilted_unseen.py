@@ -29,7 +29,9 @@ _COLUMNS = (
     "tilted-energy",
     "tilted-dose",
     "glow",
+    "glow-typicality",
     "tilted-glow",
+    "tilted-glow-dose",
     "ebm",
     "jem",
     "energy",
@@ -130,7 +132,7 @@ class _Table(DrawnFarOOD):
             line
             for columns, what in (
                 (("tilted", "tilted-glow"), "the tilted likelihood"),
-                (("tilted-dose",), "that likelihood beside the tilt's energy"),
+                (("tilted-dose", "tilted-glow-dose"), "that likelihood beside the tilt's energy"),
             )
             if (line := _gains([record["numbers"] for record in kept.values() if record["column"] in columns], what))
         )
