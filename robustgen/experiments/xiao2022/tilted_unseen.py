@@ -79,7 +79,8 @@ class _Table(DrawnFarOOD):
         "{fashion-mnist-midpoints|tilted}; images of one level {fashion-mnist-constant|tilt-base}, "
         "{fashion-mnist-constant|tilted}. With the energy beside the likelihood, not taken from it: "
         "{fashion-mnist-other|tilted-dose}, {fashion-mnist-midpoints|tilted-dose}, "
-        "{fashion-mnist-constant|tilted-dose}."
+        "{fashion-mnist-constant|tilted-dose}. MNIST by Glow {fashion-mnist-other|glow}, so with its tilt "
+        "{fashion-mnist-other|tilted-glow-dose}."
     )
     source = f"{XIAO_2022}, Table 4.8 asks it of CIFAR-10 and larger networks"
     metric = "AUROC in percent, the unseen images positive"
