@@ -35,7 +35,7 @@ _DIGITS = {"smoke": Budget("digits", 300, 150), "cpu": Budget("mnist", 20_000, 5
 _DRAWN = {"training images": "drawn"}
 _TILTED = ("tilt-base", "tilted", "tilted-energy", "ebm", "nearest", "compressed-size")
 _DIFFUSIONS = ("ddpm", "ddpm-reconstruction", "ddpm-lift-map", "ddpm-scores", "ddpm-nearest", "ddgan", "nearest")
-_ENERGIES = ("tilt-base", "tilted", "tilted-energy", "ebm", "jem")
+_ENERGIES = ("tilt-base", "tilted", "tilted-energy", "tilted-dose", "ebm", "jem")
 _HELD_OUT = ("glf-latent", "glf-reconstruction", "glf-sum", "real-nvp")
 
 
@@ -110,7 +110,7 @@ class _HeldOutByEnergies(_HeldOut):
     question = "Does an energy on top of a model find the digit that was left out of the training?"
     finding = (
         "Mean AUPR over the ten digits, chance 10: VAE {mean|tilt-base}, tilted {mean|tilted}, the energy alone "
-        "{mean|tilted-energy}; energies of images {mean|ebm}, with labels {mean|jem}."
+        "{mean|tilted-energy}, likelihood and energy side by side {mean|tilted-dose}; energy of images {mean|ebm}."
     )
     columns = tuple(Column(key, DETECTORS[key].title) for key in _ENERGIES)
     notes = ("The energy with labels knows those of the trained digits.",)
