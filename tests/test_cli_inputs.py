@@ -264,7 +264,7 @@ def test_score_refuses_what_it_has_no_use_for(capsys):
     for option in (["--layers", 3], ["--epochs", 9], ["--batch-size", 9], ["--fit-data", "digits"]):
         line = f"{option[0]} is of a detector that is fitted on --fit-data; this is a fortified --run"
         assert line in refused(capsys, *scored, *option)
-    assert "--detector is of a generative --checkpoint" in refused(capsys, *scored, "--detector", "waic")
+    assert "--detector is of a run of a generative model" in refused(capsys, *scored, "--detector", "waic")
     for option in (["--eps", "0.1"], ["--norm", "l2"]):
         assert f"{option[0]} is of the attacks" in refused(capsys, *scored, "--against", "noise", *option)
     assert run(capsys, *scored, "--against", "fgsm", "--eps", "0.1")[0] == 0

@@ -39,7 +39,7 @@ MADE = ("noise", "fgsm", "pgd", "heldout")  # populations that are no other data
 #: Ways of scoring, and the options that each has a use for, beside those of the data and of what is written.
 _FITTED = {"run", "model", "weights", "mean", "std", "trust", "fit_data", "layers", "epochs", "batch_size"}
 _WAYS = {
-    "checkpoint": ("a generative --checkpoint", {"checkpoint", "detector_name", "set_"}),
+    "checkpoint": ("a run of a generative model", {"checkpoint", "detector_name", "set_"}),
     "saved": ("a fortified --run, which has its own detector", {"run", "model", "trust"}),
     "fitted": ("a detector that is fitted on --fit-data", _FITTED),
 }
