@@ -260,7 +260,7 @@ def test_labels_add_their_cross_entropy():
     added = labelled["loss"] - alone["loss"]
     assert added.item() == pytest.approx(labelled["cross_entropy"].item(), rel=1e-4)
     assert "cross_entropy" not in alone
-    with pytest.raises(ValueError, match=r"y has labels in \[9, 9\], outside \[0, 3\)"):
+    with pytest.raises(ValueError, match=r"y, for classes=3, has labels in \[9, 9\], outside \[0, 3\)"):
         JEM(SHAPE, **TINY, classes=3).training_step(Batch(images(2), torch.tensor([9, 9]), torch.arange(2)), 0)
     with pytest.raises(ValueError, match="classes must be at least 2"):
         JEM(SHAPE, classes=1)

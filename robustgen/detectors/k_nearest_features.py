@@ -31,6 +31,7 @@ class KNearestFeatures(NearestFeatures):
         TypeError: a generative model.
         ValueError: no such layer, k below 1, or in ``fit`` fewer than k examples.
 
+    >>> import torch
     >>> detector = KNearestFeatures(nn.Linear(2, 2), k=1).fit(torch.eye(2))  # the features are the inputs
     >>> detector.score(torch.tensor([[2.0, 0.0], [-3.0, 0.0]]))
     tensor([0.0000, 1.4142])

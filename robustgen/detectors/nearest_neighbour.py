@@ -28,6 +28,7 @@ class NearestNeighbour(NearestFeatures):
         TypeError: a generative model.
         ValueError: k below 1, or in ``fit`` fewer than k examples.
 
+    >>> import torch
     >>> detector = NearestNeighbour().fit(torch.tensor([[0.0, 0.0], [1.0, 1.0]]))
     >>> detector.score(torch.tensor([[0.0, 0.5], [4.0, 5.0]]))
     tensor([0.5000, 5.0000])
