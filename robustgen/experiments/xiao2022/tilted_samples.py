@@ -1,4 +1,4 @@
-"""Tables 4.1 and 4.6 in shape: samples of a VAE, of its tilt, and of what else an energy can do with it."""
+"""Tables 4.1, 4.2 and 4.6 in shape: samples of models, of their tilts, and of what else an energy can do."""
 
 from robustgen.experiments.experiment import Row
 from robustgen.experiments.xiao2022.quality import TRAINING_IMAGES
@@ -7,7 +7,12 @@ from robustgen.experiments.xiao2022.samples import SampleTable
 
 __all__ = ["EXPERIMENT"]
 
-_PUBLISHED = {"tilt-base": (18.9, 57.1), "tilted": (16.0, 38.1)}  # FID on MNIST and Fashion-MNIST, Table 4.1
+_PUBLISHED = {  # FID on MNIST and Fashion-MNIST, Tables 4.1 and 4.2
+    "tilt-base": (18.9, 57.1),
+    "tilted": (16.0, 38.1),
+    "glow": (29.4, 58.7),
+    "tilted-glow": (12.3, 41.6),
+}
 _TITLES = {
     "tilt-base": "VAE",
     "tilted": "VAE, tilted",
@@ -17,21 +22,23 @@ _TITLES = {
     "tilted-image": "energy of images, chains from the VAE",
     "tilted-pair": "tilted, one step size for images and latents",
     "ebm": "energy of images, persistent chains",
+    "glow": "Glow",
+    "tilted-glow": "Glow, tilted",
 }
 
 
 class _Table(SampleTable):
     name = "xiao-2022/tilted-samples"
-    title = "samples of a VAE and of its tilt (Tables 4.1 and 4.6)"
+    title = "samples of a VAE, of a flow and of their tilts (Tables 4.1, 4.2 and 4.6)"
     question = "What does an energy on top of a VAE do to its samples, and where must its chains run?"
     finding = (
         "Frechet distance in our features, on MNIST and Fashion-MNIST: VAE {tilt-base|mnist-frechet}, "
         "{tilt-base|fashion-mnist-frechet}; tilted {tilted|mnist-frechet}, {tilted|fashion-mnist-frechet}, with chains "
         "that are adjusted and kept {tilted-adjusted|mnist-frechet}, {tilted-adjusted|fashion-mnist-frechet}; the same "
         "energy of images alone, chains from the VAE {tilted-image|mnist-frechet}, "
-        "{tilted-image|fashion-mnist-frechet}."
+        "{tilted-image|fashion-mnist-frechet}. Glow on MNIST {glow|mnist-frechet}, tilted {tilted-glow|mnist-frechet}."
     )
-    source = f"{XIAO_2022}, Tables 4.1 and 4.6"
+    source = f"{XIAO_2022}, Tables 4.1, 4.2 and 4.6"
     seeds = 1
     rows = (
         *(
