@@ -1,5 +1,11 @@
+import signal
+
 import pytest
 import torch
+
+# A shell that starts the tests in its background has them ignore Ctrl-C, and so would each process that they start.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_addoption(parser):
