@@ -94,10 +94,21 @@ def test_states_of_a_diffusion_are_compared_with_the_nearest(build):
         assert not part._forward_hooks
 
 
-@pytest.mark.parametrize("build", [DDGAN, EDM])
-def test_other_diffusions_have_such_states_too(build):
-    model, x = build((1, 8, 8), width=4).eval(), torch.rand(4, 1, 8, 8)
-    assert NearestDiffusionFeatures(model).fit(x).score(x).abs().max() < 1e-3
+def test_other_diffusions_have_such_states_too():
+    torch.manual_seed(0)
+    x = torch.rand(4, 1, 8, 8)
+    for model in (EDM((1, 8, 8), width=4).eval(), DDGAN((1, 8, 8), width=4, latent_dim=0).eval()):
+        assert NearestDiffusionFeatures(model).fit(x).score(x).abs().max() < 1e-3
+
+
+def test_states_of_a_generator_that_draws_are_refused():
+    torch.manual_seed(0)
+    model = DDGAN((1, 8, 8), width=4).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():  # untrained, its latents have no weight yet
+            parameter += 0.2 * torch.randn_like(parameter)
+    with pytest.raises(ValueError, match="the model is stochastic in eval mode"):
+        NearestDiffusionFeatures(model).fit(torch.rand(4, 1, 8, 8))
 
 
 def test_one_clear_line():

@@ -27,8 +27,8 @@ _IMPORTANCE_SAMPLES = 16  # the paper's
 def model_statistics(model: "GenerativeModel", x: Tensor) -> list[Tensor]:
     """What the paper asks a model about images x, each (N,): log p(x), or five numbers of a latent-variable model.
 
-    Of a base with a tilt, which the paper has not: log q(x) of the base and f(x), whose difference hides f, as it has a
-    scale of its own.
+    Of a :class:`~robustgen.generative.Tilted` model, which the paper has not, they are log q(x) of its base and f(x):
+    in log q - f, of hundreds of nats, f would be lost.
 
     The five are log p(x | z), KL(q || p), the entropy of q, its cross-entropy to the prior, and the importance-weighted
     bound. The three in the middle are of the diagonal Gaussian q that the encoder gives. Where a flow follows, that is
@@ -58,7 +58,7 @@ class DensityOfStates(Detector):
 
     Args:
         model: a :class:`~robustgen.generative.GenerativeModel` with a likelihood, or a sequence of several, of which
-            all statistics are taken.
+            all statistics are taken; of a ``Tilted`` one the likelihood of its base and its energy.
         estimator: "kde" or "svm".
         batch_size: inputs scored at once.
 

@@ -37,7 +37,8 @@ class NearestDiffusionFeatures(NearestFeatures):
     Raises:
         TypeError: a model that does not denoise.
         ValueError: an argument out of range, no such layer, none named for a network that is no U-Net of this library,
-            a layer without one state for each image, or in ``fit`` fewer than k examples.
+            a layer without one state for each image, or in ``fit`` fewer than k examples, or a model that draws as it
+            denoises (a ``DDGAN`` with latents).
 
     >>> import torch
     >>> from robustgen.generative import Denoiser

@@ -31,7 +31,7 @@ def trained_on(
 ) -> tuple[TrainedModels, ArrayDataset]:
     """Models of a budget's training images, and its test images."""
     train = cache.images(budget.data, "train", budget.n_train)
-    test = cache.drawn(budget.data, "test", budget.n_test)  # those in front are the easier ones
+    test = cache.drawn(budget.data, "test", budget.n_test)  # those in front of the file are the easier ones
     return TrainedModels(cache, dict(recipes), train, seed), test
 
 

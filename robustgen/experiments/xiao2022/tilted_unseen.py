@@ -99,6 +99,8 @@ class _Table(DrawnFarOOD):
         "energy in one, know the labels of the normal images.",
         "DoSE: the density of both numbers, each by itself, among held-back training images; the energy has a scale of "
         "its own, so that its difference to a likelihood of hundreds of nats hides it.",
+        "How energies went in training is in the cells: where those of a tilt part (overlap near 0), f tells data from "
+        "images of its base and is no log density.",
         "At scale `smoke`, digits against their negatives, in place of another set.",
     )
 
